@@ -1,0 +1,1 @@
+"""Reading, recognising, planning and writing checkpoints; imports neither torch nor tensorflow."""

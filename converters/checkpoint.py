@@ -1,0 +1,172 @@
+"""What every reader returns: a `Checkpoint` of lazy tensors, known by key, dtype and shape before any byte is read.
+
+A tensor is a range of bytes in a file (`Stored`), or is computed from such ranges (`Computed`: dequantised, merged).
+Files are opened once and read with `pread` at known ranges; a range is checked against the file's real size.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import os
+import stat
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+from .errors import ConversionError
+
+# safetensors dtype names -> numpy dtypes (little-endian)
+DTYPES: dict[str, np.dtype[Any]] = {
+    "F64": np.dtype("<f8"),
+    "F32": np.dtype("<f4"),
+    "F16": np.dtype("<f2"),
+    "BF16": np.dtype(ml_dtypes.bfloat16),
+    "I64": np.dtype("<i8"),
+    "I32": np.dtype("<i4"),
+    "I16": np.dtype("<i2"),
+    "I8": np.dtype("i1"),
+    "U8": np.dtype("u1"),
+    "BOOL": np.dtype("?"),
+}
+FLOATS = ("F64", "F32", "F16", "BF16")
+
+Array = np.ndarray[Any, Any]
+
+
+class SourceFile:
+    """A regular file, opened once and read only at explicit ranges. Safe to share between threads.
+
+    Raises:
+        ConversionError: the path is not a readable regular file, or a range lies outside it.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(path)
+        try:
+            self._fd = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        except OSError as error:
+            raise ConversionError(f"{self.path}: cannot be opened ({error.strerror})") from None
+        self._stat = os.fstat(self._fd)
+        if not stat.S_ISREG(self._stat.st_mode):
+            os.close(self._fd)
+            raise ConversionError(f"{self.path}: not a regular file")
+        self.size = self._stat.st_size
+
+    def read(self, offset: int, nbytes: int) -> bytes:
+        """Bytes `offset .. offset + nbytes`; never allocates more than the file holds."""
+        if offset < 0 or nbytes < 0 or offset + nbytes > self.size:
+            raise ConversionError(
+                f"{self.path}: bytes {offset}..{offset + nbytes} are needed but the file has {self.size}; is it truncated?"
+            )
+        data = os.pread(self._fd, nbytes, offset)
+        while len(data) < nbytes:
+            more = os.pread(self._fd, nbytes - len(data), offset + len(data))
+            if not more:
+                raise ConversionError(f"{self.path}: the file shrank while it was read")
+            data += more
+        return data
+
+    def read_into(self, offset: int, buffer: memoryview) -> None:
+        """Fill a writable buffer of bytes from `offset` on."""
+        done = 0
+        while done < len(buffer):
+            count = os.preadv(self._fd, [buffer[done:]], offset + done)
+            if count == 0:
+                raise ConversionError(f"{self.path}: the file ends inside a tensor; is it truncated?")
+            done += count
+
+    def check_unchanged(self) -> None:
+        """Raise if the file was modified since it was opened."""
+        now = os.fstat(self._fd)
+        before = self._stat
+        if (now.st_size, now.st_mtime_ns, now.st_ino) != (before.st_size, before.st_mtime_ns, before.st_ino):
+            raise ConversionError(f"{self.path}: the file changed while it was read; run again")
+
+    def sha256(self) -> str:
+        """Hex digest of the whole file, read through a small buffer."""
+        digest, buffer = hashlib.sha256(), bytearray(1 << 18)
+        view = memoryview(buffer)
+        for offset in range(0, self.size, len(buffer)):
+            chunk = view[: min(len(buffer), self.size - offset)]
+            self.read_into(offset, chunk)
+            digest.update(chunk)
+        return digest.hexdigest()
+
+    def close(self) -> None:
+        """Close the file; tensors that lie in it can no longer be read."""
+        os.close(self._fd)
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """A named tensor whose bytes are not read yet.
+
+    Attributes:
+        name: the name in the file, as the file spells it (for reports).
+        dtype: a safetensors dtype name, a key of `DTYPES`.
+        shape: the dimensions.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+
+    @property
+    def nbytes(self) -> int:
+        """Size of the data in bytes."""
+        return math.prod(self.shape) * DTYPES[self.dtype].itemsize
+
+    def numpy(self) -> Array:
+        """The whole tensor, in memory."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class Stored(Tensor):
+    """A tensor that lies in a file as one range of row-major little-endian bytes."""
+
+    file: SourceFile
+    offset: int
+
+    def numpy(self) -> Array:
+        """The whole tensor, in memory."""
+        data = bytearray(self.nbytes)
+        self.file.read_into(self.offset, memoryview(data))
+        return np.frombuffer(data, DTYPES[self.dtype]).reshape(self.shape)
+
+
+@dataclass(frozen=True)
+class Computed(Tensor):
+    """A tensor that is a function of stored ones, such as a dequantised kernel; computed when asked for."""
+
+    inputs: tuple[Tensor, ...]
+    compute: Callable[..., Array]
+    how: str  # a short phrase for reports: "dequantised from int8"
+
+    def numpy(self) -> Array:
+        """The whole tensor, in memory."""
+        return self.compute(*(tensor.numpy() for tensor in self.inputs)).astype(DTYPES[self.dtype], copy=False)
+
+
+@dataclass
+class Checkpoint:
+    """The tensors of one source, by key, with what the reader knows of them.
+
+    Attributes:
+        path: what the user named.
+        format: a human name of the file format.
+        tensors: key -> tensor, in file order.
+        skipped: names the reader left out on purpose -> the reason.
+        files: every file that was opened.
+    """
+
+    path: Path
+    format: str
+    tensors: Mapping[str, Tensor]
+    skipped: dict[str, str] = field(default_factory=dict)
+    files: list[SourceFile] = field(default_factory=list)

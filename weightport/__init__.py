@@ -1,0 +1,1 @@
+"""Offline checkpoint conversion for Stable Diffusion, with proof."""
