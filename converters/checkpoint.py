@@ -163,6 +163,8 @@ class Checkpoint:
         tensors: key -> tensor, in file order.
         skipped: names the reader left out on purpose -> the reason.
         files: every file that was opened.
+        layout: whose key names these are: that of the tables that can read it.
+        root: where inside the file the component lies, when a trainer's save nests several.
     """
 
     path: Path
@@ -170,3 +172,5 @@ class Checkpoint:
     tensors: Mapping[str, Tensor]
     skipped: dict[str, str] = field(default_factory=dict)
     files: list[SourceFile] = field(default_factory=list)
+    layout: str = "kerascv"
+    root: str = ""

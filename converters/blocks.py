@@ -1,0 +1,158 @@
+"""Makes the bytes of output tensors, block by block, from lazy sources: copied, transposed, cast, counted.
+
+Bytes that stay as they are pass through a small buffer that stays in the cache. Stored tensors and their axis
+permutations take constant memory; a tensor that is computed, or merged from several, is held whole.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+
+from ..mappings.ops import Op
+from .checkpoint import DTYPES, Array, Stored, Tensor
+from .transpose import Shape, coalesced, copy_view, panels, row_blocks
+
+_CHUNK = 1 << 18  # bytes copied at once: as fast as `cp`, where megabytes are several times slower
+_BLOCK = 4 << 20  # bytes transposed at once: whole tiles of output rows
+_PANEL = 64 << 20  # bytes of a transposed tensor that are held at once
+DEPTH = 3  # blocks that exist at a time: one written, one waiting, one being made
+_EXPONENT = {"F64": 0x7FF0 << 48, "F32": 0x7F80 << 16, "F16": 0x7C00, "BF16": 0x7F80}  # all set: Inf or NaN
+_Fill = Callable[[Array], None]
+
+
+@dataclass(frozen=True)
+class Output:
+    """A tensor to write: `sources`, rearranged by `op` and cast to `dtype`.
+
+    Attributes:
+        key: its name in the file.
+        dtype: a key of `DTYPES`; it may differ from the sources' only between floats.
+        shape: its shape, with as many elements as the sources give.
+        sources: tensors of one dtype.
+        op: None where the elements stay in their order.
+        part: which of the results, where the op splits its source.
+    """
+
+    key: str
+    dtype: str
+    shape: Shape
+    sources: tuple[Tensor, ...]
+    op: Op | None = None
+    part: int = 0
+
+    @property
+    def nbytes(self) -> int:
+        """Size of the data in bytes."""
+        return math.prod(self.shape) * DTYPES[self.dtype].itemsize
+
+
+@dataclass(frozen=True)
+class Block:
+    """Consecutive bytes of one output, and what was counted in them."""
+
+    key: str
+    data: memoryview
+    nonfinite: int = 0
+    overflow: int = 0
+
+
+class Blocks:
+    """Makes outputs block by block in a few buffers: a block is valid until `DEPTH - 1` more have been made."""
+
+    def __init__(self) -> None:
+        self._ring = itertools.cycle([np.empty(_BLOCK, np.uint8) for _ in range(DEPTH)])
+        self._raw = np.empty(_BLOCK, np.uint8)  # a block before its cast
+        self._panel = np.empty(_PANEL, np.uint8)
+
+    def of(self, outputs: Sequence[Output]) -> Iterator[Block]:
+        """The bytes of the outputs, one after another."""
+        for output in outputs:
+            if output.nbytes:
+                for shape, fill in self._pieces(output):
+                    yield self._block(output, shape, fill)
+
+    def _block(self, output: Output, shape: Shape, fill: _Fill) -> Block:
+        """Fill one block with the sources' bits, count in it, cast it."""
+        source, data = output.sources[0].dtype, next(self._ring)
+        raw = data if source == output.dtype else self._raw
+        bits = raw[: math.prod(shape) * DTYPES[source].itemsize].view(_bits(source))
+        fill(bits.reshape(shape))
+        nonfinite = _count_nonfinite(bits, source)
+        if source == output.dtype:
+            return Block(output.key, bits.view(np.uint8).data, nonfinite)
+        cast = data[: math.prod(shape) * DTYPES[output.dtype].itemsize].view(DTYPES[output.dtype])
+        with np.errstate(over="ignore", invalid="ignore"):  # counted instead
+            np.copyto(cast, bits.view(DTYPES[source]), casting="unsafe")
+        overflow = _count_nonfinite(cast.view(_bits(output.dtype)), output.dtype) - nonfinite
+        return Block(output.key, cast.view(np.uint8).data, nonfinite, overflow)
+
+    def _pieces(self, output: Output) -> Iterator[tuple[Shape, _Fill]]:
+        """Shapes of the output's blocks in order, each with the function that fills it."""
+        source = output.sources[0]
+        moves = _moves(output)
+        if moves is None or not isinstance(source, Stored):
+            views = iter([_computed(output)])
+        elif len(moves[0]) < 2:
+            yield from _chunks(source)
+            return
+        else:
+            views = panels(source, _bits(source.dtype), *moves, self._panel)
+        width = max(DTYPES[source.dtype].itemsize, DTYPES[output.dtype].itemsize)
+        for view in views:
+            for index in row_blocks(view.shape, _BLOCK // width):
+                block = view[index]
+                yield block.shape, partial(copy_view, block)
+
+
+def results(output: Output) -> int:
+    """How many tensors of this output's shape its sources give."""
+    elements, result = sum(math.prod(source.shape) for source in output.sources), math.prod(output.shape)
+    return elements // result if output.op is not None and result else 1
+
+
+def _moves(output: Output) -> tuple[Shape, Shape] | None:
+    """Coalesced (shape, permutation) of an output that is one source with its axes permuted; None for the rest."""
+    shape = output.sources[0].shape
+    if output.op is None:
+        return coalesced(shape, tuple(range(len(shape))))
+    permutation = output.op.permutation(len(shape))
+    if permutation is None or len(output.sources) > 1 or results(output) > 1:
+        return None
+    return coalesced(shape, permutation)
+
+
+def _computed(output: Output) -> Array:
+    """The bits of an output that is held in memory whole."""
+    arrays = [source.numpy() for source in output.sources]
+    if output.op is not None:
+        arrays = output.op.apply(arrays, results(output))
+    return np.atleast_1d(arrays[output.part]).view(_bits(output.sources[0].dtype))
+
+
+def _chunks(source: Stored) -> Iterator[tuple[Shape, _Fill]]:
+    """A stored tensor in the order of its bytes."""
+    for start in range(0, source.nbytes, _CHUNK):
+        count = min(_CHUNK, source.nbytes - start) // DTYPES[source.dtype].itemsize
+        yield (count,), partial(_read, source, start)
+
+
+def _read(source: Stored, start: int, target: Array) -> None:
+    source.file.read_into(source.offset + start, target.view(np.uint8).data)
+
+
+def _bits(dtype: str) -> np.dtype[np.unsignedinteger]:
+    """Unsigned integers of a dtype's width: moving and counting them never changes a NaN."""
+    return np.dtype(f"<u{DTYPES[dtype].itemsize}")
+
+
+def _count_nonfinite(bits: Array, dtype: str) -> int:
+    if dtype not in _EXPONENT:
+        return 0
+    exponent = bits.dtype.type(_EXPONENT[dtype])
+    return int(np.count_nonzero((bits & exponent) == exponent))

@@ -1,0 +1,96 @@
+"""What a file is and what would become of it, from its headers alone."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from ..mappings.families import families
+from .checkpoint import Checkpoint
+from .collapse import collapse
+from .keras_leaves import Lora
+from .recognise import Recognition, recognise
+from .sources import open_source
+
+
+@dataclass(frozen=True)
+class InspectedPart:
+    """One component found in a file.
+
+    Attributes:
+        root: where in the file it lies, when a save nests several.
+        part: `unet`, `text_encoder`, `decoder`, `image_encoder`, `vae`, or `unknown`.
+        families: the families it may belong to; the nearest one if it is unknown.
+        becomes: the folder of the repo, its class and the table that fills it.
+        tensors: (collapsed key, number of tensors, dtype, bytes).
+        skipped: reason -> number of tensors left out for it.
+    """
+
+    root: str
+    format: str
+    part: str
+    families: tuple[str, ...]
+    evidence: tuple[str, ...]
+    becomes: str
+    count: int
+    nbytes: int
+    dtypes: dict[str, int]
+    tensors: tuple[tuple[str, int, str, int], ...]
+    missing: tuple[str, ...]
+    unexpected: tuple[str, ...]
+    skipped: dict[str, int]
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """The answer of `weightport.inspect`."""
+
+    path: str
+    parts: tuple[InspectedPart, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data, ready for JSON."""
+        return asdict(self)
+
+
+def inspect(path: Path) -> Inspection:
+    """Open a file, recognise what it holds, and describe it; no weight is read.
+
+    Raises:
+        ConversionError: the file cannot be read at all.
+    """
+    # LoRA is reported by its alpha only when it is merged: looking needs none
+    return Inspection(str(path), tuple(_inspected(recognise(c)) for c in open_source(path, Lora(alpha=1.0))))
+
+
+def _inspected(found: Recognition) -> InspectedPart:
+    checkpoint = found.checkpoint
+    nearest = found.candidates[0]
+    component = nearest.component
+    becomes = f"{component.name}/ ({component.class_name}) by the table {nearest.table.name}" if found.known else "nothing"
+    return InspectedPart(
+        root=checkpoint.root,
+        format=checkpoint.format,
+        part=found.part,
+        families=tuple(families()[name].title for name in found.families),
+        evidence=found.evidence if found.known else (f"nearest: {nearest.table.about['title']}", *found.evidence),
+        becomes=becomes,
+        count=len(checkpoint.tensors),
+        nbytes=sum(tensor.nbytes for tensor in checkpoint.tensors.values()),
+        dtypes=dict(Counter(tensor.dtype for tensor in checkpoint.tensors.values())),
+        tensors=_collapsed(checkpoint),
+        missing=found.missing,
+        unexpected=found.unexpected,
+        skipped=dict(Counter(checkpoint.skipped.values())),
+    )
+
+
+def _collapsed(checkpoint: Checkpoint) -> tuple[tuple[str, int, str, int], ...]:
+    """Collapsed keys with dtype and size; keys that differ in dtype are not put together."""
+    rows = []
+    for dtype in sorted({tensor.dtype for tensor in checkpoint.tensors.values()}):
+        mine = {key: tensor for key, tensor in checkpoint.tensors.items() if tensor.dtype == dtype}
+        rows += [(pattern, len(keys), dtype, sum(mine[key].nbytes for key in keys)) for pattern, keys in collapse(mine)]
+    return tuple(rows)

@@ -1,0 +1,81 @@
+"""The protobuf wire format, as much as TensorFlow's checkpoints use: a message becomes its fields, by number.
+
+Encoding: https://protobuf.dev/programming-guides/encoding. Every length is checked against the bytes present, and
+a singular field given twice is refused, since readers disagree on which one counts.
+"""
+
+from __future__ import annotations
+
+Message = dict[int, list[int | bytes]]
+
+
+def varint(data: bytes, at: int) -> tuple[int, int]:
+    """The unsigned LEB128 number of at most 64 bits that starts at `at`, and the position after it.
+
+    Raises:
+        ValueError: the number is longer than 64 bits, or than the data.
+    """
+    value = 0
+    for shift in range(0, 64, 7):
+        if at >= len(data):
+            raise ValueError("a number is cut short")
+        byte = data[at]
+        at += 1
+        value |= (byte & 0x7F) << shift
+        if byte < 0x80:
+            if value >> 64:
+                break
+            return value, at
+    raise ValueError("a number is longer than 64 bits")
+
+
+def parse(data: bytes) -> Message:
+    """The fields of one message: number -> values in order (an int, or the bytes of a string or a submessage).
+
+    Raises:
+        ValueError: the data is not a message, or uses groups (deprecated wire types 3 and 4).
+    """
+    message: Message = {}
+    at = 0
+    while at < len(data):
+        tag, at = varint(data, at)
+        number, wire = tag >> 3, tag & 7
+        value: int | bytes
+        if wire == 0:
+            value, at = varint(data, at)
+        elif wire in (1, 2, 5):
+            size, at = varint(data, at) if wire == 2 else ({1: 8, 5: 4}[wire], at)
+            if size > len(data) - at:
+                raise ValueError("a field is longer than its message")
+            value = data[at : at + size] if wire == 2 else int.from_bytes(data[at : at + size], "little")
+            at += size
+        else:
+            raise ValueError(f"field {number} has wire type {wire}")
+        message.setdefault(number, []).append(value)
+    return message
+
+
+def integer(message: Message, number: int) -> int:
+    """The singular int64 field `number`; 0 where absent."""
+    values = message.get(number, [0])
+    if len(values) != 1 or not isinstance(values[0], int):
+        raise ValueError(f"field {number} is not one number")
+    return values[0] - (1 << 64) if values[0] >> 63 else values[0]
+
+
+def text(message: Message, number: int) -> str:
+    """The singular string field `number`; empty where absent."""
+    values = message.get(number, [b""])
+    if len(values) != 1 or not isinstance(values[0], bytes):
+        raise ValueError(f"field {number} is not one string")
+    return values[0].decode()
+
+
+def submessages(message: Message, number: int) -> list[Message]:
+    """The repeated message field `number`."""
+    found = []
+    for value in message.get(number, []):
+        if not isinstance(value, bytes):
+            raise ValueError(f"field {number} is not a message")
+        found.append(parse(value))
+    return found

@@ -1,0 +1,180 @@
+"""Lays out a diffusers repo: weights, configs, scheduler, tokenizer and index."""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from ..mappings.families import Family
+from ..mappings.table import FOLDER
+from .checkpoint import FLOATS
+from .plan import PlannedComponent, PlannedTensor
+from .tokenizer import placeholder_names, write_tokenizer
+from .writer import Output, WrittenFile, write_safetensors
+
+# What the configs say they were written by: the first release whose meaning of them they follow.
+DIFFUSERS_VERSION = "0.35.0"
+_TOKENIZER_FILES = (
+    "tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt", "special_tokens_map.json", "added_tokens.json",
+)  # fmt: skip
+_TORCH_DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+
+
+@lru_cache(maxsize=1)
+def kerascv_facts() -> dict[str, Any]:
+    """`mappings/kerascv.toml`: scheduler, padding, activations and file names of KerasCV."""
+    return tomllib.loads((FOLDER / "kerascv.toml").read_text())
+
+
+@dataclass(frozen=True)
+class Style:
+    """How the repo is written, beside what is in it."""
+
+    dtype: str = "keep"  # a safetensors dtype name, or "keep"
+    variant: str | None = None
+    max_shard_size: int = 10_000_000_000
+    text_activation: str = "tanh"
+    placeholder_tokens: tuple[str, ...] = ()
+
+
+@dataclass
+class WrittenRepo:
+    """What was written, and what was seen in the weights on the way."""
+
+    files: dict[str, WrittenFile] = field(default_factory=dict)  # path in the repo -> size and sha256, weights only
+    nonfinite: dict[str, int] = field(default_factory=dict)
+    overflowed: dict[str, int] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+
+def write_repo(
+    folder: Path,
+    family: Family,
+    components: Mapping[str, PlannedComponent],
+    style: Style,
+    progress: Callable[[int], None],
+) -> WrittenRepo:
+    """Write every planned component, and what a pipeline needs beside the weights, into an empty folder."""
+    written = WrittenRepo()
+    for name, component in components.items():
+        (folder / name).mkdir()
+        _write_weights(folder, component, family, style, progress, written)
+        _write_json(folder / name / "config.json", _config(component, family, style, written))
+    _write_scheduler(folder / "scheduler", components.get("unet"))
+    _write_tokenizer(folder / "tokenizer", components.get("text_encoder"), style, written)
+    _write_json(folder / "model_index.json", _model_index(family, components))
+    return written
+
+
+def output_dtype(tensor: PlannedTensor, dtype: str) -> str:
+    """The dtype a tensor is written in."""
+    return tensor.dtype if dtype == "keep" or tensor.dtype not in FLOATS else dtype
+
+
+def lacking(family: Family, components: Mapping[str, PlannedComponent]) -> list[str]:
+    """What a complete repo of the family has and this one does not, in words."""
+    gaps = []
+    for name, component in family.components.items():
+        if name not in components:
+            gaps.append(f"{name} (give its file, or a --base that has it)")
+        elif missing := component.manifest().keys() - components[name].tensors.keys():
+            half = "image encoder" if "encoder.conv_in.weight" in missing else "decoder"
+            gaps.append(f"the {half} half of the {name}, {len(missing)} tensors (give its file, or a --base that has it)")
+    return gaps
+
+
+def _write_weights(
+    folder: Path, component: PlannedComponent, family: Family, style: Style, progress: Callable[[int], None], written: WrittenRepo
+) -> None:
+    stem = "model" if family.components[component.name].library == "transformers" else "diffusion_pytorch_model"
+    filename = f"{stem}.{style.variant}.safetensors" if style.variant else f"{stem}.safetensors"
+    outputs = [
+        Output(t.key, output_dtype(t, style.dtype), t.shape, t.sources, t.op, t.part) for t in component.tensors.values()
+    ]
+    result = write_safetensors(
+        folder / component.name, filename, outputs, max_shard_size=style.max_shard_size, progress=progress
+    )
+    written.files |= {f"{component.name}/{file.name}": file for file in result.files}
+    written.nonfinite |= {f"{component.name} {key}": count for key, count in result.nonfinite.items()}
+    written.overflowed |= {f"{component.name} {key}": count for key, count in result.overflow.items()}
+
+
+def _config(component: PlannedComponent, family: Family, style: Style, written: WrittenRepo) -> dict[str, Any]:
+    """The component's config.json: a base's own, or the family's with what the tensors and KerasCV say."""
+    theirs = _base_file(component, f"{component.name}/config.json")
+    if theirs is not None:
+        return dict(json.loads(theirs.read_text()))
+    described = family.components[component.name]
+    config = dict(component.config)
+    if described.library == "transformers":
+        config["architectures"] = [described.class_name]
+        config["torch_dtype"] = _TORCH_DTYPES[output_dtype(next(iter(component.tensors.values())), style.dtype)]
+        if family.name == "sd2":
+            config["hidden_act"] = kerascv_facts()["text_activation"][style.text_activation]
+            written.notes.append(
+                f"text encoder activation: {config['hidden_act']} (--text-activation {style.text_activation}; "
+                "keras-cv computes tanh since 0.6.4, erf before, and a file does not say which trained it)"
+            )
+        return config
+    return {"_class_name": described.class_name, "_diffusers_version": DIFFUSERS_VERSION} | config
+
+
+def _write_scheduler(folder: Path, unet: PlannedComponent | None) -> None:
+    """The scheduler goes with the UNet: a base's own UNet keeps its scheduler, KerasCV's needs KerasCV's."""
+    folder.mkdir()
+    theirs = _base_file(unet, "scheduler/scheduler_config.json")
+    config = json.loads(theirs.read_text()) if theirs else kerascv_facts()["scheduler"]
+    _write_json(folder / "scheduler_config.json", {"_diffusers_version": DIFFUSERS_VERSION} | config)
+
+
+def _write_tokenizer(folder: Path, encoder: PlannedComponent | None, style: Style, written: WrittenRepo) -> None:
+    """The tokenizer goes with the text encoder, whose token table may have rows for placeholder tokens."""
+    folder.mkdir()
+    theirs = [_base_file(encoder, f"tokenizer/{name}") for name in _TOKENIZER_FILES]
+    if any(theirs):
+        for file in theirs:
+            if file is not None:
+                (folder / file.name).write_bytes(file.read_bytes())
+        return
+    tokens: tuple[str, ...] = ()
+    if encoder is not None:
+        rows = encoder.tensors["text_model.embeddings.token_embedding.weight"].shape[0]
+        tokens = placeholder_names(rows, style.placeholder_tokens)
+    write_tokenizer(folder, placeholder_tokens=tokens, pad_token=kerascv_facts()["tokenizer"]["pad_token"])
+    if tokens:
+        written.notes.append(f"placeholder tokens: {', '.join(tokens)} (ids from 49408 on)")
+
+
+def _base_file(component: PlannedComponent | None, name: str) -> Path | None:
+    """A file of the diffusers repo that a whole component was taken from, if that is where it comes from."""
+    if component is None or any(part.checkpoint.layout != "diffusers" for part in component.parts):
+        return None
+    file = component.parts[0].checkpoint.path / name
+    return file if file.is_file() else None
+
+
+def _model_index(family: Family, components: Mapping[str, PlannedComponent]) -> dict[str, Any]:
+    """The pipeline's index; a component that is absent or incomplete is not named, so that nothing loads it by mistake."""
+    whole = {
+        name: [component.library, component.class_name]
+        for name, component in family.components.items()
+        if name in components and components[name].tensors.keys() >= component.manifest().keys()
+    }
+    return {
+        "_class_name": "StableDiffusionPipeline",
+        "_diffusers_version": DIFFUSERS_VERSION,
+        "requires_safety_checker": False,
+        "safety_checker": [None, None],
+        "scheduler": ["diffusers", "DDIMScheduler"],
+        "tokenizer": ["transformers", "CLIPTokenizer"],
+        **whole,
+    }
+
+
+def _write_json(path: Path, content: Mapping[str, Any]) -> None:
+    path.write_text(json.dumps(content, indent=2, sort_keys=True, ensure_ascii=False) + "\n")

@@ -1,0 +1,66 @@
+"""What kind of file a path is, told by its content and never by its extension."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from .checkpoint import SourceFile
+from .errors import ConversionError
+from .hdf5 import is_hdf5
+from .tensorflow import find_bundle
+
+# first bytes -> what people have when they believe it is a checkpoint
+_STRANGERS: tuple[tuple[bytes, str], ...] = (
+    (b"version https://git-lfs", "a git-lfs pointer, not the file itself; run `git lfs pull`"),
+    (b"<", "an HTML or XML page, probably a failed download; download the file again"),
+    (b"\x1f\x8b", "a gzip archive; unpack it first"),
+    (b"7z\xbc\xaf", "a 7z archive; unpack it first"),
+    (b"GGUF", "a GGUF file, which is not supported"),
+    (b"\x93NUMPY", "a numpy array, not a checkpoint"),
+    (b"\x80", "a Python pickle, which is not a Keras file"),
+)
+
+
+def sniff(path: Path) -> str:
+    """One of `hdf5`, `zip`, `json`, `safetensors`, `repo` (a diffusers folder) or `tensorflow`.
+
+    Raises:
+        ConversionError: the path does not exist or is nothing that can be read; says what it looks like.
+    """
+    if path.is_dir():
+        if (path / "model_index.json").is_file():
+            return "repo"
+        if find_bundle(path):
+            return "tensorflow"
+        raise ConversionError(f"{path}: a folder, but neither a diffusers repo nor a SavedModel or TensorFlow checkpoint")
+    if not path.exists():
+        if find_bundle(path):
+            return "tensorflow"
+        raise ConversionError(f"{path}: no such file")
+    file = SourceFile(path)
+    try:
+        return _sniff_file(file)
+    finally:
+        file.close()
+
+
+def _sniff_file(file: SourceFile) -> str:
+    head = file.read(0, min(file.size, 64))
+    if not head:
+        raise ConversionError(f"{file.path}: the file is empty")
+    if is_hdf5(file):
+        return "hdf5"
+    if head.startswith(b"PK\x03\x04"):
+        return "zip"
+    if find_bundle(file.path):
+        return "tensorflow"
+    if len(head) > 9 and int.from_bytes(head[:8], "little") < file.size and head[8:9] == b"{":
+        return "safetensors"
+    text = head.lstrip()
+    for magic, meaning in _STRANGERS:
+        if text.startswith(magic):
+            raise ConversionError(f"{file.path}: {meaning}")
+    if text.startswith(b"{"):
+        return "json"
+    kind = "a text file" if all(byte >= 0x20 or byte in b"\t\r\n" for byte in head) else "in no format known here"
+    raise ConversionError(f"{file.path}: {kind}, not a checkpoint")

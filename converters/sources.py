@@ -1,0 +1,51 @@
+"""Opens what the user names: a Keras file, a TensorFlow folder or a diffusers repo, as one checkpoint per component."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from .checkpoint import Checkpoint
+from .errors import ConversionError
+from .keras import read_keras
+from .keras_leaves import Lora
+from .safetensors import read_safetensors
+from .sniff import sniff
+
+_STEMS = {"text_encoder": "model", "unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model"}
+
+
+def open_source(path: Path, lora: Lora | None = None) -> list[Checkpoint]:
+    """The components that a path holds.
+
+    Raises:
+        ConversionError: nothing readable is there.
+    """
+    kind = sniff(path)
+    if kind == "repo":
+        return _open_repo(path)
+    if kind == "safetensors":
+        return [_named(read_safetensors(path), "diffusers")]
+    return read_keras(path, kind, lora or Lora())
+
+
+def _open_repo(path: Path) -> list[Checkpoint]:
+    """The weight files of a diffusers repo: the main variant of each component."""
+    checkpoints = []
+    for component, stem in _STEMS.items():
+        index = path / component / f"{stem}.safetensors.index.json"
+        single = path / component / f"{stem}.safetensors"
+        variants = sorted((path / component).glob(f"{stem}.*.safetensors"))
+        file = next((file for file in (index, single, *variants) if file.is_file()), None)
+        if file is None:
+            continue
+        checkpoint = _named(read_safetensors(file), "diffusers")
+        checkpoint.path, checkpoint.root = path, component
+        checkpoints.append(checkpoint)
+    if not checkpoints:
+        raise ConversionError(f"{path}: a diffusers repo without safetensors weights in unet/, vae/ or text_encoder/")
+    return checkpoints
+
+
+def _named(checkpoint: Checkpoint, layout: str) -> Checkpoint:
+    checkpoint.layout = layout
+    return checkpoint

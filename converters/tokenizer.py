@@ -1,0 +1,174 @@
+"""The `tokenizer/` folder of a repository: OpenAI CLIP's byte-pair encoding, as every CLIP tokenizer reads it.
+
+One constant, the ranked list of merges, defines the tokenizer of SD 1.x, SD 2.x and both SDXL text encoders. The
+files are the classic ones (`vocab.json`, `merges.txt`), which transformers 4 and 5 and `tokenizers` all load. With the
+default arguments vocabulary, merges and special tokens are byte for byte those of the published SD 1.x repositories.
+"""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import json
+import zlib
+from collections.abc import Sequence
+from functools import cache
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from .. import mappings
+from .errors import ConversionError, printable
+
+VOCABULARY_SIZE = 49_408
+MAX_LENGTH = 77
+START, END = "<|startoftext|>", "<|endoftext|>"  # 49406, 49407
+
+_MERGES_SHA256 = "d308b7377a8ceaa9707a21614fe8c831b9196e197b7aeb69833359362907af02"
+
+
+@cache
+def merges() -> str:
+    """CLIP's 48,894 merges in rank order, one pair a line.
+
+    Raises:
+        ConversionError: the installed data file is damaged.
+    """
+    data = resources.files(mappings) / "tokenizer" / "clip_bpe_merges.txt.gz"
+    try:
+        text = gzip.decompress(data.read_bytes())
+    except (OSError, EOFError, zlib.error):
+        text = b""
+    if hashlib.sha256(text).hexdigest() != _MERGES_SHA256:
+        raise ConversionError(f"{data}: CLIP's merges are missing or damaged; reinstall weightport")
+    return text.decode()
+
+
+@cache
+def vocabulary() -> dict[str, int]:
+    """Token -> id, for the 49,408 tokens that the merges define.
+
+    In order: a symbol for each of the 256 bytes, the same at the end of a word, every merge joined, and the two
+    special tokens. (CLIP, `clip/simple_tokenizer.py`)
+    """
+    symbols = _byte_symbols()
+    joined = merges().replace(" ", "").splitlines()
+    tokens = [*symbols, *(f"{symbol}</w>" for symbol in symbols), *joined, START, END]
+    ids = {token: id_ for id_, token in enumerate(tokens)}
+    assert len(ids) == VOCABULARY_SIZE
+    return ids
+
+
+def _byte_symbols() -> list[str]:
+    """A visible character for each byte: itself where Latin-1 prints one, otherwise the next one from U+0100 on."""
+    visible = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    return [chr(code) for code in [*visible, *range(0x100, 0x200 - len(visible))]]
+
+
+def placeholder_names(rows: int, given: Sequence[str]) -> tuple[str, ...]:
+    """Names for the rows that textual inversion added to a token table, in row order.
+
+    Args:
+        rows: the rows of the text encoder's token embedding.
+        given: the user's names; empty for `<placeholder-0>`, `<placeholder-1>`, …
+
+    Raises:
+        ConversionError: the table is smaller than CLIP's vocabulary, there is not one name for each added row,
+            or a name cannot be a token.
+    """
+    added = rows - VOCABULARY_SIZE
+    if added < 0:
+        raise ConversionError(f"the token table has {rows} rows, but CLIP's vocabulary has {VOCABULARY_SIZE} tokens")
+    if given and len(given) != added:
+        raise ConversionError(
+            f"the token table has {rows} rows, {added} more than CLIP's vocabulary, "
+            f"but {len(given)} placeholder tokens are named: name exactly {added} with --placeholder-token"
+        )
+    names = tuple(given) or tuple(f"<placeholder-{i}>" for i in range(added))
+    _check_placeholders(names)
+    return names
+
+
+def placeholder_warnings(names: Sequence[str]) -> list[str]:
+    """A line for each name that KerasCV could not have used: it lower-cases the prompt before it looks tokens up."""
+    return [
+        f"placeholder token {printable(name)}: KerasCV lower-cases prompts, so it never found this token; "
+        "was it trained under another name?"
+        for name in names
+        if name != name.lower()
+    ]
+
+
+def _check_placeholders(names: Sequence[str]) -> None:
+    for i, name in enumerate(names):
+        if flaw := _flaw(name, names[:i]):
+            raise ConversionError(f"placeholder token '{printable(name)}' {flaw}; choose another --placeholder-token")
+
+
+def _flaw(name: str, earlier: Sequence[str]) -> str | None:
+    """Why a name cannot be a placeholder token after the `earlier` ones."""
+    if not name or not name.isprintable() or " " in name:
+        return "is empty or holds white space or control characters"
+    if name in vocabulary():
+        return f"is token {vocabulary()[name]} of CLIP's vocabulary"
+    if name.lower() in (other.lower() for other in earlier):  # fast tokenizers match added tokens in any case
+        return "is named twice (upper and lower case are one)"
+    return None
+
+
+def write_tokenizer(folder: Path, *, placeholder_tokens: Sequence[str] = (), pad_token: str = END) -> list[Path]:
+    """Write a CLIP tokenizer: `vocab.json`, `merges.txt`, `tokenizer_config.json`, `special_tokens_map.json`.
+
+    Args:
+        folder: created if missing.
+        placeholder_tokens: tokens 49408, 49409, … in order, written to `added_tokens.json`.
+        pad_token: fills a prompt up to 77 tokens. KerasCV pads with the end token for SD 1.x and 2.x alike;
+            Stability's own SD 2.x repositories pad with `!`.
+
+    Returns:
+        The files, in the order they were written.
+
+    Raises:
+        ConversionError: a placeholder cannot be a token, or the pad token is not one.
+    """
+    _check_placeholders(placeholder_tokens)
+    if pad_token not in vocabulary():
+        raise ConversionError(f"pad token '{printable(pad_token)}' is not in CLIP's vocabulary")
+    texts = {
+        "vocab.json": _json(vocabulary()),
+        "merges.txt": f"#version: 0.2\n{merges()}",
+        "tokenizer_config.json": _json(_config(pad_token)),
+        "special_tokens_map.json": _json(_special_tokens(pad_token)),
+    }
+    if placeholder_tokens:
+        texts["added_tokens.json"] = _json({name: VOCABULARY_SIZE + i for i, name in enumerate(placeholder_tokens)})
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, text in texts.items():
+        (folder / name).write_bytes(text.encode())
+    return [folder / name for name in texts]
+
+
+def _config(pad_token: str) -> dict[str, Any]:
+    special = {
+        role: {"__type": "AddedToken", **token} if isinstance(token, dict) else token
+        for role, token in _special_tokens(pad_token).items()
+    }
+    return {
+        "add_prefix_space": False,
+        "do_lower_case": True,
+        "errors": "replace",
+        "model_max_length": MAX_LENGTH,
+        "tokenizer_class": "CLIPTokenizer",
+        **special,
+    }
+
+
+def _special_tokens(pad_token: str) -> dict[str, Any]:
+    flags = {"lstrip": False, "normalized": True, "rstrip": False, "single_word": False}
+    start, end = {"content": START, **flags}, {"content": END, **flags}
+    return {"bos_token": start, "eos_token": end, "pad_token": pad_token, "unk_token": end}
+
+
+def _json(value: dict[str, Any]) -> str:
+    """The spelling of transformers' own tokenizer files: sorted by key, two spaces, a final newline."""
+    return json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False) + "\n"

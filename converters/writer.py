@@ -1,0 +1,173 @@
+"""The streaming safetensors writer: plans the header, then fills it tensor by tensor from lazy sources.
+
+One thread reads, transposes and casts blocks; the caller's thread hashes and writes them. Bytes that stay as they are
+pass through a small buffer that stays in the cache. Stored tensors and their axis permutations take constant memory;
+a tensor that is computed, or merged from several, is held whole. The file is the one that `safetensors` itself
+writes for the same tensors. Format: https://github.com/huggingface/safetensors#format
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from .background import read_ahead
+from .blocks import DEPTH, Block, Blocks, Output, results
+from .checkpoint import FLOATS, Computed, SourceFile, Stored, Tensor
+from .errors import ConversionError, printable
+
+__all__ = ["Output", "Written", "WrittenFile", "write_safetensors"]
+
+# Wide dtypes first, so that every tensor is aligned; within a dtype, by name.
+_ORDER = ("I64", "F64", "F32", "I32", "BF16", "F16", "I16", "I8", "U8", "BOOL")
+
+
+@dataclass(frozen=True)
+class WrittenFile:
+    """One file of weights: its name in the folder, its size and the SHA-256 of its content."""
+
+    name: str
+    nbytes: int
+    sha256: str
+
+
+@dataclass
+class Written:
+    """What was written, and what in it deserves a warning.
+
+    Attributes:
+        files: the weight files, and the index if they are several.
+        nonfinite: key -> how many elements were NaN or Inf in the source.
+        overflow: key -> how many finite elements became Inf in the narrower dtype.
+    """
+
+    files: list[WrittenFile] = field(default_factory=list)
+    nonfinite: dict[str, int] = field(default_factory=dict)
+    overflow: dict[str, int] = field(default_factory=dict)
+
+
+def write_safetensors(
+    folder: Path,
+    filename: str,
+    outputs: Sequence[Output],
+    *,
+    max_shard_size: int,
+    progress: Callable[[int], None] = lambda nbytes: None,
+) -> Written:
+    """Write tensors to `folder/filename`, or to numbered shards and an index if they exceed `max_shard_size` bytes.
+
+    Shards are filled in the given order, as `save_pretrained` fills them. `progress` is called with the bytes of
+    every block. Nothing is synced to disk: `staged` does that.
+
+    Raises:
+        ConversionError: an output does not fit its sources, or a source file is damaged or changes meanwhile.
+        OSError: the disk is full or fails.
+    """
+    _check(outputs)
+    written, blocks = Written(), Blocks()
+    shards = list(_shards(outputs, max_shard_size))
+    weight_map: dict[str, str] = {}
+    for number, shard in enumerate(shards, 1):
+        name = filename if len(shards) == 1 else _shard_name(filename, number, len(shards))
+        weight_map |= {output.key: name for output in shard}
+        in_order = sorted(shard, key=lambda output: (_ORDER.index(output.dtype), output.key))
+        written.files.append(_write(folder / name, in_order, blocks, written, progress))
+    for file in {file for output in outputs for source in output.sources for file in _files(source)}:
+        file.check_unchanged()
+    if len(shards) > 1:
+        index = {"metadata": {"total_size": sum(output.nbytes for output in outputs)}, "weight_map": weight_map}
+        text = json.dumps(index, indent=2, sort_keys=True) + "\n"
+        name = _index_name(filename)
+        (folder / name).write_text(text)
+        written.files.append(WrittenFile(name, len(text), hashlib.sha256(text.encode()).hexdigest()))
+    return written
+
+
+def _files(tensor: Tensor) -> Iterator[SourceFile]:
+    if isinstance(tensor, Stored):
+        yield tensor.file
+    elif isinstance(tensor, Computed):
+        for source in tensor.inputs:
+            yield from _files(source)
+
+
+def _check(outputs: Sequence[Output]) -> None:
+    seen = {"__metadata__"}
+    for output in outputs:
+        key = printable(output.key)
+        if output.key in seen:
+            raise ConversionError(f"`{key}` cannot be written: the name is used twice or reserved")
+        seen.add(output.key)
+        dtypes = {source.dtype for source in output.sources}
+        if len(dtypes) != 1 or (output.dtype not in dtypes and not {output.dtype, *dtypes} <= set(FLOATS)):
+            raise ConversionError(
+                f"`{key}` cannot be written: {', '.join(sorted(dtypes))} does not become {output.dtype}"
+            )
+        elements = sum(math.prod(source.shape) for source in output.sources)
+        if elements != math.prod(output.shape) * results(output):
+            raise ConversionError(f"`{key}` cannot be written: {elements} elements do not fill shape {output.shape}")
+
+
+# --- files ------------------------------------------------------------------------------------------------------------
+
+
+def _shards(outputs: Sequence[Output], limit: int) -> Iterator[list[Output]]:
+    """Fill shards in order; a tensor over the limit gets one of its own, and the shard before it stays open."""
+    current: list[Output] = []
+    total = 0
+    for output in outputs:
+        if output.nbytes > limit:
+            yield [output]
+        elif current and total + output.nbytes > limit:
+            yield current
+            current, total = [output], output.nbytes
+        else:
+            current.append(output)
+            total += output.nbytes
+    if current or not outputs:
+        yield current
+
+
+def _shard_name(filename: str, number: int, count: int) -> str:
+    return f"{filename.removesuffix('.safetensors')}-{number:05d}-of-{count:05d}.safetensors"
+
+
+def _index_name(filename: str) -> str:
+    """`model.fp16.safetensors` -> `model.safetensors.index.fp16.json`."""
+    base, dot, variant = filename.removesuffix(".safetensors").partition(".")
+    return f"{base}.safetensors.index{dot}{variant}.json"
+
+
+def _write(
+    path: Path, outputs: Sequence[Output], blocks: Blocks, written: Written, progress: Callable[[int], None]
+) -> WrittenFile:
+    digest, nbytes = hashlib.sha256(), 0
+    with path.open("xb", buffering=0) as file:
+        for block in itertools.chain([Block("", memoryview(_header(outputs)))], read_ahead(blocks.of(outputs), DEPTH)):
+            view = block.data
+            digest.update(view)
+            while view:
+                view = view[file.write(view) :]
+            nbytes += len(block.data)
+            for counts, count in ((written.nonfinite, block.nonfinite), (written.overflow, block.overflow)):
+                if count:
+                    counts[block.key] = counts.get(block.key, 0) + count
+            progress(len(block.data))
+    return WrittenFile(path.name, nbytes, digest.hexdigest())
+
+
+def _header(outputs: Sequence[Output]) -> bytes:
+    """Length and JSON of the header, padded with spaces so that the data starts at a multiple of 8."""
+    entries: dict[str, object] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    for output in outputs:
+        begin, end = end, end + output.nbytes
+        entries[output.key] = {"dtype": output.dtype, "shape": output.shape, "data_offsets": (begin, end)}
+    text = json.dumps(entries, ensure_ascii=False, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text

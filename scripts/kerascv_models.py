@@ -1,0 +1,235 @@
+"""KerasCV's Stable Diffusion components with random weights, full-size or narrow. Runs on Keras 2.15 and on Keras 3.
+
+The models are made by KerasCV's own constructors. For narrow ones, `narrow` lends those constructors layer classes that
+divide the widths: a small model then has the real one's layers, names and creation order by construction.
+"""
+
+import contextlib
+import importlib.metadata
+import math
+import os
+import re
+import zlib
+from collections import Counter
+from collections.abc import Iterator
+from unittest import mock
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+os.environ.pop("KERAS_BACKEND", None)  # keras-cv 0.6 would take it as a wish for keras-core
+
+import numpy as np
+import tensorflow as tf
+from keras_cv.src.backend import keras
+from keras_cv.src.models.stable_diffusion import decoder, diffusion_model, image_encoder, text_encoder
+from keras_cv.src.models.stable_diffusion.stable_diffusion import StableDiffusionBase
+
+COMPONENTS = ("text_encoder", "unet", "decoder", "image_encoder")
+KERAS_VERSION = importlib.metadata.version("keras")
+KERAS_3 = KERAS_VERSION.startswith("3.")
+IMAGE_SIZE = 128  # pixels; convolutions fix no size, and this one keeps reference runs short
+LENGTH = 77
+VOCAB = 49408
+START, END = VOCAB - 2, VOCAB - 1
+
+# Full width -> narrow width. Widths differ where the real ones do, so that the same blocks have residual projections.
+# Time embeddings stay four times the first width. Attention keeps the real rule: eight heads in version 1, heads of
+# width 64 in version 2 and in both text encoders.
+UNET_WIDTHS = {"v1": {320: 32, 640: 64, 1280: 96}, "v2": {320: 64, 640: 128, 1280: 192}}
+VAE_WIDTHS = {128: 32, 256: 64, 512: 96}
+CONTEXT_WIDTHS = {768: 128, 1024: 128}
+
+SLOTS = {"kernel": "weight", "gamma": "weight", "embeddings": "weight", "bias": "bias", "beta": "bias"}
+
+
+class _Overlay:
+    """A module seen with some of its attributes replaced."""
+
+    def __init__(self, module, **replaced):
+        self._module = module
+        self.__dict__.update(replaced)
+
+    def __getattr__(self, name):
+        return getattr(self._module, name)
+
+
+def _scaled(layer, widths):
+    """A layer class whose first argument, the width, is looked up in `widths`."""
+    return lambda width, *args, **kwargs: layer(widths.get(width, width), *args, **kwargs)
+
+
+def _narrow_unet(version):
+    widths, layers = UNET_WIDTHS[version], keras.layers
+    sizes = {320: widths[320], **CONTEXT_WIDTHS}
+
+    def spatial_transformer(heads, head_size, fully_connected):
+        width = widths[heads * head_size]
+        heads = width // head_size if fully_connected else heads
+        return spatial(heads, width // heads, fully_connected=fully_connected)
+
+    spatial = diffusion_model.SpatialTransformer
+    narrow_layers = _Overlay(
+        layers,
+        Input=lambda shape, **kwargs: layers.Input([sizes.get(n, n) for n in shape], **kwargs),
+        Dense=_scaled(layers.Dense, {1280: 4 * widths[320]}),
+    )
+    return {
+        "keras": _Overlay(keras, layers=narrow_layers),
+        "SpatialTransformer": spatial_transformer,
+        **{name: _scaled(getattr(diffusion_model, name), widths) for name in ("PaddedConv2D", "ResBlock", "Upsample")},
+    }
+
+
+def _narrow_text_encoder():
+    embedding, layer = text_encoder.CLIPEmbedding, text_encoder.CLIPEncoderLayer
+    return {
+        "CLIPEmbedding": lambda vocab, width, length: embedding(vocab, CONTEXT_WIDTHS[width], length),
+        "CLIPEncoderLayer": lambda width, heads, activation: layer(
+            CONTEXT_WIDTHS[width], CONTEXT_WIDTHS[width] * heads // width, activation=activation
+        ),
+    }
+
+
+@contextlib.contextmanager
+def narrow(version: str, enabled: bool = True) -> Iterator[None]:
+    """While this context lasts, KerasCV's constructors build narrow models (full ones if not `enabled`)."""
+    if not enabled:
+        yield
+        return
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(mock.patch.multiple(diffusion_model, **_narrow_unet(version)))
+        stack.enter_context(mock.patch.multiple(text_encoder, **_narrow_text_encoder()))
+        for module in (decoder, image_encoder):
+            names = ("PaddedConv2D", "ResnetBlock", "AttentionBlock")
+            stack.enter_context(
+                mock.patch.multiple(module, **{name: _scaled(getattr(module, name), VAE_WIDTHS) for name in names})
+            )
+        yield
+
+
+def build(component: str, version: str, vocab: int = VOCAB) -> keras.Model:
+    """One component as KerasCV constructs it, with Keras's initial weights; nothing is downloaded."""
+    second = version == "v2"
+    if component == "text_encoder":
+        kind = text_encoder.TextEncoderV2 if second else text_encoder.TextEncoder
+        return kind(LENGTH, vocab_size=vocab, download_weights=False)
+    if component == "unet":
+        kind = diffusion_model.DiffusionModelV2 if second else diffusion_model.DiffusionModel
+        return kind(IMAGE_SIZE, IMAGE_SIZE, LENGTH, download_weights=False)
+    if component == "decoder":
+        return decoder.Decoder(IMAGE_SIZE, IMAGE_SIZE, download_weights=False)
+    return image_encoder.ImageEncoder(download_weights=False)
+
+
+def _class(layer):
+    name = type(layer).__name__
+    if name.endswith("Normalization"):
+        return "norm"
+    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", name).lower().replace("2_d", "2d")
+
+
+def leaves(model: keras.Model) -> Iterator[tuple[str, keras.layers.Layer]]:
+    """Every layer that holds weights itself, by structural path: `res_block.3.entry_flow.padded_conv2d.conv2d`.
+
+    A path is the class of a top-level layer, its rank among the layers of that class, then attribute names; in a list
+    attribute, the class. Both normalisations are called `norm`. No Keras name takes part: those depend on the process.
+    """
+    ranks = Counter()
+    for layer in model.layers:
+        kind = _class(layer)
+        yield from _leaves(layer, f"{kind}.{ranks[kind]}")
+        ranks[kind] += 1
+
+
+def _leaves(layer, path):
+    if any(getattr(layer, slot, None) is not None for slot in SLOTS):
+        yield path, layer
+        return
+    for name, child in vars(layer).items():
+        if name.startswith("_"):
+            continue
+        if isinstance(child, keras.layers.Layer):
+            yield from _leaves(child, f"{path}.{name}")
+        elif isinstance(child, list):
+            for item in child:
+                if isinstance(item, keras.layers.Layer):
+                    yield from _leaves(item, f"{path}.{name}.{_class(item)}")
+
+
+def slots(model: keras.Model) -> Iterator[tuple[str, keras.layers.Layer, str]]:
+    """Every weight as (structural path, layer, attribute name): `("dense.0.bias", <Dense>, "bias")`."""
+    for path, layer in leaves(model):
+        for slot, role in SLOTS.items():
+            if getattr(layer, slot, None) is not None:
+                yield f"{path}.{role}", layer, slot
+
+
+def randomise(model: keras.Model, component: str, seed: int) -> None:
+    """Give every weight random values that depend on seed, component, path and shape alone, rounded from float32."""
+    for path, layer, slot in slots(model):
+        variable = getattr(layer, slot)
+        shape = tuple(variable.shape)
+        noise = np.random.default_rng([seed, zlib.crc32(f"{component}.{path}".encode())]).standard_normal(shape, "f4")
+        if slot == "kernel":
+            noise /= np.float32(math.sqrt(math.prod(shape[:-1])))
+        else:
+            noise *= np.float32(0.05 if slot == "embeddings" else 0.2)
+        variable.assign(tf.cast(noise + 1 if slot == "gamma" else noise, variable.dtype))
+
+
+def truth(model: keras.Model) -> dict[str, np.ndarray]:
+    """The effective weights by structural path: LoRA merged, quantised kernels as they are used, bfloat16 as float32."""
+    return {path: _effective(layer, slot) for path, layer, slot in slots(model)}
+
+
+def _effective(layer, slot):
+    values = np.asarray(getattr(layer, slot))
+    if values.dtype.kind == "f":
+        return values
+    values, scale = values.astype("f4"), getattr(layer, f"{slot}_scale", None)
+    if scale is None:
+        return values
+    scale, zero = np.asarray(scale, "f4"), getattr(layer, f"{slot}_zero", None)
+    if zero is None:  # one scale per output of a kernel, per row of an embedding
+        return values / (scale if slot == "kernel" else scale[:, None])
+    groups, axis = np.asarray(layer.g_idx).astype(int), 0 if slot == "kernel" else 1
+    return (values - np.take(np.asarray(zero, "f4"), groups, axis)) * np.take(scale, groups, axis)
+
+
+def reference(component: str, model: keras.Model, seed: int) -> dict[str, np.ndarray]:
+    """Fixed random inputs of a component and the model's output for them.
+
+    Computed under XLA as KerasCV does by default; TensorFlow's own GroupNormalization kernels lose ten times as much.
+    """
+    rng = np.random.default_rng([seed, 1])
+    inputs = _inputs(component, model, rng)
+    arguments = [inputs[name] for name in inputs if name != "timestep"]
+    run = tf.function(lambda *args: model(list(args) if len(args) > 1 else args[0], training=False), jit_compile=True)
+    return {**inputs, "output": run(*map(tf.constant, arguments)).numpy()}
+
+
+def _inputs(component, model, rng):
+    def normal(*shape):
+        return rng.standard_normal((2, *shape)).astype("f4")
+
+    side = IMAGE_SIZE // 8
+    if component == "text_encoder":
+        vocab = model.layers[2].token_embedding.input_dim
+        tokens = np.full((2, LENGTH), END, "i4")
+        tokens[:, 0] = START
+        tokens[0, 1:9], tokens[1, 1:41] = rng.integers(0, START, 8), rng.integers(0, START, 40)
+        tokens[1, 1 : 1 + vocab - VOCAB] = np.arange(VOCAB, vocab)  # added rows, if any
+        return {"tokens": tokens, "positions": np.tile(np.arange(LENGTH, dtype="i4"), (2, 1))}
+    if component == "unet":
+        _, embedding, context = model.inputs
+        timesteps = np.array([981, 17])
+        embed = StableDiffusionBase._get_timestep_embedding
+        rows = [np.asarray(embed(None, int(t), 1, dim=embedding.shape[-1])) for t in timesteps]
+        return {
+            "latent": normal(side, side, 4),
+            "timestep_embedding": np.concatenate(rows).astype("f4"),
+            "context": normal(LENGTH, context.shape[-1]),
+            "timestep": timesteps,
+        }
+    if component == "decoder":
+        return {"latent": normal(side, side, 4)}
+    return {"image": rng.uniform(-1, 1, (2, IMAGE_SIZE, IMAGE_SIZE, 3)).astype("f4")}

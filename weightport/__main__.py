@@ -1,0 +1,5 @@
+"""`python -m weightport`."""
+
+from .cli import main
+
+raise SystemExit(main())

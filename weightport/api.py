@@ -1,0 +1,143 @@
+"""The public functions; what they do is in `converters`."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from .converters.convert import Conversion, Settings
+from .converters.convert import convert as _convert
+from .converters.errors import ConversionError
+from .converters.inspection import Inspection
+from .converters.inspection import inspect as _inspect
+from .converters.repo import Style
+
+__all__ = ["Conversion", "ConversionError", "Inspection", "convert", "inspect"]
+
+StrPath = str | os.PathLike[str]
+DTYPES = {"keep": "keep", "float32": "F32", "float16": "F16", "bfloat16": "BF16"}
+
+
+def convert(
+    sources: StrPath | Sequence[StrPath],
+    output: StrPath,
+    *,
+    base: StrPath | None = None,
+    to: Literal["diffusers", "kerascv"] = "diffusers",
+    family: str | None = None,
+    component: str | None = None,
+    dtype: str = "keep",
+    variant: str | None = None,
+    max_shard_size: int | str = "10GB",
+    text_activation: Literal["tanh", "erf"] = "tanh",
+    placeholder_tokens: Sequence[str] = (),
+    lora_alpha: float | None = None,
+    allow_nan: bool = False,
+    overwrite: bool = False,
+    dry_run: bool = False,
+    progress: Callable[[int, int], None] | None = None,
+) -> Conversion:
+    """Convert checkpoints into a diffusers repo, or a diffusers repo into KerasCV's files.
+
+    Args:
+        sources: Keras files, TensorFlow or SavedModel folders, or a diffusers repo; each component once, in any order.
+        output: the repo folder; for `to="kerascv"` a `.weights.h5` or (legacy) `.h5` file.
+        base: where components come from that the sources lack: a diffusers repo, a folder with KerasCV's stock files,
+            or a Hub id.
+        to: the layout to write.
+        family: `sd1` or `sd2`, where the tensors leave a choice.
+        component: convert this one only: `unet`, `text_encoder`, `vae`, `decoder` or `image_encoder`.
+        dtype: `keep`, `float32`, `float16` or `bfloat16`.
+        variant: put into the weights' file names, as in `diffusion_pytorch_model.fp16.safetensors`.
+        max_shard_size: bytes, or `"5GB"`; larger components are written in shards with an index.
+        text_activation: of an SD 2.x text encoder: `tanh` (keras-cv from 0.6.4 on) or `erf` (before).
+        placeholder_tokens: names for the token rows that textual inversion added, in order.
+        lora_alpha: merge LoRA factors with this alpha; they are refused without it.
+        allow_nan: write NaN and Inf instead of refusing them.
+        overwrite: replace an earlier output.
+        dry_run: plan and check, but write nothing.
+        progress: called with (bytes just written, bytes in all).
+
+    Returns:
+        The conversion: family, components, notes, what the repo lacks, and the content of its `conversion.json`.
+
+    Raises:
+        ConversionError: in one line, what is wrong and what to do; nothing is left behind.
+    """
+    paths = [sources] if isinstance(sources, str | os.PathLike) else list(sources)
+    if dtype not in DTYPES:
+        raise ConversionError(f"--dtype {dtype}: unknown; one of {', '.join(DTYPES)}")
+    style = Style(
+        dtype=DTYPES[dtype],
+        variant=_variant(variant),
+        max_shard_size=_nbytes(max_shard_size),
+        text_activation=text_activation,
+        placeholder_tokens=tuple(placeholder_tokens),
+    )
+    settings = Settings(
+        to=to,
+        family=family,
+        component=component,
+        style=style,
+        lora_alpha=lora_alpha,
+        allow_nan=allow_nan,
+        overwrite=overwrite,
+        dry_run=dry_run,
+    )
+    return _convert(
+        [Path(path) for path in paths],
+        Path(output),
+        _base_folder(base) if base is not None else None,
+        settings,
+        _runtime_state_dict,
+        progress or (lambda done, total: None),
+    )
+
+
+def inspect(path: StrPath) -> Inspection:
+    """Say what a file holds, from its headers alone: format, family and why, components, missing and unexpected keys.
+
+    Raises:
+        ConversionError: the file cannot be read at all.
+    """
+    return _inspect(Path(path))
+
+
+def _runtime_state_dict(class_name: str, config: Mapping[str, Any]) -> Mapping[str, tuple[int, ...]]:
+    """The state dict of a model of unusual widths, from the runtime on the meta device."""
+    try:
+        from .runtime.manifest import manifest
+    except ImportError:
+        raise ConversionError(
+            f'this {class_name} has widths of its own, which needs PyTorch to check; run `pip install "weightport[torch]"`'
+        ) from None
+    return manifest(class_name, dict(config))
+
+
+def _base_folder(base: StrPath) -> Path:
+    """A local folder as it is; anything that looks like a Hub id is downloaded."""
+    path = Path(base).expanduser()
+    if path.is_dir():
+        return path
+    if isinstance(base, str) and re.fullmatch(r"[\w.-]+/[\w.-]+", base) and not base.startswith("."):
+        from .hub import download_repo
+
+        return download_repo(base)
+    raise ConversionError(f"{base}: no such folder, and not a Hub id (organisation/name)")
+
+
+def _variant(variant: str | None) -> str | None:
+    if variant is not None and not re.fullmatch(r"[A-Za-z0-9_]+", variant):
+        raise ConversionError(f"--variant {variant}: use letters, digits and underscores, such as fp16")
+    return variant
+
+
+def _nbytes(size: int | str) -> int:
+    units = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9}
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMG]B)?", str(size).strip().upper())
+    if found is None or float(found[1]) <= 0:
+        raise ConversionError(f"--max-shard-size {size}: not a size; write it as 5GB or 800MB")
+    return int(float(found[1]) * units[found[2] or ""])

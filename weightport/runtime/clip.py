@@ -1,0 +1,215 @@
+"""The text encoders of CLIP and OpenCLIP: `CLIPTextModel` and `CLIPTextModelWithProjection`, with transformers' names.
+
+Radford et al. 2021, https://arxiv.org/abs/2103.00020.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .config import Config, read_config
+from .layers import Semantics, apply_semantics, attend
+
+
+def quick_gelu(x: Tensor) -> Tensor:
+    """The sigmoid approximation of GELU that OpenAI trained CLIP with."""
+    return x * torch.sigmoid(1.702 * x)
+
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "quick_gelu": quick_gelu,
+    "gelu": F.gelu,
+    "gelu_pytorch_tanh": partial(F.gelu, approximate="tanh"),
+}
+DEFAULTS: dict[str, Any] = {
+    "vocab_size": 49408,
+    "hidden_size": 512,
+    "intermediate_size": 2048,
+    "projection_dim": 512,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 8,
+    "max_position_embeddings": 77,
+    "layer_norm_eps": 1e-5,
+    "eos_token_id": 49407,
+}
+CHOICES: dict[str, tuple[Any, ...]] = {
+    "hidden_act": tuple(ACTIVATIONS),
+    "model_type": ("clip_text_model",),
+}
+IRRELEVANT = {
+    *("architectures", "dtype", "torch_dtype", "transformers_version"),  # bookkeeping
+    *("attention_dropout", "dropout", "initializer_factor", "initializer_range"),  # training
+    *("bos_token_id", "pad_token_id", "tie_word_embeddings"),  # of no use to an encoder
+}
+
+
+class CLIPAttention(nn.Module):
+    """Attention of tokens to themselves and to those before."""
+
+    def __init__(self, c: Config) -> None:
+        super().__init__()
+        if c.hidden_size % c.num_attention_heads:
+            raise ValueError(f"hidden_size {c.hidden_size} is not a multiple of {c.num_attention_heads} heads")
+        self.heads = c.num_attention_heads
+        self.k_proj = nn.Linear(c.hidden_size, c.hidden_size)
+        self.v_proj = nn.Linear(c.hidden_size, c.hidden_size)
+        self.q_proj = nn.Linear(c.hidden_size, c.hidden_size)
+        self.out_proj = nn.Linear(c.hidden_size, c.hidden_size)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(b, n, hidden_size) -> (b, n, hidden_size)."""
+        x = self.out_proj(attend(self.q_proj(x), self.k_proj(x), self.v_proj(x), self.heads, is_causal=True))
+        return x
+
+
+class CLIPMLP(nn.Module):
+    """Two linear layers and the activation between them."""
+
+    def __init__(self, c: Config) -> None:
+        super().__init__()
+        self.activation = ACTIVATIONS[c.hidden_act]
+        self.fc1 = nn.Linear(c.hidden_size, c.intermediate_size)
+        self.fc2 = nn.Linear(c.intermediate_size, c.hidden_size)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(b, n, hidden_size) -> (b, n, hidden_size)."""
+        x = self.fc2(self.activation(self.fc1(x)))
+        return x
+
+
+class CLIPEncoderLayer(nn.Module):
+    """Attention and MLP, each behind a norm and beside a shortcut."""
+
+    def __init__(self, c: Config) -> None:
+        super().__init__()
+        self.self_attn = CLIPAttention(c)
+        self.layer_norm1 = nn.LayerNorm(c.hidden_size, c.layer_norm_eps)
+        self.mlp = CLIPMLP(c)
+        self.layer_norm2 = nn.LayerNorm(c.hidden_size, c.layer_norm_eps)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(b, n, hidden_size) -> (b, n, hidden_size)."""
+        x = x + self.self_attn(self.layer_norm1(x))
+        x = x + self.mlp(self.layer_norm2(x))
+        return x
+
+
+class CLIPTextEmbeddings(nn.Module):
+    """The sum of token and position embeddings."""
+
+    def __init__(self, c: Config) -> None:
+        super().__init__()
+        self.token_embedding = nn.Embedding(c.vocab_size, c.hidden_size)
+        self.position_embedding = nn.Embedding(c.max_position_embeddings, c.hidden_size)
+
+    def forward(self, input_ids: Tensor) -> Tensor:
+        """(b, n) -> (b, n, hidden_size)."""
+        n, limit = input_ids.shape[-1], self.position_embedding.num_embeddings
+        if n > limit:
+            raise ValueError(f"{n} tokens are given but the text encoder has {limit} positions")
+        x: Tensor = self.token_embedding(input_ids)
+        return x + self.position_embedding.weight[:n]
+
+
+class CLIPEncoder(nn.Module):
+    """The stack of layers."""
+
+    def __init__(self, c: Config) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(CLIPEncoderLayer(c) for _ in range(c.num_hidden_layers))
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        """(b, n, hidden_size) -> that, and what each layer makes of it."""
+        states = [x]
+        for layer in self.layers:
+            states.append(layer(states[-1]))
+        return tuple(states)
+
+
+class CLIPTextOutput(NamedTuple):
+    """What the text encoders return.
+
+    Attributes:
+        last_hidden_state: (b, n, d), after the final norm.
+        pooler_output: (b, d), the last hidden state at the end-of-text token.
+        hidden_states: before and after each layer, (b, n, d) each, without the final norm; [-2] is the penultimate.
+    """
+
+    last_hidden_state: Tensor
+    pooler_output: Tensor
+    hidden_states: tuple[Tensor, ...]
+
+
+class CLIPTextTransformer(nn.Module):
+    """Everything below the prefix `text_model.`."""
+
+    def __init__(self, c: Config) -> None:
+        super().__init__()
+        if not isinstance(c.eos_token_id, int):
+            raise ValueError(f"eos_token_id = {c.eos_token_id!r} is not supported; it must be one id")
+        self.eos_token_id = c.eos_token_id
+        self.embeddings = CLIPTextEmbeddings(c)
+        self.encoder = CLIPEncoder(c)
+        self.final_layer_norm = nn.LayerNorm(c.hidden_size, c.layer_norm_eps)
+
+    def forward(self, input_ids: Tensor) -> CLIPTextOutput:
+        """Encode token ids (b, n)."""
+        states = self.encoder(self.embeddings(input_ids))
+        last = self.final_layer_norm(states[-1])
+        # older configs say 2, which is wrong; there the end of text is the highest id (transformers #24773)
+        ends = input_ids if self.eos_token_id == 2 else input_ids == self.eos_token_id
+        pooled = last[torch.arange(len(last), device=last.device), ends.int().argmax(dim=-1)]
+        return CLIPTextOutput(last, pooled, states)
+
+
+class CLIPTextModel(nn.Module):
+    """The text encoder.
+
+    Args:
+        config: the content of `text_encoder/config.json`; absent keys take the defaults of transformers.
+        semantics: whose maths to follow; no difference here, as the activation is `hidden_act` in the config.
+
+    Raises:
+        ValueError: the config asks for something that is not implemented.
+    """
+
+    def __init__(self, config: Mapping[str, Any], semantics: Semantics = "diffusers") -> None:
+        super().__init__()
+        self.config = read_config("CLIPTextModel", config, DEFAULTS, CHOICES, IRRELEVANT)
+        self.text_model = CLIPTextTransformer(self.config)
+        apply_semantics(self, semantics)
+
+    def forward(self, input_ids: Tensor) -> CLIPTextOutput:
+        """Encode token ids (b, n)."""
+        output: CLIPTextOutput = self.text_model(input_ids)
+        return output
+
+
+class CLIPTextProjectionOutput(NamedTuple):
+    """What `CLIPTextModelWithProjection` returns; `text_embeds` (b, projection_dim) is the projected pooler output."""
+
+    text_embeds: Tensor
+    last_hidden_state: Tensor
+    hidden_states: tuple[Tensor, ...]
+
+
+class CLIPTextModelWithProjection(nn.Module):
+    """`CLIPTextModel` with a linear layer on top of the pooled state, as the second text encoder of SDXL."""
+
+    def __init__(self, config: Mapping[str, Any], semantics: Semantics = "diffusers") -> None:
+        super().__init__()
+        self.config = read_config("CLIPTextModelWithProjection", config, DEFAULTS, CHOICES, IRRELEVANT)
+        self.text_model = CLIPTextTransformer(self.config)
+        self.text_projection = nn.Linear(self.config.hidden_size, self.config.projection_dim, bias=False)
+        apply_semantics(self, semantics)
+
+    def forward(self, input_ids: Tensor) -> CLIPTextProjectionOutput:
+        """Encode token ids (b, n)."""
+        last, pooled, states = self.text_model(input_ids)
+        return CLIPTextProjectionOutput(self.text_projection(pooled), last, states)

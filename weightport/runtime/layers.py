@@ -1,0 +1,135 @@
+"""Layers that the models share. Attribute names are the state-dict keys of diffusers; images are (b, c, h, w)."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+Semantics = Literal["diffusers", "kerascv"]
+
+
+def attend(query: Tensor, key: Tensor, value: Tensor, heads: int, is_causal: bool = False) -> Tensor:
+    """Multi-head scaled dot-product attention: query (b, n, c), key and value (b, m, c) -> (b, n, c)."""
+    query, key, value = (x.view(*x.shape[:2], heads, -1).transpose(1, 2) for x in (query, key, value))
+    return F.scaled_dot_product_attention(query, key, value, is_causal=is_causal).transpose(1, 2).flatten(2)
+
+
+def timestep_embedding(timesteps: Tensor, dim: int, flip_sin_to_cos: bool = True, freq_shift: float = 0) -> Tensor:
+    """Sinusoidal features of timesteps (b,) -> float32 (b, dim). Ho et al. 2020, https://arxiv.org/abs/2006.11239."""
+    half = dim // 2
+    exponents = (
+        -math.log(10000) * torch.arange(half, dtype=torch.float32, device=timesteps.device) / (half - freq_shift)
+    )
+    angles = timesteps[:, None].float() * exponents.exp()
+    sin, cos = angles.sin(), angles.cos()
+    return torch.cat((cos, sin) if flip_sin_to_cos else (sin, cos), dim=-1)
+
+
+class TimestepEmbedding(nn.Module):
+    """The MLP on top of sinusoidal features; `cond_dim` adds a projected condition first (LCM's guidance scale)."""
+
+    def __init__(self, in_dim: int, dim: int, cond_dim: int | None = None) -> None:
+        super().__init__()
+        self.linear_1 = nn.Linear(in_dim, dim)
+        self.cond_proj = nn.Linear(cond_dim, in_dim, bias=False) if cond_dim else None
+        self.linear_2 = nn.Linear(dim, dim)
+
+    def forward(self, x: Tensor, condition: Tensor | None = None) -> Tensor:
+        """(b, in_dim), condition (b, cond_dim) -> (b, dim)."""
+        if condition is not None:
+            if self.cond_proj is None:
+                raise ValueError("timestep_cond is given but the config has no time_cond_proj_dim")
+            x = x + self.cond_proj(condition)
+        x = self.linear_2(F.silu(self.linear_1(x)))
+        return x
+
+
+class ResnetBlock2D(nn.Module):
+    """Two convolutions with a shortcut; the time embedding, if any, is added between them."""
+
+    def __init__(self, in_channels: int, channels: int, groups: int, eps: float, time_dim: int | None = None) -> None:
+        super().__init__()
+        self.norm1 = nn.GroupNorm(groups, in_channels, eps)
+        self.conv1 = nn.Conv2d(in_channels, channels, 3, padding=1)
+        self.time_emb_proj = nn.Linear(time_dim, channels) if time_dim else None
+        self.norm2 = nn.GroupNorm(groups, channels, eps)
+        self.conv2 = nn.Conv2d(channels, channels, 3, padding=1)
+        self.conv_shortcut = nn.Conv2d(in_channels, channels, 1) if in_channels != channels else None
+
+    def forward(self, x: Tensor, emb: Tensor | None = None) -> Tensor:
+        """(b, in_channels, h, w), emb (b, time_dim) -> (b, channels, h, w)."""
+        h: Tensor = self.conv1(F.silu(self.norm1(x)))
+        if self.time_emb_proj is not None and emb is not None:
+            h = h + self.time_emb_proj(F.silu(emb))[:, :, None, None]
+        h = self.conv2(F.silu(self.norm2(h)))
+        return (x if self.conv_shortcut is None else self.conv_shortcut(x)) + h
+
+
+class Downsample2D(nn.Module):
+    """Halve the resolution. `padding` 0 pads right and bottom only, as the VAE of latent diffusion does."""
+
+    def __init__(self, channels: int, padding: int) -> None:
+        super().__init__()
+        self.padding = padding
+        self.conv = nn.Conv2d(channels, channels, 3, stride=2, padding=padding)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(b, c, h, w) -> (b, c, h / 2, w / 2)."""
+        x = self.conv(x if self.padding else F.pad(x, (1, 0, 1, 0)))
+        return x
+
+
+class Upsample2D(nn.Module):
+    """Enlarge by nearest neighbours, then convolve."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+
+    def forward(self, x: Tensor, size: tuple[int, int] | None = None) -> Tensor:
+        """(b, c, h, w) -> (b, c, *size), by default twice the size."""
+        x = F.interpolate(x, size=size or (2 * x.shape[-2], 2 * x.shape[-1]), mode="nearest")
+        x = self.conv(x)
+        return x
+
+
+class GEGLU(nn.Module):
+    """A linear layer whose second half gates the first. Shazeer 2020, https://arxiv.org/abs/2002.05202."""
+
+    def __init__(self, dim: int, inner_dim: int) -> None:
+        super().__init__()
+        self.proj = nn.Linear(dim, 2 * inner_dim)
+        self.tanh_gelu = False
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., dim) -> (..., inner_dim)."""
+        x, gate = self.proj(x).chunk(2, dim=-1)
+        return x * (kerascv_gelu(gate) if self.tanh_gelu else F.gelu(gate))
+
+
+def kerascv_gelu(x: Tensor) -> Tensor:
+    """The tanh approximation of GELU with KerasCV's digits of sqrt(2 / pi) (`diffusion_model.py`, 0.3.5 to 0.9.0)."""
+    return 0.5 * x * (1 + torch.tanh(x * 0.7978845608 * (1 + 0.044715 * x**2)))
+
+
+def apply_semantics(model: nn.Module, semantics: Semantics) -> None:
+    """Choose whose maths `model` follows, where two sources of the same weights differ.
+
+    KerasCV differs from diffusers in two things: the GELU of GEGLU is the tanh approximation, and the epsilon of
+    every GroupNorm is 1e-5 (diffusers has 1e-6 in the VAE and in front of transformer blocks).
+
+    Raises:
+        ValueError: an unknown name.
+    """
+    if semantics not in ("diffusers", "kerascv"):
+        raise ValueError(f"semantics must be 'diffusers' or 'kerascv', not {semantics!r}")
+    if semantics == "kerascv":
+        for module in model.modules():
+            if isinstance(module, GEGLU):
+                module.tanh_gelu = True
+            elif isinstance(module, nn.GroupNorm):
+                module.eps = 1e-5

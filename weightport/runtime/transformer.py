@@ -1,0 +1,98 @@
+"""The transformer of the UNet: attention to the image itself and to the text. Sequences are (b, n, c)."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from .layers import GEGLU, attend
+
+
+class Attention(nn.Module):
+    """Attention of (b, n, dim) to (b, m, context_dim), or to itself when no context is given."""
+
+    def __init__(self, dim: int, heads: int, context_dim: int) -> None:
+        super().__init__()
+        if dim % heads:
+            raise ValueError(f"{dim} channels cannot be split into {heads} attention heads")
+        self.heads = heads
+        self.to_q = nn.Linear(dim, dim, bias=False)
+        self.to_k = nn.Linear(context_dim, dim, bias=False)
+        self.to_v = nn.Linear(context_dim, dim, bias=False)
+        self.to_out = nn.Sequential(nn.Linear(dim, dim))
+
+    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        """(b, n, dim) -> (b, n, dim)."""
+        context = x if context is None else context
+        x = self.to_out(attend(self.to_q(x), self.to_k(context), self.to_v(context), self.heads))
+        return x
+
+
+class FeedForward(nn.Module):
+    """GEGLU to four times the width, and back. `net.1` is the dropout of diffusers."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.net = nn.Sequential(GEGLU(dim, 4 * dim), nn.Identity(), nn.Linear(4 * dim, dim))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(b, n, dim) -> (b, n, dim)."""
+        x = self.net(x)
+        return x
+
+
+class BasicTransformerBlock(nn.Module):
+    """Attention to itself (to the text if `only_cross_attention`), attention to the text, feed-forward."""
+
+    def __init__(self, dim: int, heads: int, context_dim: int, only_cross_attention: bool) -> None:
+        super().__init__()
+        self.only_cross_attention = only_cross_attention
+        self.norm1 = nn.LayerNorm(dim)
+        self.attn1 = Attention(dim, heads, context_dim if only_cross_attention else dim)
+        self.norm2 = nn.LayerNorm(dim)
+        self.attn2 = Attention(dim, heads, context_dim)
+        self.norm3 = nn.LayerNorm(dim)
+        self.ff = FeedForward(dim)
+
+    def forward(self, x: Tensor, context: Tensor) -> Tensor:
+        """(b, n, dim), context (b, m, context_dim) -> (b, n, dim)."""
+        x = self.attn1(self.norm1(x), context if self.only_cross_attention else None) + x
+        x = self.attn2(self.norm2(x), context) + x
+        x = self.ff(self.norm3(x)) + x
+        return x
+
+
+class Transformer2DModel(nn.Module):
+    """Transformer blocks over the pixels of an image, between two projections that are convolutions or linear."""
+
+    def __init__(
+        self,
+        dim: int,
+        heads: int,
+        depth: int,
+        context_dim: int,
+        only_cross_attention: bool,
+        groups: int,
+        linear: bool,
+    ) -> None:
+        super().__init__()
+        self.linear = linear
+        self.norm = nn.GroupNorm(groups, dim, eps=1e-6)
+        self.proj_in = nn.Linear(dim, dim) if linear else nn.Conv2d(dim, dim, 1)
+        self.transformer_blocks = nn.ModuleList(
+            BasicTransformerBlock(dim, heads, context_dim, only_cross_attention) for _ in range(depth)
+        )
+        self.proj_out = nn.Linear(dim, dim) if linear else nn.Conv2d(dim, dim, 1)
+
+    def forward(self, x: Tensor, context: Tensor) -> Tensor:
+        """(b, c, h, w), context (b, m, context_dim) -> (b, c, h, w)."""
+        height, width = x.shape[-2:]
+        h: Tensor = self.norm(x)
+        h = h if self.linear else self.proj_in(h)
+        h = h.permute(0, 2, 3, 1).flatten(1, 2)
+        h = self.proj_in(h) if self.linear else h
+        for block in self.transformer_blocks:
+            h = block(h, context)
+        h = self.proj_out(h) if self.linear else h
+        h = h.unflatten(1, (height, width)).permute(0, 3, 1, 2).contiguous()
+        h = h if self.linear else self.proj_out(h)
+        return h + x

@@ -1,0 +1,213 @@
+"""`AutoencoderKL`: the image autoencoder of latent diffusion. Rombach et al. 2021, https://arxiv.org/abs/2112.10752."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .config import Config, read_config
+from .layers import Downsample2D, ResnetBlock2D, Semantics, Upsample2D, apply_semantics, attend
+
+DEFAULTS: dict[str, Any] = {
+    "in_channels": 3,
+    "out_channels": 3,
+    "down_block_types": ["DownEncoderBlock2D"],
+    "up_block_types": ["UpDecoderBlock2D"],
+    "block_out_channels": [64],
+    "layers_per_block": 1,
+    "latent_channels": 4,
+    "norm_num_groups": 32,
+    "scaling_factor": 0.18215,
+}
+CHOICES: dict[str, tuple[Any, ...]] = {
+    "act_fn": ("silu", "swish"),
+    "mid_block_add_attention": (True,),
+    "use_post_quant_conv": (True,),
+    "use_quant_conv": (True,),
+}
+# The model works on unscaled latents; pipelines read these, and scaling_factor, for what lies between.
+IRRELEVANT = {"force_upcast", "latents_mean", "latents_std", "sample_size", "shift_factor"}
+EPS = 1e-6  # of every GroupNorm
+
+
+class AttentionBlock(nn.Module):
+    """Attention of an image to itself, with one head as wide as the image is deep."""
+
+    def __init__(self, channels: int, groups: int) -> None:
+        super().__init__()
+        self.group_norm = nn.GroupNorm(groups, channels, EPS)
+        self.to_q = nn.Linear(channels, channels)
+        self.to_k = nn.Linear(channels, channels)
+        self.to_v = nn.Linear(channels, channels)
+        self.to_out = nn.Sequential(nn.Linear(channels, channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(b, c, h, w) -> (b, c, h, w)."""
+        h: Tensor = self.group_norm(x).flatten(2).transpose(1, 2)
+        h = self.to_out(attend(self.to_q(h), self.to_k(h), self.to_v(h), heads=1))
+        return h.transpose(1, 2).reshape(x.shape) + x
+
+
+class MidBlock(nn.Module):
+    """Residual block, attention, residual block."""
+
+    def __init__(self, channels: int, groups: int) -> None:
+        super().__init__()
+        self.attentions = nn.ModuleList([AttentionBlock(channels, groups)])
+        self.resnets = nn.ModuleList(ResnetBlock2D(channels, channels, groups, EPS) for _ in range(2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(b, c, h, w) -> (b, c, h, w)."""
+        x = self.resnets[1](self.attentions[0](self.resnets[0](x)))
+        return x
+
+
+def make_resnets(in_channels: int, channels: int, layers: int, groups: int) -> nn.ModuleList:
+    """A row of residual blocks, the first of which changes the width."""
+    return nn.ModuleList(ResnetBlock2D(channels if i else in_channels, channels, groups, EPS) for i in range(layers))
+
+
+class DownEncoderBlock2D(nn.Module):
+    """Residual blocks, then half the resolution unless it is the last."""
+
+    def __init__(self, in_channels: int, channels: int, layers: int, groups: int, last: bool) -> None:
+        super().__init__()
+        self.resnets = make_resnets(in_channels, channels, layers, groups)
+        self.downsamplers = nn.ModuleList([] if last else [Downsample2D(channels, padding=0)])
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(b, in_channels, h, w) -> (b, channels, h / 2, w / 2)."""
+        for module in (*self.resnets, *self.downsamplers):
+            x = module(x)
+        return x
+
+
+class UpDecoderBlock2D(nn.Module):
+    """Residual blocks, then twice the resolution unless it is the last."""
+
+    def __init__(self, in_channels: int, channels: int, layers: int, groups: int, last: bool) -> None:
+        super().__init__()
+        self.resnets = make_resnets(in_channels, channels, layers, groups)
+        self.upsamplers = nn.ModuleList([] if last else [Upsample2D(channels)])
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(b, in_channels, h, w) -> (b, channels, 2 h, 2 w)."""
+        for module in (*self.resnets, *self.upsamplers):
+            x = module(x)
+        return x
+
+
+class Encoder(nn.Module):
+    """Image (b, in_channels, h, w) -> moments of the latents (b, 2 latent_channels, h / 8, w / 8)."""
+
+    def __init__(self, c: Config) -> None:
+        super().__init__()
+        widths, groups = list(c.block_out_channels), c.norm_num_groups
+        self.conv_in = nn.Conv2d(c.in_channels, widths[0], 3, padding=1)
+        self.down_blocks = nn.ModuleList(
+            DownEncoderBlock2D(before, width, c.layers_per_block, groups, last=i == len(widths) - 1)
+            for i, (before, width) in enumerate(zip(widths[:1] + widths[:-1], widths, strict=True))
+        )
+        self.mid_block = MidBlock(widths[-1], groups)
+        self.conv_norm_out = nn.GroupNorm(groups, widths[-1], EPS)
+        self.conv_out = nn.Conv2d(widths[-1], 2 * c.latent_channels, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(b, in_channels, h, w) -> (b, 2 latent_channels, h / 8, w / 8)."""
+        x = self.conv_in(x)
+        for block in self.down_blocks:
+            x = block(x)
+        x = self.conv_out(F.silu(self.conv_norm_out(self.mid_block(x))))
+        return x
+
+
+class Decoder(nn.Module):
+    """Latents (b, latent_channels, h, w) -> image (b, out_channels, 8 h, 8 w)."""
+
+    def __init__(self, c: Config) -> None:
+        super().__init__()
+        widths, groups = list(reversed(c.block_out_channels)), c.norm_num_groups
+        self.conv_in = nn.Conv2d(c.latent_channels, widths[0], 3, padding=1)
+        self.up_blocks = nn.ModuleList(
+            UpDecoderBlock2D(before, width, c.layers_per_block + 1, groups, last=i == len(widths) - 1)
+            for i, (before, width) in enumerate(zip(widths[:1] + widths[:-1], widths, strict=True))
+        )
+        self.mid_block = MidBlock(widths[0], groups)
+        self.conv_norm_out = nn.GroupNorm(groups, widths[-1], EPS)
+        self.conv_out = nn.Conv2d(widths[-1], c.out_channels, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(b, latent_channels, h, w) -> (b, out_channels, 8 h, 8 w)."""
+        x = self.mid_block(self.conv_in(x))
+        for block in self.up_blocks:
+            x = block(x)
+        x = self.conv_out(F.silu(self.conv_norm_out(x)))
+        return x
+
+
+class DiagonalGaussianDistribution:
+    """The distribution of the latents of an image, from its moments (b, 2 latent_channels, h, w)."""
+
+    def __init__(self, parameters: Tensor) -> None:
+        self.parameters = parameters
+        self.mean, logvar = parameters.chunk(2, dim=1)
+        self.logvar = logvar.clamp(-30, 20)
+        self.std = (0.5 * self.logvar).exp()
+
+    def sample(self, generator: torch.Generator | None = None) -> Tensor:
+        """Latents at random. The noise is drawn on the generator's device, so that a CPU seed gives one image."""
+        device = generator.device if generator else self.mean.device
+        noise = torch.randn(self.mean.shape, generator=generator, device=device, dtype=self.mean.dtype)
+        return self.mean + self.std * noise.to(self.mean.device)
+
+    def mode(self) -> Tensor:
+        """The most probable latents."""
+        return self.mean
+
+
+class AutoencoderKLOutput(NamedTuple):
+    """What `encode` returns."""
+
+    latent_dist: DiagonalGaussianDistribution
+
+
+class DecoderOutput(NamedTuple):
+    """What `decode` returns: the image, (b, out_channels, 8 h, 8 w)."""
+
+    sample: Tensor
+
+
+class AutoencoderKL(nn.Module):
+    """The autoencoder. Latents are unscaled here: callers multiply by `config.scaling_factor` on the way to the UNet.
+
+    Args:
+        config: the content of `vae/config.json`; absent keys take the defaults of diffusers.
+        semantics: whose maths to follow, see `apply_semantics`.
+
+    Raises:
+        ValueError: the config asks for something that is not implemented.
+    """
+
+    def __init__(self, config: Mapping[str, Any], semantics: Semantics = "diffusers") -> None:
+        super().__init__()
+        c = self.config = read_config("AutoencoderKL", config, DEFAULTS, CHOICES, IRRELEVANT)
+        for key, kind in (("down_block_types", "DownEncoderBlock2D"), ("up_block_types", "UpDecoderBlock2D")):
+            if list(c[key]) != [kind] * len(c.block_out_channels):
+                raise ValueError(f"AutoencoderKL: {key} = {c[key]!r} must be {kind!r} for each of block_out_channels")
+        self.encoder = Encoder(c)
+        self.decoder = Decoder(c)
+        self.quant_conv = nn.Conv2d(2 * c.latent_channels, 2 * c.latent_channels, 1)
+        self.post_quant_conv = nn.Conv2d(c.latent_channels, c.latent_channels, 1)
+        apply_semantics(self, semantics)
+
+    def encode(self, image: Tensor) -> AutoencoderKLOutput:
+        """Image (b, in_channels, h, w) in [-1, 1] -> distribution of latents (b, latent_channels, h / 8, w / 8)."""
+        return AutoencoderKLOutput(DiagonalGaussianDistribution(self.quant_conv(self.encoder(image))))
+
+    def decode(self, latents: Tensor) -> DecoderOutput:
+        """Latents (b, latent_channels, h, w) -> image (b, out_channels, 8 h, 8 w), about in [-1, 1]."""
+        return DecoderOutput(self.decoder(self.post_quant_conv(latents)))
