@@ -60,9 +60,8 @@ class SourceFile:
     def read(self, offset: int, nbytes: int) -> bytes:
         """Bytes `offset .. offset + nbytes`; never allocates more than the file holds."""
         if offset < 0 or nbytes < 0 or offset + nbytes > self.size:
-            raise ConversionError(
-                f"{self.path}: bytes {offset}..{offset + nbytes} are needed but the file has {self.size}; is it truncated?"
-            )
+            wanted = f"bytes {offset}..{offset + nbytes} are needed"
+            raise ConversionError(f"{self.path}: {wanted} but the file has {self.size}; is it truncated?")
         data = os.pread(self._fd, nbytes, offset)
         while len(data) < nbytes:
             more = os.pread(self._fd, nbytes - len(data), offset + len(data))

@@ -6,7 +6,7 @@ import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from .keras_leaves import Lora
 from .keras_writer import write_keras
 from .plan import PlannedComponent, PlannedTensor, StateDictShapes, choose_family, plan
 from .recognise import Recognition, candidates, complete, recognise
-from .repo import Style, kerascv_facts, lacking, output_dtype, write_repo
+from .repo import Style, kerascv_facts, lacking, named_placeholders, output_dtype, placeholder_notes, write_repo
 from .report import conversion_report
 from .sources import open_source
 from .staging import check_apart, check_space, staged, staged_file
@@ -36,7 +36,7 @@ class Settings:
     to: str = "diffusers"
     family: str | None = None
     component: str | None = None
-    style: Style = Style()
+    style: Style = field(default_factory=Style)
     lora_alpha: float | None = None
     allow_nan: bool = False
     overwrite: bool = False
@@ -86,6 +86,10 @@ def convert(
     if settings.component is not None:
         components = _only(components, settings.component)
     conversion = Conversion(family.name, components, None if settings.dry_run else output)
+    if settings.to == "diffusers":
+        tokens = named_placeholders(components, settings.style.placeholder_tokens)
+        settings = replace(settings, style=replace(settings.style, placeholder_tokens=tokens))
+        conversion.notes += placeholder_notes(tokens)
     conversion.lacks = lacking(family, components) if settings.component is None and settings.to == "diffusers" else []
     if not settings.dry_run:
         write = _write_repo if settings.to == "diffusers" else _write_keras
@@ -204,9 +208,8 @@ def _options(settings: Settings) -> dict[str, Any]:
 
 def _check_finite(nonfinite: Mapping[str, int], overflowed: Mapping[str, int], settings: Settings) -> None:
     if nonfinite and not settings.allow_nan:
-        raise ConversionError(
-            f"{sum(nonfinite.values())} values are NaN or Inf, in {brief(nonfinite)}; convert them anyway with --allow-nan"
-        )
+        count = sum(nonfinite.values())
+        raise ConversionError(f"{count} values are NaN or Inf, in {brief(nonfinite)}; --allow-nan converts them anyway")
     if overflowed and not settings.allow_nan:
         raise ConversionError(
             f"{sum(overflowed.values())} values are too large for {settings.style.dtype}, in {brief(overflowed)}; "
@@ -234,14 +237,18 @@ def _write_keras(
 def _keras_targets(output: Path, parts: Sequence[str]) -> dict[str, Path]:
     suffix = next((s for s in (".weights.h5", ".h5") if output.name.endswith(s)), None)
     if suffix is None:
-        raise ConversionError(f"{output}: name the Keras file `something.weights.h5` (Keras 2.15 and 3) or `something.h5` (legacy)")
+        raise ConversionError(
+            f"{output}: name the Keras file `something.weights.h5` (Keras 2.15 and 3) or `something.h5` (legacy)"
+        )
     if len(parts) == 1:
         return {parts[0]: output}
     stem = output.name.removesuffix(suffix)
     return {part: output.with_name(f"{stem}.{part}{suffix}") for part in parts}
 
 
-def _keras_parts(conversion: Conversion, family: Family, settings: Settings) -> dict[str, dict[str, Callable[[], Array]]]:
+def _keras_parts(
+    conversion: Conversion, family: Family, settings: Settings
+) -> dict[str, dict[str, Callable[[], Array]]]:
     """Part -> canonical Keras key -> how to compute it, for every KerasCV part the components can fill."""
     parts = {}
     for candidate in candidates("kerascv"):

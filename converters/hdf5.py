@@ -94,7 +94,7 @@ def _object(blocks: Blocks, link: Link, path: str, depth: int) -> Group | Datase
             return _dataset(blocks, header, attrs)
         links = _links(blocks, header)
     except Hdf5Error as error:
-        raise ConversionError(f"{blocks.file.path}: {printable(path or '/')}: {error}") from None
+        raise ConversionError(f"{blocks.file.path}: {printable(path or '/', limit=400)}: {error}") from None
     return Group(attrs, {child.name: _object(blocks, child, f"{path}/{child.name}", depth + 1) for child in links})
 
 

@@ -197,12 +197,10 @@ def checksum(data: bytes) -> int:
     """Bob Jenkins' lookup3 hash (`hashlittle`, public domain) with initial value 0, HDF5's metadata checksum."""
     mask = 0xFFFFFFFF
     a = b = c = (0xDEADBEEF + len(data)) & mask
-    words = struct.unpack(f"<{-(-len(data) // 12) * 3}I", data.ljust(-(-len(data) // 12) * 12, b"\0"))
-    for i in range(0, len(words), 3):
-        a, b, c = (a + words[i]) & mask, (b + words[i + 1]) & mask, (c + words[i + 2]) & mask
-        if i + 3 == len(words):
-            break
-        for shift in (4, 6, 8, 16, 19, 4):  # each round mixes one word, then the words change roles
+    last = (len(data) - 1) // 12
+    for i, (x, y, z) in enumerate(struct.iter_unpack("<3I", data.ljust(12 * last + 12, b"\0"))):
+        a, b, c = (a + x) & mask, (b + y) & mask, (c + z) & mask
+        for shift in (4, 6, 8, 16, 19, 4) if i < last else ():  # each round mixes one word, then they change roles
             a, b, c = b, (c + b) & mask, ((a - c) ^ (c << shift | c >> 32 - shift)) & mask
     for shift in (14, 11, 25, 16, 4, 14, 24) if data else ():
         a, b, c = b, ((c ^ b) - (b << shift | b >> 32 - shift)) & mask, a

@@ -69,7 +69,9 @@ def _inspected(found: Recognition) -> InspectedPart:
     checkpoint = found.checkpoint
     nearest = found.candidates[0]
     component = nearest.component
-    becomes = f"{component.name}/ ({component.class_name}) by the table {nearest.table.name}" if found.known else "nothing"
+    becomes = (
+        f"{component.name}/ ({component.class_name}) by the table {nearest.table.name}" if found.known else "nothing"
+    )
     return InspectedPart(
         root=checkpoint.root,
         format=checkpoint.format,

@@ -34,7 +34,9 @@ def read_keras(path: Path, kind: str, lora: Lora) -> list[Checkpoint]:
     readers = {"hdf5": _read_h5, "zip": _read_archive, "json": _read_shards, "tensorflow": _read_tensorflow}
     components = readers[kind](path, lora)
     if not components:
-        raise ConversionError(f"{path}: a Keras file, but none of its layers belong to a KerasCV Stable Diffusion component")
+        raise ConversionError(
+            f"{path}: a Keras file, but none of its layers belong to a KerasCV Stable Diffusion component"
+        )
     return components
 
 
@@ -68,11 +70,15 @@ def _stored_member(file: SourceFile, name: str) -> tuple[int, int]:
     except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
         raise ConversionError(f"{file.path}: damaged zip archive ({printable(error)}); is it truncated?") from None
     if not members:
-        hint = "a PyTorch checkpoint" if any(n.endswith("data.pkl") for n in names) else f"its members: {printable(names)}"
+        hint = (
+            "a PyTorch checkpoint" if any(n.endswith("data.pkl") for n in names) else f"its members: {printable(names)}"
+        )
         raise ConversionError(f"{file.path}: a zip archive without `{name}`, so not a .keras file ({hint})")
     info = members[0]
     if len(members) > 1 or info.compress_type != zipfile.ZIP_STORED or info.flag_bits & 1:
-        raise ConversionError(f"{file.path}: `{name}` is compressed, encrypted or stored twice, which Keras never writes")
+        raise ConversionError(
+            f"{file.path}: `{name}` is compressed, encrypted or stored twice, which Keras never writes"
+        )
     header = file.read(info.header_offset, 30)
     name_length, extra_length = struct.unpack_from("<HH", header, 26)
     if header[:4] != b"PK\x03\x04" or file.read(info.header_offset + 30, name_length) != name.encode():
@@ -82,16 +88,12 @@ def _stored_member(file: SourceFile, name: str) -> tuple[int, int]:
 
 def _read_shards(path: Path, lora: Lora) -> list[Checkpoint]:
     """A sharded `.weights.json`: the union of its shards is one `.weights.h5` tree."""
-    try:
-        document = json.loads(path.read_text()) if path.stat().st_size < 64 << 20 else None
-        weight_map = document["weight_map"] if isinstance(document, dict) else None
-        names = [name for value in weight_map.values() for name in ([value] if isinstance(value, str) else value)]
-    except (ValueError, KeyError, AttributeError, TypeError, RecursionError):
-        raise ConversionError(f"{path}: a JSON file, but not a sharded Keras `.weights.json` with a `weight_map`") from None
+    weight_map = _weight_map(path)
+    names = [name for shards in weight_map.values() for name in shards]
     paths: _Paths = {}
     files: list[SourceFile] = []
     for name in dict.fromkeys(names):
-        if not isinstance(name, str) or Path(name).name != name or name in ("", ".", ".."):
+        if Path(name).name != name or name in ("", ".", ".."):
             raise ConversionError(f"{path}: shard `{printable(name)}` is not a plain file name")
         file = SourceFile(path.parent / name)
         files.append(file)
@@ -105,12 +107,27 @@ def _read_shards(path: Path, lora: Lora) -> list[Checkpoint]:
     return _attribute_components(path, files, paths, "sharded Keras weights (.weights.json)", lora)
 
 
+def _weight_map(path: Path) -> dict[str, list[str]]:
+    """Group of variables -> the shards that hold it."""
+    try:
+        document = json.loads(path.read_text()) if path.stat().st_size < 64 << 20 else None
+    except (ValueError, RecursionError):
+        document = None
+    entries = document.get("weight_map") if isinstance(document, dict) else None
+    shards = {key: [v] if isinstance(v, str) else v for key, v in entries.items()} if isinstance(entries, dict) else {}
+    if not shards or not all(isinstance(v, list) and all(isinstance(name, str) for name in v) for v in shards.values()):
+        raise ConversionError(f"{path}: a JSON file, but not a sharded Keras `.weights.json` with a `weight_map`")
+    return shards
+
+
 def _read_tree(path: Path, files: list[SourceFile], root: Group, lora: Lora) -> list[Checkpoint]:
     """One HDF5 tree: legacy layout where a group lists `layer_names`, else layers by attribute."""
     weights = root.children.get("model_weights", root)
     if isinstance(weights, Group) and any(name.startswith("layer_names") for name in weights.attrs):
         whole = weights is not root
-        return _legacy_components(path, files, root, weights, "whole-model HDF5" if whole else "legacy HDF5 weights", lora)
+        return _legacy_components(
+            path, files, root, weights, "whole-model HDF5" if whole else "legacy HDF5 weights", lora
+        )
     paths = dict(_datasets(root, files[0]))
     return _attribute_components(path, files, paths, "Keras weights (.weights.h5)", lora)
 
@@ -124,10 +141,7 @@ def _datasets(group: Group, file: SourceFile, above: tuple[str, ...] = ()) -> It
 
 
 def _tensor(path: tuple[str, ...], dataset: Dataset, file: SourceFile) -> Tensor:
-    name = "/".join(path)
-    if dataset.dtype not in DTYPES:
-        raise ConversionError(f"{file.path}: `{printable(name)}` holds {dataset.dtype}, which is not a weight")
-    return Stored(name, dataset.dtype, dataset.shape, file, dataset.offset)
+    return Stored("/".join(path), dataset.dtype, dataset.shape, file, dataset.offset)
 
 
 def _attribute_components(
@@ -164,7 +178,9 @@ def _legacy_components(
     for layer in _strings(weights, "layer_names", files[0]):
         group = weights.children.get(layer)
         if not isinstance(group, Group):
-            raise ConversionError(f"{files[0].path}: layer `{printable(layer)}` is listed but not stored; is the file truncated?")
+            raise ConversionError(
+                f"{files[0].path}: layer `{printable(layer)}` is listed but not stored; is the file truncated?"
+            )
         for name in _strings(group, "weight_names", files[0]):
             dataset = _find(group, name)
             if dataset is None:
@@ -175,7 +191,9 @@ def _legacy_components(
     nested = {layer: paths for layer, paths in groups.items() if layer_class(layer) not in keras_models().top_level}
     holders = {layer: paths for layer, paths in nested.items() if _holds_blocks(paths)}
     if holders:
-        return [_component(path, files, form, layer, from_classes(paths), skipped, lora) for layer, paths in holders.items()]
+        return [
+            _component(path, files, form, layer, from_classes(paths), skipped, lora) for layer, paths in holders.items()
+        ]
     flat = {key: tensor for paths in groups.values() for key, tensor in paths.items()}
     return [_component(path, files, form, "", from_classes(flat), skipped, lora)] if _holds_blocks(flat) else []
 
@@ -192,9 +210,10 @@ def _strings(group: Group, name: str, file: SourceFile) -> list[str]:
     values: list[str] = []
     for chunk in chunks:
         value = group.attrs[chunk]
-        if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
+        names = [item for item in value if isinstance(item, str)] if isinstance(value, list) else []
+        if not isinstance(value, list) or len(names) != len(value):
             raise ConversionError(f"{file.path}: attribute `{chunk}` is not a list of names")
-        values += value
+        values += names
     return values
 
 
@@ -205,7 +224,9 @@ def _find(group: Group, path: str) -> Dataset | None:
     return node if isinstance(node, Dataset) else None
 
 
-def _named_datasets(node: Group | Dataset | None, above: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Dataset]]:
+def _named_datasets(
+    node: Group | Dataset | None, above: tuple[str, ...] = ()
+) -> Iterator[tuple[tuple[str, ...], Dataset]]:
     if isinstance(node, Dataset):
         yield above, node
     elif node is not None:
@@ -260,9 +281,12 @@ def _component(
 ) -> Checkpoint:
     tensors: dict[str, Tensor] = {}
     for layer, variables in leaves.items():
+        for tensor in variables.values():
+            if tensor.dtype not in DTYPES:
+                raise ConversionError(f"{path}: `{printable(tensor.name)}` holds {tensor.dtype}, which is not a weight")
         try:
             for name, tensor in leaf_tensors(layer, variables, lora).items():
                 tensors[f"{layer}.{name}"] = tensor
         except ConversionError as error:
             raise ConversionError(f"{path}: {error}") from None
-    return Checkpoint(path, form, tensors, dict(skipped), files, root)
+    return Checkpoint(path, form, tensors, dict(skipped), files, root=root)

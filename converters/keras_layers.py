@@ -197,7 +197,9 @@ def _graph_layers(graph: Sequence[Node], node: int) -> list[int]:
     children = graph[node].children
     numbered = {int(name[6:]): child for name, child in children.items() if re.fullmatch(r"layer-\d+", name)}
     if not numbered and "_operations" in children:
-        numbered = {int(name): child for name, child in graph[children["_operations"]].children.items() if name.isdigit()}
+        numbered = {
+            int(name): child for name, child in graph[children["_operations"]].children.items() if name.isdigit()
+        }
     return [numbered[i] for i in sorted(numbered)]
 
 
@@ -222,10 +224,15 @@ def _graph_leaves(
     """(attribute path, variables) of every layer below a node that holds variables."""
     variables = {}
     for name, child in graph[node].children.items():
-        key = graph[child].variables.get("VARIABLE_VALUE")
+        key = graph[child].variables.get("VARIABLE_VALUE", "")
         if key in tensors:
             variables[name] = tensors[key]
-        elif child not in above and name not in ("variables", "trainable_variables", "non_trainable_variables", "keras_api"):
+        elif child not in above and name not in (
+            "variables",
+            "trainable_variables",
+            "non_trainable_variables",
+            "keras_api",
+        ):
             attribute = _list_item(graph, child) if name.isdigit() else name
             yield from _graph_leaves(graph, child, (*path, attribute), above | {node}, tensors)
     if variables:

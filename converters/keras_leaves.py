@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
@@ -35,8 +36,11 @@ def leaf_tensors(layer: str, variables: Mapping[str, Tensor], lora: Lora) -> dic
     found = {"weight": _take(named, _WEIGHT), "bias": _take(named, _BIAS)}
     tensors = {name: tensor for name, tensor in found.items() if tensor is not None}
     lora_a, lora_b = (_take(named, (f"lora_kernel_{ab}", f"lora_embeddings_{ab}")) for ab in "ab")
-    quantised = {name.removeprefix("kernel_").removeprefix("embeddings_"): named.pop(name) for name in list(named)
-                 if name in ("kernel_scale", "kernel_zero", "embeddings_scale", "embeddings_zero", "g_idx")}
+    quantised = {
+        name.removeprefix("kernel_").removeprefix("embeddings_"): named.pop(name)
+        for name in list(named)
+        if name in ("kernel_scale", "kernel_zero", "embeddings_scale", "embeddings_zero", "g_idx")
+    }
     if named:
         raise ConversionError(f"{layer}: unknown variable `{next(iter(named))}` in this Keras layer")
     if quantised and "weight" in tensors:
@@ -62,50 +66,39 @@ def _name(variables: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _dequantised(layer: str, kernel: Tensor, parts: Mapping[str, Tensor]) -> Tensor:
-    """float32 kernel of an int8 (`q / scale`) or int4 (`(q - zero[g]) * scale[g]`, two per byte) layer."""
+    """float32 kernel of an int8 (`q / scale`) or int4 (`(q - zero[g]) * scale[g]`, two per byte) layer.
+
+    Scales belong to columns of a kernel (in, out), but to rows of an embedding (rows, width).
+    """
     scale, zero, groups = parts.get("scale"), parts.get("zero"), parts.get("g_idx")
+    by_row = layer.endswith("_embedding")
     if scale is None or len(kernel.shape) != 2 or (zero is None) != (groups is None):
         raise ConversionError(f"{layer}: a quantised kernel without the scales that belong to it")
     rows, columns = kernel.shape
-    embedding = scale.shape[0] == rows and scale.shape != (columns,)
     if zero is None or groups is None:
-        if scale.shape not in ((columns,), (rows,)):
-            raise ConversionError(f"{layer}: int8 scales of shape {scale.shape} do not fit a kernel {kernel.shape}")
-        by_row = scale.shape == (rows,) and (embedding or "embedding" in layer)
-        return Computed(kernel.name, "F32", kernel.shape, (kernel, scale), _int8_rows if by_row else _int8_columns,
-                        "dequantised from int8")
-    shape = (rows, 2 * columns)
+        if scale.shape != (rows if by_row else columns,):
+            raise ConversionError(f"{layer}: int8 scales {list(scale.shape)} do not fit a kernel {list(kernel.shape)}")
+        compute = partial(_from_int8, by_row=by_row)
+        return Computed(kernel.name, "F32", kernel.shape, (kernel, scale), compute, "dequantised from int8")
+    compute = partial(_from_int4, by_row=by_row)
     inputs = (kernel, scale, zero, groups)
-    by_row = "embedding" in layer
-    return Computed(kernel.name, "F32", shape, inputs, _int4_rows if by_row else _int4_columns, "dequantised from int4")
+    return Computed(kernel.name, "F32", (rows, 2 * columns), inputs, compute, "dequantised from int4")
 
 
-def _int8_columns(kernel: Array, scale: Array) -> Array:
-    return kernel.astype(np.float32) / scale.astype(np.float32)
+def _from_int8(kernel: Array, scale: Array, by_row: bool) -> Array:
+    return kernel.astype(np.float32) / (scale[:, None] if by_row else scale).astype(np.float32)
 
 
-def _int8_rows(kernel: Array, scale: Array) -> Array:
-    return kernel.astype(np.float32) / scale.astype(np.float32)[:, None]
-
-
-def _unpack_int4(packed: Array) -> Array:
-    """(rows, columns) bytes -> (rows, 2 * columns) signed 4-bit integers, low nibble first."""
-    nibbles = np.stack([packed << 4, packed], axis=-1).astype(np.int8) >> 4
-    return nibbles.reshape(packed.shape[0], -1)
-
-
-def _int4_columns(packed: Array, scale: Array, zero: Array, groups: Array) -> Array:
+def _from_int4(packed: Array, scale: Array, zero: Array, groups: Array, by_row: bool) -> Array:
+    """`g_idx` gives the group of each input of a kernel, or of each column of an embedding; low nibble first."""
+    kernel = (np.stack([packed << 4, packed], axis=-1).astype(np.int8) >> 4).reshape(packed.shape[0], -1)
     group = groups.astype(np.int64)
-    return (_unpack_int4(packed).astype(np.float32) - zero[group].astype(np.float32)) * scale[group].astype(np.float32)
-
-
-def _int4_rows(packed: Array, scale: Array, zero: Array, groups: Array) -> Array:
-    group = groups.astype(np.int64)
-    return (_unpack_int4(packed).astype(np.float32) - zero[:, group].astype(np.float32)) * scale[:, group].astype(np.float32)
+    zeros, scales = (zero[:, group], scale[:, group]) if by_row else (zero[group], scale[group])
+    return (kernel.astype(np.float32) - zeros.astype(np.float32)) * scales.astype(np.float32)
 
 
 def _merged(layer: str, kernel: Tensor, a: Tensor, b: Tensor, lora: Lora) -> Tensor:
-    """`kernel + alpha / rank * a @ b`, the kernel that Keras computes with (Hu et al., arXiv:2106.09685, section 4.1)."""
+    """`kernel + alpha / rank * a @ b`, which Keras computes with (Hu et al., arXiv:2106.09685, section 4.1)."""
     if lora.alpha is None:
         raise ConversionError(
             f"{layer}: holds LoRA factors `{a.name}` of rank {a.shape[-1]}; give --lora-alpha to merge them "
@@ -114,6 +107,8 @@ def _merged(layer: str, kernel: Tensor, a: Tensor, b: Tensor, lora: Lora) -> Ten
     scale = np.float32(lora.alpha / a.shape[-1])
 
     def merge(base: Array, left: Array, right: Array) -> Array:
-        return base.astype(np.float32) + scale * (left.astype(np.float32) @ right.astype(np.float32)).reshape(base.shape)
+        return base.astype(np.float32) + scale * (left.astype(np.float32) @ right.astype(np.float32)).reshape(
+            base.shape
+        )
 
-    return Computed(kernel.name, kernel.dtype, kernel.shape, (kernel, a, b), merge, f"LoRA merged, alpha {lora.alpha:g}")
+    return Computed(kernel.name, kernel.dtype, kernel.shape, (kernel, a, b), merge, f"LoRA, alpha {lora.alpha:g}")

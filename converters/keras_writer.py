@@ -1,4 +1,4 @@
-"""Writes one component as a Keras file that keras-cv loads: `.weights.h5` (Keras 2.15 and 3), or the legacy `.h5` layout.
+"""Writes one component as a Keras file that keras-cv loads: `.weights.h5` (Keras 2.15 and 3), or legacy `.h5`.
 
 Needs h5py, the only place that does (extra `[keras]`).
 """
@@ -16,7 +16,11 @@ from .checkpoint import DTYPES, Array
 from .errors import ConversionError
 from .keras_layers import class_path, model_layers
 
-_VARIABLES = {"embedding": ("embeddings",), "group_normalization": ("gamma", "beta"), "layer_normalization": ("gamma", "beta")}
+_VARIABLES = {
+    "embedding": ("embeddings",),
+    "group_normalization": ("gamma", "beta"),
+    "layer_normalization": ("gamma", "beta"),
+}
 _KERNEL = ("kernel", "bias")
 Compute = Callable[[], Array]
 
@@ -32,7 +36,7 @@ def write_keras(
         ConversionError: h5py is not installed.
     """
     try:
-        import h5py  # noqa: PLC0415 - heavy, and only for writing
+        import h5py
     except ImportError:
         raise ConversionError('writing Keras files needs h5py; run `pip install "weightport[keras]"`') from None
     layers = model_layers(part, tensors)

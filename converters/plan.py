@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..mappings.families import Family, families
+from ..mappings.families import Family, config_for, families
 from ..mappings.ops import Op
 from ..mappings.table import Link
 from .checkpoint import FLOATS, Tensor
@@ -70,7 +70,9 @@ def choose_family(parts: Sequence[Recognition], asked: str | None) -> Family:
     return families()[common[0]]
 
 
-def plan(parts: Sequence[Recognition], family: Family, state_dict_shapes: StateDictShapes) -> dict[str, PlannedComponent]:
+def plan(
+    parts: Sequence[Recognition], family: Family, state_dict_shapes: StateDictShapes
+) -> dict[str, PlannedComponent]:
     """Plan every component that the parts fill, in the family's order.
 
     Raises:
@@ -80,7 +82,9 @@ def plan(parts: Sequence[Recognition], family: Family, state_dict_shapes: StateD
     for part in parts:
         complete(part)
         if part.part in seen:
-            raise ConversionError(f"{part.checkpoint.path}: a second {part.part}, after {seen[part.part].checkpoint.path}; give one")
+            raise ConversionError(
+                f"{part.checkpoint.path}: a second {part.part}, after {seen[part.part].checkpoint.path}; give one"
+            )
         seen[part.part] = part
     planned = {}
     for name in family.components:
@@ -101,7 +105,7 @@ def _component(
                 tensors[planned.key] = planned
     component = family.components[name]
     found = {key: planned.shape for key, planned in tensors.items()}
-    config = component.config_for(found)
+    config = config_for(component, found)
     shapes = component.manifest() if config == component.config else state_dict_shapes(component.class_name, config)
     wrong = [key for key in found if found[key] != shapes[key]]
     if wrong:
@@ -115,7 +119,9 @@ def _planned(candidate: Candidate, tensors: Mapping[str, Tensor]) -> list[Planne
         sources = tuple(tensors[key] for key in link.sources)
         integers = [tensor for tensor in sources if tensor.dtype not in FLOATS]
         if integers:
-            raise ConversionError(f"`{integers[0].name}` holds {integers[0].dtype} numbers, not the floating-point weights expected")
+            raise ConversionError(
+                f"`{integers[0].name}` holds {integers[0].dtype} numbers, not the floating-point weights expected"
+            )
         shapes = [tensor.shape for tensor in sources]
         try:
             results = link.op.shapes(shapes, len(link.targets)) if link.op else shapes

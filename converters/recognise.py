@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import cache
 
 from ..mappings.families import Component, Family, families
 from ..mappings.table import Link, Table, all_tables
@@ -77,7 +77,7 @@ class Recognition:
         return next(candidate for candidate in self.candidates if candidate.family.name == name)
 
 
-@lru_cache(maxsize=None)
+@cache
 def candidates(layout: str) -> tuple[Candidate, ...]:
     """Every part that a layout's tables can read, family by family."""
     return tuple(
@@ -122,7 +122,9 @@ def _score(keys: set[str], candidate: Candidate) -> float:
 def _evidence(keys: set[str], winners: tuple[Candidate, ...], score: float) -> tuple[str, ...]:
     first = winners[0]
     common = len(keys & first.links.keys())
-    facts = [f"{common} of the {len(first.links)} tensors of the {first.table.about['title']} are there ({score:.0%} match)"]
+    facts = [
+        f"{common} of the {len(first.links)} tensors of the {first.table.about['title']} are there ({score:.0%} match)"
+    ]
     if len(winners) > 1:
         facts.append(f"the same in {' and '.join(candidate.family.title for candidate in winners)}")
     return tuple(facts)
@@ -167,11 +169,12 @@ def complete(recognition: Recognition) -> None:
             "`model.save_weights('name.weights.h5')`"
         )
     if recognition.missing:
-        raise ConversionError(f"{where}: {len(recognition.missing)} tensors of the {nearest} are missing: {brief(recognition.missing)}")
-    if recognition.unexpected:
         raise ConversionError(
-            f"{where}: {len(recognition.unexpected)} tensors are not part of the {nearest}: {brief(recognition.unexpected)}"
+            f"{where}: {len(recognition.missing)} tensors of the {nearest} are missing: {brief(recognition.missing)}"
         )
+    if recognition.unexpected:
+        extra = recognition.unexpected
+        raise ConversionError(f"{where}: {len(extra)} tensors are not part of the {nearest}: {brief(extra)}")
 
 
 def _lost_lists(recognition: Recognition) -> bool:

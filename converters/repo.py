@@ -14,13 +14,14 @@ from ..mappings.families import Family
 from ..mappings.table import FOLDER
 from .checkpoint import FLOATS
 from .plan import PlannedComponent, PlannedTensor
-from .tokenizer import placeholder_names, write_tokenizer
+from .tokenizer import placeholder_names, placeholder_warnings, write_tokenizer
 from .writer import Output, WrittenFile, write_safetensors
 
 # What the configs say they were written by: the first release whose meaning of them they follow.
 DIFFUSERS_VERSION = "0.35.0"
 _TOKENIZER_FILES = (
-    "tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt", "special_tokens_map.json", "added_tokens.json",
+    "tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt", "special_tokens_map.json",
+    "added_tokens.json",
 )  # fmt: skip
 _TORCH_DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
@@ -66,7 +67,7 @@ def write_repo(
         _write_weights(folder, component, family, style, progress, written)
         _write_json(folder / name / "config.json", _config(component, family, style, written))
     _write_scheduler(folder / "scheduler", components.get("unet"))
-    _write_tokenizer(folder / "tokenizer", components.get("text_encoder"), style, written)
+    _write_tokenizer(folder / "tokenizer", components.get("text_encoder"), style)
     _write_json(folder / "model_index.json", _model_index(family, components))
     return written
 
@@ -84,17 +85,25 @@ def lacking(family: Family, components: Mapping[str, PlannedComponent]) -> list[
             gaps.append(f"{name} (give its file, or a --base that has it)")
         elif missing := component.manifest().keys() - components[name].tensors.keys():
             half = "image encoder" if "encoder.conv_in.weight" in missing else "decoder"
-            gaps.append(f"the {half} half of the {name}, {len(missing)} tensors (give its file, or a --base that has it)")
+            gaps.append(
+                f"the {half} half of the {name}, {len(missing)} tensors (give its file, or a --base that has it)"
+            )
     return gaps
 
 
 def _write_weights(
-    folder: Path, component: PlannedComponent, family: Family, style: Style, progress: Callable[[int], None], written: WrittenRepo
+    folder: Path,
+    component: PlannedComponent,
+    family: Family,
+    style: Style,
+    progress: Callable[[int], None],
+    written: WrittenRepo,
 ) -> None:
     stem = "model" if family.components[component.name].library == "transformers" else "diffusion_pytorch_model"
     filename = f"{stem}.{style.variant}.safetensors" if style.variant else f"{stem}.safetensors"
     outputs = [
-        Output(t.key, output_dtype(t, style.dtype), t.shape, t.sources, t.op, t.part) for t in component.tensors.values()
+        Output(t.key, output_dtype(t, style.dtype), t.shape, t.sources, t.op, t.part)
+        for t in component.tensors.values()
     ]
     result = write_safetensors(
         folder / component.name, filename, outputs, max_shard_size=style.max_shard_size, progress=progress
@@ -112,7 +121,7 @@ def _config(component: PlannedComponent, family: Family, style: Style, written: 
     described = family.components[component.name]
     config = dict(component.config)
     if described.library == "transformers":
-        config["architectures"] = [described.class_name]
+        config |= {"architectures": [described.class_name], **kerascv_facts()["text_encoder"]}
         config["torch_dtype"] = _TORCH_DTYPES[output_dtype(next(iter(component.tensors.values())), style.dtype)]
         if family.name == "sd2":
             config["hidden_act"] = kerascv_facts()["text_activation"][style.text_activation]
@@ -132,8 +141,8 @@ def _write_scheduler(folder: Path, unet: PlannedComponent | None) -> None:
     _write_json(folder / "scheduler_config.json", {"_diffusers_version": DIFFUSERS_VERSION} | config)
 
 
-def _write_tokenizer(folder: Path, encoder: PlannedComponent | None, style: Style, written: WrittenRepo) -> None:
-    """The tokenizer goes with the text encoder, whose token table may have rows for placeholder tokens."""
+def _write_tokenizer(folder: Path, encoder: PlannedComponent | None, style: Style) -> None:
+    """The tokenizer goes with the text encoder: a base's own keeps its files, KerasCV's gets CLIP's."""
     folder.mkdir()
     theirs = [_base_file(encoder, f"tokenizer/{name}") for name in _TOKENIZER_FILES]
     if any(theirs):
@@ -141,13 +150,28 @@ def _write_tokenizer(folder: Path, encoder: PlannedComponent | None, style: Styl
             if file is not None:
                 (folder / file.name).write_bytes(file.read_bytes())
         return
-    tokens: tuple[str, ...] = ()
-    if encoder is not None:
-        rows = encoder.tensors["text_model.embeddings.token_embedding.weight"].shape[0]
-        tokens = placeholder_names(rows, style.placeholder_tokens)
-    write_tokenizer(folder, placeholder_tokens=tokens, pad_token=kerascv_facts()["tokenizer"]["pad_token"])
-    if tokens:
-        written.notes.append(f"placeholder tokens: {', '.join(tokens)} (ids from 49408 on)")
+    pad_token = kerascv_facts()["tokenizer"]["pad_token"]
+    write_tokenizer(folder, placeholder_tokens=style.placeholder_tokens, pad_token=pad_token)
+
+
+def named_placeholders(components: Mapping[str, PlannedComponent], given: tuple[str, ...]) -> tuple[str, ...]:
+    """Names for the token rows beyond CLIP's vocabulary, in order.
+
+    Raises:
+        ConversionError: there are not as many names as rows, or one cannot be a token.
+    """
+    encoder = components.get("text_encoder")
+    if encoder is None or _base_file(encoder, "tokenizer/tokenizer_config.json"):
+        return ()
+    rows = encoder.tensors["text_model.embeddings.token_embedding.weight"].shape[0]
+    return placeholder_names(rows, given)
+
+
+def placeholder_notes(tokens: tuple[str, ...]) -> list[str]:
+    """What the user should know about placeholder tokens."""
+    if not tokens:
+        return []
+    return [f"placeholder tokens: {', '.join(tokens)} (ids from 49408 on)", *placeholder_warnings(tokens)]
 
 
 def _base_file(component: PlannedComponent | None, name: str) -> Path | None:
@@ -159,7 +183,7 @@ def _base_file(component: PlannedComponent | None, name: str) -> Path | None:
 
 
 def _model_index(family: Family, components: Mapping[str, PlannedComponent]) -> dict[str, Any]:
-    """The pipeline's index; a component that is absent or incomplete is not named, so that nothing loads it by mistake."""
+    """The pipeline's index; an absent or incomplete component is not named, so that nothing loads it by mistake."""
     whole = {
         name: [component.library, component.class_name]
         for name, component in family.components.items()

@@ -32,7 +32,9 @@ def sniff(path: Path) -> str:
             return "repo"
         if find_bundle(path):
             return "tensorflow"
-        raise ConversionError(f"{path}: a folder, but neither a diffusers repo nor a SavedModel or TensorFlow checkpoint")
+        raise ConversionError(
+            f"{path}: a folder, but neither a diffusers repo nor a SavedModel or TensorFlow checkpoint"
+        )
     if not path.exists():
         if find_bundle(path):
             return "tensorflow"

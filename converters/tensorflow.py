@@ -160,11 +160,12 @@ def _read_index(file: SourceFile) -> tuple[Message, list[_Entry]]:
 
 def _parse_entry(key: bytes, value: bytes) -> _Entry:
     message = parse(value)
-    name = key.decode()
-    if 7 in message or name.startswith("\0"):
-        raise ValueError(f"{name.strip(chr(0))!r} is a partitioned variable; save the model without a partitioner")
+    name = key.decode(errors="surrogateescape")
+    if 7 in message or name.startswith("\0"):  # a slice has the key: 0, the variable's name, 0 1, its position
+        variable = name.strip("\0").partition("\0")[0]
+        raise ValueError(f"{variable!r} is a partitioned variable; save the model without a partitioner")
     if not name.isprintable():
-        raise ValueError(f"key {name!r} has control characters")
+        raise ValueError(f"key {name!r} is not printable text")
     shapes = submessages(message, 2)
     shape = tuple(integer(dim, 1) for proto in shapes for dim in submessages(proto, 2))
     if len(shapes) > 1 or len(shape) > MAX_RANK or min(shape, default=0) < 0:

@@ -1,1 +1,1 @@
-"""The mapping language, every table, family facts, manifests and tokenizer data; imports neither torch nor tensorflow."""
+"""The mapping language, every table, family facts, manifests and tokenizer data; no torch, no tensorflow."""

@@ -16,7 +16,7 @@ import re
 import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
-from functools import cached_property, lru_cache
+from functools import cache, cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -126,47 +126,51 @@ class Table:
         for name, text in self.let.items():
             names[name] = evaluate(text, names)
         links: dict[tuple[str, ...], Link] = {}
+        parts: dict[tuple[str, ...], dict[int, str]] = {}  # source of a fused tensor -> place -> target
         unexplained: list[str] = []
         for key in filter(self.covers, targets):
-            link, position = self._link(key, names)
+            link, place = self._link(key, names)
             if link is None:
                 unexplained.append(key)
-            elif link.sources not in links:
-                links[link.sources] = link
-            elif position is not None and links[link.sources].row == link.row:
-                links[link.sources] = replace(link, targets=(*links[link.sources].targets, key))
-            else:
-                raise MappingError(f"{self.name}: `{link.sources[0]}` is claimed by {links[link.sources].targets} and `{key}`")
+                continue
+            places = parts.setdefault(link.sources, {})
+            if links.setdefault(link.sources, link).row != link.row or place in places:
+                taken = links[link.sources].targets
+                raise MappingError(f"{self.name}: `{link.sources[0]}` is claimed by {taken} and `{key}`")
+            places[place] = key
         if unexplained:
             raise MappingError(f"{self.name}: no row explains {unexplained[0]} (and {len(unexplained) - 1} more)")
-        return list(links.values())
+        return [
+            replace(link, targets=tuple(key for _, key in sorted(parts[link.sources].items())))
+            for link in links.values()
+        ]
 
-    def _link(self, key: str, names: Mapping[str, Any]) -> tuple[Link | None, int | None]:
+    def _link(self, key: str, names: Mapping[str, Any]) -> tuple[Link | None, int]:
         """The link for one key, and its place among the parts of a fused tensor."""
-        segments, section, position = tuple(key.split(".")), "main", None
+        segments, section, place = tuple(key.split(".")), "main", 0
         source: list[str] = []
         used: list[str] = []
         scope = dict(names)
         while True:
             row, bound = self._best(section, segments)
             if row is None:
-                return None, None
+                return None, 0
             used.append(str(row))
             scope |= {name: int(value) for name, value in bound.items() if value.isdigit()}
             source += [_fill(segment, scope, bound) for segment in _split(row.right)]
             segments = segments[row.length :]
             if row.parts:
-                position = row.parts.index(bound["part"])
+                place = row.parts.index(bound["part"])
             if row.then in self.sections:
                 section = row.then
                 continue
             if row.then and segments:
-                return None, None  # an op ends a key; a longer one needs its own row
+                return None, 0  # an op ends a key; a longer one needs its own row
             path = self.prefix + ".".join([*(s for s in source if s), *segments])
-            return Link((path,), (key,), Op.parse(row.then) if row.then else None, " / ".join(used)), position
+            return Link((path,), (key,), Op.parse(row.then) if row.then else None, " / ".join(used)), place
 
     def _best(self, section: str, segments: tuple[str, ...]) -> tuple[Row | None, dict[str, str]]:
-        for row in self.sections[section]:  # most specific first
+        for row in self.sections.get(section, ()):  # most specific first
             bound = row.match(segments)
             if bound is not None:
                 return row, bound
@@ -180,7 +184,7 @@ def all_tables() -> tuple[Table, ...]:
     return tuple(table for table in tables if "part" in table.about)
 
 
-@lru_cache(maxsize=None)
+@cache
 def load_table(name: str, folder: Path = FOLDER) -> Table:
     """Load `<folder>/<name>.toml` and whatever it extends.
 

@@ -112,7 +112,7 @@ def _runtime_state_dict(class_name: str, config: Mapping[str, Any]) -> Mapping[s
         from .runtime.manifest import manifest
     except ImportError:
         raise ConversionError(
-            f'this {class_name} has widths of its own, which needs PyTorch to check; run `pip install "weightport[torch]"`'
+            f'a {class_name} of unusual widths needs PyTorch to be checked; run `pip install "weightport[torch]"`'
         ) from None
     return manifest(class_name, dict(config))
 

@@ -89,12 +89,20 @@ def _add_convert(commands: Any, common: argparse.ArgumentParser) -> None:
     add("--base", help="fills in what the sources lack: a repo, a folder such as ~/.keras/models, or a Hub id")
     add("--to", choices=["diffusers", "kerascv"], default="diffusers", help="the layout to write (default: diffusers)")
     add("--family", choices=["sd1", "sd2"], help="where the tensors leave a choice")
-    add("--component", choices=["unet", "text_encoder", "vae", "decoder", "image_encoder"], help="convert only this one")
+    add(
+        "--component", choices=["unet", "text_encoder", "vae", "decoder", "image_encoder"], help="convert only this one"
+    )
     add("--dtype", choices=["keep", "float32", "float16", "bfloat16"], default="keep", help="default: keep")
     add("--variant", help="part of the weights' file names, such as fp16")
     add("--max-shard-size", default="10GB", metavar="SIZE", help="default: 10GB")
     add("--text-activation", choices=["tanh", "erf"], default="tanh", help="SD 2.x: tanh is keras-cv from 0.6.4 on")
-    add("--placeholder-token", action="append", default=[], metavar="TOKEN", help="name of an added token row; repeat in order")
+    add(
+        "--placeholder-token",
+        action="append",
+        default=[],
+        metavar="TOKEN",
+        help="name of an added token row; repeat in order",
+    )
     add("--lora-alpha", type=float, metavar="ALPHA", help="merge LoRA factors with this alpha")
     add("--allow-nan", action="store_true", help="write NaN and Inf instead of refusing them")
     add("--overwrite", action="store_true", help="replace an earlier output")
@@ -106,9 +114,20 @@ def _add_convert(commands: Any, common: argparse.ArgumentParser) -> None:
 def _convert(arguments: argparse.Namespace) -> int:
     from .api import convert
 
-    names = (
-        "base to family component dtype variant max_shard_size text_activation lora_alpha allow_nan overwrite dry_run"
-    ).split()
+    names = [
+        "base",
+        "to",
+        "family",
+        "component",
+        "dtype",
+        "variant",
+        "max_shard_size",
+        "text_activation",
+        "lora_alpha",
+        "allow_nan",
+        "overwrite",
+        "dry_run",
+    ]
     with _progress(arguments.quiet) as progress:
         conversion = convert(
             arguments.sources,
@@ -152,8 +171,9 @@ def _summary(conversion: Conversion) -> dict[str, Any]:
 def _conversion_lines(conversion: Conversion) -> Iterator[str]:
     for name, component in conversion.components.items():
         for part in component.parts:
+            source = part.checkpoint
             of_which = f" ({part.part})" if part.part != name else ""
-            yield f"{name:<13} {len(part.checkpoint.tensors):>5} tensors{of_which} from {part.checkpoint.path}, {part.checkpoint.format}"
+            yield f"{name:<13} {len(source.tensors):>5} tensors{of_which} from {source.path}, {source.format}"
     yield from (f"note: {note}" for note in conversion.notes)
     yield from (f"lacks: {gap}" for gap in conversion.lacks)
     yield f"wrote {conversion.output}" if conversion.output else "dry run: everything fits, nothing was written"
@@ -187,7 +207,8 @@ def _inspect(arguments: argparse.Namespace) -> int:
 def _inspection_lines(inspection: Inspection) -> Iterator[str]:
     yield inspection.path
     for part in inspection.parts:
-        dtypes = ", ".join(f"{dtype} ({count})" if len(part.dtypes) > 1 else dtype for dtype, count in part.dtypes.items())
+        mixed = len(part.dtypes) > 1
+        dtypes = ", ".join(f"{dtype} ({count})" if mixed else dtype for dtype, count in part.dtypes.items())
         yield f"\n{part.root or part.part}: {part.count} tensors, {_size(part.nbytes)}, {dtypes}"
         yield f"  format      {part.format}"
         yield f"  part        {part.part}{' of ' + ' or '.join(part.families) if part.families else ''}"

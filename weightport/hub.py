@@ -7,7 +7,9 @@ from pathlib import Path
 from .converters.errors import ConversionError
 
 _WEIGHTS = ("unet/*.safetensors", "vae/*.safetensors", "text_encoder/*.safetensors")
-_FILES = ("model_index.json", "*/config.json", "scheduler/*.json", "tokenizer/*.json", "tokenizer/merges.txt", "*/*.index.json")
+_CONFIGS = ("model_index.json", "*/config.json", "*/*.index.json")
+_OTHERS = ("scheduler/*.json", "tokenizer/*.json", "tokenizer/merges.txt")
+_VARIANTS = "*.*.safetensors"
 
 
 def download_repo(repo_id: str, revision: str | None = None) -> Path:
@@ -22,9 +24,8 @@ def download_repo(repo_id: str, revision: str | None = None) -> Path:
     except ImportError:
         raise ConversionError('a Hub id needs huggingface_hub; run `pip install "weightport[hub]"`') from None
     try:
-        return Path(
-            snapshot_download(repo_id, revision=revision, allow_patterns=[*_WEIGHTS, *_FILES], ignore_patterns=["*.*.safetensors"])
-        )
+        wanted = [*_WEIGHTS, *_CONFIGS, *_OTHERS]
+        return Path(snapshot_download(repo_id, revision=revision, allow_patterns=wanted, ignore_patterns=_VARIANTS))
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
         reason = str(error).strip().split("\n")[0]
         raise ConversionError(f"{repo_id}: cannot be downloaded from the Hub ({reason})") from None

@@ -1,0 +1,1 @@
+"""The PyTorch runtime: Stable Diffusion's models with diffusers' names, configs and keys, without diffusers."""

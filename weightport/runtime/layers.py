@@ -79,7 +79,7 @@ class Downsample2D(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(b, c, h, w) -> (b, c, h / 2, w / 2)."""
-        x = self.conv(x if self.padding else F.pad(x, (1, 0, 1, 0)))
+        x = self.conv(x if self.padding else F.pad(x, (0, 1, 0, 1)))
         return x
 
 

@@ -1,0 +1,127 @@
+"""The model families: what the repository of a stock model holds, and how a model of other widths differs from it."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping
+from copy import deepcopy
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+FOLDER = Path(__file__).resolve().parent
+
+
+@dataclass(frozen=True)
+class Component:
+    """One model of a repository.
+
+    Attributes:
+        family: the name of its family.
+        name: the name of its folder, `unet`.
+        library: the library that `model_index.json` names, `diffusers` or `transformers`.
+        class_name: the class that `model_index.json` names.
+        config: the stock `config.json`.
+        sizes: option -> the tensor axes, `"key axis"`, that tell its value; see `families.toml`.
+        derive: option -> `"other // divisor"`, for options that follow from another.
+    """
+
+    family: str
+    name: str
+    library: str
+    class_name: str
+    config: dict[str, Any]
+    sizes: dict[str, list[str]]
+    derive: dict[str, str]
+
+    def manifest(self) -> dict[str, tuple[int, ...]]:
+        """Key -> shape of every tensor of the stock model, in the order of its state dict."""
+        return read_manifest(FOLDER / "manifests" / f"{self.family}_{self.name}.txt")
+
+
+@dataclass(frozen=True)
+class Family:
+    """Models of one architecture: `components` by folder name."""
+
+    name: str
+    title: str
+    components: dict[str, Component]
+
+
+@cache
+def families() -> dict[str, Family]:
+    """Every known family by name, from `families.toml`. Treat as read-only."""
+    document = tomllib.loads((FOLDER / "families.toml").read_text(encoding="utf-8"))
+    sizes = document.pop("sizes")
+    return {name: _family(name, table, document, sizes) for name, table in document.items()}
+
+
+def config_for(component: Component, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
+    """The stock config with the sizes that a model of these shapes has.
+
+    Args:
+        component: the stock component.
+        shapes: target key -> shape, of all tensors or of some; a size that no tensor tells stays as in stock.
+    """
+    config = deepcopy(component.config)
+    for option, places in component.sizes.items():
+        stock = config[option]
+        if isinstance(stock, list):
+            config[option] = [
+                _size([place.format(i=i, j=len(stock) - 1 - i) for place in places], shapes, value)
+                for i, value in enumerate(stock)
+            ]
+        else:
+            config[option] = _size(places, shapes, stock)
+    for option, rule in component.derive.items():
+        other, divisor = rule.split(" // ")
+        values = config[other]
+        config[option] = (
+            [value // int(divisor) for value in values] if isinstance(values, list) else values // int(divisor)
+        )
+    return config
+
+
+def read_manifest(path: Path) -> dict[str, tuple[int, ...]]:
+    """The tensors a manifest file lists, one `key 320x4x3x3` a line; lines that begin with # are comments."""
+    lines = [line.split() for line in path.read_text(encoding="utf-8").splitlines() if not line.startswith("#")]
+    return {key: tuple(map(int, shape.split("x"))) for key, shape in lines}
+
+
+def _family(name: str, table: dict[str, Any], document: dict[str, Any], sizes: dict[str, Any]) -> Family:
+    """A family from its table in the document."""
+    components = {
+        key: _component(name, key, _merged(value, document), sizes)
+        for key, value in table.items()
+        if isinstance(value, dict)
+    }
+    return Family(name, table["title"], components)
+
+
+def _merged(table: dict[str, Any], document: dict[str, Any]) -> dict[str, Any]:
+    """The table of a component, on top of the one it is `like`."""
+    if "like" not in table:
+        return table
+    family, name = table["like"].split(".")
+    base = _merged(document[family][name], document)
+    return {**base, **table, "config": {**base["config"], **table.get("config", {})}}
+
+
+def _component(family: str, name: str, table: dict[str, Any], sizes: dict[str, Any]) -> Component:
+    """A component from its merged table. Its config names the class as each library writes it."""
+    class_name = table["class"]
+    stamp = {"_class_name": class_name} if table["library"] == "diffusers" else {"architectures": [class_name]}
+    places = {option: [place] if isinstance(place, str) else place for option, place in sizes[class_name].items()}
+    return Component(
+        family, name, table["library"], class_name, {**stamp, **table["config"]}, places, table.get("derive", {})
+    )
+
+
+def _size(places: list[str], shapes: Mapping[str, tuple[int, ...]], default: int) -> int:
+    """The size at the first of the places, `"key axis"`, whose tensor is there."""
+    for place in places:
+        key, axis = place.split()
+        if key in shapes:
+            return shapes[key][int(axis)]
+    return default

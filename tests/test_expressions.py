@@ -1,0 +1,50 @@
+"""The arithmetic of rows: what it can do, and that it can do nothing else."""
+
+import pytest
+
+from weightport.mappings.errors import MappingError
+from weightport.mappings.expressions import evaluate
+
+NAMES = {"i": 2, "n": 3, "kinds": ["a", "b", "c"]}
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("2*i + 1", 5),
+        ("n*i - 1", 5),
+        ("i // 2", 1),
+        ("i % 2", 0),
+        ("kinds[i]", "c"),
+        ("1 + (kinds[i] != 'a')", 2),
+        ("len(kinds)", 3),
+    ],
+)
+def test_values(text, value):
+    assert evaluate(text, NAMES) == value
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "().__class__",
+        "2**9**9",
+        "__import__('os')",
+        "open('x')",
+        "kinds.append(1)",
+        "[1]*9",
+        "'a'*9",
+        "lambda: 1",
+        "i if n else 1",
+        "unknown", "-" * 5000 + "1",
+        "kinds[7]",
+        "1/2",
+        "1 //0",
+        "",
+        "1;2",
+        "f'{i}'",
+    ],
+)
+def test_everything_else_is_refused(text):
+    with pytest.raises(MappingError):
+        evaluate(text, NAMES)
