@@ -15,7 +15,7 @@ from .checkpoint import SourceFile
 from .hdf5_messages import UNDEFINED, Fields, Hdf5Error, Link
 
 SIGNATURE = b"\x89HDF\r\n\x1a\n"
-STRUCTURE_LIMIT = 1 << 26  # bytes; the file of a Stable Diffusion UNet has 0.6 MB of structure
+STRUCTURE_LIMIT = 1 << 25  # bytes; the file of a Stable Diffusion UNet has 0.6 MB of structure
 NAME_LIMIT = 1024
 
 Header = dict[int, list[Fields]]  # messages by type

@@ -78,7 +78,7 @@ def find_bundle(path: Path) -> Path | None:
             return path / "variables" / "variables"
         indexes = sorted(index for index in path.glob("*.index") if _is_index(index))
         return _choose(path, {index.stem: index.with_suffix("") for index in indexes})
-    prefix = path.with_name(re.sub(r"\.(index|data-\d{5}-of-\d{5})$", "", path.name))
+    prefix = path.with_name(re.sub(r"(?<=.)\.(index|data-\d{5}-of-\d{5})$", "", path.name))
     return prefix if _is_index(_index_path(prefix)) else None
 
 

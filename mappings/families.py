@@ -22,7 +22,7 @@ class Component:
         name: the name of its folder, `unet`.
         library: the library that `model_index.json` names, `diffusers` or `transformers`.
         class_name: the class that `model_index.json` names.
-        config: the stock `config.json`.
+        config: the stock `config.json`, less class name, versions and paths.
         sizes: option -> the tensor axes, `"key axis"`, that tell its value; see `families.toml`.
         derive: option -> `"other // divisor"`, for options that follow from another.
     """
@@ -68,18 +68,13 @@ def config_for(component: Component, shapes: Mapping[str, tuple[int, ...]]) -> d
     for option, places in component.sizes.items():
         stock = config[option]
         if isinstance(stock, list):
-            config[option] = [
-                _size([place.format(i=i, j=len(stock) - 1 - i) for place in places], shapes, value)
-                for i, value in enumerate(stock)
-            ]
+            last = len(stock) - 1
+            numbered = [[place.format(i=i, j=last - i) for place in places] for i in range(len(stock))]
+            config[option] = [_size(*pair, shapes) for pair in zip(numbered, stock, strict=True)]
         else:
-            config[option] = _size(places, shapes, stock)
+            config[option] = _size(places, stock, shapes)
     for option, rule in component.derive.items():
-        other, divisor = rule.split(" // ")
-        values = config[other]
-        config[option] = (
-            [value // int(divisor) for value in values] if isinstance(values, list) else values // int(divisor)
-        )
+        config[option] = _derived(rule, config)
     return config
 
 
@@ -109,19 +104,25 @@ def _merged(table: dict[str, Any], document: dict[str, Any]) -> dict[str, Any]:
 
 
 def _component(family: str, name: str, table: dict[str, Any], sizes: dict[str, Any]) -> Component:
-    """A component from its merged table. Its config names the class as each library writes it."""
+    """A component from its merged table."""
     class_name = table["class"]
-    stamp = {"_class_name": class_name} if table["library"] == "diffusers" else {"architectures": [class_name]}
     places = {option: [place] if isinstance(place, str) else place for option, place in sizes[class_name].items()}
-    return Component(
-        family, name, table["library"], class_name, {**stamp, **table["config"]}, places, table.get("derive", {})
-    )
+    return Component(family, name, table["library"], class_name, table["config"], places, table.get("derive", {}))
 
 
-def _size(places: list[str], shapes: Mapping[str, tuple[int, ...]], default: int) -> int:
-    """The size at the first of the places, `"key axis"`, whose tensor is there."""
+def _size(places: list[str], default: int, shapes: Mapping[str, tuple[int, ...]]) -> int:
+    """The size at the first of the places, `"key axis"`, that is there."""
     for place in places:
         key, axis = place.split()
-        if key in shapes:
+        if len(shapes.get(key, ())) > int(axis):
             return shapes[key][int(axis)]
     return default
+
+
+def _derived(rule: str, config: dict[str, Any]) -> Any:
+    """The value of `"other // divisor"`, element by element for a list; a narrow model has one head, not none."""
+    other, divisor = rule.split(" // ")
+    value = config[other]
+    if isinstance(value, list):
+        return [max(1, width // int(divisor)) for width in value]
+    return max(1, value // int(divisor))

@@ -140,7 +140,9 @@ def test_only_content_makes_an_index(tmp_path):
     for name in ("ckpt.index", "empty.index"):
         (tmp_path / name).write_text("an index of something else" * (name == "ckpt.index"))
     os.mkfifo(tmp_path / "pipe.index")
-    assert [find_bundle(tmp_path / name) for name in ("ckpt", "empty.index", "pipe.index", "", "absent")] == [None] * 5
+    assert [find_bundle(tmp_path / name) for name in ("ckpt", "empty.index", "pipe.index", ".index", "", "absent")] == [
+        None
+    ] * 6
 
 
 def test_the_newest_of_several(tmp_path):

@@ -54,8 +54,10 @@ class CLIPAttention(nn.Module):
 
     def __init__(self, c: Config) -> None:
         super().__init__()
-        if c.hidden_size % c.num_attention_heads:
-            raise ValueError(f"hidden_size {c.hidden_size} is not a multiple of {c.num_attention_heads} heads")
+        if c.num_attention_heads < 1 or c.hidden_size % c.num_attention_heads:
+            raise ValueError(
+                f"hidden_size {c.hidden_size} cannot be split into {c.num_attention_heads} attention heads"
+            )
         self.heads = c.num_attention_heads
         self.k_proj = nn.Linear(c.hidden_size, c.hidden_size)
         self.v_proj = nn.Linear(c.hidden_size, c.hidden_size)

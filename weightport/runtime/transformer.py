@@ -12,7 +12,7 @@ class Attention(nn.Module):
 
     def __init__(self, dim: int, heads: int, context_dim: int) -> None:
         super().__init__()
-        if dim % heads:
+        if heads < 1 or dim % heads:
             raise ValueError(f"{dim} channels cannot be split into {heads} attention heads")
         self.heads = heads
         self.to_q = nn.Linear(dim, dim, bias=False)
