@@ -108,7 +108,7 @@ class Blocks:
             for at, address, cache in struct.iter_unpack("<QQI20x", self._read(leaf + 8, 40 * count)):
                 end = names.find(b"\0", at, at + NAME_LIMIT)
                 if end < 0:
-                    raise Hdf5Error("has a child whose name has no end; the file is damaged")
+                    raise Hdf5Error(f"has a child whose name does not end within {NAME_LIMIT} bytes")
                 yield Link(messages.text(names[at:end]), address, "a soft link" if cache == 2 else "")
 
     def _leaves(self, address: int, parent: int | None = None) -> Iterator[int]:

@@ -93,12 +93,13 @@ def dataspace(fields: Fields) -> tuple[int, ...] | None:
     return None if version == 2 and kind == 2 else shape
 
 
-# (bit offset, precision, exponent: location, size, mantissa: location, size, exponent bias) of little-endian floats
+# little-endian floats: size, bit field (implied leading one, location of the sign), bit offset, precision,
+# exponent (location, size), mantissa (location, size), exponent bias
 _FLOATS: dict[tuple[int, ...], str] = {
-    (0, 16, 10, 5, 0, 10, 15): "F16",
-    (0, 16, 7, 8, 0, 7, 127): "BF16",
-    (0, 32, 23, 8, 0, 23, 127): "F32",
-    (0, 64, 52, 11, 0, 52, 1023): "F64",
+    (2, 0x0F20, 0, 16, 10, 5, 0, 10, 15): "F16",
+    (2, 0x0F20, 0, 16, 7, 8, 0, 7, 127): "BF16",
+    (4, 0x1F20, 0, 32, 23, 8, 0, 23, 127): "F32",
+    (8, 0x3F20, 0, 64, 52, 11, 0, 52, 1023): "F64",
 }
 # what follows the base type of h5py's Boolean: names (padded to 8 bytes before version 3), then values
 _BOOLEANS = (b"FALSE\0\0\0TRUE\0\0\0\0\0\1", b"FALSE\0TRUE\0\0\1")
@@ -118,8 +119,7 @@ def datatype(fields: Fields) -> Type:
     if kind == 0:
         name = _integer(fields, bits, size) or name
     elif kind == 1:
-        little = bits & 0x41 == 0 and bits >> 4 & 3 == 2 and bits >> 8 == 8 * size - 1
-        name = (_FLOATS.get(fields.unpack("HHBBBBI")) if little else None) or name
+        name = _FLOATS.get((size, bits, *fields.unpack("HHBBBBI")), name)
     elif kind == 3:
         name = FIXED_STRING
     elif kind == 5 and size == 2:
@@ -128,8 +128,6 @@ def datatype(fields: Fields) -> Type:
         name = "BOOL" if fields.data[fields.position :].startswith(_BOOLEANS) else name
     elif kind == 9 and bits & 15 == 1:
         name = VARIABLE_STRING
-    if name in DTYPES and DTYPES[name].itemsize != size:
-        raise Hdf5Error("its data type is malformed; the file is damaged")
     return Type(name, size)
 
 
@@ -180,16 +178,16 @@ def dense_address(fields: Fields, order_size: int) -> int:
 
 
 def attribute(fields: Fields) -> AttributeMessage:
-    """An attribute (message 0x0C); one whose type is kept in another object has no shape."""
+    """An attribute (message 0x0C)."""
     version, flags, name_size, type_size, space_size = fields.unpack("BBHHH")
     if not 1 <= version <= 3:
         raise Hdf5Error(f"an attribute message of version {version} is not supported")
     if version == 3:
         fields.take(1)  # character set of the name
+    if version > 1 and flags & 3:
+        raise Hdf5Error("has an attribute with a committed data type, which Keras never writes")
     align = 8 if version == 1 else 1
     name, type_, space = (fields.take(-(-size // align) * align) for size in (name_size, type_size, space_size))
-    if version > 1 and flags & 3:
-        return AttributeMessage(text(name), Type("committed", 0), None, fields)
     return AttributeMessage(text(name), datatype(Fields(type_)), dataspace(Fields(space)), fields)
 
 

@@ -37,6 +37,8 @@ def read_keras(path: Path, kind: str, lora: Lora) -> list[Checkpoint]:
         raise ConversionError(
             f"{path}: a Keras file, but none of its layers belong to a KerasCV Stable Diffusion component"
         )
+    if len(components) == 1:
+        components[0].root = ""  # nothing to tell apart
     return components
 
 
@@ -253,9 +255,8 @@ def _read_tensorflow(path: Path, lora: Lora) -> list[Checkpoint]:
         leaves = from_graph(bundle.graph, layers, bundle.tensors)
         used |= {tensor.name for variables in leaves.values() for tensor in variables.values()}
         checkpoints.append(_component(path, bundle.files, form, root, leaves, dict(bundle.skipped), lora))
-    for key in bundle.tensors.keys() - used:
-        for checkpoint in checkpoints:
-            checkpoint.skipped[key] = _reason(key)
+    for checkpoint in checkpoints:
+        checkpoint.skipped |= {key: _reason(key) for key in bundle.tensors if key not in used}
     return checkpoints
 
 

@@ -62,13 +62,17 @@ def _put(group: Any, name: str, array: Array, dtype: str, progress: Callable[[in
 
 
 def _write_by_attribute(file: Any, layers: _Layers, put: _Put) -> None:
-    """`layers/<class>[_<rank>]/<attribute>/.../vars/<0 or 1>`"""
+    """`layers/<class>[_<rank>]/<attribute>/.../vars/<0 or 1>`; Keras 2.15 looks for `vars` in every group it meets."""
+    file.create_group("vars")
     for cls, keys in layers:
         for key in keys:
             _, rank, *attributes, leaf = key.split(".")
             layer = cls if rank == "0" else f"{cls}_{rank}"
-            group = file.require_group("/".join(["layers", layer, *attributes, "vars"]))
-            put(group, "0" if leaf == "weight" else "1", key)
+            group = file.require_group(f"layers/{layer}")
+            for attribute in attributes:
+                group.require_group("vars")
+                group = group.require_group(attribute)
+            put(group.require_group("vars"), "0" if leaf == "weight" else "1", key)
 
 
 def _write_legacy(file: Any, layers: _Layers, put: _Put) -> None:

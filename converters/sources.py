@@ -39,7 +39,7 @@ def _open_repo(path: Path) -> list[Checkpoint]:
         if file is None:
             continue
         checkpoint = _named(read_safetensors(file), "diffusers")
-        checkpoint.path, checkpoint.root = path, component
+        checkpoint.path, checkpoint.format, checkpoint.root = path, "diffusers repo", component
         checkpoints.append(checkpoint)
     if not checkpoints:
         raise ConversionError(f"{path}: a diffusers repo without safetensors weights in unet/, vae/ or text_encoder/")

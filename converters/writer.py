@@ -23,6 +23,7 @@ from .errors import ConversionError, printable
 
 __all__ = ["Output", "Written", "WrittenFile", "write_safetensors"]
 
+_CHUNK = 1 << 18  # bytes hashed and written at once: still in the cache when they are written
 # Wide dtypes first, so that every tensor is aligned; within a dtype, by name.
 _ORDER = ("I64", "F64", "F32", "I32", "BF16", "F16", "I16", "I8", "U8", "BOOL")
 
@@ -149,10 +150,11 @@ def _write(
     digest, nbytes = hashlib.sha256(), 0
     with path.open("xb", buffering=0) as file:
         for block in itertools.chain([Block("", memoryview(_header(outputs)))], read_ahead(blocks.of(outputs), DEPTH)):
-            view = block.data
-            digest.update(view)
-            while view:
-                view = view[file.write(view) :]
+            for start in range(0, len(block.data), _CHUNK):
+                view = block.data[start : start + _CHUNK]
+                digest.update(view)
+                while view:
+                    view = view[file.write(view) :]
             nbytes += len(block.data)
             for counts, count in ((written.nonfinite, block.nonfinite), (written.overflow, block.overflow)):
                 if count:

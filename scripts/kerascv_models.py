@@ -177,7 +177,7 @@ def randomise(model: keras.Model, component: str, seed: int) -> None:
 
 
 def truth(model: keras.Model) -> dict[str, np.ndarray]:
-    """The effective weights by structural path: LoRA merged, quantised kernels as they are used, bfloat16 as float32."""
+    """The effective weights by structural path: LoRA merged, quantised ones as they are used, bfloat16 as float32."""
     return {path: _effective(layer, slot) for path, layer, slot in slots(model)}
 
 

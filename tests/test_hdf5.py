@@ -159,6 +159,7 @@ def few(file: h5py.File) -> None:
     file["layers/dense_1/vars"].attrs["name"] = "dense_8"
     file["flags"] = np.array([True, False])
     file["counter"] = np.int64(3)
+    file.create_group("größe")
 
 
 # ---- the same as h5py
@@ -220,6 +221,43 @@ def test_a_header_that_continues_elsewhere(write: Callable[..., Path]) -> None:
         check(path)
 
 
+def test_a_header_with_all_its_options(write: Callable[..., Path]) -> None:
+    def fill(file: h5py.File) -> None:
+        options = h5py.h5p.create(h5py.h5p.GROUP_CREATE)
+        options.set_attr_phase_change(6, 4)
+        options.set_attr_creation_order(h5py.h5p.CRT_ORDER_TRACKED)
+        h5py.h5g.create(file.id, b"g", gcpl=options)
+        file["g"].attrs["a"] = 1
+
+    check(write(fill, libver="latest"))
+
+
+def test_a_text_that_was_never_set(write: Callable[..., Path]) -> None:
+    def fill(file: h5py.File) -> None:
+        kind = h5py.h5t.py_create(h5py.string_dtype(), logical=True)
+        h5py.h5a.create(file.id, b"nil", kind, h5py.h5s.create(h5py.h5s.SCALAR))
+
+    assert parse(write(fill)).attrs == {"nil": ""}
+
+
+def test_bfloat16_as_a_float(write: Callable[..., Path]) -> None:
+    """As a library with such a type may write it; Keras stores two opaque bytes."""
+
+    def fill(file: h5py.File) -> None:
+        kind = h5py.h5t.IEEE_F32LE.copy()
+        kind.set_fields(15, 7, 8, 0, 7)
+        kind.set_size(2)
+        h5py.h5d.create(file.id, b"x", kind, h5py.h5s.create_simple((3,))).write(
+            h5py.h5s.ALL, h5py.h5s.ALL, np.float32([1, -2, 0.5])
+        )
+
+    path = write(fill)
+    (dataset,) = leaves(parse(path))
+    data = SourceFile(path).read(dataset.offset, dataset.nbytes)
+    assert dataset.dtype == "BF16"
+    assert np.frombuffer(data, DTYPES["BF16"]).tolist() == [1, -2, 0.5]
+
+
 def test_the_values(write: Callable[..., Path]) -> None:
     """What the callers rely on, spelled out."""
     root = parse(write(whole_model))
@@ -240,6 +278,7 @@ def test_what_is_no_tensor_is_named_and_spares_the_file(write: Callable[..., Pat
         file["texts"] = ["a", "b"]
         file.create_dataset("sequence", 1, h5py.vlen_dtype("i4"))[0] = np.arange(3)
         file["big_endian"] = np.zeros(2, ">f4")
+        file["big_integer"] = np.zeros(2, ">i4")
         file["u32"] = np.zeros(2, "u4")
         file["c64"] = np.zeros(2, "c8")
         file["enum"] = np.zeros(2, dtype=h5py.enum_dtype({"A": 0, "B": 1}, basetype="i1"))
@@ -258,6 +297,7 @@ def test_what_is_no_tensor_is_named_and_spares_the_file(write: Callable[..., Pat
         "texts": "variable-length string",
         "sequence": "16-byte variable-length",
         "big_endian": "big-endian 4-byte float",
+        "big_integer": "big-endian 4-byte integer",
         "u32": "4-byte integer",
         "c64": "8-byte compound",
         "enum": "1-byte enumeration",
@@ -382,6 +422,11 @@ ATTACKS: dict[str, tuple[Callable[[h5py.File], Any], dict[str, Any], str]] = {
     "compact": (lambda file: created(file, h5py.h5d.COMPACT), {}, "/layers/evil: its data layout is compact"),
     "never written": (created, {}, "/layers/evil: was never written"),
     "committed type": (committed, {}, "/layers/evil: has a committed data type"),
+    "committed type of an attribute": (
+        lambda file: (file.update(t=np.dtype("f4")), file.attrs.create("a", 1, dtype=file["t"])),
+        {},
+        "/: has an attribute with a committed data type",
+    ),
     "lone committed type": (lambda file: file.update(t=np.dtype("f4")), {}, "/t: is neither a group nor a dataset"),
     "deep nesting": (lambda file: file.create_group("g/" * 65), {}, "/g" * 65 + ": is nested deeper than 64 groups"),
     "dense children": (many_children, LATEST, "/layers: keeps its children in a fractal heap"),
@@ -453,7 +498,7 @@ def test_truncated(write: Callable[..., Path]) -> None:
     assert str(error.value) == expected
 
 
-@pytest.mark.parametrize(("size", "message"), [(0, "not an HDF5 file"), (7, "not an HDF5 file"), (60, "truncated")])
+@pytest.mark.parametrize(("size", "message"), [(0, ": not an HDF5"), (7, ": not an HDF5"), (60, ": truncated")])
 def test_truncated_within_the_superblock(write: Callable[..., Path], size: int, message: str) -> None:
     path = write(one)
     path.write_bytes(path.read_bytes()[:size])
@@ -475,11 +520,14 @@ def test_shape_that_overflows(write: Callable[..., Path]) -> None:
         parse(path)
 
 
-def test_data_outside_the_file(write: Callable[..., Path]) -> None:
+@pytest.mark.parametrize("padding", [0, 2 * 10**6])
+def test_data_outside_the_file(write: Callable[..., Path], padding: int) -> None:
+    """What lies after the end-of-file address is outside, too."""
     path = write(one)
     with h5py.File(path) as file:
         address = file["layers/dense"].id.get_offset()
     replace(path, quads(address, 49380), quads(address + 10**6, 49380))
+    path.write_bytes(path.read_bytes() + bytes(padding))
     with pytest.raises(ConversionError, match=r"/layers/dense: has its data at bytes \d+\.\.\d+ of \d+"):
         parse(path)
 
@@ -523,13 +571,99 @@ def test_text_that_is_not_in_the_heap(write: Callable[..., Path]) -> None:
         parse(path)
 
 
-def test_names_that_would_mislead(write: Callable[..., Path]) -> None:
-    """A slash in a name and two children of one name cannot be made with h5py."""
-    for old, new, message in ((b"bbbb", b"a/bb", "no usable name"), (b"bbbb", b"aaaa", "two children of one name")):
-        path = write(lambda file: [file.create_group(name) for name in ("aaaa", "bbbb")] and None)
+def twins(file: h5py.File) -> None:
+    for name in ("aaaa", "bbbb"):
+        file.create_group(name)
+        file["aaaa"].attrs[f"of {name}"] = 1
+
+
+DAMAGE: dict[str, tuple[bytes, bytes, str]] = {
+    "slash in a name": (b"bbbb\0", b"a/bb\0", "/: has a child that is named 'a/bb'"),
+    "two children of one name": (b"bbbb\0", b"aaaa\0", "/: has two children of one name"),
+    "two attributes of one name": (b"of bbbb", b"of aaaa", "/aaaa: has two attributes of one name"),
+    "no B-tree": (b"TREE", b"TREX", "/: has no TREE structure"),
+    "another B-tree": (b"TREE\0", b"TREE\1", "/: has a wrong B-tree node"),
+    "no heap of names": (b"HEAP", b"HEAX", "/: has no HEAP structure"),
+    "no leaf": (b"SNOD", b"SNOX", "/: has no SNOD structure"),
+}
+
+
+@pytest.mark.parametrize(("old", "new", "message"), DAMAGE.values(), ids=DAMAGE)
+def test_damage_is_refused_by_name(write: Callable[..., Path], old: bytes, new: bytes, message: str) -> None:
+    path = write(twins)
+    replace(path, old, new)
+    with pytest.raises(ConversionError, match=re.escape(f"{path}: {message}")):
+        parse(path)
+
+
+def test_missing_heap_of_texts(write: Callable[..., Path]) -> None:
+    path = write(one)
+    replace(path, b"GCOL", b"GCOX")
+    with pytest.raises(ConversionError, match="/layers: has no GCOL structure"):
+        parse(path)
+
+
+def test_b_tree_with_a_level_missing(write: Callable[..., Path]) -> None:
+    path = write(lambda file: [file.create_group(str(i)) for i in range(500)] and None)
+    replace(path, b"TREE\0\1", b"TREE\0\2")
+    with pytest.raises(ConversionError, match="/: has a wrong B-tree node"):
+        parse(path)
+
+
+def test_name_that_is_too_long(write: Callable[..., Path]) -> None:
+    path = write(lambda file: file.create_group("x" * 1024) and None)
+    with pytest.raises(ConversionError, match="/: has a child whose name does not end"):
+        parse(path)
+
+
+def test_root_that_is_no_group(write: Callable[..., Path]) -> None:
+    path = write(one)
+    with h5py.File(path) as file:
+        address = h5py.h5o.get_info(file["layers/dense"].id).addr
+    data = bytearray(path.read_bytes())
+    for root, message in ((address, "its root is a dataset"), (data.index(b"HEAP"), "/: has no object header")):
+        struct.pack_into("<Q", data, 64, root)
+        path.write_bytes(data)
+        with pytest.raises(ConversionError, match=message):
+            parse(path)
+
+
+def test_messages_that_do_not_fit(write: Callable[..., Path]) -> None:
+    """A filter on contiguous data, a second data type, a future superblock."""
+    for old, new, message in (
+        (struct.pack("<HHB", 5, 8, 1), struct.pack("<HHB", 0x0B, 8, 1), "/layers/dense: is compressed or filtered"),
+        (struct.pack("<HHB", 5, 8, 1), struct.pack("<HHB", 3, 8, 1), "/layers/dense: has 2 header messages of type 3"),
+        (hdf5_blocks.SIGNATURE + b"\0", hdf5_blocks.SIGNATURE + b"\4", "a superblock of version 4"),
+    ):
+        path = write(one)
         replace(path, old, new)
         with pytest.raises(ConversionError, match=message):
             parse(path)
+
+
+def test_header_of_a_future_version(write: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hdf5_blocks, "_checked", lambda data: data[:-4])
+    path = write(one, libver="latest")
+    replace(path, b"OHDR\2", b"OHDR\3")
+    with pytest.raises(ConversionError, match="/: an object header of version 3 is not supported"):
+        parse(path)
+
+
+@pytest.mark.parametrize(
+    ("decode", "data"),
+    [
+        (hdf5_messages.dataspace, bytes([2, 33, 0, 1]) + bytes(8 * 33)),
+        (hdf5_messages.dataspace, bytes([3, 0, 0, 1])),
+        (hdf5_messages.datatype, bytes([0x13, 0, 0, 0]) + bytes(4)),  # strings of no bytes
+        (hdf5_messages.datatype, bytes([0x1F, 0, 0, 0, 4, 0, 0, 0])),
+        (hdf5_messages.layout, bytes([2, 1]) + bytes(16)),
+        (hdf5_messages.link, bytes([2, 0])),
+        (hdf5_messages.attribute, bytes([4]) + bytes(7)),
+    ],
+)
+def test_message_that_is_out_of_range(decode: Callable[[hdf5_messages.Fields], Any], data: bytes) -> None:
+    with pytest.raises(hdf5_messages.Hdf5Error, match=r"malformed|not supported"):
+        decode(hdf5_messages.Fields(data))
 
 
 def test_structures_that_overlap_run_out_of_budget(write: Callable[..., Path]) -> None:

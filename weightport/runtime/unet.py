@@ -200,7 +200,8 @@ def read_levels(c: Config) -> list[Level]:
         "cross_attention_dim",
         "only_cross_attention",
     )
-    per_level("down_block_types"), per_level("up_block_types")
+    for key in ("down_block_types", "up_block_types"):
+        per_level(key)
     return [Level(*values) for values in zip(*map(per_level, keys), strict=True)]
 
 
