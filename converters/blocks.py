@@ -19,7 +19,7 @@ from .checkpoint import DTYPES, Array, Stored, Tensor
 from .transpose import Shape, coalesced, copy_view, panels, row_blocks
 
 _CHUNK = 1 << 18  # bytes copied at once: as fast as `cp`, where megabytes are several times slower
-_BLOCK = 1 << 23  # bytes transposed at once: whole tiles of output rows
+_BLOCK = 4 << 20  # bytes transposed at once: whole tiles of output rows
 _PANEL = 64 << 20  # bytes of a transposed tensor that are held at once
 DEPTH = 3  # blocks that exist at a time: one written, one waiting, one being made
 _EXPONENT = {"F64": 0x7FF0 << 48, "F32": 0x7F80 << 16, "F16": 0x7C00, "BF16": 0x7F80}  # all set: Inf or NaN

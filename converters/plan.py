@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NoReturn
 
-from ..mappings.families import Family, config_for, families
+from ..mappings.families import Component, Family, config_for, families
 from ..mappings.ops import Op
-from ..mappings.table import Link
 from .checkpoint import FLOATS, Tensor
 from .collapse import brief
-from .errors import ConversionError
+from .errors import ConversionError, printable
 from .recognise import Candidate, Recognition, complete
 
 Shape = tuple[int, ...]
@@ -99,34 +98,49 @@ def _component(
 ) -> PlannedComponent:
     tensors: dict[str, PlannedTensor] = {}
     for part in parts:
-        for planned in _planned(part.of_family(family.name), part.checkpoint.tensors):
+        for planned in _planned(part, part.of_family(family.name)):
             previous = tensors.get(planned.key)
             if previous is None or part.checkpoint.layout != "diffusers":  # a base's half gives way to a given one
                 tensors[planned.key] = planned
-    component = family.components[name]
-    found = {key: planned.shape for key, planned in tensors.items()}
-    config = config_for(component, found)
-    shapes = component.manifest() if config == component.config else state_dict_shapes(component.class_name, config)
-    wrong = [key for key in found if found[key] != shapes[key]]
-    if wrong:
-        _refuse_shapes(parts[0], tensors, shapes, wrong)
+    config, shapes = _expected(family.components[name], tensors, state_dict_shapes)
+    for part in parts:
+        _check_shapes(part, tensors, shapes)
     return PlannedComponent(name, config, {key: tensors[key] for key in shapes if key in tensors}, parts)
 
 
-def _planned(candidate: Candidate, tensors: Mapping[str, Tensor]) -> list[PlannedTensor]:
+def _expected(
+    component: Component, tensors: Mapping[str, PlannedTensor], state_dict_shapes: StateDictShapes
+) -> tuple[dict[str, Any], Mapping[str, Shape]]:
+    """The config that fits the tensors, and the shapes they must have.
+
+    Where most tensors have other sizes than the stock model's, it is a model of other widths, which the runtime knows;
+    where a few have, it is a damaged stock model.
+    """
+    found = {key: planned.shape for key, planned in tensors.items()}
+    config = config_for(component, found)
+    stock = component.manifest(config)
+    wrong = sum(found[key] != stock[key] for key in found)
+    if 2 * wrong > len(found):
+        try:
+            return config, state_dict_shapes(component.class_name, config)
+        except ValueError:  # no model has such widths: say how it differs from the stock one
+            pass
+    rows = {option: config[option] for option in component.rows}
+    return {**component.config, **rows}, stock
+
+
+def _planned(part: Recognition, candidate: Candidate) -> list[PlannedTensor]:
     planned = []
-    for link in _links(candidate):
-        sources = tuple(tensors[key] for key in link.sources)
-        integers = [tensor for tensor in sources if tensor.dtype not in FLOATS]
-        if integers:
-            raise ConversionError(
-                f"`{integers[0].name}` holds {integers[0].dtype} numbers, not the floating-point weights expected"
-            )
+    for link in dict.fromkeys(candidate.links.values()):
+        sources = tuple(part.checkpoint.tensors[key] for key in link.sources)
         shapes = [tensor.shape for tensor in sources]
+        for tensor in sources:
+            if tensor.dtype not in FLOATS:
+                _refuse(part, tensor, f"holds {tensor.dtype} numbers, not floating-point weights")
         try:
             results = link.op.shapes(shapes, len(link.targets)) if link.op else shapes
         except ValueError as error:
-            raise ConversionError(f"`{sources[0].name}` has the wrong shape {list(shapes[0])}: {error}") from None
+            _refuse(part, sources[0], f"has the wrong shape {list(shapes[0])} ({error})")
         planned += [
             PlannedTensor(key, shape, sources, link.op, index, link.row)
             for index, (key, shape) in enumerate(zip(link.targets, results, strict=True))
@@ -134,19 +148,18 @@ def _planned(candidate: Candidate, tensors: Mapping[str, Tensor]) -> list[Planne
     return planned
 
 
-def _links(candidate: Candidate) -> list[Link]:
-    return list(dict.fromkeys(candidate.links.values()))
+def _check_shapes(part: Recognition, tensors: Mapping[str, PlannedTensor], shapes: Mapping[str, Shape]) -> None:
+    mine = set(map(id, part.checkpoint.tensors.values()))
+    wrong = [t for t in tensors.values() if t.shape != shapes[t.key] and id(t.sources[0]) in mine]
+    if wrong:
+        first = wrong[0]
+        expected = shapes[first.key]
+        if first.op is not None:
+            expected = first.op.inverse.shapes([expected])[0]
+        also = f"; also {brief(t.sources[0].name for t in wrong[1:])}" if wrong[1:] else ""
+        shape = list(first.sources[0].shape)
+        _refuse(part, first.sources[0], f"has the wrong shape {shape}, expected {list(expected)}{also}")
 
 
-def _refuse_shapes(
-    part: Recognition, tensors: Mapping[str, PlannedTensor], shapes: Mapping[str, Shape], wrong: Sequence[str]
-) -> None:
-    first = tensors[wrong[0]]
-    source = first.sources[0]
-    expected = shapes[first.key]
-    if first.op is not None:
-        expected = first.op.inverse.shapes([expected])[0]
-    raise ConversionError(
-        f"{part.checkpoint.path}: {len(wrong)} tensors of the wrong shape: `{source.name}` is {list(source.shape)}, "
-        f"expected {list(expected)}{'; also ' + brief(wrong[1:]) if wrong[1:] else ''}"
-    )
+def _refuse(part: Recognition, tensor: Tensor, why: str) -> NoReturn:
+    raise ConversionError(f"{part.checkpoint.path}: `{printable(tensor.name)}` {why}")

@@ -131,7 +131,8 @@ def _check_replaceable(place: Path, target: Path, overwrite: bool, folder: bool)
         if names and not names & ours:
             raise ConversionError(f"{target}: not an earlier output (no model_index.json), so it is not overwritten")
     elif folder or not stat.S_ISREG(mode):
-        kind = "a link" if stat.S_ISLNK(mode) else "a folder" if stat.S_ISDIR(mode) else "not a folder"
+        wanted = "not a folder" if folder else "not a regular file"
+        kind = "a link" if stat.S_ISLNK(mode) else "a folder" if stat.S_ISDIR(mode) else wanted
         raise ConversionError(f"{target}: exists and is {kind}, so it is not overwritten; remove it first")
     return True
 

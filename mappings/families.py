@@ -24,6 +24,7 @@ class Component:
         class_name: the class that `model_index.json` names.
         config: the stock `config.json`, less class name, versions and paths.
         sizes: option -> the tensor axes, `"key axis"`, that tell its value; see `families.toml`.
+        rows: option -> the one tensor whose first axis it is.
         derive: option -> `"other // divisor"`, for options that follow from another.
     """
 
@@ -33,11 +34,18 @@ class Component:
     class_name: str
     config: dict[str, Any]
     sizes: dict[str, list[str]]
+    rows: dict[str, str]
     derive: dict[str, str]
 
-    def manifest(self) -> dict[str, tuple[int, ...]]:
-        """Key -> shape of every tensor of the stock model, in the order of its state dict."""
-        return read_manifest(FOLDER / "manifests" / f"{self.family}_{self.name}.txt")
+    def manifest(self, config: Mapping[str, Any] | None = None) -> dict[str, tuple[int, ...]]:
+        """Key -> shape of every tensor of the stock model, in the order of its state dict.
+
+        With a config, tables have as many rows as it says, such as those that textual inversion added.
+        """
+        shapes = read_manifest(FOLDER / "manifests" / f"{self.family}_{self.name}.txt")
+        if config is not None:
+            shapes |= {key: (config[option], *shapes[key][1:]) for option, key in self.rows.items()}
+        return shapes
 
 
 @dataclass(frozen=True)
@@ -53,7 +61,8 @@ class Family:
 def families() -> dict[str, Family]:
     """Every known family by name, from `families.toml`. Treat as read-only."""
     document = tomllib.loads((FOLDER / "families.toml").read_text(encoding="utf-8"))
-    sizes = document.pop("sizes")
+    sizes = {name: (table, document["rows"].get(name, {})) for name, table in document.pop("sizes").items()}
+    del document["rows"]
     return {name: _family(name, table, document, sizes) for name, table in document.items()}
 
 
@@ -106,8 +115,9 @@ def _merged(table: dict[str, Any], document: dict[str, Any]) -> dict[str, Any]:
 def _component(family: str, name: str, table: dict[str, Any], sizes: dict[str, Any]) -> Component:
     """A component from its merged table."""
     class_name = table["class"]
-    places = {option: [place] if isinstance(place, str) else place for option, place in sizes[class_name].items()}
-    return Component(family, name, table["library"], class_name, table["config"], places, table.get("derive", {}))
+    axes, rows = sizes[class_name]
+    places = {option: [place] if isinstance(place, str) else place for option, place in axes.items()}
+    return Component(family, name, table["library"], class_name, table["config"], places, rows, table.get("derive", {}))
 
 
 def _size(places: list[str], default: int, shapes: Mapping[str, tuple[int, ...]]) -> int:

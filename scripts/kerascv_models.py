@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from unittest import mock
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")  # or TensorFlow announces it, log level or not
 os.environ.pop("KERAS_BACKEND", None)  # keras-cv 0.6 would take it as a wish for keras-core
 
 import numpy as np
@@ -122,20 +123,18 @@ def build(component: str, version: str, vocab: int = VOCAB) -> keras.Model:
 
 def _class(layer):
     name = type(layer).__name__
-    if name.endswith("Normalization"):
-        return "norm"
     return re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", name).lower().replace("2_d", "2d")
 
 
 def leaves(model: keras.Model) -> Iterator[tuple[str, keras.layers.Layer]]:
     """Every layer that holds weights itself, by structural path: `res_block.3.entry_flow.padded_conv2d.conv2d`.
 
-    A path is the class of a top-level layer, its rank among the layers of that class, then attribute names; in a list
-    attribute, the class. Both normalisations are called `norm`. No Keras name takes part: those depend on the process.
+    A path is the class of a top-level layer (both normalisations are `norm`), its rank among the layers of that class,
+    then attribute names; in a list attribute, the class. No Keras name takes part: those depend on the process.
     """
     ranks = Counter()
     for layer in model.layers:
-        kind = _class(layer)
+        kind = "norm" if _class(layer).endswith("_normalization") else _class(layer)
         yield from _leaves(layer, f"{kind}.{ranks[kind]}")
         ranks[kind] += 1
 

@@ -1,0 +1,59 @@
+"""Fixtures that many tests share: tiny models, made once a session. Treat their files as read-only."""
+
+from __future__ import annotations
+
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from .synthetic import write_keras, write_repo
+
+
+@pytest.fixture(scope="session")
+def sd1_repo(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A diffusers repo of a narrow Stable Diffusion 1 model."""
+    return write_repo(tmp_path_factory.mktemp("sd1") / "repo", "sd1")
+
+
+@pytest.fixture(scope="session")
+def sd2_repo(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A diffusers repo of a narrow Stable Diffusion 2 model."""
+    return write_repo(tmp_path_factory.mktemp("sd2") / "repo", "sd2")
+
+
+@pytest.fixture(scope="session")
+def sd1_keras(sd1_repo: Path) -> dict[str, Path]:
+    """Part -> the `.weights.h5` file of `sd1_repo`."""
+    return write_keras(sd1_repo, sd1_repo.parent / "keras", ".weights.h5")
+
+
+@pytest.fixture(scope="session")
+def sd1_legacy(sd1_repo: Path) -> dict[str, Path]:
+    """Part -> the legacy `.h5` file of `sd1_repo`."""
+    return write_keras(sd1_repo, sd1_repo.parent / "legacy", ".h5")
+
+
+@pytest.fixture(scope="session")
+def sd2_keras(sd2_repo: Path) -> dict[str, Path]:
+    """Part -> the `.weights.h5` file of `sd2_repo`."""
+    return write_keras(sd2_repo, sd2_repo.parent / "keras", ".weights.h5")
+
+
+@pytest.fixture(scope="session")
+def sd1_archive(sd1_keras: dict[str, Path]) -> Path:
+    """The image encoder of `sd1_repo` as a `.keras` archive."""
+    path = sd1_keras["image_encoder"].with_name("image_encoder.keras")
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
+        archive.writestr("metadata.json", '{"keras_version": "3.15.1"}')
+        archive.writestr("config.json", '{"class_name": "ImageEncoder"}')
+        archive.write(sd1_keras["image_encoder"], "model.weights.h5")
+    return path
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder to work in, with a current directory of its own below it."""
+    (tmp_path / "cwd").mkdir()
+    monkeypatch.chdir(tmp_path / "cwd")
+    return tmp_path
