@@ -1,7 +1,9 @@
-"""Work in a second thread: results that are wanted later, and items made ahead of their use."""
+"""Work in a second thread: results that are wanted later, items made ahead of their use, writing to the disk."""
 
 from __future__ import annotations
 
+import contextlib
+import os
 import queue
 import threading
 from collections.abc import Callable, Iterable, Iterator
@@ -64,3 +66,24 @@ def read_ahead(items: Iterable[T], depth: int) -> Iterator[T]:
         stopped.set()
         slots.release()
         producer.result()
+
+
+@contextlib.contextmanager
+def flushing(descriptor: int) -> Iterator[None]:
+    """Bring a file that is being written to the disk all the while, so that the sync at the end finds little to do.
+
+    Raises:
+        OSError: the disk failed; a later sync through another descriptor might not say so.
+    """
+    finished = threading.Event()
+
+    def flush() -> None:
+        while not finished.wait(0.2):
+            os.fdatasync(descriptor)
+
+    flusher = Later(flush)
+    try:
+        yield
+    finally:
+        finished.set()
+        flusher.result()

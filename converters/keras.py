@@ -85,7 +85,10 @@ def _stored_member(file: SourceFile, name: str) -> tuple[int, int]:
     name_length, extra_length = struct.unpack_from("<HH", header, 26)
     if header[:4] != b"PK\x03\x04" or file.read(info.header_offset + 30, name_length) != name.encode():
         raise ConversionError(f"{file.path}: the zip directory and the member `{name}` disagree")
-    return info.header_offset + 30 + name_length + extra_length, info.file_size
+    start = info.header_offset + 30 + name_length + extra_length
+    if info.compress_size != info.file_size or start + info.file_size > file.size:
+        raise ConversionError(f"{file.path}: damaged zip archive (the size of `{name}` is wrong); is it truncated?")
+    return start, info.file_size
 
 
 def _read_shards(path: Path, lora: Lora) -> list[Checkpoint]:
@@ -95,7 +98,7 @@ def _read_shards(path: Path, lora: Lora) -> list[Checkpoint]:
     paths: _Paths = {}
     files: list[SourceFile] = []
     for name in dict.fromkeys(names):
-        if Path(name).name != name or name in ("", ".", ".."):
+        if Path(name).name != name or name in ("", ".", "..") or not name.isprintable():
             raise ConversionError(f"{path}: shard `{printable(name)}` is not a plain file name")
         file = SourceFile(path.parent / name)
         files.append(file)

@@ -12,7 +12,7 @@ from functools import partial
 
 import numpy as np
 
-from .checkpoint import FLOATS, Array, Computed, Tensor
+from .checkpoint import Array, Computed, Tensor
 from .errors import ConversionError
 
 _WEIGHT = ("kernel", "_kernel", "embeddings", "_embeddings", "gamma")
@@ -57,7 +57,7 @@ def _take(named: dict[str, Tensor], names: tuple[str, ...]) -> Tensor | None:
 def _name(variables: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Name variables saved by position: kernel, [bias], and for quantised kernels scale, [zero, g_idx]."""
     kernel, *rest = [variables[name] for name in sorted(variables, key=int)]
-    if kernel.dtype in FLOATS:
+    if kernel.dtype not in ("I8", "U8"):
         return {"kernel": kernel} | dict(zip(("bias", *map(str, range(2, 9))), rest, strict=False))
     grouped = any(tensor.dtype == "I8" for tensor in rest)
     tail = ("kernel_scale", "kernel_zero", "g_idx") if grouped else ("kernel_scale",)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 
@@ -100,16 +100,27 @@ def recognise(checkpoint: Checkpoint) -> Recognition:
     keys = set(checkpoint.tensors)
     scores = [(_score(keys, candidate), candidate) for candidate in candidates(checkpoint.layout)]
     best = max(score for score, _ in scores)
-    winners = tuple(candidate for score, candidate in scores if score == best)
+    winners = [candidate for score, candidate in scores if score == best]
+    winners = [candidate for candidate in winners if _ranks_fit(checkpoint, candidate)] or winners
     expected = winners[0].links
     ignored = winners[0].table.ignored
     return Recognition(
         checkpoint=checkpoint,
-        candidates=winners,
+        candidates=tuple(winners),
         score=best,
         evidence=_evidence(keys, winners, best),
         missing=tuple(key for key in expected if key not in keys),
         unexpected=tuple(key for key in checkpoint.tensors if key not in expected and ignored(key) is None),
+    )
+
+
+def _ranks_fit(checkpoint: Checkpoint, candidate: Candidate) -> bool:
+    """Whether every tensor has as many axes as the candidate's: linear projections and 1x1 convolutions share names."""
+    shapes = candidate.component.manifest()
+    return all(
+        len(tensor.shape) == len(_source_shape(candidate.links[key], shapes))
+        for key, tensor in checkpoint.tensors.items()
+        if key in candidate.links
     )
 
 
@@ -119,7 +130,7 @@ def _score(keys: set[str], candidate: Candidate) -> float:
     return len(present & expected) / max(len(present | expected), 1)
 
 
-def _evidence(keys: set[str], winners: tuple[Candidate, ...], score: float) -> tuple[str, ...]:
+def _evidence(keys: set[str], winners: Sequence[Candidate], score: float) -> tuple[str, ...]:
     first = winners[0]
     common = len(keys & first.links.keys())
     facts = [

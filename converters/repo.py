@@ -13,6 +13,7 @@ from typing import Any
 from ..mappings.families import Family
 from ..mappings.table import FOLDER
 from .checkpoint import FLOATS
+from .errors import ConversionError
 from .plan import PlannedComponent, PlannedTensor
 from .tokenizer import placeholder_names, placeholder_warnings, write_tokenizer
 from .writer import Output, WrittenFile, write_safetensors
@@ -66,9 +67,9 @@ def write_repo(
         (folder / name).mkdir()
         _write_weights(folder, component, family, style, progress, written)
         _write_json(folder / name / "config.json", _config(component, family, style, written))
-    _write_scheduler(folder / "scheduler", components.get("unet"))
+    scheduler = _write_scheduler(folder / "scheduler", components.get("unet"))
     _write_tokenizer(folder / "tokenizer", components.get("text_encoder"), style)
-    _write_json(folder / "model_index.json", _model_index(family, components))
+    _write_json(folder / "model_index.json", _model_index(family, components, scheduler))
     return written
 
 
@@ -133,12 +134,16 @@ def _config(component: PlannedComponent, family: Family, style: Style, written: 
     return {"_class_name": described.class_name, "_diffusers_version": DIFFUSERS_VERSION} | config
 
 
-def _write_scheduler(folder: Path, unet: PlannedComponent | None) -> None:
-    """The scheduler goes with the UNet: a base's own UNet keeps its scheduler, KerasCV's needs KerasCV's."""
+def _write_scheduler(folder: Path, unet: PlannedComponent | None) -> str:
+    """The scheduler goes with the UNet: a base's own UNet keeps its scheduler, KerasCV's needs KerasCV's.
+
+    Returns its class name.
+    """
     folder.mkdir()
     theirs = _base_file(unet, "scheduler/scheduler_config.json")
     config = json.loads(theirs.read_text()) if theirs else kerascv_facts()["scheduler"]
     _write_json(folder / "scheduler_config.json", {"_diffusers_version": DIFFUSERS_VERSION} | config)
+    return str(config["_class_name"])
 
 
 def _write_tokenizer(folder: Path, encoder: PlannedComponent | None, style: Style) -> None:
@@ -162,6 +167,8 @@ def named_placeholders(components: Mapping[str, PlannedComponent], given: tuple[
     """
     encoder = components.get("text_encoder")
     if encoder is None or _base_file(encoder, "tokenizer/tokenizer_config.json"):
+        if given:
+            raise ConversionError("--placeholder-token: no source is a text encoder, so there is no token row to name")
         return ()
     rows = encoder.tensors["text_model.embeddings.token_embedding.weight"].shape[0]
     return placeholder_names(rows, given)
@@ -182,7 +189,7 @@ def _base_file(component: PlannedComponent | None, name: str) -> Path | None:
     return file if file.is_file() else None
 
 
-def _model_index(family: Family, components: Mapping[str, PlannedComponent]) -> dict[str, Any]:
+def _model_index(family: Family, components: Mapping[str, PlannedComponent], scheduler: str) -> dict[str, Any]:
     """The pipeline's index; an absent or incomplete component is not named, so that nothing loads it by mistake."""
     whole = {
         name: [component.library, component.class_name]
@@ -194,7 +201,7 @@ def _model_index(family: Family, components: Mapping[str, PlannedComponent]) -> 
         "_diffusers_version": DIFFUSERS_VERSION,
         "requires_safety_checker": False,
         "safety_checker": [None, None],
-        "scheduler": ["diffusers", "DDIMScheduler"],
+        "scheduler": ["diffusers", scheduler],
         "tokenizer": ["transformers", "CLIPTokenizer"],
         **whole,
     }

@@ -32,6 +32,10 @@ def sniff(path: Path) -> str:
             return "repo"
         if find_bundle(path):
             return "tensorflow"
+        if (path / "saved_model.pb").is_file():
+            raise ConversionError(
+                f"{path}: a SavedModel, but variables/variables.index is missing or damaged; download the whole folder"
+            )
         raise ConversionError(
             f"{path}: a folder, but neither a diffusers repo nor a SavedModel or TensorFlow checkpoint"
         )

@@ -75,9 +75,9 @@ def check_space(folder: Path, nbytes: int) -> None:
 
 def check_apart(target: Path, inputs: Iterable[Path]) -> None:
     """Raise ConversionError if the output is, contains, or lies inside one of the inputs; links are followed."""
-    output = target.resolve()
+    output = Path(os.path.realpath(target))  # unlike `resolve`, no error for a loop of links
     for path in inputs:
-        source = path.resolve()
+        source = Path(os.path.realpath(path))
         same = output == source or (output.exists() and source.exists() and output.samefile(source))
         if same or output in source.parents or source in output.parents:
             relation = "is" if same else "contains" if output in source.parents else "lies inside"

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from .background import read_ahead
+from .background import flushing, read_ahead
 from .blocks import DEPTH, Block, Blocks, Output, results
 from .checkpoint import FLOATS, Computed, SourceFile, Stored, Tensor
 from .errors import ConversionError, printable
@@ -63,7 +63,7 @@ def write_safetensors(
     """Write tensors to `folder/filename`, or to numbered shards and an index if they exceed `max_shard_size` bytes.
 
     Shards are filled in the given order, as `save_pretrained` fills them. `progress` is called with the bytes of
-    every block. Nothing is synced to disk: `staged` does that.
+    every block. The last of it may not have reached the disk: `staged` sees to that.
 
     Raises:
         ConversionError: an output does not fit its sources, or a source file is damaged or changes meanwhile.
@@ -148,7 +148,7 @@ def _write(
     path: Path, outputs: Sequence[Output], blocks: Blocks, written: Written, progress: Callable[[int], None]
 ) -> WrittenFile:
     digest, nbytes = hashlib.sha256(), 0
-    with path.open("xb", buffering=0) as file:
+    with path.open("xb", buffering=0) as file, flushing(file.fileno()):
         for block in itertools.chain([Block("", memoryview(_header(outputs)))], read_ahead(blocks.of(outputs), DEPTH)):
             for start in range(0, len(block.data), _CHUNK):
                 view = block.data[start : start + _CHUNK]

@@ -68,8 +68,8 @@ def parse_arguments():
     arguments = parser.parse_args()
     if (arguments.lora or arguments.quantize) and not KERAS_3:
         parser.error("--lora and --quantize need Keras 3")
-    if arguments.deepcopy and (KERAS_3 or "decoder" in arguments.components):
-        parser.error("--deepcopy needs Keras 2, which can copy every component but the decoder")
+    if arguments.deepcopy and (KERAS_3 or not {"unet", "text_encoder"}.issuperset(arguments.components)):
+        parser.error("--deepcopy needs Keras 2, which can copy the unet and the text_encoder only")
     if arguments.quantize and arguments.outputs:
         parser.error("--outputs has no meaning with --quantize: Keras rounds activations too")
     return arguments

@@ -29,7 +29,8 @@ from .tf_bundle_writer import write_bundle
 GOLDEN = Path(__file__).resolve().parent / "golden"
 SKELETONS = sorted(path.name.removesuffix(".json.gz") for path in (GOLDEN / "keras_skeletons").glob("*.json.gz"))
 COMPONENTS = {"te": "text_encoder", "unet": "unet", "dec": "decoder", "enc": "image_encoder"}
-TF_DTYPES = {1: np.dtype("f4"), 9: np.dtype("i8"), 14: np.dtype(ml_dtypes.bfloat16)}
+BF16 = np.dtype(ml_dtypes.bfloat16)
+TF_DTYPES = {1: np.dtype("f4"), 9: np.dtype("i8"), 14: BF16}
 WEIGHT_NAMES = ("kernel", "_kernel", "embeddings", "_embeddings", "gamma")
 LIST_ITEMS = {  # attributes of a ResBlock that are lists
     "entry_flow.0": "entry_flow.group_normalization",
@@ -96,13 +97,12 @@ def legacy_names(document: Document) -> list[str]:
 def keys_of_attributes(document: Document) -> dict[str, str]:
     """`layers/res_block_2/entry_flow/padded_conv2d/conv2d/vars/0` spells its key, but for the variable's number."""
     keys = {}
-    for name in document["datasets"]:
-        layers, layer, *attributes, _, position = name.split("/")
-        if layers == "layers":
-            kind, rank = re.fullmatch(r"(.+?)(?:_(\d+))?", layer).groups()
-            kind = "norm" if kind.endswith("_normalization") else kind
-            roles = _roles(document["datasets"], name.rpartition("/")[0])
-            keys[name] = ".".join([kind, rank or "0", *attributes, roles[int(position)]])
+    for name in (name for name in document["datasets"] if name.startswith("layers/")):
+        _, layer, *attributes, _, position = name.split("/")
+        kind, rank = re.fullmatch(r"(.+?)(?:_(\d+))?", layer).groups()
+        kind = "norm" if kind.endswith("_normalization") else kind
+        roles = _roles(document["datasets"], name.rpartition("/")[0])
+        keys[name] = ".".join([kind, rank or "0", *attributes, roles[int(position)]])
     return keys
 
 
@@ -134,6 +134,15 @@ def keys_of_graph(document: Document, golden: list[str]) -> dict[str, str]:
 # --- files ------------------------------------------------------------------------------------------------------------
 
 
+def arrays(document: Document, keys: Mapping[str, str]) -> dict[str, Array]:
+    """What the file holds by name, weights and all else."""
+    if "entries" in document:
+        tensors = {name: (shape, TF_DTYPES[number]) for name, (number, shape) in document["entries"].items() if number != 7}
+    else:
+        tensors = {name: (shape, BF16 if dtype == "|V2" else dtype) for name, (shape, dtype, _) in document["datasets"].items()}
+    return {name: content(keys.get(name, name), narrow(shape), dtype) for name, (shape, dtype) in tensors.items()}
+
+
 def write(path: Path, document: Document, keys: Mapping[str, str]) -> Path:
     """Write the file or folder that a skeleton describes; the path that a user would name."""
     if "entries" in document:
@@ -151,9 +160,9 @@ def _write_h5(file: h5py.File, document: Document, keys: Mapping[str, str]) -> N
             is_list = isinstance(value, list)
             file.require_group(group).attrs[name] = [item.encode() for item in value] if is_list else value
         file.require_group(group)
-    for name, (shape, dtype, attrs) in document["datasets"].items():
-        stored = ml_dtypes.bfloat16 if dtype == "|V2" else dtype
-        file[name] = content(keys.get(name, name), narrow(shape), stored).view(dtype)
+    for name, array in arrays(document, keys).items():
+        _, dtype, attrs = document["datasets"][name]
+        file[name] = array.view(dtype)
         file[name].attrs.update(attrs)
 
 
@@ -169,11 +178,6 @@ def _write_archive(path: Path, document: Document, keys: Mapping[str, str]) -> P
 
 def _write_checkpoint(path: Path, document: Document, keys: Mapping[str, str]) -> Path:
     """A folder; with `saved_model.pb` where the skeleton is of a SavedModel or an export."""
-    tensors = {
-        name: content(keys.get(name, name), narrow(shape), TF_DTYPES[number])
-        for name, (number, shape) in document["entries"].items()
-        if number in TF_DTYPES
-    }
     graph = [Node(children, {name: key for name, _, key in values}) for children, values in document["object_graph"]]
     path.mkdir()
     prefix = path / "ckpt"
@@ -181,12 +185,12 @@ def _write_checkpoint(path: Path, document: Document, keys: Mapping[str, str]) -
         (path / "saved_model.pb").write_bytes(b"\x08\x01")
         (path / "variables").mkdir()
         prefix = path / "variables" / "variables"
-    write_bundle(prefix, tensors, graph, checksums=False)
+    write_bundle(prefix, arrays(document, keys), graph, checksums=False)
     return path
 
 
 def write_shards(folder: Path, index: Document, document: Document, keys: Mapping[str, str]) -> Path:
-    """The shards that an index names, with the variables that it says each holds."""
+    """The shards that an index names, with the variables that it says each holds; returns the index's path."""
     shards: dict[str, Document] = defaultdict(lambda: {"attrs": {}, "groups": {}, "datasets": {}})
     for name, dataset in document["datasets"].items():
         (shard,) = np.atleast_1d(index["weight_map"]["/" + name.rpartition("/")[0]])
@@ -196,3 +200,76 @@ def write_shards(folder: Path, index: Document, document: Document, keys: Mappin
     path = folder / "s.weights.json"
     path.write_text(json.dumps(index))
     return path
+
+
+# --- what other versions of Keras, other models and other training make of a file -------------------------------------
+
+
+def without_names(document: Document) -> Document:
+    """A `.weights.h5` of Keras 3.0 to 3.4, whose groups do not tell the layers' names."""
+    return {**document, "groups": dict.fromkeys(document["groups"], {})}
+
+
+def numbered_in_steps(document: Document, keys: Mapping[str, str]) -> tuple[Document, dict[str, str]]:
+    """A `.weights.h5` of Keras 2.12 to 2.14, which meets each layer twice, so that it counts 0, 2, 4, ..."""
+
+    def renamed(name: str) -> str:
+        _, layer, *rest = name.split("/")
+        kind, rank = re.fullmatch(r"(.+?)(?:_(\d+))?", layer).groups()
+        layer = f"{kind}_{2 * int(rank)}" if rank else kind
+        return "/".join(["_layer_checkpoint_dependencies", layer, *rest])
+
+    datasets = {renamed(name): dataset for name, dataset in document["datasets"].items()}
+    return {**document, "groups": {}, "datasets": datasets}, {renamed(name): key for name, key in keys.items()}
+
+
+def in_chunks(document: Document) -> Document:
+    """Attributes over 64 kB are split; here every list of more than one name is."""
+
+    def split(attrs: dict[str, Any]) -> dict[str, Any]:
+        chunks = {name: [v[: len(v) // 2], v[len(v) // 2 :]] for name, v in attrs.items() if name.endswith("_names")}
+        return {name: value for name, value in attrs.items() if name not in chunks} | {
+            f"{name}{i}": half for name, halves in chunks.items() for i, half in enumerate(halves)
+        }
+
+    groups = {name: split(attrs) for name, attrs in document["groups"].items()}
+    return {**document, "attrs": split(document["attrs"]), "groups": groups}
+
+
+def partly_frozen(document: Document, seed: int) -> Document:
+    """Keras lists trainable weights before frozen ones: half of the innermost layers are frozen."""
+    rng = np.random.default_rng(seed)
+
+    def reordered(names: list[str]) -> list[str]:
+        frozen = {layer: bool(rng.integers(2)) for layer in dict.fromkeys(name.rpartition("/")[0] for name in names)}
+        return sorted(names, key=lambda name: frozen[name.rpartition("/")[0]])
+
+    groups = {
+        name: {**attrs, "weight_names": reordered(attrs["weight_names"])} if "weight_names" in attrs else attrs
+        for name, attrs in document["groups"].items()
+    }
+    return {**document, "groups": groups}
+
+
+def whole_model(document: Document, keys: Mapping[str, str]) -> tuple[Document, dict[str, str]]:
+    """`save("model.h5")` of a compiled model: the weights one group deeper, with the optimizer beside them."""
+    above = "model_weights"
+    datasets = {f"{above}/{name}": dataset for name, dataset in document["datasets"].items()}
+    slots = {f"optimizer_weights/AdamW/m/{i}:0": [[4, 3], "float32", {}] for i in range(5)}
+    groups = {above: document["attrs"]} | {f"{above}/{name}": attrs for name, attrs in document["groups"].items()}
+    attrs = {"keras_version": "2.11.0", "backend": "tensorflow", "model_config": "{}", "training_config": "{}"}
+    whole = {"attrs": attrs, "groups": groups, "datasets": datasets | slots}
+    return whole, {f"{above}/{name}": key for name, key in keys.items()}
+
+
+def trainer(parts: Mapping[str, tuple[Document, Mapping[str, str]]]) -> tuple[Document, dict[str, str]]:
+    """`save_weights("x.h5")` of a subclassed model that holds components: each is one layer with a flat list."""
+    saved: Document = {"attrs": {"layer_names": list(parts), "keras_version": "2.15.0"}, "groups": {}, "datasets": {}}
+    saved_keys = {}
+    for layer, (document, keys) in parts.items():
+        names = legacy_names(document)
+        flat = {name: f"{layer}/{name.split('/', 1)[1]}" for name in names}
+        saved["groups"][layer] = {"weight_names": [name.split("/", 1)[1] for name in names]}
+        saved["datasets"] |= {flat[name]: document["datasets"][name] for name in names}
+        saved_keys |= {flat[name]: keys[name] for name in names}
+    return saved, saved_keys

@@ -2,20 +2,41 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
-import ml_dtypes
 import numpy as np
 import pytest
 
-from weightport.converters.checkpoint import DTYPES, Checkpoint
+from weightport.converters.checkpoint import Checkpoint, Computed
 from weightport.converters.keras import read_keras
 from weightport.converters.keras_layers import model_layers
 from weightport.converters.keras_leaves import Lora
 from weightport.converters.recognise import Candidate, candidates, recognise
 from weightport.converters.sniff import sniff
 
-from .keras_skeletons import SKELETONS, Array, component, content, golden_keys, keys_of, load, narrow, write
+from .keras_skeletons import (
+    SKELETONS,
+    Array,
+    Document,
+    arrays,
+    component,
+    golden_keys,
+    in_chunks,
+    keys_of,
+    load,
+    numbered_in_steps,
+    partly_frozen,
+    trainer,
+    whole_model,
+    without_names,
+    write,
+    write_shards,
+)
+
+FILES = [name for name in SKELETONS if name != "k3_te_s.weights"]  # that one is an index without shapes
+LEGACY = ["k2_te_w.h5", "k2_te_off_w.h5", "k2_unet_w.h5", "k2_dec_w.h5", "k2_dec_off_w.h5", "k2_enc_w.h5"]
+ATTRIBUTES = ["k2_te_n.weights.h5", "k2_unet_n.weights.h5", "k2_dec_n.weights.h5", "k2_enc_n.weights.h5"]
 
 
 def candidate(part: str) -> Candidate:
@@ -23,40 +44,132 @@ def candidate(part: str) -> Candidate:
     return next(c for c in candidates("kerascv") if c.part == part and c.family.name == "sd1")
 
 
-def full_shapes(part: str) -> dict[str, tuple[int, ...]]:
-    """Canonical key -> the shape that the family's manifest demands of it."""
-    found, manifest = candidate(part), candidate(part).component.manifest()
-    return {
-        key: link.op.inverse.shapes([manifest[link.targets[0]]])[0] if link.op else manifest[link.targets[0]]
-        for key, link in found.links.items()
-    }
-
-
-def read(path: Path, lora: Lora | None = None) -> list[Checkpoint]:
+def read(path: Path) -> list[Checkpoint]:
     """The components in a file, named where the file names nothing."""
-    return [recognise(checkpoint).checkpoint for checkpoint in read_keras(path, sniff(path), lora or Lora())]
+    return [recognise(checkpoint).checkpoint for checkpoint in read_keras(path, sniff(path), Lora())]
 
 
-def check(checkpoint: Checkpoint, part: str, dtype: str = "F32") -> None:
-    """The checkpoint has exactly the part's keys, and every tensor is the one of its key."""
-    assert set(checkpoint.tensors) == set(golden_keys(part))
-    for key, shape in full_shapes(part).items():
-        expected = content(key, narrow(shape), DTYPES[dtype])
-        assert checkpoint.tensors[key].dtype == dtype
-        assert checkpoint.tensors[key].shape == expected.shape, key
-        assert checkpoint.tensors[key].numpy().tobytes() == expected.tobytes(), key
+def check(checkpoint: Checkpoint, part: str, document: Document, keys: Mapping[str, str]) -> None:
+    """The checkpoint has exactly the part's keys, every tensor is the one of its key, and none was dropped silently."""
+    found = arrays(document, keys)
+    stored = {key: found[name] for name, key in keys.items()}
+    assert list(checkpoint.tensors) and set(checkpoint.tensors) == set(golden_keys(part))
+    for key, tensor in checkpoint.tensors.items():
+        expected = effective(key, stored)
+        values = tensor.numpy()
+        assert (tensor.shape, values.dtype) == (expected.shape, expected.dtype), key
+        assert values.tobytes() == expected.tobytes(), key
+    used = sum(len(t.inputs) if isinstance(t, Computed) else 1 for t in checkpoint.tensors.values())
+    assert used + len(checkpoint.skipped) == len(found)
+
+
+def effective(key: str, stored: Mapping[str, Array]) -> Array:
+    """The weight that Keras computes with: int8 as `q / scale`, int4 as `(q - zero) * scale` of the group."""
+    layer, _, role = key.rpartition(".")
+    values = stored[key]
+    if role != "weight" or f"{layer}.scale" not in stored:
+        return values
+    by_row, scale = layer.endswith("_embedding"), stored[f"{layer}.scale"]
+    if f"{layer}.zero" not in stored:
+        return values.astype("f4") / (scale[:, None] if by_row else scale)
+    nibbles = np.empty((values.shape[0], 2 * values.shape[1]), "f4")
+    for column in range(2):
+        nibble = (values.view("u1") >> (4 * column) & 15).astype("f4")
+        nibbles[:, column::2] = np.where(nibble < 8, nibble, nibble - 16)
+    groups, axis = stored[f"{layer}.g_idx"].astype(int), 1 if by_row else 0
+    return (nibbles - np.take(stored[f"{layer}.zero"], groups, axis)) * np.take(scale, groups, axis)
 
 
 @pytest.mark.parametrize("part", ["text_encoder", "unet", "decoder", "image_encoder"])
-def test_the_tables_name_what_kerascv_creates(part: str) -> None:
+def test_the_tables_name_what_kerascv_creates_in_its_order(part: str) -> None:
     order = [key for _, keys in model_layers(part, candidate(part).links) for key in keys]
     assert order == golden_keys(part)
 
 
-@pytest.mark.parametrize("name", [name for name in SKELETONS if name != "k3_te_s.weights"])
+@pytest.mark.parametrize("name", [name for name in FILES if "_int" not in name])
+def test_shapes_are_those_of_the_family(name: str) -> None:
+    document, links = load(name), candidate(component(name)).links
+    manifest = candidate(component(name)).component.manifest()
+    keys = keys_of(name, document)
+    assert set(keys.values()) == set(links)
+    for tensor, key in keys.items():
+        shape = manifest[links[key].targets[0]]
+        stored = document["entries"][tensor][1] if "entries" in document else document["datasets"][tensor][0]
+        assert tuple(stored) == (links[key].op.inverse.shapes([shape])[0] if links[key].op else shape), tensor
+
+
+@pytest.mark.parametrize("name", FILES)
 def test_skeleton(name: str, tmp_path: Path) -> None:
     document = load(name)
     keys = keys_of(name, document)
-    path = write(tmp_path / "file", document, keys)
-    (checkpoint,) = read(path)
-    check(checkpoint, component(name))
+    (checkpoint,) = read(write(tmp_path / "file", document, keys))
+    check(checkpoint, component(name), document, keys)
+
+
+def test_shards(tmp_path: Path) -> None:
+    document = load("k3_te_n.weights.h5")
+    keys = keys_of("k3_te_n.weights.h5", document)
+    (checkpoint,) = read(write_shards(tmp_path, load("k3_te_s.weights"), document, keys))
+    check(checkpoint, "text_encoder", document, keys)
+
+
+@pytest.mark.parametrize("name", ATTRIBUTES)
+def test_keras_2_12_to_2_14_number_layers_in_steps(name: str, tmp_path: Path) -> None:
+    original = load(name)
+    document, keys = numbered_in_steps(original, keys_of(name, original))
+    (checkpoint,) = read(write(tmp_path / "model.weights.h5", document, keys))
+    check(checkpoint, component(name), document, keys)
+
+
+@pytest.mark.parametrize("name", ["k3_te_n.weights.h5", "k3_dec_off_n.weights.h5"])
+def test_keras_3_0_to_3_4_do_not_store_names(name: str, tmp_path: Path) -> None:
+    document = without_names(load(name))
+    keys = keys_of(name, document)
+    (checkpoint,) = read(write(tmp_path / "model.weights.h5", document, keys))
+    check(checkpoint, component(name), document, keys)
+
+
+@pytest.mark.parametrize(("file", "name"), [("x.weights.h5", "k2_unet_w.h5"), ("x.keras", "k2_te_model.h5")])
+def test_keras_2_11_and_2_12_give_old_layouts_new_names(file: str, name: str, tmp_path: Path) -> None:
+    document = load(name)
+    keys = keys_of(name, document)
+    (checkpoint,) = read(write(tmp_path / file, document, keys))
+    check(checkpoint, component(name), document, keys)
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("name", LEGACY)
+def test_frozen_layers_reorder_the_names(name: str, seed: int, tmp_path: Path) -> None:
+    document = load(name)
+    keys = keys_of(name, document)
+    document = partly_frozen(document, seed)
+    assert legacy_order_changed(document, keys)
+    (checkpoint,) = read(write(tmp_path / "model.h5", document, keys))
+    check(checkpoint, component(name), document, keys)
+
+
+@pytest.mark.parametrize("name", LEGACY)
+def test_long_lists_of_names_are_split(name: str, tmp_path: Path) -> None:
+    document = load(name)
+    keys = keys_of(name, document)
+    (checkpoint,) = read(write(tmp_path / "model.h5", in_chunks(document), keys))
+    check(checkpoint, component(name), document, keys)
+
+
+@pytest.mark.parametrize("name", LEGACY)
+def test_whole_model_with_optimizer(name: str, tmp_path: Path) -> None:
+    original = load(name)
+    document, keys = whole_model(original, keys_of(name, original))
+    (checkpoint,) = read(write(tmp_path / "model.h5", document, keys))
+    assert len(checkpoint.skipped) == 5
+    check(checkpoint, component(name), document, keys)
+
+
+def test_a_trainer_lists_each_component_as_one_layer(tmp_path: Path) -> None:
+    names = {"text_encoder": "k2_te_w.h5", "diffusion_model": "k2_unet_w.h5", "model": "k2_enc_w.h5"}
+    parts = {layer: (load(name), keys_of(name, load(name))) for layer, name in names.items()}
+    document, keys = trainer(parts)
+    checkpoints = {checkpoint.root: checkpoint for checkpoint in read(write(tmp_path / "x.h5", document, keys))}
+    assert list(checkpoints) == list(names)
+    for layer, (part, part_keys) in parts.items():
+        check(checkpoints[layer], component(names[layer]), part, part_keys)

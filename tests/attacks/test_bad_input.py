@@ -21,7 +21,7 @@ from ..command import assert_refused, edited, listing, refused, run
 
 STRANGERS: dict[str, tuple[bytes, str]] = {
     "empty": (b"", "is empty"),
-    "one-byte": (b"\x89", "no format known"),
+    "one-byte": (b"\x89", "not a checkpoint"),
     "text": (b"these are not the weights you are looking for\n", "a text file"),
     "html": (b"<!DOCTYPE html><html><body>404: Not Found</body></html>", "HTML"),
     "html-after-blank-lines": (b"\n\n  <html>", "HTML"),
@@ -80,7 +80,7 @@ def test_a_dangling_link(place: Path) -> None:
 
 def test_a_loop_of_links(place: Path) -> None:
     (place / "model.h5").symlink_to(place / "model.h5")
-    refused(place, place / "model.h5", names=place / "model.h5", reason="no such file|cannot be opened|symbolic links")
+    refused(place, place / "model.h5", names=place / "model.h5", reason="symbolic links")
 
 
 @pytest.mark.parametrize("content", [{}, {"config.json": "{}"}, {"model_index.json": "{}"}, {"saved_model.pb": ""}])
