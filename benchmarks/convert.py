@@ -89,7 +89,7 @@ def make_source(path: Path) -> None:
         return rng.standard_normal(shape, np.float32) * np.float32(0.02)
 
     tensors = {key: lambda key=key: random(key) for key in unet.links}
-    write_keras(path, "unet", tensors, "keep", lambda nbytes: None)
+    write_keras(path, "unet", tensors, lambda nbytes: None)
     os.sync()
 
 

@@ -53,7 +53,6 @@ class SourceFile:
             raise ConversionError(f"{self.path}: cannot be opened ({error.strerror})") from None
         self._stat = os.fstat(self._fd)
         if not stat.S_ISREG(self._stat.st_mode):
-            os.close(self._fd)
             raise ConversionError(f"{self.path}: not a regular file")
         self.size = self._stat.st_size
 
@@ -98,7 +97,13 @@ class SourceFile:
 
     def close(self) -> None:
         """Close the file; tensors that lie in it can no longer be read."""
-        os.close(self._fd)
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+    def __del__(self) -> None:
+        if hasattr(self, "_fd"):  # it was opened
+            self.close()
 
 
 @dataclass(frozen=True)
@@ -164,6 +169,8 @@ class Checkpoint:
         files: every file that was opened.
         layout: whose key names these are: that of the tables that can read it.
         root: where inside the file the component lies, when a trainer's save nests several.
+        metadata: what the file says beside its tensors, such as the training step.
+        ignored_classes: classes that a pickle names; they were neither imported nor created.
     """
 
     path: Path
@@ -173,3 +180,5 @@ class Checkpoint:
     files: list[SourceFile] = field(default_factory=list)
     layout: str = "kerascv"
     root: str = ""
+    metadata: dict[str, str] = field(default_factory=dict)
+    ignored_classes: list[str] = field(default_factory=list)

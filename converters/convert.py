@@ -10,6 +10,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from ..mappings.families import Family
 from ..mappings.table import Link
 from .background import Later
@@ -24,7 +26,7 @@ from .repo import Style, kerascv_facts, lacking, named_placeholders, output_dtyp
 from .report import conversion_report
 from .sources import open_source
 from .staging import check_apart, check_space, staged, staged_file
-from .writer import WrittenFile
+from .writer import Written, WrittenFile
 
 _HALVES = {"decoder": "vae", "image_encoder": "vae"}
 
@@ -89,7 +91,7 @@ def convert(
     if settings.to == "diffusers":
         tokens = named_placeholders(components, settings.style.placeholder_tokens)
         settings = replace(settings, style=replace(settings.style, placeholder_tokens=tokens))
-        conversion.notes += placeholder_notes(tokens)
+        conversion.notes += [*_width_notes(family, components), *placeholder_notes(tokens)]
     conversion.lacks = lacking(family, components) if settings.component is None and settings.to == "diffusers" else []
     if not settings.dry_run:
         write = _write_repo if settings.to == "diffusers" else _write_keras
@@ -98,6 +100,17 @@ def convert(
         for file in part.checkpoint.files:
             file.check_unchanged()
     return conversion
+
+
+def _width_notes(family: Family, components: Mapping[str, PlannedComponent]) -> list[str]:
+    """How the components' configs differ from the stock family's, as their tensors say."""
+    notes = []
+    for name, component in components.items():
+        stock = family.components[name].config
+        own = [f"{key} {value} (stock {stock[key]})" for key, value in component.config.items() if value != stock[key]]
+        if own:
+            notes.append(f"{name} has sizes of its own: {', '.join(own)}")
+    return notes
 
 
 def gather(sources: Sequence[Path], settings: Settings) -> list[Recognition]:
@@ -155,13 +168,11 @@ def _write_repo(
 ) -> None:
     total = sum(_nbytes(t, settings.style.dtype) for c in conversion.components.values() for t in c.tensors.values())
     with staged(output, settings.overwrite) as folder:
-        check_space(folder, total)
+        check_space(output.absolute().parent, total)
         digests = Later(lambda: _digests(conversion.components))
         written = write_repo(folder, family, conversion.components, settings.style, lambda n: progress(n, total))
-        _check_finite(written.nonfinite, written.overflowed, settings)
+        _check_finite(conversion, written.nonfinite, written.overflowed, settings)
         conversion.notes += written.notes
-        if written.nonfinite:
-            conversion.notes.append(f"NaN or Inf in {len(written.nonfinite)} tensors: {brief(written.nonfinite)}")
         conversion.report = conversion_report(
             family=family.name,
             components=conversion.components,
@@ -206,15 +217,29 @@ def _options(settings: Settings) -> dict[str, Any]:
     return {name: value for name, value in asked.items() if value not in (None, [])}
 
 
-def _check_finite(nonfinite: Mapping[str, int], overflowed: Mapping[str, int], settings: Settings) -> None:
-    if nonfinite and not settings.allow_nan:
-        count = sum(nonfinite.values())
-        raise ConversionError(f"{count} values are NaN or Inf, in {brief(nonfinite)}; --allow-nan converts them anyway")
-    if overflowed and not settings.allow_nan:
-        raise ConversionError(
-            f"{sum(overflowed.values())} values are too large for {settings.style.dtype}, in {brief(overflowed)}; "
-            "use --dtype bfloat16, or --allow-nan to write Inf"
-        )
+def _check_finite(
+    conversion: Conversion, nonfinite: Mapping[str, int], overflowed: Mapping[str, int], settings: Settings
+) -> None:
+    """Refuse NaN, Inf and overflow, or note them where they are allowed. Names are `component key`."""
+    too_large = f"too large for {settings.style.dtype}"
+    for counts, what, advice in (
+        (nonfinite, "NaN or Inf", "--allow-nan converts them anyway"),
+        (overflowed, too_large, "use --dtype bfloat16, or --allow-nan to write Inf"),
+    ):
+        if not counts:
+            continue
+        found = f"{sum(counts.values())} values are {what}, in {brief(counts)}"
+        if not settings.allow_nan:
+            raise ConversionError(f"{_origin(conversion, next(iter(counts)))}: {found}; {advice}")
+        conversion.notes.append(found)
+
+
+def _origin(conversion: Conversion, name: str) -> Path:
+    """The source that a tensor, `component key`, comes from."""
+    component, key = name.split(" ", 1)
+    parts = conversion.components[component].parts
+    source = conversion.components[component].tensors[key].sources[0]
+    return next(p.checkpoint.path for p in parts if any(source is t for t in p.checkpoint.tensors.values()))
 
 
 # --- Keras ------------------------------------------------------------------------------------------------------------
@@ -224,14 +249,16 @@ def _write_keras(
     conversion: Conversion, family: Family, output: Path, settings: Settings, progress: Callable[[int, int], None]
 ) -> None:
     """One Keras file a part: `output` itself for a single part, `name.<part>.h5` for several, or files in a folder."""
-    parts = _keras_parts(conversion, family, settings)
+    seen = Written()
+    parts = _keras_parts(conversion, family, settings, seen)
     targets = _keras_targets(output, list(parts))
     total = sum(_nbytes(t, settings.style.dtype) for c in conversion.components.values() for t in c.tensors.values())
     with ExitStack() as stack:
         for part, tensors in parts.items():
             path = stack.enter_context(staged_file(targets[part], settings.overwrite))
-            write_keras(path, part, tensors, settings.style.dtype, lambda n: progress(n, total))
+            write_keras(path, part, tensors, lambda n: progress(n, total))
             conversion.report.setdefault("files", []).append(str(targets[part]))
+        _check_finite(conversion, seen.nonfinite, seen.overflow, settings)
 
 
 def _keras_targets(output: Path, parts: Sequence[str]) -> dict[str, Path]:
@@ -247,9 +274,12 @@ def _keras_targets(output: Path, parts: Sequence[str]) -> dict[str, Path]:
 
 
 def _keras_parts(
-    conversion: Conversion, family: Family, settings: Settings
+    conversion: Conversion, family: Family, settings: Settings, seen: Written
 ) -> dict[str, dict[str, Callable[[], Array]]]:
-    """Part -> canonical Keras key -> how to compute it, for every KerasCV part the components can fill."""
+    """Part -> canonical Keras key -> how to compute it, for every KerasCV part the components can fill.
+
+    What is NaN, Inf or overflows then is counted in `seen`.
+    """
     parts = {}
     for candidate in candidates("kerascv"):
         component = conversion.components.get(str(candidate.table.about["component"]))
@@ -259,20 +289,33 @@ def _keras_parts(
             continue
         if all(target in component.tensors for link in candidate.links.values() for target in link.targets):
             parts[candidate.part] = {
-                key: _inverted(link, key, component.tensors) for key, link in candidate.links.items()
+                key: _inverted(link, key, component, settings.style.dtype, seen)
+                for key, link in candidate.links.items()
             }
     if not parts:
         raise ConversionError("nothing to write: KerasCV has no model for these components")
     return parts
 
 
-def _inverted(link: Link, key: str, tensors: Mapping[str, PlannedTensor]) -> Callable[[], Array]:
+def _inverted(link: Link, key: str, component: PlannedComponent, dtype: str, seen: Written) -> Callable[[], Array]:
     def compute() -> Array:
-        arrays = [_canonical(tensors[target]) for target in link.targets]
+        arrays = [_canonical(component.tensors[target]) for target in link.targets]
         back = link.inverse
-        return (back.op.apply(arrays, len(back.targets)) if back.op else arrays)[back.targets.index(key)]
+        array = (back.op.apply(arrays, len(back.targets)) if back.op else arrays)[back.targets.index(key)]
+        return _cast(array, dtype, f"{component.name} {link.targets[0]}", seen)
 
     return compute
+
+
+def _cast(array: Array, dtype: str, name: str, seen: Written) -> Array:
+    """The array in a dtype (or as it is, for "keep"); what is not finite before and after is counted by name."""
+    with np.errstate(over="ignore"):  # counted instead
+        cast = array if dtype == "keep" else array.astype(DTYPES[dtype])
+    before, after = (int(np.count_nonzero(~np.isfinite(values))) for values in (array, cast))
+    for counts, count in ((seen.nonfinite, before), (seen.overflow, after - before)):
+        if count:
+            counts[name] = counts.get(name, 0) + count
+    return cast
 
 
 def _canonical(tensor: PlannedTensor) -> Array:

@@ -92,15 +92,16 @@ def _stored_member(file: SourceFile, name: str) -> tuple[int, int]:
 
 
 def _read_shards(path: Path, lora: Lora) -> list[Checkpoint]:
-    """A sharded `.weights.json`: the union of its shards is one `.weights.h5` tree."""
-    weight_map = _weight_map(path)
+    """A sharded `.weights.json`, or the folder of one: the union of its shards is one `.weights.h5` tree."""
+    index = _shard_index(path)
+    weight_map = _weight_map(index)
     names = [name for shards in weight_map.values() for name in shards]
     paths: _Paths = {}
     files: list[SourceFile] = []
     for name in dict.fromkeys(names):
         if Path(name).name != name or name in ("", ".", "..") or not name.isprintable():
             raise ConversionError(f"{path}: shard `{printable(name)}` is not a plain file name")
-        file = SourceFile(path.parent / name)
+        file = SourceFile(index.parent / name)
         files.append(file)
         found = dict(_datasets(read_hdf5(file), file))
         for twice in found.keys() & paths.keys():
@@ -110,6 +111,15 @@ def _read_shards(path: Path, lora: Lora) -> list[Checkpoint]:
     if missing:
         raise ConversionError(f"{path}: `{printable(missing[0])}` is in none of the shards")
     return _attribute_components(path, files, paths, "sharded Keras weights (.weights.json)", lora)
+
+
+def _shard_index(path: Path) -> Path:
+    if path.is_file():
+        return path
+    indexes = sorted(path.glob("*.weights.json"))
+    if len(indexes) != 1:
+        raise ConversionError(f"{path}: holds {len(indexes)} `.weights.json` files; name one of them")
+    return indexes[0]
 
 
 def _weight_map(path: Path) -> dict[str, list[str]]:

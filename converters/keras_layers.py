@@ -12,7 +12,7 @@ import tomllib
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Any
 
 from ..mappings.table import FOLDER
@@ -41,12 +41,12 @@ class KerasModels:
     layers: Mapping[str, tuple[Slot, ...]]
     models: Mapping[str, tuple[str, ...]]
 
-    @property
+    @cached_property
     def blocks(self) -> frozenset[str]:
         """Composite classes of the top level: what makes a group of layers look like a component."""
         return frozenset(name for name in self.top_level if len(self.layers.get(name, ())) > 1)
 
-    @property
+    @cached_property
     def top_level(self) -> frozenset[str]:
         """Classes whose layers a component holds directly."""
         return frozenset(layer_class(entry.rstrip("*")) for order in self.models.values() for entry in order)

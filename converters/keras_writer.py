@@ -5,6 +5,7 @@ Needs h5py, the only place that does (extra `[keras]`).
 
 from __future__ import annotations
 
+import io
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
@@ -25,15 +26,14 @@ _KERNEL = ("kernel", "bias")
 Compute = Callable[[], Array]
 
 
-def write_keras(
-    path: Path, part: str, tensors: Mapping[str, Compute], dtype: str, progress: Callable[[int], None]
-) -> None:
+def write_keras(path: Path, part: str, tensors: Mapping[str, Compute], progress: Callable[[int], None]) -> None:
     """Write a part's tensors (canonical Keras key -> a function that computes the array).
 
     The layout follows the name: `.weights.h5` by attribute, any other `.h5` the legacy one.
 
     Raises:
         ConversionError: h5py is not installed.
+        OSError: the disk is full or fails.
     """
     try:
         import h5py
@@ -41,18 +41,49 @@ def write_keras(
         raise ConversionError('writing Keras files needs h5py; run `pip install "weightport[keras]"`') from None
     layers = model_layers(part, tensors)
     write = _write_by_attribute if path.name.endswith(".weights.h5") else _write_legacy
-    with h5py.File(path, "w") as file:
-        write(file, layers, lambda group, name, key: _put(group, name, tensors[key](), dtype, progress))
+    with _OutputFile(path, "x+") as output:
+
+        def put(group: Any, name: str, key: str) -> None:
+            _put(group, name, tensors[key](), progress)
+            output.check()
+
+        with h5py.File(output, "w") as file:
+            write(file, layers, put)
+        output.check()
+
+
+class _OutputFile(io.FileIO):
+    """A file for libhdf5, which crashes when a disk is full: it is not told of a failure; `check` raises it."""
+
+    _error: OSError | None = None
+
+    def check(self) -> None:
+        if self._error is not None:
+            raise self._error
+
+    def write(self, data: Any) -> int:
+        view = memoryview(data)
+        try:
+            while view and self._error is None:
+                view = view[super().write(view) :]
+        except OSError as error:
+            self._error = error
+        return len(data)
+
+    def truncate(self, size: int | None = None) -> int:
+        try:
+            return super().truncate(size)
+        except OSError as error:
+            self._error = self._error or error
+            return size or 0
 
 
 _Put = Callable[[Any, str, str], None]
 _Layers = Iterable[tuple[str, list[str]]]
 
 
-def _put(group: Any, name: str, array: Array, dtype: str, progress: Callable[[int], None]) -> None:
+def _put(group: Any, name: str, array: Array, progress: Callable[[int], None]) -> None:
     """One contiguous dataset; bfloat16 the way Keras stores it, as two opaque bytes with a `dtype` attribute."""
-    if dtype != "keep":
-        array = array.astype(DTYPES[dtype])
     if array.dtype == DTYPES["BF16"]:
         dataset = group.create_dataset(name, data=np.ascontiguousarray(array).view("V2"))
         dataset.attrs["dtype"] = "bfloat16"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -12,9 +13,11 @@ from typing import Any
 
 from ..mappings.families import Family
 from ..mappings.table import FOLDER
-from .checkpoint import FLOATS
-from .errors import ConversionError
+from .checkpoint import FLOATS, SourceFile
+from .errors import ConversionError, printable
 from .plan import PlannedComponent, PlannedTensor
+from .safetensors import parse_json
+from .sources import inside
 from .tokenizer import placeholder_names, placeholder_warnings, write_tokenizer
 from .writer import Output, WrittenFile, write_safetensors
 
@@ -24,6 +27,7 @@ _TOKENIZER_FILES = (
     "tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt", "special_tokens_map.json",
     "added_tokens.json",
 )  # fmt: skip
+_MAX_CONFIG = 1 << 20  # bytes read of a config; real ones have a few hundred
 _TORCH_DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
 
@@ -117,9 +121,14 @@ def _write_weights(
 def _config(component: PlannedComponent, family: Family, style: Style, written: WrittenRepo) -> dict[str, Any]:
     """The component's config.json: a base's own, or the family's with what the tensors and KerasCV say."""
     theirs = _base_file(component, f"{component.name}/config.json")
-    if theirs is not None:
-        return dict(json.loads(theirs.read_text()))
     described = family.components[component.name]
+    if theirs is not None:
+        given = _read_json(theirs)
+        for option in described.sizes:
+            if option in given and given[option] != component.config[option]:
+                said = f"`{option}` is {printable(given[option])}"
+                raise ConversionError(f"{theirs}: {said}, but the weights have {component.config[option]}")
+        return given
     config = dict(component.config)
     if described.library == "transformers":
         config |= {"architectures": [described.class_name], **kerascv_facts()["text_encoder"]}
@@ -141,9 +150,12 @@ def _write_scheduler(folder: Path, unet: PlannedComponent | None) -> str:
     """
     folder.mkdir()
     theirs = _base_file(unet, "scheduler/scheduler_config.json")
-    config = json.loads(theirs.read_text()) if theirs else kerascv_facts()["scheduler"]
+    config = _read_json(theirs) if theirs else kerascv_facts()["scheduler"]
+    name = str(config.get("_class_name"))
+    if not re.fullmatch(r"\w+Scheduler", name):
+        raise ConversionError(f"{theirs}: `_class_name` is {printable(name)}, which is no scheduler")
     _write_json(folder / "scheduler_config.json", {"_diffusers_version": DIFFUSERS_VERSION} | config)
-    return str(config["_class_name"])
+    return name
 
 
 def _write_tokenizer(folder: Path, encoder: PlannedComponent | None, style: Style) -> None:
@@ -185,8 +197,13 @@ def _base_file(component: PlannedComponent | None, name: str) -> Path | None:
     """A file of the diffusers repo that a whole component was taken from, if that is where it comes from."""
     if component is None or any(part.checkpoint.layout != "diffusers" for part in component.parts):
         return None
-    file = component.parts[0].checkpoint.path / name
-    return file if file.is_file() else None
+    repo = component.parts[0].checkpoint.path
+    return inside(repo, repo / name) if (repo / name).is_file() else None
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    file = SourceFile(path)
+    return parse_json(file.read(0, min(file.size, _MAX_CONFIG)), path)
 
 
 def _model_index(family: Family, components: Mapping[str, PlannedComponent], scheduler: str) -> dict[str, Any]:

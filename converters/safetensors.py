@@ -77,7 +77,7 @@ def _read_json(path: Path, files: list[SourceFile]) -> dict[str, Any]:
     files.append(file)
     if file.size > _MAX_HEADER:
         raise ConversionError(f"{path}: {file.size} bytes, too large for an index")
-    return _parse(file.read(0, file.size), path)
+    return parse_json(file.read(0, file.size), path)
 
 
 def _read_file(path: Path, files: list[SourceFile]) -> dict[str, Stored]:
@@ -90,7 +90,7 @@ def _read_file(path: Path, files: list[SourceFile]) -> dict[str, Stored]:
         raise ConversionError(f"{path}: not a safetensors file; it begins with {file.read(0, min(24, file.size))!r}")
     if 8 + length > file.size:
         raise ConversionError(f"{path}: the header ends at {8 + length}, the file at {file.size}; is it truncated?")
-    header = _parse(file.read(8, length), path)
+    header = parse_json(file.read(8, length), path)
     metadata = header.pop("__metadata__", {})
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
         raise ConversionError(f"{path}: `__metadata__` does not map text to text")
@@ -100,8 +100,12 @@ def _read_file(path: Path, files: list[SourceFile]) -> dict[str, Stored]:
     return {tensor.name: tensor for tensor in ordered}
 
 
-def _parse(data: bytes, path: Path) -> dict[str, Any]:
-    """A JSON object; a name twice in one object, NaN and numbers of thousands of digits are errors."""
+def parse_json(data: bytes, path: Path) -> dict[str, Any]:
+    """A JSON object; `path` is for messages.
+
+    Raises:
+        ConversionError: it is no JSON object, has a name twice, NaN, or numbers of thousands of digits.
+    """
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         result: dict[str, Any] = {}

@@ -32,6 +32,8 @@ def sniff(path: Path) -> str:
             return "repo"
         if find_bundle(path):
             return "tensorflow"
+        if any(path.glob("*.weights.json")):
+            return "json"
         if (path / "saved_model.pb").is_file():
             raise ConversionError(
                 f"{path}: a SavedModel, but variables/variables.index is missing or damaged; download the whole folder"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from .checkpoint import Checkpoint
@@ -39,11 +40,26 @@ def _open_repo(path: Path) -> list[Checkpoint]:
         if file is None:
             continue
         checkpoint = _named(read_safetensors(file), "diffusers")
+        for opened in checkpoint.files:
+            inside(path, opened.path)
         checkpoint.path, checkpoint.format, checkpoint.root = path, "diffusers repo", component
         checkpoints.append(checkpoint)
     if not checkpoints:
         raise ConversionError(f"{path}: a diffusers repo without safetensors weights in unet/, vae/ or text_encoder/")
     return checkpoints
+
+
+def inside(repo: Path, file: Path) -> Path:
+    """The file, if it lies in the repo or, for a snapshot in the Hub's cache, among the blobs that belong to it.
+
+    Raises:
+        ConversionError: the file is a link to elsewhere, whose content would end up in the output.
+    """
+    root, real = Path(os.path.realpath(repo)), Path(os.path.realpath(file))
+    blobs = root.parent.parent / "blobs" if root.parent.name == "snapshots" else root
+    if not {root, blobs} & set(real.parents):
+        raise ConversionError(f"{file}: a link that leads out of the repo; put the file itself there")
+    return file
 
 
 def _named(checkpoint: Checkpoint, layout: str) -> Checkpoint:

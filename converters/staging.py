@@ -21,7 +21,6 @@ from pathlib import Path
 from .errors import ConversionError
 
 _AT_FDCWD, _NOREPLACE, _EXCHANGE = -100, 1, 2
-_LOCK = "lock"
 _WRITING = {
     errno.ENOSPC: "the disk is full; nothing was left behind",
     errno.EDQUOT: "the disk quota is used up; nothing was left behind",
@@ -100,7 +99,8 @@ def _staged(target: Path, overwrite: bool, folder: bool) -> Iterator[Path]:
                 _exchange(partial / place.name, place)
             else:
                 _rename(partial / place.name, place)
-            _sync_one(place.parent)
+            with contextlib.suppress(OSError):  # it is in place, and some file systems cannot sync a folder
+                _sync_one(place.parent)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
         os.close(lock)
@@ -146,7 +146,11 @@ def _create(place: Path, target: Path) -> tuple[Path, int]:
     lock = None
     with contextlib.suppress(FileExistsError):
         partial.mkdir(mode=0o700)
-        lock = _lock(partial)
+        try:
+            lock = _lock(partial)
+        except OSError:
+            shutil.rmtree(partial, ignore_errors=True)
+            raise
     if lock is None:
         raise ConversionError(f"{target}: another run is writing it")
     return partial, lock
@@ -154,7 +158,7 @@ def _create(place: Path, target: Path) -> tuple[Path, int]:
 
 def _lock(partial: Path) -> int | None:
     """Lock a temp folder; None if another process holds it or is removing it."""
-    path = partial / _LOCK
+    path = partial / partial.name  # too long to be the output, which lies beside it
     lock = None
     with contextlib.suppress(BlockingIOError, FileNotFoundError):
         lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)

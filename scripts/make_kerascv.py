@@ -123,9 +123,14 @@ def add_optimizer(model, rng):
 
 def create_unrelated_layers(rng):
     """Move the counters that Keras names layers by, as other models in the process would."""
-    for kind in (keras.layers.Dense, keras.layers.LayerNormalization, models.diffusion_model.ResBlock):
+    unrelated = (
+        keras.layers.LayerNormalization,
+        lambda: models.diffusion_model.ResBlock(8),
+        lambda: models.text_encoder.CLIPAttention(8, 1),
+    )
+    for create in unrelated:
         for _ in range(rng.integers(1, 12)):
-            kind() if kind is keras.layers.LayerNormalization else kind(8)
+            create()
 
 
 def write(model, name, kind, out):
@@ -146,8 +151,9 @@ def write(model, name, kind, out):
     elif kind == "export":
         model.export(path, verbose=False)
     else:
-        layers = [sum(np.prod(w.shape) for w in layer.weights) for layer in model.layers]
-        model.save_weights(path / "model.weights.json", max_shard_size=max(*layers, sum(layers) / 3) * 4.1e-9)
+        sizes = [sum(np.prod(weight.shape) for weight in layer.weights) for layer in model.layers]
+        gigabytes = 4.1e-9 * max(*sizes, sum(sizes) / 3)  # about three shards; a layer must fit in one
+        model.save_weights(path / "model.weights.json", max_shard_size=gigabytes)
     return path
 
 

@@ -18,16 +18,17 @@ from weightport.runtime.vae import AutoencoderKL
 
 MODELS = {"text_encoder": CLIPTextModel, "unet": UNet2DConditionModel, "vae": AutoencoderKL}
 FOLDERS = {"decoder": "vae", "image_encoder": "vae"}
-LIMIT = 1e-5  # relative L2 of two float32 programs that do the same; a wrong weight gives 0.01 and more
+LIMIT = 1e-5  # relative L2: float32 programs that do the same stay below 4e-6; two norms swapped give 4e-3
 
 
 def load(folder: Path, semantics: str) -> torch.nn.Module:
     """The model in a repo's folder, with every key accounted for."""
-    model = MODELS[folder.name](json.loads((folder / "config.json").read_text()), semantics=semantics)
+    with torch.device("meta"):  # no memory for weights that are replaced at once
+        model = MODELS[folder.name](json.loads((folder / "config.json").read_text()), semantics=semantics)
     weights = {}
     for file in folder.glob("*.safetensors"):
         weights |= load_file(file)
-    model.load_state_dict({key: tensor.float() for key, tensor in weights.items()}, strict=True)
+    model.load_state_dict({key: tensor.float() for key, tensor in weights.items()}, strict=True, assign=True)
     return model.eval()
 
 

@@ -29,7 +29,7 @@ class KerasFiles:
 
     def path(self, component: str, kind: str) -> Path:
         """The file or folder of a component in one format; KeyError if this Keras cannot write it."""
-        names = {(file["component"], file["format"]): file["path"] for file in self.made["files"]}
+        names = {(file["component"], file["format"]): str(file["path"]) for file in self.made["files"]}
         return self.folder / names[component, kind]
 
     def truth(self, component: str) -> dict[str, np.ndarray[Any, Any]]:

@@ -137,9 +137,13 @@ def keys_of_graph(document: Document, golden: list[str]) -> dict[str, str]:
 def arrays(document: Document, keys: Mapping[str, str]) -> dict[str, Array]:
     """What the file holds by name, weights and all else."""
     if "entries" in document:
-        tensors = {name: (shape, TF_DTYPES[number]) for name, (number, shape) in document["entries"].items() if number != 7}
+        tensors = {
+            name: (shape, TF_DTYPES[number]) for name, (number, shape) in document["entries"].items() if number != 7
+        }
     else:
-        tensors = {name: (shape, BF16 if dtype == "|V2" else dtype) for name, (shape, dtype, _) in document["datasets"].items()}
+        tensors = {
+            name: (shape, BF16 if dtype == "|V2" else dtype) for name, (shape, dtype, _) in document["datasets"].items()
+        }
     return {name: content(keys.get(name, name), narrow(shape), dtype) for name, (shape, dtype) in tensors.items()}
 
 

@@ -80,3 +80,16 @@ def test_small_models_match_keras(repo, environment, version, component):
     as_diffusers_runs_it = _parity(repo(environment, version), made, component, matched=False)
     assert matched <= MATCHED[component]
     assert as_diffusers_runs_it <= 3e-4  # narrow UNets: half as many terms average out as in the full ones (2e-4)
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("version", ["v1", "v2"])
+def test_full_size_models_match_keras(repo, version, record_property):
+    """860 M parameters: the figures of docs/parity.md."""
+    made = _made("k3", version, "full")
+    for component in COMPONENTS:
+        matched = _parity(repo("k3", version, "full"), made, component, matched=True)
+        as_diffusers_runs_it = _parity(repo("k3", version, "full"), made, component, matched=False)
+        print(f"{version} {component}: matched {matched:.1e}, as diffusers runs it {as_diffusers_runs_it:.1e}")
+        assert matched <= MATCHED[component]
+        assert as_diffusers_runs_it <= 2e-4

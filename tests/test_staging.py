@@ -84,7 +84,7 @@ def test_modes_follow_the_umask(tmp_path: Path, umask: int, folder_mode: int, fi
 def test_relative_and_odd_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "work").mkdir()
     monkeypatch.chdir(tmp_path / "work")
-    for target in ("out", "../beside", "[a]*.1.partial", "ünï code", ".hidden"):
+    for target in ("out", "../beside", "[a]*.1.partial", "ünï code", ".hidden", "lock"):
         with staged(Path(target)) as folder:
             write(folder)
         assert names(Path(target)) == ["model_index.json", "unet"]

@@ -11,7 +11,7 @@ import difflib
 import json
 import signal
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
 if TYPE_CHECKING:
@@ -139,16 +139,19 @@ def _convert(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print(json.dumps(_summary(conversion), indent=2))
     elif not arguments.quiet:
-        print("\n".join(_conversion_lines(conversion)))
+        _print_lines(_conversion_lines(conversion))
     return 0
 
 
 @contextlib.contextmanager
 def _progress(quiet: bool) -> Iterator[Any]:
     """A bar on a terminal, nothing in a pipe; the callback takes (bytes just written, bytes in all)."""
+    if quiet or not sys.stderr.isatty():
+        yield None
+        return
     from tqdm import tqdm
 
-    with tqdm(unit="B", unit_scale=True, leave=False, disable=True if quiet else None, delay=0.5) as bar:
+    with tqdm(unit="B", unit_scale=True, leave=False, delay=0.5) as bar:
 
         def step(nbytes: int, total: int) -> None:
             bar.total = total
@@ -200,7 +203,7 @@ def _inspect(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print(json.dumps(inspection.to_dict(), indent=2))
     else:
-        print("\n".join(_inspection_lines(inspection)))
+        _print_lines(_inspection_lines(inspection))
     return 0
 
 
@@ -209,7 +212,8 @@ def _inspection_lines(inspection: Inspection) -> Iterator[str]:
     for part in inspection.parts:
         mixed = len(part.dtypes) > 1
         dtypes = ", ".join(f"{dtype} ({count})" if mixed else dtype for dtype, count in part.dtypes.items())
-        yield f"\n{part.root or part.part}: {part.count} tensors, {_size(part.nbytes)}, {dtypes}"
+        yield ""
+        yield f"{part.root or part.part}: {part.count} tensors, {_size(part.nbytes)}, {dtypes}"
         yield f"  format      {part.format}"
         yield f"  part        {part.part}{' of ' + ' or '.join(part.families) if part.families else ''}"
         yield from (f"  {'because' if index == 0 else '':<11} {fact}" for index, fact in enumerate(part.evidence))
@@ -226,6 +230,14 @@ def _some(keys: Sequence[str], limit: int = 20) -> list[str]:
 
     patterns = [f"{pattern} ({len(group)})" if len(group) > 1 else pattern for pattern, group in collapse(keys)]
     return patterns if len(patterns) <= limit else [*patterns[:limit], f"... and {len(patterns) - limit} more patterns"]
+
+
+def _print_lines(lines: Iterable[str]) -> None:
+    """Print lines in which names of files and tensors cannot control the terminal."""
+    from .converters.errors import printable
+
+    for line in lines:
+        print(printable(line, limit=10_000))
 
 
 def _size(nbytes: int) -> str:

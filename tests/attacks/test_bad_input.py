@@ -13,8 +13,10 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
 
 from ..command import assert_refused, edited, listing, refused, run
+from ..synthetic import STEMS, write_repo
 
 # ---- files that are no Keras files
 
@@ -27,8 +29,8 @@ STRANGERS: dict[str, tuple[bytes, str]] = {
     "html-after-blank-lines": (b"\n\n  <html>", "HTML"),
     "git-lfs": (b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 3439\n", "git-lfs pointer"),
     "gzip": (gzip.compress(b"weights"), "gzip"),
-    "pickle": (pickle.dumps({"weights": [1.0]}), "pickle"),
-    "old-pickle": (pickle.dumps({"weights": [1.0]}, protocol=0), "not a checkpoint"),
+    "pickle": (pickle.dumps({"weights": [1.0]}), "pickle|PyTorch|tensors"),
+    "old-pickle": (pickle.dumps({"weights": [1.0]}, protocol=0), "not a checkpoint|pickle|PyTorch|tensors"),
     "json": (b'{"error": "Repository not found"}', "not a sharded Keras"),
     "json-list-of-shards": (b'{"weight_map": {"/a/vars": [1]}}', "weight_map"),
     "deep-json": (b'{"a":' * 100_000, "not a sharded Keras"),
@@ -57,7 +59,8 @@ def test_a_pickle_is_not_run(place: Path) -> None:
 
     file = place / "model.h5"
     file.write_bytes(pickle.dumps(Payload()))
-    refused(place, file, names=file, reason="pickle")
+    refused(place, file, names=file, reason="pickle|PyTorch|mkdir")
+    assert not (place / "executed").exists()
 
 
 def test_a_file_that_is_not_there(place: Path) -> None:
@@ -80,10 +83,10 @@ def test_a_dangling_link(place: Path) -> None:
 
 def test_a_loop_of_links(place: Path) -> None:
     (place / "model.h5").symlink_to(place / "model.h5")
-    refused(place, place / "model.h5", names=place / "model.h5", reason="symbolic links")
+    refused(place, place / "model.h5", names=place / "model.h5", reason="no such file")
 
 
-@pytest.mark.parametrize("content", [{}, {"config.json": "{}"}, {"model_index.json": "{}"}, {"saved_model.pb": ""}])
+@pytest.mark.parametrize("content", [{}, {"config.json": "{}"}, {"model_index.json": "{}"}])
 def test_a_folder_that_is_nothing(place: Path, content: dict[str, str]) -> None:
     folder = place / "model"
     folder.mkdir()
@@ -236,10 +239,10 @@ DAMAGE: dict[str, tuple[Callable[[h5py.File], None], str]] = {
     "rank": (lambda file: put(file, np.zeros((9, 96), "f4")), r"wrong shape.*\[9, 96\]"),
     "scalar": (lambda file: put(file, np.float32(1)), r"wrong shape.*\[\]"),
     "empty": (lambda file: put(file, np.zeros((3, 3, 3, 0), "f4")), r"wrong shape.*\[3, 3, 3, 0\]"),
-    "integers": (lambda file: put(file, np.zeros((3, 3, 3, 32), "i4")), "I32 numbers|quantised"),
-    "long-integers": (lambda file: put(file, np.zeros((3, 3, 3, 32), "i8")), "I64 numbers|quantised"),
-    "int8-without-scale": (lambda file: put(file, np.zeros((3, 3, 3, 32), "i1")), "I8 numbers|quantised"),
-    "booleans": (lambda file: put(file, np.zeros((3, 3, 3, 32), "?")), "BOOL|numbers"),
+    "integers": (lambda file: put(file, np.zeros((3, 3, 3, 32), "i4")), "holds I32 numbers"),
+    "long-integers": (lambda file: put(file, np.zeros((3, 3, 3, 32), "i8")), "holds I64 numbers"),
+    "int8-without-scale": (lambda file: put(file, np.zeros((3, 3, 3, 32), "i1")), "quantised kernel without"),
+    "booleans": (lambda file: put(file, np.zeros((3, 3, 3, 32), "?")), "holds BOOL numbers"),
     "strings": (lambda file: put(file, np.full((3, 3, 3, 32), b"weight", "S6")), "string"),
     "complex": (lambda file: put(file, np.zeros((3, 3, 3, 32), "c8")), "complex|compound"),
     "big-endian": (lambda file: put(file, np.zeros((3, 3, 3, 32), ">f4")), "big-endian"),
@@ -313,20 +316,42 @@ def test_nan_and_inf(place: Path, sd1_keras: dict[str, Path], values: tuple[floa
     before = listing(place)
     ended = run("convert", file, "-o", place / "out")
     reason = f"{len(values)} values are NaN or Inf, in .*encoder.conv_in.weight.*--allow-nan"
-    assert_refused(ended, "encoder.conv_in.weight", reason)
+    assert_refused(ended, file, reason)
     assert listing(place) == before
 
     ended = run("convert", file, "-o", place / "out", "--allow-nan")
     assert ended.status == 0, ended.err
-    assert "NaN or Inf in 1 tensors" in ended.out
-    report = json.loads((place / "out" / "conversion.json").read_text())
-    assert any("NaN or Inf in 1 tensors" in note and "encoder.conv_in.weight" in note for note in report["notes"])
+    note = f"{len(values)} values are NaN or Inf, in vae encoder.conv_in.weight"
+    assert f"note: {note}\n" in ended.out
+    assert note in json.loads((place / "out" / "conversion.json").read_text())["notes"]
+
+
+@pytest.mark.parametrize("values", [(np.nan,), (np.inf,), (-np.inf, np.nan)])
+def test_nan_and_inf_on_the_way_back(place: Path, values: tuple[float, ...]) -> None:
+    repo = write_repo(place / "repo", "sd1", components=("vae",))
+    path = repo / "vae" / f"{STEMS['vae']}.safetensors"
+    state = load_file(path)
+    state["decoder.conv_in.bias"][: len(values)] = values
+    save_file(state, path)
+    arguments = ["convert", repo, "-o", place / "out.h5", "--to", "kerascv"]
+    before = listing(place)
+    reason = f"{len(values)} values are NaN or Inf, in vae decoder.conv_in.bias"
+    assert_refused(run(*arguments), repo, f"{reason}; --allow-nan")
+    assert listing(place) == before
+    ended = run(*arguments, "--allow-nan")
+    assert (ended.status, reason in ended.out) == (0, True), ended
 
 
 def test_numbers_too_large_for_float16(place: Path, sd1_keras: dict[str, Path]) -> None:
+    """65520 is the smallest number that rounds to infinity."""
     file = spoiled(sd1_keras["image_encoder"], place, 65519.0, 65520.0, -1e30)
-    before = listing(place)
-    ended = run("convert", file, "-o", place / "out", "--dtype", "float16")
-    assert_refused(ended, "encoder.conv_in.weight", "2 values are too large for F16.*--dtype bfloat16")
-    assert listing(place) == before
-    assert run("convert", file, "-o", place / "out", "--dtype", "bfloat16").status == 0
+    reason = "2 values are too large for F16, in vae encoder.conv_in.weight.*--dtype bfloat16"
+    for output in (["-o", place / "out"], ["-o", place / "out.h5", "--to", "kerascv"]):
+        before = listing(place)
+        assert_refused(run("convert", file, *output, "--dtype", "float16"), file, reason)
+        assert listing(place) == before
+        assert run("convert", file, *output, "--dtype", "bfloat16").status == 0
+        assert (
+            "2 values are too large"
+            in run("convert", file, *output, "--dtype", "float16", "--allow-nan", "--overwrite").out
+        )
