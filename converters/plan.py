@@ -125,8 +125,8 @@ def _expected(
             return config, state_dict_shapes(component.class_name, config)
         except ValueError:  # no model has such widths: say how it differs from the stock one
             pass
-    rows = {option: config[option] for option in component.rows}
-    return {**component.config, **rows}, stock
+    own = {option: config[option] for option in component.own}
+    return {**component.config, **own}, stock
 
 
 def _planned(part: Recognition, candidate: Candidate) -> list[PlannedTensor]:

@@ -10,6 +10,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+_FACTS = ("pipelines", "index", "scheduler", "tokenizers")  # tables of a family that are no components
+
 FOLDER = Path(__file__).resolve().parent
 
 
@@ -24,7 +26,7 @@ class Component:
         class_name: the class that `model_index.json` names.
         config: the stock `config.json`, less class name, versions and paths.
         sizes: option -> the tensor axes, `"key axis"`, that tell its value; see `families.toml`.
-        rows: option -> the one tensor whose first axis it is.
+        own: option -> `"key axis"`, the axis of the one tensor that it changes; these are among the sizes.
         derive: option -> `"other // divisor"`, for options that follow from another.
     """
 
@@ -34,35 +36,50 @@ class Component:
     class_name: str
     config: dict[str, Any]
     sizes: dict[str, list[str]]
-    rows: dict[str, str]
+    own: dict[str, str]
     derive: dict[str, str]
 
     def manifest(self, config: Mapping[str, Any] | None = None) -> dict[str, tuple[int, ...]]:
         """Key -> shape of every tensor of the stock model, in the order of its state dict.
 
-        With a config, tables have as many rows as it says, such as those that textual inversion added.
+        With a config, `own` axes are as long as it says: token rows added by textual inversion, input channels.
         """
         shapes = read_manifest(FOLDER / "manifests" / f"{self.family}_{self.name}.txt")
-        if config is not None:
-            shapes |= {key: (config[option], *shapes[key][1:]) for option, key in self.rows.items()}
+        for option, place in self.own.items() if config else ():
+            key, axis = place.split()
+            shape = list(shapes[key])
+            shape[int(axis)] = config[option]
+            shapes[key] = tuple(shape)
         return shapes
 
 
 @dataclass(frozen=True)
 class Family:
-    """Models of one architecture: `components` by folder name."""
+    """Models of one architecture.
+
+    Attributes:
+        components: by folder name.
+        pipelines: input channels of the UNet -> the pipeline class that such a model is for.
+        index: what else `model_index.json` says.
+        scheduler: the stock `scheduler_config.json`.
+        tokenizers: folder -> the token it pads with.
+    """
 
     name: str
     title: str
     components: dict[str, Component]
+    pipelines: dict[int, str]
+    index: dict[str, Any]
+    scheduler: dict[str, Any]
+    tokenizers: dict[str, str]
 
 
 @cache
 def families() -> dict[str, Family]:
     """Every known family by name, from `families.toml`. Treat as read-only."""
     document = tomllib.loads((FOLDER / "families.toml").read_text(encoding="utf-8"))
-    sizes = {name: (table, document["rows"].get(name, {})) for name, table in document.pop("sizes").items()}
-    del document["rows"]
+    own = document.pop("own")
+    sizes = {name: (table, own.get(name, {})) for name, table in document.pop("sizes").items()}
     return {name: _family(name, table, document, sizes) for name, table in document.items()}
 
 
@@ -98,9 +115,11 @@ def _family(name: str, table: dict[str, Any], document: dict[str, Any], sizes: d
     components = {
         key: _component(name, key, _merged(value, document), sizes)
         for key, value in table.items()
-        if isinstance(value, dict)
+        if isinstance(value, dict) and key not in _FACTS
     }
-    return Family(name, table["title"], components)
+    pipelines = {int(channels): pipeline for channels, pipeline in table["pipelines"].items()}
+    facts = (dict(table.get(fact, {})) for fact in _FACTS[1:])
+    return Family(name, table["title"], components, pipelines, *facts)
 
 
 def _merged(table: dict[str, Any], document: dict[str, Any]) -> dict[str, Any]:
@@ -115,9 +134,9 @@ def _merged(table: dict[str, Any], document: dict[str, Any]) -> dict[str, Any]:
 def _component(family: str, name: str, table: dict[str, Any], sizes: dict[str, Any]) -> Component:
     """A component from its merged table."""
     class_name = table["class"]
-    axes, rows = sizes[class_name]
-    places = {option: [place] if isinstance(place, str) else place for option, place in axes.items()}
-    return Component(family, name, table["library"], class_name, table["config"], places, rows, table.get("derive", {}))
+    axes, own = sizes[class_name]
+    places = {option: [place] if isinstance(place, str) else place for option, place in (axes | own).items()}
+    return Component(family, name, table["library"], class_name, table["config"], places, own, table.get("derive", {}))
 
 
 def _size(places: list[str], default: int, shapes: Mapping[str, tuple[int, ...]]) -> int:
