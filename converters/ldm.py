@@ -1,0 +1,130 @@
+"""Original Stable Diffusion checkpoints: one file of many parts becomes one `Checkpoint` per part.
+
+Keys keep the prefixes that the ldm tables know; a file of one part only, which lacks them, gets them. Moving averages
+(LitEma flattens their names by removing the dots) are decoded against the key list of the model, never guessed.
+What else such files hold is data: `mappings/ldm.toml`.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import tomllib
+from collections.abc import Mapping
+from dataclasses import replace
+from functools import lru_cache
+from typing import Any
+
+from ..mappings.table import FOLDER, all_tables
+from .checkpoint import FLOATS, Checkpoint, Tensor
+from .collapse import brief
+from .errors import ConversionError
+from .recognise import candidates
+
+_EMA = "model_ema."
+_NOT_TAKEN = "the moving average of the weights; --ema takes it instead of the weights themselves"
+
+
+def is_ldm(checkpoint: Checkpoint) -> bool:
+    """Whether the keys of a checkpoint are those of the original layout (or of one of its parts)."""
+    known = (*_prefixes(), *_facts()["aliases"], _EMA)
+    diffusers = ("down_blocks.", "up_blocks.", "mid_block.", "encoder.down_blocks.", "decoder.up_blocks.", "text_model.")
+    keys = checkpoint.tensors
+    return any(key.startswith(known) for key in keys) and not any(key.startswith(diffusers) for key in keys)
+
+
+def split(raw: Checkpoint, ema: bool) -> list[Checkpoint]:
+    """The parts of an original checkpoint.
+
+    Args:
+        ema: take the moving average of the UNet's weights. A file that holds nothing else gives it anyway.
+
+    Raises:
+        ConversionError: a tensor belongs to no part and is not known to be superfluous, or there is no average.
+    """
+    tensors, skipped = _without_skipped(_renamed(raw.tensors), dict(raw.skipped))
+    tensors = _with_ema(raw, tensors, skipped, ema)
+    groups: dict[str, dict[str, Tensor]] = {}
+    strangers = []
+    for key, tensor in tensors.items():
+        prefix = next((prefix for prefix in _prefixes() if key.startswith(prefix)), None)
+        if prefix is None:
+            strangers.append(key)
+        else:
+            groups.setdefault(prefix, {})[key] = tensor
+    if strangers:
+        raise ConversionError(f"{raw.path}: {len(strangers)} tensors belong to no part of the model: {brief(strangers)}")
+    if not groups:
+        raise ConversionError(f"{raw.path}: none of its tensors belong to a Stable Diffusion model")
+    metadata = raw.metadata | _markers(raw)
+    return [
+        replace(raw, tensors=group, skipped=skipped, layout="ldm", root=prefix.rstrip("."), metadata=metadata)
+        for prefix, group in groups.items()
+    ]
+
+
+@lru_cache(maxsize=1)
+def _facts() -> dict[str, dict[str, str]]:
+    document: dict[str, Any] = tomllib.loads((FOLDER / "ldm.toml").read_text())
+    return document
+
+
+@lru_cache(maxsize=1)
+def _prefixes() -> tuple[str, ...]:
+    return tuple(dict.fromkeys(table.prefix for table in all_tables() if table.about["layout"] == "ldm"))
+
+
+def _renamed(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Keys with the prefixes that the tables know."""
+    aliases = _facts()["aliases"]
+    renamed = {}
+    for key, tensor in tensors.items():
+        alias = next((alias for alias in aliases if key.startswith(alias)), "")
+        renamed[aliases[alias] + key.removeprefix(alias) if alias else key] = tensor
+    return renamed
+
+
+def _without_skipped(tensors: Mapping[str, Tensor], skipped: dict[str, str]) -> tuple[dict[str, Tensor], dict[str, str]]:
+    patterns = _facts()["skip"]
+    kept = {}
+    for key, tensor in tensors.items():
+        reason = next((why for pattern, why in patterns.items() if fnmatch.fnmatchcase(key, pattern)), None)
+        if reason is None:
+            kept[key] = tensor
+        else:
+            skipped[key] = reason
+    return kept, skipped
+
+
+def _with_ema(raw: Checkpoint, tensors: dict[str, Tensor], skipped: dict[str, str], ema: bool) -> dict[str, Tensor]:
+    """The tensors with the moving average in place of the UNet's weights, or without it."""
+    averages = {key: tensor for key, tensor in tensors.items() if key.startswith(_EMA)}
+    plain = {key: tensor for key, tensor in tensors.items() if key not in averages}
+    has_unet = any(key.startswith("model.diffusion_model.") for key in plain)
+    if not averages:
+        if ema:
+            raise ConversionError(f"{raw.path}: --ema, but the file holds no moving average (model_ema.*)")
+        return plain
+    if has_unet and not ema:
+        skipped |= dict.fromkeys(averages, _NOT_TAKEN)
+        return plain
+    names = {flat(key): key for candidate in candidates("ldm") if candidate.part == "unet" for key in candidate.links}
+    unknown = [key for key in averages if key not in names]
+    if unknown:
+        raise ConversionError(f"{raw.path}: {len(unknown)} averages belong to no tensor of a UNet: {brief(unknown)}")
+    return plain | {names[key]: tensor for key, tensor in averages.items()}
+
+
+def flat(key: str) -> str:
+    """The name LitEma gives the average of a tensor: `model.` dropped and every dot removed."""
+    return _EMA + key.removeprefix("model.").replace(".", "")
+
+
+def _markers(raw: Checkpoint) -> dict[str, str]:
+    """What the file says of its prediction type and schedule, beside its metadata."""
+    markers = {name: "present" for name in ("v_pred", "ztsnr") if name in raw.tensors}
+    if any(key.startswith("edm_vpred.") for key in raw.tensors):
+        markers["edm"] = "edm_vpred"
+    schedule = raw.tensors.get("alphas_cumprod")
+    if schedule is not None and schedule.dtype in FLOATS and schedule.shape == (1000,):
+        markers["final_alpha_cumprod"] = repr(float(schedule.numpy()[-1]))
+    return markers
