@@ -45,8 +45,8 @@ _INERT = {
     for module, names in {
         "_codecs": "encode",
         "argparse": "Namespace",
-        "builtins": "bool bytearray bytes complex dict float frozenset getattr int list object range set slice str"
-        " tuple type unicode xrange",
+        "builtins": "bool bytearray bytes complex dict float frozenset getattr int list long object range set slice"
+        " str tuple type unicode xrange",
         "collections": "Counter OrderedDict defaultdict deque",
         "copyreg": "_reconstructor",
         "datetime": "date datetime time timedelta timezone",

@@ -2,8 +2,8 @@
 
 A pickle is a program for a stack machine. This one knows the instructions of protocols 0 to 5 that checkpoints use.
 Where Python would import a name it pushes a `Global`; where Python would call something it pushes an `Object` that
-remembers what was to be called. Everything it makes is at most as large as the instructions that asked for it, so
-time and memory are bounded by the limits of the cursor and of the machine. Instructions: the `pickletools` module, PEPs 307 and 3154.
+remembers what was to be called. What it makes is never larger than the instructions that asked for it, so the limits
+on their number and bytes bound time and memory. Instructions: the `pickletools` module, PEPs 307 and 3154.
 """
 
 from __future__ import annotations
@@ -105,7 +105,8 @@ class _Machine:
         for _ in range(_MAX_INSTRUCTIONS):
             code = take(1)
             if code in pushes:
-                self.stack.append(pushes[code](self))
+                value = pushes[code](self)  # which may exchange the stack
+                self.stack.append(value)
             elif code in acts:
                 acts[code](self)
             elif code == b".":

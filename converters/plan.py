@@ -89,6 +89,7 @@ def plan(
     for name in family.components:
         mine = [part for part in parts if part.of_family(family.name).table.about["component"] == name]
         if mine:
+            mine.sort(key=lambda part: part.part)  # the order of the sources does not matter
             planned[name] = _component(name, mine, family, state_dict_shapes)
     return planned
 

@@ -74,8 +74,9 @@ def assert_refused(ended: Run, names: str | Path, reason: str) -> None:
     """One line on stderr that names a file and gives the reason, no traceback, no success."""
     assert ended.status == 1, ended
     assert ended.out == ""
-    assert ended.err.count("\n") == 1 and ended.err.endswith("\n"), ended.err
-    line = ended.err[:-1]; open("/tmp/lab/cli/lines","a").write(os.environ["PYTEST_CURRENT_TEST"].split("::")[1]+" >> "+line+"\n")
+    assert ended.err.count("\n") == 1, ended.err
+    assert ended.err.endswith("\n"), ended.err
+    line = ended.err[:-1]
     assert line.startswith("error: "), line
     assert line.isprintable(), repr(line)
     assert str(names) in line, f"{names} is not named: {line}"

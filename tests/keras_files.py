@@ -46,7 +46,7 @@ def keras_files(environment: str, *arguments: str) -> KerasFiles:
 
     Skips the test where that environment is missing; `scripts/test` creates both.
     """
-    python = _interpreter(environment)
+    python = interpreter(environment)
     parts = [*(script.read_bytes() for script in SCRIPTS), _packages(python), "\0".join(arguments).encode()]
     folder = CACHE / hashlib.sha256(b"\0".join(parts)).hexdigest()[:16]
     if not folder.exists():
@@ -54,7 +54,8 @@ def keras_files(environment: str, *arguments: str) -> KerasFiles:
     return KerasFiles(folder)
 
 
-def _interpreter(environment: str) -> Path:
+def interpreter(environment: str) -> Path:
+    """The Python of an environment; skips the test where it is missing."""
     name = ENVIRONMENTS[environment]
     default = ROOT / ".venvs" / name / "bin" / "python"
     python = Path(os.environ.get(f"WEIGHTPORT_{name.upper()}_PYTHON", default))

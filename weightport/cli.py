@@ -9,6 +9,7 @@ import argparse
 import contextlib
 import difflib
 import json
+import re
 import signal
 import sys
 from collections.abc import Iterable, Iterator, Sequence
@@ -19,14 +20,28 @@ if TYPE_CHECKING:
 
 
 class _Parser(argparse.ArgumentParser):
-    """argparse, with "did you mean"."""
+    """argparse without abbreviations, with "did you mean" and errors in one line."""
+
+    def __init__(self, **arguments: Any) -> None:
+        super().__init__(allow_abbrev=False, **arguments)
 
     def error(self, message: str) -> NoReturn:
-        known = [option for action in self._actions for option in (*action.option_strings, *(action.choices or ()))]
-        words = [word for word in message.replace("'", " ").split() if word not in known]
-        close = next((c for word in words for c in difflib.get_close_matches(word, map(str, known), 1)), None)
+        from .converters.errors import printable
+
+        known = self._known()
+        words = [word for word in re.findall(r"[\w-]+", message) if word not in known]
+        close = next((c for word in words for c in difflib.get_close_matches(word, known, 1)), None)
         hint = f"; did you mean `{close}`?" if close else ""
-        self.exit(2, f"error: {message}{hint}\n")
+        self.exit(2, f"error: {printable(message, limit=500)}{hint}\n")
+
+    def _known(self) -> list[str]:
+        """Every option and choice, those of the commands too."""
+        known = []
+        for action in self._actions:
+            known += [*action.option_strings, *map(str, action.choices or ())]
+            if isinstance(action, argparse._SubParsersAction):
+                known += [word for command in action.choices.values() for word in command._known()]
+        return known
 
 
 def main(argv: Sequence[str] | None = None) -> int:
