@@ -21,13 +21,21 @@ from .errors import ConversionError
 from .recognise import candidates
 
 _EMA = "model_ema."
+_DIFFUSERS = ("down_blocks.", "up_blocks.", "mid_block.", "encoder.down_blocks.", "decoder.up_blocks.", "text_model.")
 _NOT_TAKEN = "the moving average of the weights; --ema takes it instead of the weights themselves"
 
 
 def is_ldm(checkpoint: Checkpoint) -> bool:
     """Whether the keys of a checkpoint are those of the original layout (or of one of its parts)."""
     known = (*_prefixes(), *_facts()["aliases"], _EMA)
-    diffusers = ("down_blocks.", "up_blocks.", "mid_block.", "encoder.down_blocks.", "decoder.up_blocks.", "text_model.")
+    diffusers = (
+        "down_blocks.",
+        "up_blocks.",
+        "mid_block.",
+        "encoder.down_blocks.",
+        "decoder.up_blocks.",
+        "text_model.",
+    )
     keys = checkpoint.tensors
     return any(key.startswith(known) for key in keys) and not any(key.startswith(diffusers) for key in keys)
 
@@ -41,8 +49,8 @@ def split(raw: Checkpoint, ema: bool) -> list[Checkpoint]:
     Raises:
         ConversionError: a tensor belongs to no part and is not known to be superfluous, or there is no average.
     """
-    tensors, skipped = _without_skipped(_renamed(raw.tensors), dict(raw.skipped))
-    tensors = _with_ema(raw, tensors, skipped, ema)
+    skipped = dict(raw.skipped)
+    tensors = _with_ema(raw, _without_skipped(_renamed(raw.tensors), skipped), skipped, ema)
     groups: dict[str, dict[str, Tensor]] = {}
     strangers = []
     for key, tensor in tensors.items():
@@ -52,7 +60,9 @@ def split(raw: Checkpoint, ema: bool) -> list[Checkpoint]:
         else:
             groups.setdefault(prefix, {})[key] = tensor
     if strangers:
-        raise ConversionError(f"{raw.path}: {len(strangers)} tensors belong to no part of the model: {brief(strangers)}")
+        raise ConversionError(
+            f"{raw.path}: {len(strangers)} tensors belong to no part of the model: {brief(strangers)}"
+        )
     if not groups:
         raise ConversionError(f"{raw.path}: none of its tensors belong to a Stable Diffusion model")
     metadata = raw.metadata | _markers(raw)
@@ -83,7 +93,8 @@ def _renamed(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return renamed
 
 
-def _without_skipped(tensors: Mapping[str, Tensor], skipped: dict[str, str]) -> tuple[dict[str, Tensor], dict[str, str]]:
+def _without_skipped(tensors: Mapping[str, Tensor], skipped: dict[str, str]) -> dict[str, Tensor]:
+    """The tensors that a table may know; the reasons for the others go to `skipped`."""
     patterns = _facts()["skip"]
     kept = {}
     for key, tensor in tensors.items():
@@ -92,7 +103,7 @@ def _without_skipped(tensors: Mapping[str, Tensor], skipped: dict[str, str]) -> 
             kept[key] = tensor
         else:
             skipped[key] = reason
-    return kept, skipped
+    return kept
 
 
 def _with_ema(raw: Checkpoint, tensors: dict[str, Tensor], skipped: dict[str, str], ema: bool) -> dict[str, Tensor]:
@@ -107,7 +118,8 @@ def _with_ema(raw: Checkpoint, tensors: dict[str, Tensor], skipped: dict[str, st
     if has_unet and not ema:
         skipped |= dict.fromkeys(averages, _NOT_TAKEN)
         return plain
-    names = {flat(key): key for candidate in candidates("ldm") if candidate.part == "unet" for key in candidate.links}
+    models = ({flat(key): key for key in c.links} for c in candidates("ldm") if c.part == "unet")
+    names = max(models, key=lambda names: len(names.keys() & averages.keys()))
     unknown = [key for key in averages if key not in names]
     if unknown:
         raise ConversionError(f"{raw.path}: {len(unknown)} averages belong to no tensor of a UNet: {brief(unknown)}")

@@ -8,7 +8,7 @@ from typing import Any, NoReturn
 
 from ..mappings.families import Component, Family, config_for, families
 from ..mappings.ops import Op
-from .checkpoint import FLOATS, Tensor
+from .checkpoint import FLOATS, Array, Computed, Tensor
 from .collapse import brief
 from .errors import ConversionError, printable
 from .recognise import Candidate, Recognition, complete
@@ -28,12 +28,24 @@ class PlannedTensor:
     sources: tuple[Tensor, ...]
     op: Op | None
     part: int  # which result of the op
+    parts: int  # how many results it has
     row: str  # the table row that says so
 
     @property
     def dtype(self) -> str:
         """The source's dtype."""
         return self.sources[0].dtype
+
+    def tensor(self) -> Tensor:
+        """The canonical tensor: the source itself where nothing is done to it, else computed when asked for."""
+        op = self.op
+        if op is None:
+            return self.sources[0]
+
+        def compute(*arrays: Array) -> Array:
+            return op.apply(arrays, self.parts)[self.part]
+
+        return Computed(self.key, self.dtype, self.shape, self.sources, compute, str(op))
 
 
 @dataclass
@@ -48,6 +60,12 @@ class PlannedComponent:
     config: dict[str, Any]
     tensors: dict[str, PlannedTensor]
     parts: list[Recognition] = field(default_factory=list)
+
+    @property
+    def layout(self) -> str:
+        """The layout it comes from; of a VAE made of a base and a given half, the given one's."""
+        layouts = {part.checkpoint.layout for part in self.parts}
+        return next((layout for layout in ("kerascv", "ldm") if layout in layouts), "diffusers")
 
 
 def choose_family(parts: Sequence[Recognition], asked: str | None) -> Family:
@@ -104,6 +122,11 @@ def _component(
             if previous is None or part.checkpoint.layout != "diffusers":  # a base's half gives way to a given one
                 tensors[planned.key] = planned
     config, shapes = _expected(family.components[name], tensors, state_dict_shapes)
+    if name == "unet" and config["in_channels"] not in family.pipelines:
+        known = ", ".join(map(str, family.pipelines))
+        raise ConversionError(
+            f"{parts[0].checkpoint.path}: a UNet of {config['in_channels']} input channels; known: {known}"
+        )
     for part in parts:
         _check_shapes(part, tensors, shapes)
     return PlannedComponent(name, config, {key: tensors[key] for key in shapes if key in tensors}, parts)
@@ -143,7 +166,7 @@ def _planned(part: Recognition, candidate: Candidate) -> list[PlannedTensor]:
         except ValueError as error:
             _refuse(part, sources[0], f"has the wrong shape {list(shapes[0])} ({error})")
         planned += [
-            PlannedTensor(key, shape, sources, link.op, index, link.row)
+            PlannedTensor(key, shape, sources, link.op, index, len(results), link.row)
             for index, (key, shape) in enumerate(zip(link.targets, results, strict=True))
         ]
     return planned

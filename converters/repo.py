@@ -17,6 +17,7 @@ from .checkpoint import FLOATS, SourceFile
 from .errors import ConversionError, printable
 from .plan import PlannedComponent, PlannedTensor
 from .safetensors import parse_json
+from .schedule import Prediction
 from .sources import inside
 from .tokenizer import placeholder_names, placeholder_warnings, write_tokenizer
 from .writer import Output, WrittenFile, write_safetensors
@@ -44,6 +45,7 @@ class Style:
     dtype: str = "keep"  # a safetensors dtype name, or "keep"
     variant: str | None = None
     max_shard_size: int = 10_000_000_000
+    image_size: int | None = None
     text_activation: str = "tanh"
     placeholder_tokens: tuple[str, ...] = ()
 
@@ -63,16 +65,22 @@ def write_repo(
     family: Family,
     components: Mapping[str, PlannedComponent],
     style: Style,
+    prediction: Prediction | None,
     progress: Callable[[int], None],
 ) -> WrittenRepo:
-    """Write every planned component, and what a pipeline needs beside the weights, into an empty folder."""
+    """Write every planned component, and what a pipeline needs beside the weights, into an empty folder.
+
+    Args:
+        prediction: what the UNet of an original checkpoint predicts; KerasCV's and a base's own are known.
+    """
     written = WrittenRepo()
     for name, component in components.items():
         (folder / name).mkdir()
         _write_weights(folder, component, family, style, progress, written)
         _write_json(folder / name / "config.json", _config(component, family, style, written))
-    scheduler = _write_scheduler(folder / "scheduler", components.get("unet"))
-    _write_tokenizer(folder / "tokenizer", components.get("text_encoder"), style)
+    scheduler = _write_scheduler(folder / "scheduler", components.get("unet"), family, prediction)
+    for name, pad_token in family.tokenizers.items():
+        _write_tokenizer(folder / name, components.get(name.replace("tokenizer", "text_encoder")), style, pad_token)
     _write_json(folder / "model_index.json", _model_index(family, components, scheduler))
     return written
 
@@ -131,8 +139,11 @@ def _config(component: PlannedComponent, family: Family, style: Style, written: 
         return given
     config = dict(component.config)
     if described.library == "transformers":
-        config |= {"architectures": [described.class_name], **kerascv_facts()["text_encoder"]}
+        config["architectures"] = [described.class_name]
         config["torch_dtype"] = _TORCH_DTYPES[output_dtype(next(iter(component.tensors.values())), style.dtype)]
+        if component.layout != "kerascv":
+            return config
+        config |= kerascv_facts()["text_encoder"]
         if family.name == "sd2":
             config["hidden_act"] = kerascv_facts()["text_activation"][style.text_activation]
             written.notes.append(
@@ -140,17 +151,25 @@ def _config(component: PlannedComponent, family: Family, style: Style, written: 
                 "keras-cv computes tanh since 0.6.4, erf before, and a file does not say which trained it)"
             )
         return config
+    if style.image_size is not None:
+        config["sample_size"] = style.image_size // (8 if component.name == "unet" else 1)
     return {"_class_name": described.class_name, "_diffusers_version": DIFFUSERS_VERSION} | config
 
 
-def _write_scheduler(folder: Path, unet: PlannedComponent | None) -> str:
+def _write_scheduler(folder: Path, unet: PlannedComponent | None, family: Family, prediction: Prediction | None) -> str:
     """The scheduler goes with the UNet: a base's own UNet keeps its scheduler, KerasCV's needs KerasCV's.
 
     Returns its class name.
     """
     folder.mkdir()
     theirs = _base_file(unet, "scheduler/scheduler_config.json")
-    config = _read_json(theirs) if theirs else kerascv_facts()["scheduler"]
+    config = _read_json(theirs) if theirs else dict(family.scheduler)
+    if unet is None or unet.layout == "kerascv":
+        config = kerascv_facts()["scheduler"]
+    if prediction is not None:
+        config["prediction_type"] = prediction.kind
+        if prediction.zero_snr:
+            config |= {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
     name = str(config.get("_class_name"))
     if not re.fullmatch(r"\w+Scheduler", name):
         raise ConversionError(f"{theirs}: `_class_name` is {printable(name)}, which is no scheduler")
@@ -158,16 +177,17 @@ def _write_scheduler(folder: Path, unet: PlannedComponent | None) -> str:
     return name
 
 
-def _write_tokenizer(folder: Path, encoder: PlannedComponent | None, style: Style) -> None:
-    """The tokenizer goes with the text encoder: a base's own keeps its files, KerasCV's gets CLIP's."""
+def _write_tokenizer(folder: Path, encoder: PlannedComponent | None, style: Style, pad_token: str) -> None:
+    """The tokenizer goes with the text encoder: a base's own keeps its files, any other gets CLIP's."""
     folder.mkdir()
-    theirs = [_base_file(encoder, f"tokenizer/{name}") for name in _TOKENIZER_FILES]
+    theirs = [_base_file(encoder, f"{folder.name}/{name}") for name in _TOKENIZER_FILES]
     if any(theirs):
         for file in theirs:
             if file is not None:
                 (folder / file.name).write_bytes(file.read_bytes())
         return
-    pad_token = kerascv_facts()["tokenizer"]["pad_token"]
+    if encoder is None or encoder.layout == "kerascv":
+        pad_token = kerascv_facts()["tokenizer"]["pad_token"]
     write_tokenizer(folder, placeholder_tokens=style.placeholder_tokens, pad_token=pad_token)
 
 
@@ -213,13 +233,13 @@ def _model_index(family: Family, components: Mapping[str, PlannedComponent], sch
         for name, component in family.components.items()
         if name in components and components[name].tensors.keys() >= component.manifest().keys()
     }
+    channels = components["unet"].config["in_channels"] if "unet" in components else 4
     return {
-        "_class_name": "StableDiffusionPipeline",
+        "_class_name": family.pipelines[channels],
         "_diffusers_version": DIFFUSERS_VERSION,
-        "requires_safety_checker": False,
-        "safety_checker": [None, None],
         "scheduler": ["diffusers", scheduler],
-        "tokenizer": ["transformers", "CLIPTokenizer"],
+        **{name: ["transformers", "CLIPTokenizer"] for name in family.tokenizers},
+        **{name: value if value != [] else [None, None] for name, value in family.index.items()},
         **whole,
     }
 

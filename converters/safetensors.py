@@ -29,14 +29,18 @@ def read_safetensors(path: Path) -> Checkpoint:
     if path.is_dir():
         path = _only_weights(path)
     files: list[SourceFile] = []
+    metadata: dict[str, str] = {}
     try:
-        read = _read_shards if _INDEX.fullmatch(path.name) else _read_file
-        tensors = read(path, files)
+        if _INDEX.fullmatch(path.name):
+            tensors = _read_shards(path, files)
+        else:
+            tensors, metadata = _read_file(path, files)
     except BaseException:
         for file in files:
             file.close()
         raise
-    return Checkpoint(path, "safetensors" if len(files) == 1 else "sharded safetensors", tensors, files=files)
+    form = "safetensors" if len(files) == 1 else "sharded safetensors"
+    return Checkpoint(path, form, tensors, files=files, metadata=metadata)
 
 
 def _only_weights(folder: Path) -> Path:
@@ -63,7 +67,7 @@ def _read_shards(path: Path, files: list[SourceFile]) -> dict[str, Stored]:
             raise ConversionError(f"{path}: shard `{printable(name)}` is not a plain .safetensors file name")
         if not (path.parent / name).exists():
             raise ConversionError(f"{path}: shard `{name}` is missing; download it again")
-        shard = _read_file(path.parent / name, files)
+        shard, _ = _read_file(path.parent / name, files)
         listed = {key for key, where in weight_map.items() if where == name}
         for key in sorted(listed ^ shard.keys()):
             how = "does not hold" if key in listed else "also holds"
@@ -80,8 +84,8 @@ def _read_json(path: Path, files: list[SourceFile]) -> dict[str, Any]:
     return parse_json(file.read(0, file.size), path)
 
 
-def _read_file(path: Path, files: list[SourceFile]) -> dict[str, Stored]:
-    """The tensors of one file, in the order of their bytes."""
+def _read_file(path: Path, files: list[SourceFile]) -> tuple[dict[str, Stored], dict[str, str]]:
+    """The tensors of one file, in the order of their bytes, and its metadata."""
     file = SourceFile(path)
     files.append(file)
     length = int.from_bytes(file.read(0, min(8, file.size)), "little")
@@ -97,7 +101,7 @@ def _read_file(path: Path, files: list[SourceFile]) -> dict[str, Stored]:
     tensors = {key: _tensor(file, 8 + length, key, entry) for key, entry in header.items()}
     ordered = sorted(tensors.values(), key=lambda tensor: (tensor.offset, tensor.nbytes))
     _check_layout(file, 8 + length, ordered)
-    return {tensor.name: tensor for tensor in ordered}
+    return {tensor.name: tensor for tensor in ordered}, metadata
 
 
 def parse_json(data: bytes, path: Path) -> dict[str, Any]:

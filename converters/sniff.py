@@ -8,6 +8,7 @@ from .checkpoint import SourceFile
 from .errors import ConversionError
 from .hdf5 import is_hdf5
 from .tensorflow import find_bundle
+from .torch_file import is_torch
 
 # first bytes -> what people have when they believe it is a checkpoint
 _STRANGERS: tuple[tuple[bytes, str], ...] = (
@@ -17,12 +18,11 @@ _STRANGERS: tuple[tuple[bytes, str], ...] = (
     (b"7z\xbc\xaf", "a 7z archive; unpack it first"),
     (b"GGUF", "a GGUF file, which is not supported"),
     (b"\x93NUMPY", "a numpy array, not a checkpoint"),
-    (b"\x80", "a Python pickle, which is not a Keras file"),
 )
 
 
 def sniff(path: Path) -> str:
-    """One of `hdf5`, `zip`, `json`, `safetensors`, `repo` (a diffusers folder) or `tensorflow`.
+    """One of `hdf5`, `zip`, `json`, `safetensors`, `torch`, `repo` (a diffusers folder) or `tensorflow`.
 
     Raises:
         ConversionError: the path does not exist or is nothing that can be read; says what it looks like.
@@ -58,6 +58,8 @@ def _sniff_file(file: SourceFile) -> str:
         raise ConversionError(f"{file.path}: the file is empty")
     if is_hdf5(file):
         return "hdf5"
+    if is_torch(file):
+        return "torch"
     if head.startswith(b"PK\x03\x04"):
         return "zip"
     if find_bundle(file.path):

@@ -9,14 +9,25 @@ from .checkpoint import Checkpoint
 from .errors import ConversionError
 from .keras import read_keras
 from .keras_leaves import Lora
+from .ldm import is_ldm, split
 from .safetensors import read_safetensors
 from .sniff import sniff
+from .torch_file import read_torch
 
-_STEMS = {"text_encoder": "model", "unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model"}
+_STEMS = {
+    "text_encoder": "model",
+    "text_encoder_2": "model",
+    "unet": "diffusion_pytorch_model",
+    "vae": "diffusion_pytorch_model",
+}
 
 
-def open_source(path: Path, lora: Lora | None = None) -> list[Checkpoint]:
+def open_source(path: Path, lora: Lora | None = None, ema: bool = False) -> list[Checkpoint]:
     """The components that a path holds.
+
+    Args:
+        lora: how LoRA factors in a Keras file are treated.
+        ema: take the moving average of an original checkpoint's weights.
 
     Raises:
         ConversionError: nothing readable is there.
@@ -24,8 +35,9 @@ def open_source(path: Path, lora: Lora | None = None) -> list[Checkpoint]:
     kind = sniff(path)
     if kind == "repo":
         return _open_repo(path)
-    if kind == "safetensors":
-        return [_named(read_safetensors(path), "diffusers")]
+    if kind in ("safetensors", "torch"):
+        raw = read_safetensors(path) if kind == "safetensors" else read_torch(path)
+        return split(raw, ema) if is_ldm(raw) else [_named(raw, "diffusers")]
     return read_keras(path, kind, lora or Lora())
 
 

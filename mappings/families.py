@@ -45,10 +45,10 @@ class Component:
         With a config, `own` axes are as long as it says: token rows added by textual inversion, input channels.
         """
         shapes = read_manifest(FOLDER / "manifests" / f"{self.family}_{self.name}.txt")
-        for option, place in self.own.items() if config else ():
+        for option, place in self.own.items():
             key, axis = place.split()
             shape = list(shapes[key])
-            shape[int(axis)] = config[option]
+            shape[int(axis)] = (config or self.config)[option]
             shapes[key] = tuple(shape)
         return shapes
 

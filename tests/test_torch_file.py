@@ -64,7 +64,11 @@ def zoo() -> dict[str, torch.Tensor]:
     state |= {"rows": base[2:4], "columns": base[:, 1:5:2], "transposed": base.t(), "half": base.half().t()}
     state |= {"one": torch.arange(77).expand(1, -1), "expanded": torch.ones(3, 1).expand(3, 5), "shared": base}
     state |= {"channels last": torch.randn(2, 3, 4, 5).to(memory_format=torch.channels_last)}
-    state |= {"buffer": nn.Buffer(torch.zeros(3)), "permuted": torch.randn(2, 3, 4).permute(2, 0, 1), "frozen": frozen()}
+    state |= {
+        "buffer": nn.Buffer(torch.zeros(3)),
+        "permuted": torch.randn(2, 3, 4).permute(2, 0, 1),
+        "frozen": frozen(),
+    }
     return state
 
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from .converters.convert import Conversion, Settings
+from .converters.conversion import Conversion, Settings
 from .converters.convert import convert as _convert
 from .converters.errors import ConversionError
 from .converters.inspection import Inspection
@@ -26,7 +26,7 @@ def convert(
     output: StrPath,
     *,
     base: StrPath | None = None,
-    to: Literal["diffusers", "kerascv"] = "diffusers",
+    to: Literal["diffusers", "kerascv", "ldm"] = "diffusers",
     family: str | None = None,
     component: str | None = None,
     dtype: str = "keep",
@@ -35,6 +35,9 @@ def convert(
     text_activation: Literal["tanh", "erf"] = "tanh",
     placeholder_tokens: Sequence[str] = (),
     lora_alpha: float | None = None,
+    ema: bool = False,
+    prediction_type: Literal["epsilon", "v_prediction"] | None = None,
+    image_size: int | None = None,
     allow_nan: bool = False,
     overwrite: bool = False,
     dry_run: bool = False,
@@ -43,19 +46,25 @@ def convert(
     """Convert checkpoints into a diffusers repo, or a diffusers repo into KerasCV's files.
 
     Args:
-        sources: Keras files, TensorFlow or SavedModel folders, or a diffusers repo; each component once, in any order.
-        output: the repo folder; for `to="kerascv"` a `.weights.h5` or (legacy) `.h5` file.
+        sources: Keras files, TensorFlow or SavedModel folders, original `.ckpt` or `.safetensors` checkpoints, or a
+            diffusers repo; each component once, in any order.
+        output: the repo folder; for `to="kerascv"` a `.weights.h5` or (legacy) `.h5` file, for `to="ldm"` a
+            `.safetensors` file.
         base: where components come from that the sources lack: a diffusers repo, a folder with KerasCV's stock files,
             or a Hub id.
         to: the layout to write.
-        family: `sd1` or `sd2`, where the tensors leave a choice.
-        component: convert this one only: `unet`, `text_encoder`, `vae`, `decoder` or `image_encoder`.
+        family: `sd1`, `sd2`, `sdxl` or `sdxl_refiner`, where the tensors leave a choice.
+        component: convert this one only: `unet`, `text_encoder`, `text_encoder_2`, `vae`, or a half of it, `decoder`
+            or `image_encoder`.
         dtype: `keep`, `float32`, `float16` or `bfloat16`.
         variant: put into the weights' file names, as in `diffusion_pytorch_model.fp16.safetensors`.
         max_shard_size: bytes, or `"5GB"`; larger components are written in shards with an index.
         text_activation: of an SD 2.x text encoder: `tanh` (keras-cv from 0.6.4 on) or `erf` (before).
         placeholder_tokens: names for the token rows that textual inversion added, in order.
         lora_alpha: merge LoRA factors with this alpha; they are refused without it.
+        ema: take the moving average of an original checkpoint's UNet instead of its weights.
+        prediction_type: what an original checkpoint's UNet predicts, where the file does not say or says it wrongly.
+        image_size: in pixels, for the configs; by default the family's.
         allow_nan: write NaN and Inf instead of refusing them.
         overwrite: replace an earlier output.
         dry_run: plan and check, but write nothing.
@@ -74,6 +83,7 @@ def convert(
         dtype=DTYPES[dtype],
         variant=_variant(variant),
         max_shard_size=_nbytes(max_shard_size),
+        image_size=image_size,
         text_activation=text_activation,
         placeholder_tokens=tuple(placeholder_tokens),
     )
@@ -83,6 +93,8 @@ def convert(
         component=component,
         style=style,
         lora_alpha=lora_alpha,
+        ema=ema,
+        prediction_type=prediction_type,
         allow_nan=allow_nan,
         overwrite=overwrite,
         dry_run=dry_run,

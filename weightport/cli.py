@@ -88,6 +88,10 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+_FAMILIES = ("sd1", "sd2", "sdxl", "sdxl_refiner")
+_COMPONENTS = ("unet", "text_encoder", "text_encoder_2", "vae", "decoder", "image_encoder")
+
+
 # --- convert ----------------------------------------------------------------------------------------------------------
 
 
@@ -95,18 +99,21 @@ def _add_convert(commands: Any, common: argparse.ArgumentParser) -> None:
     parser = commands.add_parser(
         "convert",
         parents=[common],
-        help="KerasCV files -> a diffusers repo, or back",
-        description="Convert KerasCV files into a diffusers repo, or a diffusers repo into KerasCV files.",
+        help="KerasCV files or original checkpoints -> a diffusers repo, or back",
+        description="Convert KerasCV files or original checkpoints into a diffusers repo, or a repo into either.",
     )
     add = parser.add_argument
-    add("sources", nargs="+", metavar="SOURCE", help="Keras file, TensorFlow or SavedModel folder, or diffusers repo")
-    add("-o", "--output", required=True, help="the repo to make; with --to kerascv a .weights.h5 or .h5 file")
+    add("sources", nargs="+", metavar="SOURCE", help="Keras file or folder, .ckpt, .safetensors, or diffusers repo")
+    add("-o", "--output", required=True, help="the repo, .safetensors (--to ldm), .weights.h5 or .h5 (--to kerascv)")
     add("--base", help="fills in what the sources lack: a repo, a folder such as ~/.keras/models, or a Hub id")
-    add("--to", choices=["diffusers", "kerascv"], default="diffusers", help="the layout to write (default: diffusers)")
-    add("--family", choices=["sd1", "sd2"], help="where the tensors leave a choice")
     add(
-        "--component", choices=["unet", "text_encoder", "vae", "decoder", "image_encoder"], help="convert only this one"
+        "--to",
+        choices=["diffusers", "kerascv", "ldm"],
+        default="diffusers",
+        help="the layout to write (default: diffusers)",
     )
+    add("--family", choices=_FAMILIES, help="where the tensors leave a choice")
+    add("--component", choices=_COMPONENTS, help="convert only this one")
     add("--dtype", choices=["keep", "float32", "float16", "bfloat16"], default="keep", help="default: keep")
     add("--variant", help="part of the weights' file names, such as fp16")
     add("--max-shard-size", default="10GB", metavar="SIZE", help="default: 10GB")
@@ -118,6 +125,9 @@ def _add_convert(commands: Any, common: argparse.ArgumentParser) -> None:
         metavar="TOKEN",
         help="name of an added token row; repeat in order",
     )
+    add("--ema", action="store_true", help="take the moving average of an original checkpoint's UNet")
+    add("--prediction-type", choices=["epsilon", "v_prediction"], help="of an original checkpoint's UNet")
+    add("--image-size", type=int, metavar="PIXELS", help="for the configs (default: the family's)")
     add("--lora-alpha", type=float, metavar="ALPHA", help="merge LoRA factors with this alpha")
     add("--allow-nan", action="store_true", help="write NaN and Inf instead of refusing them")
     add("--overwrite", action="store_true", help="replace an earlier output")
@@ -139,6 +149,9 @@ def _convert(arguments: argparse.Namespace) -> int:
         "max_shard_size",
         "text_activation",
         "lora_alpha",
+        "ema",
+        "prediction_type",
+        "image_size",
         "allow_nan",
         "overwrite",
         "dry_run",

@@ -134,7 +134,9 @@ CONTAINERS: dict[str, Callable[[bytes], bytes]] = {"zip": archive, "legacy": leg
 def test_refused_by_the_name_it_calls(place: Path, called: str, container: str) -> None:
     value = mapping(optimizer=call(called, CALLED[called]))
     shown = called.replace("__builtin__", "builtins")
-    assert re.fullmatch(f"it (names|calls) `{re.escape(shown)}`, which .*malicious", refusal(place, CONTAINERS[container](value)))
+    assert re.fullmatch(
+        f"it (names|calls) `{re.escape(shown)}`, which .*malicious", refusal(place, CONTAINERS[container](value))
+    )
 
 
 # ---- ways to call
@@ -350,7 +352,9 @@ def test_time_and_memory_are_bounded(place: Path, bomb: str) -> None:
     value = mapping(state_dict=mapping(w=tensor()), optimizer=BOMBS[bomb])
     for number, content in enumerate([archive(value), archive(BOMBS[bomb])]):
         path = written(place / f"{number}.ckpt", content)
-        ran = subprocess.run([sys.executable, "-c", READ, path], capture_output=True, text=True, timeout=20, check=False)
+        ran = subprocess.run(
+            [sys.executable, "-c", READ, path], capture_output=True, text=True, timeout=20, check=False
+        )
         assert ran.returncode == 0, ran.stderr[-2000:]
         assert ran.stdout.count("\n") <= 1
         assert ran.stdout == "" or ran.stdout.startswith(f"{path}: ")

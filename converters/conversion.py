@@ -1,0 +1,86 @@
+"""What can be asked of a conversion, and what it answers: shared by the outputs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from .checkpoint import DTYPES
+from .collapse import brief
+from .errors import ConversionError
+from .plan import PlannedComponent, PlannedTensor
+from .repo import Style, output_dtype
+
+HALVES = {"decoder": "vae", "image_encoder": "vae"}  # KerasCV's parts of a VAE
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Everything that can be asked of a conversion beside its sources; see `weightport.convert`."""
+
+    to: str = "diffusers"
+    family: str | None = None
+    component: str | None = None
+    style: Style = field(default_factory=Style)
+    lora_alpha: float | None = None
+    ema: bool = False
+    prediction_type: str | None = None
+    allow_nan: bool = False
+    overwrite: bool = False
+    dry_run: bool = False
+
+
+@dataclass
+class Conversion:
+    """What a conversion did, or would do.
+
+    Attributes:
+        output: the repo, file or folder that was written; None for a dry run.
+        report: the content of `conversion.json`.
+        notes: what the user should know, one sentence each.
+        lacks: what the repo still needs before a pipeline can load it.
+    """
+
+    family: str
+    components: dict[str, PlannedComponent]
+    output: Path | None
+    report: dict[str, Any] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+    lacks: list[str] = field(default_factory=list)
+
+
+def check_finite(
+    conversion: Conversion, nonfinite: Mapping[str, int], overflowed: Mapping[str, int], settings: Settings
+) -> None:
+    """Refuse NaN, Inf and overflow, or note them where they are allowed. Names are `component key`."""
+    too_large = f"too large for {settings.style.dtype}"
+    for counts, what, advice in (
+        (nonfinite, "NaN or Inf", "--allow-nan converts them anyway"),
+        (overflowed, too_large, "use --dtype bfloat16, or --allow-nan to write Inf"),
+    ):
+        if not counts:
+            continue
+        found = f"{sum(counts.values())} values are {what}, in {brief(counts)}"
+        if not settings.allow_nan:
+            raise ConversionError(f"{_origin(conversion, next(iter(counts)))}: {found}; {advice}")
+        conversion.notes.append(found)
+
+
+def _origin(conversion: Conversion, name: str) -> Path:
+    """The source that a tensor, `component key`, comes from."""
+    component, key = name.split(" ", 1)
+    parts = conversion.components[component].parts
+    source = conversion.components[component].tensors[key].sources[0]
+    return next(p.checkpoint.path for p in parts if any(source is t for t in p.checkpoint.tensors.values()))
+
+
+def total_nbytes(conversion: Conversion, dtype: str) -> int:
+    """Bytes of all planned tensors in the dtype they are written in."""
+    return sum(_nbytes(t, dtype) for component in conversion.components.values() for t in component.tensors.values())
+
+
+def _nbytes(tensor: PlannedTensor, dtype: str) -> int:
+    return math.prod(tensor.shape) * DTYPES[output_dtype(tensor, dtype)].itemsize

@@ -1,0 +1,94 @@
+"""The output that most want: a whole diffusers repo with its report, staged so that it appears at once."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from ..mappings.families import Family
+from .background import Later
+from .checkpoint import SourceFile
+from .conversion import Conversion, Settings, check_finite, total_nbytes
+from .plan import PlannedComponent
+from .repo import write_repo
+from .report import conversion_report
+from .schedule import Prediction, prediction
+from .staging import check_space, staged
+from .writer import WrittenFile
+
+
+def output_repo(
+    conversion: Conversion, family: Family, output: Path, settings: Settings, progress: Callable[[int, int], None]
+) -> None:
+    """Write the repo and its `conversion.json`; fills in the conversion's report and notes."""
+    total = total_nbytes(conversion, settings.style.dtype)
+    predicted = _prediction(conversion, family, settings)
+    if predicted is not None and predicted.kind == "v_prediction" and family.name == "sd2":
+        settings = replace(settings, style=replace(settings.style, image_size=settings.style.image_size or 768))
+    with staged(output, settings.overwrite) as folder:
+        check_space(output.absolute().parent, total)
+        digests = Later(lambda: _digests(conversion.components))
+        written = write_repo(
+            folder, family, conversion.components, settings.style, predicted, lambda n: progress(n, total)
+        )
+        check_finite(conversion, written.nonfinite, written.overflowed, settings)
+        conversion.notes += written.notes
+        conversion.report = conversion_report(
+            family=family.name,
+            components=conversion.components,
+            sha256=digests.result(),
+            options=_options(settings),
+            files=_hashed_files(folder, written.files),
+            notes=[*conversion.notes, *(f"lacks {gap}" for gap in conversion.lacks)],
+        )
+        text = json.dumps(conversion.report, indent=1, ensure_ascii=False)
+        (folder / "conversion.json").write_text(text + "\n")
+
+
+def _prediction(conversion: Conversion, family: Family, settings: Settings) -> Prediction | None:
+    """What an original checkpoint's UNet predicts; None for others, whose schedulers are known."""
+    unet = conversion.components.get("unet")
+    if unet is None or unet.layout != "ldm":
+        return None
+    checkpoint = unet.parts[0].checkpoint
+    found = prediction(family.name, checkpoint.metadata, settings.prediction_type, checkpoint.path)
+    conversion.notes.append(f"the UNet predicts {found.kind}: {found.evidence}")
+    return found
+
+
+def _digests(components: Mapping[str, PlannedComponent]) -> dict[str, str]:
+    """sha256 of every source file, each read once."""
+    files = {str(file.path): file for c in components.values() for part in c.parts for file in part.checkpoint.files}
+    return {path: file.sha256() for path, file in files.items()}
+
+
+def _hashed_files(folder: Path, weights: Mapping[str, WrittenFile]) -> dict[str, dict[str, Any]]:
+    """Size and sha256 of every file of the repo; those of weights were computed while writing."""
+    hashed = {}
+    for path in sorted(file for file in folder.rglob("*") if file.is_file()):
+        name = str(path.relative_to(folder))
+        sha256 = weights[name].sha256 if name in weights else SourceFile(path).sha256()
+        hashed[name] = {"nbytes": path.stat().st_size, "sha256": sha256}
+    return hashed
+
+
+def _options(settings: Settings) -> dict[str, Any]:
+    style = settings.style
+    asked = {
+        "family": settings.family,
+        "component": settings.component,
+        "dtype": style.dtype,
+        "variant": style.variant,
+        "max_shard_size": style.max_shard_size,
+        "text_activation": style.text_activation,
+        "placeholder_tokens": list(style.placeholder_tokens),
+        "lora_alpha": settings.lora_alpha,
+        "ema": settings.ema or None,
+        "prediction_type": settings.prediction_type,
+        "image_size": style.image_size,
+        "allow_nan": settings.allow_nan,
+    }
+    return {name: value for name, value in asked.items() if value not in (None, [])}

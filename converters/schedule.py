@@ -1,0 +1,54 @@
+"""What an original checkpoint's UNet predicts, decided by evidence; no weight file states it outright."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from .errors import ConversionError
+
+PREDICTION_TYPES = ("epsilon", "v_prediction")
+# `modelspec.prediction_type` of https://github.com/Stability-AI/ModelSpec, and kohya's metadata
+_SPOKEN = {"epsilon": "epsilon", "eps": "epsilon", "v": "v_prediction", "v_prediction": "v_prediction"}
+# training steps of Stability's own SD 2.x files
+_STEPS = {"875000": "epsilon", "220000": "epsilon", "110000": "v_prediction", "140000": "v_prediction"}
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What the UNet predicts, whether the schedule ends at zero signal-to-noise ratio, and why we think so."""
+
+    kind: str
+    zero_snr: bool
+    evidence: str
+
+
+def prediction(family: str, metadata: Mapping[str, str], asked: str | None, where: object) -> Prediction:
+    """Decide from markers in the file, its metadata and its training step; `asked` overrides all of them.
+
+    Raises:
+        ConversionError: an SD 2.x UNet without any evidence: both kinds exist, and a wrong guess gives noise.
+    """
+    last = metadata.get("final_alpha_cumprod")
+    zero = "ztsnr" in metadata or (last is not None and abs(float(last)) < 1e-6)
+    if asked is not None:
+        return Prediction(asked, zero, f"--prediction-type {asked}")
+    if "v_pred" in metadata:
+        return Prediction("v_prediction", zero, "the marker `v_pred`")
+    for name in ("modelspec.prediction_type", "prediction_type"):
+        kind = _SPOKEN.get(metadata.get(name, "").lower())
+        if kind:
+            return Prediction(kind, zero, f"metadata `{name}`: {metadata[name]}")
+    if metadata.get("ss_v_parameterization", "").lower() == "true":
+        return Prediction("v_prediction", zero, "metadata `ss_v_parameterization`")
+    if zero:
+        return Prediction("v_prediction", zero, "the schedule ends at zero signal, where epsilon says nothing")
+    if family == "sd2":
+        kind = _STEPS.get(metadata.get("global_step", ""))
+        if kind:
+            return Prediction(kind, zero, f"global_step {metadata['global_step']} is that of Stability's own file")
+        raise ConversionError(
+            f"{where}: nothing in the file says what this SD 2.x UNet predicts; say --prediction-type epsilon "
+            "(512-pixel models) or v_prediction (768-pixel models)"
+        )
+    return Prediction("epsilon", zero, "no marker says otherwise")
