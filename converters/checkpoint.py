@@ -170,6 +170,7 @@ class Checkpoint:
         layout: whose key names these are: that of the tables that can read it.
         root: where inside the file the component lies, when a trainer's save nests several.
         metadata: what the file says beside its tensors, such as the training step.
+        whole: the file that this is one part of, with every tensor under its own key.
         ignored_classes: classes that a pickle names; they were neither imported nor created.
     """
 
@@ -182,3 +183,4 @@ class Checkpoint:
     root: str = ""
     metadata: dict[str, str] = field(default_factory=dict)
     ignored_classes: list[str] = field(default_factory=list)
+    whole: Checkpoint | None = None

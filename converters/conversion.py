@@ -28,6 +28,7 @@ class Settings:
     lora_alpha: float | None = None
     ema: bool = False
     prediction_type: str | None = None
+    residue: bool = True
     allow_nan: bool = False
     overwrite: bool = False
     dry_run: bool = False

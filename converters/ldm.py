@@ -67,7 +67,9 @@ def split(raw: Checkpoint, ema: bool) -> list[Checkpoint]:
         raise ConversionError(f"{raw.path}: none of its tensors belong to a Stable Diffusion model")
     metadata = raw.metadata | _markers(raw)
     return [
-        replace(raw, tensors=group, skipped=skipped, layout="ldm", root=prefix.rstrip("."), metadata=metadata)
+        replace(
+            raw, tensors=group, skipped=skipped, layout="ldm", root=prefix.rstrip("."), metadata=metadata, whole=raw
+        )
         for prefix, group in groups.items()
     ]
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,9 +16,10 @@ from .conversion import Conversion, Settings, check_finite, total_nbytes
 from .plan import PlannedComponent
 from .repo import write_repo
 from .report import conversion_report
+from .residue import residue_of, residue_outputs, residue_path
 from .schedule import Prediction, prediction
-from .staging import check_space, staged
-from .writer import WrittenFile
+from .staging import check_space, staged, staged_file
+from .writer import WrittenFile, write_safetensors
 
 
 def output_repo(
@@ -28,7 +30,7 @@ def output_repo(
     predicted = _prediction(conversion, family, settings)
     if predicted is not None and predicted.kind == "v_prediction" and family.name == "sd2":
         settings = replace(settings, style=replace(settings.style, image_size=settings.style.image_size or 768))
-    with staged(output, settings.overwrite) as folder:
+    with _residue(conversion, family, output, settings), staged(output, settings.overwrite) as folder:
         check_space(output.absolute().parent, total)
         digests = Later(lambda: _digests(conversion.components))
         written = write_repo(
@@ -46,6 +48,21 @@ def output_repo(
         )
         text = json.dumps(conversion.report, indent=1, ensure_ascii=False)
         (folder / "conversion.json").write_text(text + "\n")
+
+
+@contextlib.contextmanager
+def _residue(conversion: Conversion, family: Family, output: Path, settings: Settings) -> Iterator[None]:
+    """Beside the repo, what it cannot hold of an original checkpoint; appears after the repo, if at all."""
+    rest = residue_of(conversion.components, family) if settings.residue and not conversion.lacks else None
+    if rest is None or not (rest.tensors or rest.keys or rest.metadata):
+        yield
+        return
+    path = residue_path(output)
+    with staged_file(path, settings.overwrite) as staging:
+        outputs, metadata = residue_outputs(rest)
+        write_safetensors(staging.parent, staging.name, outputs, max_shard_size=1 << 62, metadata=metadata)
+        yield
+    conversion.notes.append(f"what a repo cannot hold ({len(rest.tensors)} tensors) is in {path}, for the way back")
 
 
 def _prediction(conversion: Conversion, family: Family, settings: Settings) -> Prediction | None:

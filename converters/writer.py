@@ -12,7 +12,7 @@ import hashlib
 import itertools
 import json
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -23,6 +23,7 @@ from .errors import ConversionError, printable
 
 __all__ = ["Output", "Written", "WrittenFile", "write_safetensors"]
 
+_METADATA = {"format": "pt"}  # what transformers asks for
 _CHUNK = 1 << 18  # bytes hashed and written at once: still in the cache when they are written
 # Wide dtypes first, so that every tensor is aligned; within a dtype, by name.
 _ORDER = ("I64", "F64", "F32", "I32", "BF16", "F16", "I16", "I8", "U8", "BOOL")
@@ -58,11 +59,12 @@ def write_safetensors(
     outputs: Sequence[Output],
     *,
     max_shard_size: int,
+    metadata: Mapping[str, str] = _METADATA,
     progress: Callable[[int], None] = lambda nbytes: None,
 ) -> Written:
     """Write tensors to `folder/filename`, or to numbered shards and an index if they exceed `max_shard_size` bytes.
 
-    Shards are filled in the given order, as `save_pretrained` fills them. `progress` is called with the bytes of
+    Shards are filled in the given order, as `save_pretrained` fills them. `metadata` goes into every header. `progress` is called with the bytes of
     every block. The last of it may not have reached the disk: `staged` sees to that.
 
     Raises:
@@ -77,7 +79,7 @@ def write_safetensors(
         name = filename if len(shards) == 1 else _shard_name(filename, number, len(shards))
         weight_map |= {output.key: name for output in shard}
         in_order = sorted(shard, key=lambda output: (_ORDER.index(output.dtype), output.key))
-        written.files.append(_write(folder / name, in_order, blocks, written, progress))
+        written.files.append(_write(folder / name, in_order, metadata, blocks, written, progress))
     for file in {file for output in outputs for source in output.sources for file in _files(source)}:
         file.check_unchanged()
     if len(shards) > 1:
@@ -145,11 +147,17 @@ def _index_name(filename: str) -> str:
 
 
 def _write(
-    path: Path, outputs: Sequence[Output], blocks: Blocks, written: Written, progress: Callable[[int], None]
+    path: Path,
+    outputs: Sequence[Output],
+    metadata: Mapping[str, str],
+    blocks: Blocks,
+    written: Written,
+    progress: Callable[[int], None],
 ) -> WrittenFile:
     digest, nbytes = hashlib.sha256(), 0
+    header = Block("", memoryview(_header(outputs, metadata)))
     with path.open("xb", buffering=0) as file, flushing(file.fileno()):
-        for block in itertools.chain([Block("", memoryview(_header(outputs)))], read_ahead(blocks.of(outputs), DEPTH)):
+        for block in itertools.chain([header], read_ahead(blocks.of(outputs), DEPTH)):
             for start in range(0, len(block.data), _CHUNK):
                 view = block.data[start : start + _CHUNK]
                 digest.update(view)
@@ -163,9 +171,9 @@ def _write(
     return WrittenFile(path.name, nbytes, digest.hexdigest())
 
 
-def _header(outputs: Sequence[Output]) -> bytes:
+def _header(outputs: Sequence[Output], metadata: Mapping[str, str]) -> bytes:
     """Length and JSON of the header, padded with spaces so that the data starts at a multiple of 8."""
-    entries: dict[str, object] = {"__metadata__": {"format": "pt"}}
+    entries: dict[str, object] = {"__metadata__": dict(metadata)}
     end = 0
     for output in outputs:
         begin, end = end, end + output.nbytes

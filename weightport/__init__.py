@@ -11,9 +11,9 @@ Nothing heavy is imported before it is used.
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .api import Conversion, ConversionError, Inspection, convert, inspect
+    from .api import Comparison, Conversion, ConversionError, Inspection, convert, diff, inspect
 
-__all__ = ["Conversion", "ConversionError", "Inspection", "convert", "inspect"]
+__all__ = ["Comparison", "Conversion", "ConversionError", "Inspection", "convert", "diff", "inspect"]
 
 
 def __getattr__(name: str) -> Any:

@@ -8,6 +8,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+from .converters.compare import Comparison
+from .converters.compare import compare as _compare
 from .converters.conversion import Conversion, Settings
 from .converters.convert import convert as _convert
 from .converters.errors import ConversionError
@@ -15,7 +17,7 @@ from .converters.inspection import Inspection
 from .converters.inspection import inspect as _inspect
 from .converters.repo import Style
 
-__all__ = ["Conversion", "ConversionError", "Inspection", "convert", "inspect"]
+__all__ = ["Comparison", "Conversion", "ConversionError", "Inspection", "convert", "diff", "inspect"]
 
 StrPath = str | os.PathLike[str]
 DTYPES = {"keep": "keep", "float32": "F32", "float16": "F16", "bfloat16": "BF16"}
@@ -38,6 +40,7 @@ def convert(
     ema: bool = False,
     prediction_type: Literal["epsilon", "v_prediction"] | None = None,
     image_size: int | None = None,
+    residue: bool = True,
     allow_nan: bool = False,
     overwrite: bool = False,
     dry_run: bool = False,
@@ -65,6 +68,8 @@ def convert(
         ema: take the moving average of an original checkpoint's UNet instead of its weights.
         prediction_type: what an original checkpoint's UNet predicts, where the file does not say or says it wrongly.
         image_size: in pixels, for the configs; by default the family's.
+        residue: keep what a repo cannot hold of an original checkpoint in a file beside it, and put it back with
+            `to="ldm"`.
         allow_nan: write NaN and Inf instead of refusing them.
         overwrite: replace an earlier output.
         dry_run: plan and check, but write nothing.
@@ -95,6 +100,7 @@ def convert(
         lora_alpha=lora_alpha,
         ema=ema,
         prediction_type=prediction_type,
+        residue=residue,
         allow_nan=allow_nan,
         overwrite=overwrite,
         dry_run=dry_run,
@@ -116,6 +122,30 @@ def inspect(path: StrPath) -> Inspection:
         ConversionError: the file cannot be read at all.
     """
     return _inspect(Path(path))
+
+
+def diff(
+    a: StrPath,
+    b: StrPath,
+    *,
+    family: str | None = None,
+    ema: bool = False,
+    progress: Callable[[int, int], None] | None = None,
+) -> Comparison:
+    """Compare two checkpoints in any two layouts, in canonical form: key, shape, dtype and value.
+
+    Args:
+        a: a Keras file, an original checkpoint, or a diffusers repo.
+        b: another one.
+        family: where the tensors leave a choice.
+        ema: compare the moving average of original checkpoints.
+        progress: called with (bytes just compared, bytes in all).
+
+    Raises:
+        ConversionError: one of them cannot be read or recognised.
+    """
+    settings = Settings(family=family, ema=ema)
+    return _compare(Path(a), Path(b), settings, _runtime_state_dict, progress or (lambda done, total: None))
 
 
 def _runtime_state_dict(class_name: str, config: Mapping[str, Any]) -> Mapping[str, tuple[int, ...]]:

@@ -85,6 +85,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(metavar="COMMAND", required=True, parser_class=_Parser)
     _add_convert(commands, common)
     _add_inspect(commands, common)
+    _add_diff(commands, common)
     return parser
 
 
@@ -128,6 +129,7 @@ def _add_convert(commands: Any, common: argparse.ArgumentParser) -> None:
     add("--ema", action="store_true", help="take the moving average of an original checkpoint's UNet")
     add("--prediction-type", choices=["epsilon", "v_prediction"], help="of an original checkpoint's UNet")
     add("--image-size", type=int, metavar="PIXELS", help="for the configs (default: the family's)")
+    add("--no-residue", action="store_false", dest="residue", help="write no residue file, and look for none")
     add("--lora-alpha", type=float, metavar="ALPHA", help="merge LoRA factors with this alpha")
     add("--allow-nan", action="store_true", help="write NaN and Inf instead of refusing them")
     add("--overwrite", action="store_true", help="replace an earlier output")
@@ -152,6 +154,7 @@ def _convert(arguments: argparse.Namespace) -> int:
         "ema",
         "prediction_type",
         "image_size",
+        "residue",
         "allow_nan",
         "overwrite",
         "dry_run",
@@ -233,6 +236,36 @@ def _inspect(arguments: argparse.Namespace) -> int:
     else:
         _print_lines(_inspection_lines(inspection))
     return 0
+
+
+# --- diff -------------------------------------------------------------------------------------------------------------
+
+
+def _add_diff(commands: Any, common: argparse.ArgumentParser) -> None:
+    parser = commands.add_parser(
+        "diff",
+        parents=[common],
+        help="compare two checkpoints in any two layouts",
+        description="Compare two checkpoints in canonical form, tensor by tensor. Exit status 1 if they differ.",
+    )
+    parser.add_argument("a", metavar="A", help="Keras file or folder, .ckpt, .safetensors, or diffusers repo")
+    parser.add_argument("b", metavar="B", help="another one, in any layout")
+    parser.add_argument("--family", choices=_FAMILIES, help="where the tensors leave a choice")
+    parser.add_argument("--ema", action="store_true", help="compare the moving averages of original checkpoints")
+    parser.set_defaults(run=_diff)
+
+
+def _diff(arguments: argparse.Namespace) -> int:
+    from .api import diff
+    from .converters.compare import describe
+
+    with _progress(quiet=False) as progress:
+        found = diff(arguments.a, arguments.b, family=arguments.family, ema=arguments.ema, progress=progress)
+    if arguments.json:
+        print(json.dumps(found.to_dict(), indent=2))
+    else:
+        _print_lines(describe(found))
+    return 1 if found.differences or found.families[0] != found.families[1] else 0
 
 
 def _inspection_lines(inspection: Inspection) -> Iterator[str]:

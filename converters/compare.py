@@ -1,0 +1,120 @@
+"""Two checkpoints in any two layouts, compared tensor by tensor in canonical form: is a conversion 1:1?"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .checkpoint import Array
+from .conversion import Settings
+from .convert import gather
+from .plan import PlannedComponent, PlannedTensor, StateDictShapes, choose_family, plan
+
+
+@dataclass(frozen=True)
+class TensorDifference:
+    """One tensor that is not the same on both sides.
+
+    Attributes:
+        kind: `only in A`, `only in B`, `shape`, `dtype` or `value`.
+        detail: what each side has.
+        max_abs: the largest absolute difference of the values, where both have any.
+    """
+
+    component: str
+    key: str
+    kind: str
+    detail: str
+    max_abs: float | None = None
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The answer of `weightport.diff`.
+
+    Attributes:
+        equal: tensors that are the same on both sides, bit for bit.
+        differences: all others.
+    """
+
+    a: str
+    b: str
+    families: tuple[str, str]
+    equal: int
+    differences: tuple[TensorDifference, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data, ready for JSON."""
+        return asdict(self)
+
+
+def compare(
+    a: Path, b: Path, settings: Settings, state_dict_shapes: StateDictShapes, progress: Callable[[int, int], None]
+) -> Comparison:
+    """Compare two sources by key, shape, dtype and value; one tensor of each is in memory at a time.
+
+    Raises:
+        ConversionError: one of them cannot be read or recognised.
+    """
+    families, sides = [], []
+    for path in (a, b):
+        parts = gather([path], settings)
+        family = choose_family(parts, settings.family)
+        families.append(family.name)
+        sides.append(_tensors(plan(parts, family, state_dict_shapes)))
+    total = sum(tensor.tensor().nbytes for tensor in sides[0].values())
+    differences = []
+    for name in dict.fromkeys([*sides[0], *sides[1]]):
+        difference = _difference(*name, sides[0].get(name), sides[1].get(name))
+        if difference is not None:
+            differences.append(difference)
+        if name in sides[0]:
+            progress(sides[0][name].tensor().nbytes, total)
+    equal = len(sides[0].keys() | sides[1].keys()) - len(differences)
+    return Comparison(str(a), str(b), (families[0], families[1]), equal, tuple(differences))
+
+
+def _tensors(components: dict[str, PlannedComponent]) -> dict[tuple[str, str], PlannedTensor]:
+    return {(name, key): tensor for name, component in components.items() for key, tensor in component.tensors.items()}
+
+
+def _difference(component: str, key: str, a: PlannedTensor | None, b: PlannedTensor | None) -> TensorDifference | None:
+    if a is None or b is None:
+        return TensorDifference(component, key, "only in B" if a is None else "only in A", "")
+    if a.shape != b.shape:
+        return TensorDifference(component, key, "shape", f"{list(a.shape)} and {list(b.shape)}")
+    left, right = a.tensor().numpy(), b.tensor().numpy()
+    if a.dtype != b.dtype:
+        return TensorDifference(component, key, "dtype", f"{a.dtype} and {b.dtype}", _max_abs(left, right))
+    if left.tobytes() == right.tobytes():
+        return None
+    return TensorDifference(component, key, "value", a.dtype, _max_abs(left, right))
+
+
+def _max_abs(a: Array, b: Array) -> float:
+    """NaN if either side has a NaN that the other has not."""
+    wide = a.astype(np.float64), b.astype(np.float64)
+    return float(np.abs(np.where(wide[0] == wide[1], 0.0, wide[0] - wide[1])).max(initial=0.0))
+
+
+def describe(comparison: Comparison) -> Iterator[str]:
+    """The comparison in lines for people."""
+    if comparison.families[0] != comparison.families[1]:
+        yield f"families: {comparison.families[0]} and {comparison.families[1]}"
+    yield f"{comparison.equal} tensors are the same, bit for bit"
+    kinds = dict.fromkeys((difference.kind, difference.detail) for difference in comparison.differences)
+    for kind, detail in kinds:
+        yield from _described(kind, detail, [d for d in comparison.differences if (d.kind, d.detail) == (kind, detail)])
+
+
+def _described(kind: str, detail: str, differences: Sequence[TensorDifference]) -> Iterator[str]:
+    yield f"{kind}{f' ({detail})' if detail else ''}: {len(differences)} tensors"
+    for difference in differences[:10]:
+        by = f"  max abs {difference.max_abs:.2e}" if difference.max_abs is not None else ""
+        yield f"  {difference.component} {difference.key}{by}"
+    if len(differences) > 10:
+        yield f"  ... and {len(differences) - 10} more"
