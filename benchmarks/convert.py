@@ -1,165 +1,99 @@
-"""How fast, and in how much memory, a full-size KerasCV UNet becomes a diffusers repo, beside `cp` of the same bytes.
+"""How fast, and in how much memory, full-size models are converted, beside `cp` of the same bytes and other programs.
 
-    python benchmarks/convert.py [--folder DIR] [--repeat N] [--rows TEXT]
+    python benchmarks/convert.py [--model NAME] [--work TEXT] [--rows TEXT] [--repeat N] [--folder DIR]
 
-Writes a Stable Diffusion 1.x UNet with random weights (3.4 GB; every kernel has to be transposed) as a Keras
-`.weights.h5`, and runs each row N times, the rows taking turns. The ratio is to `cp` and `sync` of the source in the
-same round; medians are printed. Every row ends with its output on the disk. `anon` is the highest anonymous memory
-seen, which leaves out mapped files. Needs h5py and safetensors; takes 12 GB of disk while it runs.
+Works on a Stable Diffusion 1.x UNet of KerasCV (3.4 GB; every kernel has to be transposed) and on a whole Stable
+Diffusion 1.5 checkpoint (4.3 GB, as `.safetensors`, `.ckpt` and repo; tensors are renamed), with random weights. The
+rows of one work take turns, N times; medians are printed. The ratio is to `cp` and `sync` of the source in the same
+round, and every row ends with its output on the disk. Needs h5py, safetensors, torch and, for its row, diffusers;
+takes 12 GB of disk for the UNet, 18 GB for the checkpoint.
 """
 
 from __future__ import annotations
 
 import argparse
-import contextlib
 import os
 import shlex
-import shutil
-import statistics
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Iterator
-from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
-import numpy as np
+import models
+from measure import Command, rounds, table
 
-from weightport.converters.keras_writer import write_keras
-from weightport.converters.recognise import candidates
-
-Command = list[str]
-
-
-@dataclass(frozen=True)
-class Run:
-    """What one run of a command took."""
-
-    wall: float  # seconds
-    cpu: float  # seconds, user and system
-    rss: int  # kB, at its highest
-    anon: int  # kB, at its highest
+WEIGHTPORT = [sys.executable, "-m", "weightport"]
+PEERS = [sys.executable, str(Path(__file__).with_name("peers.py"))]
+Works = dict[str, dict[str, Command]]  # title -> name of a row -> command
 
 
-def rows(source: Path, out: Path) -> dict[str, Command]:
-    """Name -> command that makes `out` from the source and syncs it; the others are measured by the first one."""
-    python, convert = sys.executable, [sys.executable, "-m", "weightport", "convert", "--quiet", str(source)]
-    return {
-        "cp + sync": [
-            "sh",
-            "-c",
-            f"cp {shlex.quote(str(source))} {shlex.quote(str(out))} && sync {shlex.quote(str(out))}",
-        ],
-        "weightport": [*convert, "-o", str(out)],
-        "weightport, float16": [*convert, "-o", str(out), "--dtype", "float16"],
-        "weightport, bfloat16": [*convert, "-o", str(out), "--dtype", "bfloat16"],
-        "plain script": [python, __file__, "--plain", str(source), str(out)],
+def kerascv(folder: Path, out: Path) -> Works:
+    """Rows for the UNet of KerasCV."""
+    unet = folder / "unet.weights.h5"
+    models.keras_unet(unet)
+    rows = _copied(unet, out) | _converted(unet, out)
+    rows["h5py script"] = [*PEERS, "keras_script", str(unet), str(out / "unet.safetensors")]
+    rows["inspect"] = [*WEIGHTPORT, "inspect", str(unet)]
+    return {"KerasCV UNet -> repo": rows | _help()}
+
+
+def original(folder: Path, out: Path) -> Works:
+    """Rows for a whole checkpoint, there and back."""
+    safetensors, ckpt, repo = folder / "sd15.safetensors", folder / "sd15.ckpt", folder / "repo"
+    models.original(safetensors)
+    models.pickled(safetensors, ckpt)
+    subprocess.run([*WEIGHTPORT, "convert", "-q", safetensors, "-o", repo], check=True)
+    works = {}
+    for source in (safetensors, ckpt):
+        rows = _copied(source, out) | _converted(source, out)
+        rows["torch script"] = [*PEERS, "rename_script", str(source), str(out / "repo")]
+        if find_spec("diffusers"):
+            rows["diffusers single file"] = [*PEERS, "diffusers", str(source), str(out / "repo"), str(repo)]
+        rows["inspect"] = [*WEIGHTPORT, "inspect", str(source)]
+        works[f"SD 1.5 {source.suffix} -> repo"] = rows | _help()
+    back = out / "back.safetensors"
+    rows = _copied(repo, out) | {"weightport": [*WEIGHTPORT, "convert", "-q", str(repo), "-o", str(back), "--to=ldm"]}
+    rows["torch script"] = [*PEERS, "rename_back_script", str(repo), str(back)]
+    rows["inspect"] = [*WEIGHTPORT, "inspect", str(repo)]
+    return works | {"SD 1.5 repo -> .safetensors": rows | _help()}
+
+
+def _copied(source: Path, out: Path) -> dict[str, Command]:
+    """The first row, which measures the others."""
+    copy = shlex.join(["cp", "-r", str(source), str(out / "copy")])
+    return {"cp + sync": ["sh", "-c", f"{copy} && find {shlex.quote(str(out))} -type f -exec sync {{}} +"]}
+
+
+def _converted(source: Path, out: Path) -> dict[str, Command]:
+    command = [*WEIGHTPORT, "convert", "-q", str(source), "-o", str(out / "repo")]
+    return {"weightport": command} | {
+        f"weightport, {dtype}": [*command, "--dtype", dtype] for dtype in ("float16", "bfloat16")
     }
 
 
-def plain(source: Path, out: Path) -> None:
-    """What people write by hand: h5py, `np.transpose`, `save_file`; no hashes, no checks."""
-    import h5py
-    from safetensors.numpy import save_file
-
-    tensors = {}
-
-    def add(name: str, node: object) -> None:
-        if isinstance(node, h5py.Dataset):
-            order = {2: (1, 0), 4: (3, 2, 0, 1)}.get(node.ndim, range(node.ndim))
-            tensors[name] = np.ascontiguousarray(node[...].transpose(*order))
-
-    with h5py.File(source) as file:
-        file.visititems(add)
-    save_file(tensors, out)
-    subprocess.run(["sync", str(out)], check=True)
-
-
-def make_source(path: Path) -> None:
-    """A whole KerasCV UNet with random weights."""
-    (unet,) = (c for c in candidates("kerascv") if (c.family.name, c.part) == ("sd1", "unet"))
-    shapes = unet.component.manifest()
-    rng = np.random.default_rng(0)
-
-    def random(key: str) -> np.ndarray:
-        back = unet.links[key].inverse
-        stored = [shapes[name] for name in back.sources]
-        shape = back.op.shapes(stored)[0] if back.op else stored[0]
-        return rng.standard_normal(shape, np.float32) * np.float32(0.02)
-
-    tensors = {key: lambda key=key: random(key) for key in unet.links}
-    write_keras(path, "unet", tensors, lambda nbytes: None)
-    os.sync()
-
-
-def measure(command: Command) -> Run:
-    """Run a command to its end, sampling its memory."""
-    start, peak = time.perf_counter(), {"VmHWM": 0, "RssAnon": 0}
-    process = subprocess.Popen(command)
-    while True:
-        pid, status, usage = os.wait4(process.pid, os.WNOHANG)
-        if pid:
-            break
-        sample(process.pid, peak)
-        time.sleep(0.005)
-    process.returncode = os.waitstatus_to_exitcode(status)
-    if process.returncode:
-        raise SystemExit(f"{shlex.join(command)}: exit status {process.returncode}")
-    return Run(time.perf_counter() - start, usage.ru_utime + usage.ru_stime, peak["VmHWM"], peak["RssAnon"])
-
-
-def sample(pid: int, peak: dict[str, int]) -> None:
-    """Raise the peaks to what /proc says now, in kB."""
-    with contextlib.suppress(OSError):
-        for line in Path(f"/proc/{pid}/status").read_text().splitlines():
-            name, _, value = line.partition(":")
-            if name in peak:
-                peak[name] = max(peak[name], int(value.split()[0]))
-
-
-def rounds(commands: dict[str, Command], out: Path, repeat: int) -> Iterator[dict[str, Run]]:
-    """Every row once a round, so that a change of the machine's load meets all of them."""
-    for _ in range(repeat):
-        runs = {}
-        for name, command in commands.items():
-            runs[name] = measure(command)
-            shutil.rmtree(out) if out.is_dir() else out.unlink()
-        yield runs
-
-
-def table(measured: list[dict[str, Run]]) -> str:
-    """Medians, one line a row."""
-    base = next(iter(measured[0]))
-    lines = [f"{'':24}{'wall s':>8}{'CPU s':>8}{'ratio':>8}{'RSS MB':>8}{'anon MB':>8}"]
-    for name in measured[0]:
-        runs = [round_[name] for round_ in measured]
-        ratio = statistics.median(round_[name].wall / round_[base].wall for round_ in measured)
-        wall, cpu = (statistics.median(values) for values in ([r.wall for r in runs], [r.cpu for r in runs]))
-        rss, anon = (max(values) / 1000 for values in ([r.rss for r in runs], [r.anon for r in runs]))
-        lines.append(f"{name:24}{wall:8.2f}{cpu:8.2f}{ratio:8.2f}{rss:8.0f}{anon:8.0f}")
-    return "\n".join(lines)
+def _help() -> dict[str, Command]:
+    return {"--help": [*WEIGHTPORT, "--help"]}
 
 
 def main() -> None:
-    """Make the source, run the rows, print the table, clean up."""
+    """Make the sources, run the rows, print the tables, clean up."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--folder", type=Path, help="where to work (default: the temporary folder)")
-    parser.add_argument("--repeat", type=int, default=5)
-    parser.add_argument("--rows", default="", help="only rows whose name contains this text (cp is always run)")
-    parser.add_argument("--plain", nargs=2, type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--model", choices=["kerascv", "original"], help="default: both, one after the other")
+    parser.add_argument("--work", default="", metavar="TEXT", help="only work whose title contains this text")
+    parser.add_argument("--rows", default="", metavar="TEXT", help="only rows whose name contains it (cp always runs)")
+    parser.add_argument("--repeat", type=int, default=5, metavar="N")
+    parser.add_argument("--folder", type=Path, metavar="DIR", help="where to work (default: the temporary folder)")
     arguments = parser.parse_args()
-    if arguments.plain:
-        plain(*arguments.plain)
-        return
-    with tempfile.TemporaryDirectory(prefix="weightport-bench-", dir=arguments.folder) as folder:
-        source, out = Path(folder, "unet.weights.h5"), Path(folder, "out")
-        make_source(source)
-        commands = rows(source, out)
-        base = next(iter(commands))
-        chosen = {name: command for name, command in commands.items() if name == base or arguments.rows in name}
-        print(f"{source.stat().st_size / 1e9:.2f} GB, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}")
-        print(table(list(rounds(chosen, out, arguments.repeat))))
+    for make in (kerascv, original):
+        if arguments.model in (None, make.__name__):
+            with tempfile.TemporaryDirectory(prefix="weightport-bench-", dir=arguments.folder) as folder:
+                outputs = Path(folder, "outputs")
+                for title, rows in make(Path(folder), outputs).items():
+                    chosen = {name: row for name, row in rows.items() if arguments.rows in name or "cp" in name}
+                    if arguments.work in title:
+                        print(f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}")
+                        print(table(title, list(rounds(chosen, outputs, arguments.repeat))), flush=True)
 
 
 if __name__ == "__main__":

@@ -24,6 +24,7 @@ class Settings:
     to: str = "diffusers"
     family: str | None = None
     component: str | None = None
+    vae: Path | None = None
     style: Style = field(default_factory=Style)
     lora_alpha: float | None = None
     ema: bool = False

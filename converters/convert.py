@@ -6,14 +6,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from ..mappings.families import Family
+from ..mappings.families import Family, families
 from .conversion import HALVES, Conversion, Settings
 from .errors import ConversionError
 from .keras_leaves import Lora
 from .output_keras import output_keras
 from .output_ldm import output_ldm
 from .output_repo import output_repo
-from .plan import PlannedComponent, StateDictShapes, choose_family, plan
+from .plan import PlannedComponent, StateDictShapes, choose_family, plan, shared
 from .recognise import Recognition, complete, recognise
 from .repo import kerascv_facts, lacking, named_placeholders, placeholder_notes
 from .sources import open_source
@@ -39,8 +39,10 @@ def convert(
     Raises:
         ConversionError: anything a user can act on; nothing is left behind.
     """
-    check_apart(output, [*sources, *([base] if base else [])])
+    check_apart(output, [*sources, *(path for path in (base, settings.vae) if path)])
     parts = gather(sources, settings)
+    if settings.vae is not None:
+        parts = _with_vae(parts, settings.vae, settings)
     family, parts = _with_base(parts, base, settings)
     components = plan(parts, family, state_dict_shapes)
     if settings.component is not None:
@@ -49,7 +51,11 @@ def convert(
     if settings.to == "diffusers":
         tokens = named_placeholders(components, settings.style.placeholder_tokens)
         settings = replace(settings, style=replace(settings.style, placeholder_tokens=tokens))
-        conversion.notes += [*_width_notes(family, components), *placeholder_notes(tokens)]
+        conversion.notes += [
+            *_choice_notes(family, parts, settings),
+            *_width_notes(family, components),
+            *placeholder_notes(tokens),
+        ]
     conversion.lacks = lacking(family, components) if settings.component is None and settings.to == "diffusers" else []
     if not settings.dry_run:
         _OUTPUTS[settings.to](conversion, family, output, settings, progress)
@@ -57,6 +63,14 @@ def convert(
         for file in part.checkpoint.files:
             file.check_unchanged()
     return conversion
+
+
+def _choice_notes(family: Family, parts: Sequence[Recognition], settings: Settings) -> list[str]:
+    """Which families the sources fit as well, if nobody chose."""
+    others = [families()[name].title for name in shared(parts) if name != family.name]
+    if settings.family or not others:
+        return []
+    return [f"configured for {family.title}, but the weights fit {', '.join(others)} as well: --family chooses"]
 
 
 def _width_notes(family: Family, components: Mapping[str, PlannedComponent]) -> list[str]:
@@ -80,6 +94,20 @@ def gather(sources: Sequence[Path], settings: Settings) -> list[Recognition]:
     for part in parts:
         complete(part)
     return parts
+
+
+def _with_vae(parts: list[Recognition], path: Path, settings: Settings) -> list[Recognition]:
+    """The parts with the VAE of another file in place of their own."""
+    baked = [part for part in gather([path], settings) if _component(part) == "vae"]
+    if not baked:
+        raise ConversionError(f"--vae {path}: holds no VAE")
+    # what else its file holds is not of this model
+    baked = [replace(part, checkpoint=replace(part.checkpoint, whole=None)) for part in baked]
+    return [*(part for part in parts if _component(part) != "vae"), *baked]
+
+
+def _component(part: Recognition) -> str:
+    return part.candidates[0].component.name
 
 
 # --- base -------------------------------------------------------------------------------------------------------------

@@ -10,8 +10,10 @@ from typing import Any
 from ..mappings.families import families
 from .checkpoint import Checkpoint
 from .collapse import collapse
+from .errors import ConversionError
 from .keras_leaves import Lora
 from .recognise import Recognition, recognise
+from .schedule import prediction
 from .sources import open_source
 
 
@@ -77,7 +79,7 @@ def _inspected(found: Recognition) -> InspectedPart:
         format=checkpoint.format,
         part=found.part,
         families=tuple(families()[name].title for name in found.families),
-        evidence=found.evidence if found.known else (f"nearest: {nearest.table.about['title']}", *found.evidence),
+        evidence=_evidence(found),
         becomes=becomes,
         count=len(checkpoint.tensors),
         nbytes=sum(tensor.nbytes for tensor in checkpoint.tensors.values()),
@@ -87,6 +89,19 @@ def _inspected(found: Recognition) -> InspectedPart:
         unexpected=found.unexpected,
         skipped=dict(Counter(checkpoint.skipped.values())),
     )
+
+
+def _evidence(found: Recognition) -> tuple[str, ...]:
+    """Why the checkpoint is what it is said to be; of an original UNet also what it predicts."""
+    if not found.known:
+        return (f"nearest: {found.candidates[0].table.about['title']}", *found.evidence)
+    if (found.checkpoint.layout, found.part) != ("ldm", "unet"):
+        return found.evidence
+    try:
+        predicted = prediction(found.families[0], found.checkpoint.metadata, None, found.checkpoint.path)
+    except ConversionError:
+        return (*found.evidence, "nothing says what it predicts")
+    return (*found.evidence, f"predicts {predicted.kind}: {predicted.evidence}")
 
 
 def _collapsed(checkpoint: Checkpoint) -> tuple[tuple[str, int, str, int], ...]:

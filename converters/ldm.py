@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import fnmatch
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from functools import lru_cache
 from typing import Any
@@ -17,55 +17,53 @@ from typing import Any
 from ..mappings.table import FOLDER, all_tables
 from .checkpoint import FLOATS, Checkpoint, Tensor
 from .collapse import brief
-from .errors import ConversionError
+from .errors import ConversionError, printable
 from .recognise import candidates
+from .schedule import FINAL_ALPHA, MARKERS
 
 _EMA = "model_ema."
 _DIFFUSERS = ("down_blocks.", "up_blocks.", "mid_block.", "encoder.down_blocks.", "decoder.up_blocks.", "text_model.")
 _NOT_TAKEN = "the moving average of the weights; --ema takes it instead of the weights themselves"
+_REPLACED = "its moving average is taken instead, as --ema says"
 
 
 def is_ldm(checkpoint: Checkpoint) -> bool:
     """Whether the keys of a checkpoint are those of the original layout (or of one of its parts)."""
-    known = (*_prefixes(), *_facts()["aliases"], _EMA)
-    diffusers = (
-        "down_blocks.",
-        "up_blocks.",
-        "mid_block.",
-        "encoder.down_blocks.",
-        "decoder.up_blocks.",
-        "text_model.",
-    )
+    known = (*_prefixes(), *_aliases(checkpoint.tensors), _EMA)
     keys = checkpoint.tensors
-    return any(key.startswith(known) for key in keys) and not any(key.startswith(diffusers) for key in keys)
+    return any(key.startswith(known) for key in keys) and not any(key.startswith(_DIFFUSERS) for key in keys)
+
+
+def refuse_unsupported(checkpoint: Checkpoint) -> None:
+    """Name a model of another architecture, of which a part may well look like one of ours.
+
+    Raises:
+        ConversionError: the checkpoint holds a tensor that only such a model has.
+    """
+    for pattern, model in _facts()["unsupported"].items():
+        key = next((key for key in checkpoint.tensors if fnmatch.fnmatchcase(key, pattern)), None)
+        if key is not None:
+            raise ConversionError(f"{checkpoint.path}: looks like {model} (`{printable(key)}`), which is not supported")
 
 
 def split(raw: Checkpoint, ema: bool) -> list[Checkpoint]:
-    """The parts of an original checkpoint.
+    """The parts of an original checkpoint, tensors that belong to none of them as an unknown one.
 
     Args:
         ema: take the moving average of the UNet's weights. A file that holds nothing else gives it anyway.
 
     Raises:
-        ConversionError: a tensor belongs to no part and is not known to be superfluous, or there is no average.
+        ConversionError: there is no average, or no tensor at all that belongs to a model.
     """
     skipped = dict(raw.skipped)
     tensors = _with_ema(raw, _without_skipped(_renamed(raw.tensors), skipped), skipped, ema)
     groups: dict[str, dict[str, Tensor]] = {}
-    strangers = []
     for key, tensor in tensors.items():
-        prefix = next((prefix for prefix in _prefixes() if key.startswith(prefix)), None)
-        if prefix is None:
-            strangers.append(key)
-        else:
-            groups.setdefault(prefix, {})[key] = tensor
-    if strangers:
-        raise ConversionError(
-            f"{raw.path}: {len(strangers)} tensors belong to no part of the model: {brief(strangers)}"
-        )
+        prefix = next((prefix for prefix in _prefixes() if key.startswith(prefix)), "")
+        groups.setdefault(prefix, {})[key] = tensor
     if not groups:
         raise ConversionError(f"{raw.path}: none of its tensors belong to a Stable Diffusion model")
-    metadata = raw.metadata | _markers(raw)
+    metadata = {key: value for key, value in raw.metadata.items() if key not in MARKERS} | _markers(raw)
     return [
         replace(
             raw, tensors=group, skipped=skipped, layout="ldm", root=prefix.rstrip("."), metadata=metadata, whole=raw
@@ -85,9 +83,13 @@ def _prefixes() -> tuple[str, ...]:
     return tuple(dict.fromkeys(table.prefix for table in all_tables() if table.about["layout"] == "ldm"))
 
 
+def _aliases(keys: Iterable[str]) -> dict[str, str]:
+    return _facts()["controlnet_aliases" if any(key.startswith("zero_convs.") for key in keys) else "aliases"]
+
+
 def _renamed(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Keys with the prefixes that the tables know."""
-    aliases = _facts()["aliases"]
+    aliases = _aliases(tensors)
     renamed = {}
     for key, tensor in tensors.items():
         alias = next((alias for alias in aliases if key.startswith(alias)), "")
@@ -125,7 +127,9 @@ def _with_ema(raw: Checkpoint, tensors: dict[str, Tensor], skipped: dict[str, st
     unknown = [key for key in averages if key not in names]
     if unknown:
         raise ConversionError(f"{raw.path}: {len(unknown)} averages belong to no tensor of a UNet: {brief(unknown)}")
-    return plain | {names[key]: tensor for key, tensor in averages.items()}
+    taken = {names[key]: tensor for key, tensor in averages.items()}
+    skipped |= dict.fromkeys(plain.keys() & taken.keys(), _REPLACED)
+    return plain | taken
 
 
 def flat(key: str) -> str:
@@ -135,10 +139,8 @@ def flat(key: str) -> str:
 
 def _markers(raw: Checkpoint) -> dict[str, str]:
     """What the file says of its prediction type and schedule, beside its metadata."""
-    markers = {name: "present" for name in ("v_pred", "ztsnr") if name in raw.tensors}
-    if any(key.startswith("edm_vpred.") for key in raw.tensors):
-        markers["edm"] = "edm_vpred"
+    markers = {name: "present" for name in MARKERS if name in raw.tensors}
     schedule = raw.tensors.get("alphas_cumprod")
     if schedule is not None and schedule.dtype in FLOATS and schedule.shape == (1000,):
-        markers["final_alpha_cumprod"] = repr(float(schedule.numpy()[-1]))
+        markers[FINAL_ALPHA] = repr(float(schedule.numpy()[-1]))
     return markers

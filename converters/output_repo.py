@@ -53,7 +53,8 @@ def output_repo(
 @contextlib.contextmanager
 def _residue(conversion: Conversion, family: Family, output: Path, settings: Settings) -> Iterator[None]:
     """Beside the repo, what it cannot hold of an original checkpoint; appears after the repo, if at all."""
-    rest = residue_of(conversion.components, family) if settings.residue and not conversion.lacks else None
+    whole = settings.component is None and not conversion.lacks
+    rest = residue_of(conversion.components, family) if settings.residue and whole else None
     if rest is None or not (rest.tensors or rest.keys or rest.metadata):
         yield
         return
@@ -97,6 +98,7 @@ def _options(settings: Settings) -> dict[str, Any]:
     asked = {
         "family": settings.family,
         "component": settings.component,
+        "vae": settings.vae.name if settings.vae else None,
         "dtype": style.dtype,
         "variant": style.variant,
         "max_shard_size": style.max_shard_size,

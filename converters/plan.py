@@ -76,7 +76,7 @@ def choose_family(parts: Sequence[Recognition], asked: str | None) -> Family:
     """
     if asked is not None and asked not in families():
         raise ConversionError(f"--family {asked}: unknown; one of {', '.join(families())}")
-    common = [name for name in families() if all(name in part.families for part in parts)]
+    common = shared(parts)
     if asked in common:
         return families()[asked]
     described = "; ".join(f"{part.checkpoint.path}: {part.part} of {' or '.join(part.families)}" for part in parts)
@@ -85,6 +85,11 @@ def choose_family(parts: Sequence[Recognition], asked: str | None) -> Family:
     if not common:
         raise ConversionError(f"the sources are not of one family: {described}")
     return families()[common[0]]
+
+
+def shared(parts: Sequence[Recognition]) -> list[str]:
+    """Names of the families that all parts fit, in order."""
+    return [name for name in families() if all(name in part.families for part in parts)]
 
 
 def plan(

@@ -168,6 +168,10 @@ def complete(recognition: Recognition) -> None:
     """
     where = _where(recognition.checkpoint)
     nearest = recognition.candidates[0].table.about["title"]
+    if recognition.score == 0 and (keys := recognition.checkpoint.tensors):
+        raise ConversionError(
+            f"{where}: not recognised; {len(keys)} tensors belong to no part of a known model: {brief(keys)}"
+        )
     if not recognition.known:
         raise ConversionError(
             f"{where}: not recognised; nearest is the {nearest} ({recognition.score:.0%} of the keys agree), "

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import tomllib
+from collections import ChainMap
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -70,17 +71,29 @@ def write_repo(
 ) -> WrittenRepo:
     """Write every planned component, and what a pipeline needs beside the weights, into an empty folder.
 
+    A ControlNet alone lies in the folder itself, as `ControlNetModel.from_pretrained` expects.
+
     Args:
         prediction: what the UNet of an original checkpoint predicts; KerasCV's and a base's own are known.
     """
     written = WrittenRepo()
+    extension = is_extension(family, components)
     for name, component in components.items():
+        place = "" if extension else name
+        (folder / place).mkdir(exist_ok=True)
+        _write_weights(folder, place, component, family, style, progress, written)
+        _write_json(folder / place / "config.json", _config(component, family, style, written))
+    if extension:
+        return written
+    first = next(iter(components.values()))  # stands in for a component that is not there
+    scheduler = _write_scheduler(folder / "scheduler", components.get("unet", first), family, prediction)
+    for name, config in family.schedulers.items():
+        theirs = _base_file(components.get("unet", first), f"{name}/scheduler_config.json")
         (folder / name).mkdir()
-        _write_weights(folder, component, family, style, progress, written)
-        _write_json(folder / name / "config.json", _config(component, family, style, written))
-    scheduler = _write_scheduler(folder / "scheduler", components.get("unet"), family, prediction)
+        _write_json(folder / name / "scheduler_config.json", _read_json(theirs) if theirs else _dated(config))
     for name, pad_token in family.tokenizers.items():
-        _write_tokenizer(folder / name, components.get(name.replace("tokenizer", "text_encoder")), style, pad_token)
+        encoder = components.get(name.replace("tokenizer", "text_encoder"), first)
+        _write_tokenizer(folder / name, encoder, style, pad_token)
     _write_json(folder / "model_index.json", _model_index(family, components, scheduler))
     return written
 
@@ -90,10 +103,19 @@ def output_dtype(tensor: PlannedTensor, dtype: str) -> str:
     return tensor.dtype if dtype == "keep" or tensor.dtype not in FLOATS else dtype
 
 
+def is_extension(family: Family, components: Mapping[str, PlannedComponent]) -> bool:
+    """Whether these are no pipeline or piece of one, but a model that extends others: a ControlNet alone."""
+    return all(family.components[name].pipelines for name in components)
+
+
 def lacking(family: Family, components: Mapping[str, PlannedComponent]) -> list[str]:
     """What a complete repo of the family has and this one does not, in words."""
-    gaps = []
+    gaps: list[str] = []
+    if is_extension(family, components):
+        return gaps
     for name, component in family.components.items():
+        if name not in components and component.pipelines:
+            continue
         if name not in components:
             gaps.append(f"{name} (give its file, or a --base that has it)")
         elif missing := component.manifest().keys() - components[name].tensors.keys():
@@ -106,6 +128,7 @@ def lacking(family: Family, components: Mapping[str, PlannedComponent]) -> list[
 
 def _write_weights(
     folder: Path,
+    place: str,
     component: PlannedComponent,
     family: Family,
     style: Style,
@@ -119,16 +142,16 @@ def _write_weights(
         for t in component.tensors.values()
     ]
     result = write_safetensors(
-        folder / component.name, filename, outputs, max_shard_size=style.max_shard_size, progress=progress
+        folder / place, filename, outputs, max_shard_size=style.max_shard_size, progress=progress
     )
-    written.files |= {f"{component.name}/{file.name}": file for file in result.files}
+    written.files |= {str(Path(place, file.name)): file for file in result.files}
     written.nonfinite |= {f"{component.name} {key}": count for key, count in result.nonfinite.items()}
     written.overflowed |= {f"{component.name} {key}": count for key, count in result.overflow.items()}
 
 
 def _config(component: PlannedComponent, family: Family, style: Style, written: WrittenRepo) -> dict[str, Any]:
     """The component's config.json: a base's own, or the family's with what the tensors and KerasCV say."""
-    theirs = _base_file(component, f"{component.name}/config.json")
+    theirs = _base_file(component, str(Path(component.parts[0].checkpoint.root, "config.json")))
     described = family.components[component.name]
     if theirs is not None:
         given = _read_json(theirs)
@@ -151,12 +174,13 @@ def _config(component: PlannedComponent, family: Family, style: Style, written: 
                 "keras-cv computes tanh since 0.6.4, erf before, and a file does not say which trained it)"
             )
         return config
-    if style.image_size is not None:
-        config["sample_size"] = style.image_size // (8 if component.name == "unet" else 1)
-    return {"_class_name": described.class_name, "_diffusers_version": DIFFUSERS_VERSION} | config
+    if style.image_size is not None and "sample_size" in config:
+        halvings = len(family.components["vae"].config["block_out_channels"]) - 1
+        config["sample_size"] = style.image_size // (2**halvings if component.name == "unet" else 1)
+    return _dated({"_class_name": described.class_name} | config)
 
 
-def _write_scheduler(folder: Path, unet: PlannedComponent | None, family: Family, prediction: Prediction | None) -> str:
+def _write_scheduler(folder: Path, unet: PlannedComponent, family: Family, prediction: Prediction | None) -> str:
     """The scheduler goes with the UNet: a base's own UNet keeps its scheduler, KerasCV's needs KerasCV's.
 
     Returns its class name.
@@ -164,20 +188,23 @@ def _write_scheduler(folder: Path, unet: PlannedComponent | None, family: Family
     folder.mkdir()
     theirs = _base_file(unet, "scheduler/scheduler_config.json")
     config = _read_json(theirs) if theirs else dict(family.scheduler)
-    if unet is None or unet.layout == "kerascv":
+    if unet.layout == "kerascv":
         config = kerascv_facts()["scheduler"]
     if prediction is not None:
         config["prediction_type"] = prediction.kind
         if prediction.zero_snr:
+            if config["_class_name"] == "PNDMScheduler":  # which cannot rescale its betas
+                config["_class_name"] = "DDIMScheduler"
+                del config["skip_prk_steps"]
             config |= {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
     name = str(config.get("_class_name"))
     if not re.fullmatch(r"\w+Scheduler", name):
         raise ConversionError(f"{theirs}: `_class_name` is {printable(name)}, which is no scheduler")
-    _write_json(folder / "scheduler_config.json", {"_diffusers_version": DIFFUSERS_VERSION} | config)
+    _write_json(folder / "scheduler_config.json", _dated(config))
     return name
 
 
-def _write_tokenizer(folder: Path, encoder: PlannedComponent | None, style: Style, pad_token: str) -> None:
+def _write_tokenizer(folder: Path, encoder: PlannedComponent, style: Style, pad_token: str) -> None:
     """The tokenizer goes with the text encoder: a base's own keeps its files, any other gets CLIP's."""
     folder.mkdir()
     theirs = [_base_file(encoder, f"{folder.name}/{name}") for name in _TOKENIZER_FILES]
@@ -186,7 +213,7 @@ def _write_tokenizer(folder: Path, encoder: PlannedComponent | None, style: Styl
             if file is not None:
                 (folder / file.name).write_bytes(file.read_bytes())
         return
-    if encoder is None or encoder.layout == "kerascv":
+    if encoder.layout == "kerascv":
         pad_token = kerascv_facts()["tokenizer"]["pad_token"]
     write_tokenizer(folder, placeholder_tokens=style.placeholder_tokens, pad_token=pad_token)
 
@@ -233,15 +260,22 @@ def _model_index(family: Family, components: Mapping[str, PlannedComponent], sch
         for name, component in family.components.items()
         if name in components and components[name].tensors.keys() >= component.manifest().keys()
     }
-    channels = components["unet"].config["in_channels"] if "unet" in components else 4
+    extended = [family.components[name].pipelines for name in whole if family.components[name].pipelines]
+    pipelines = ChainMap(*extended, family.pipelines)
+    channels = components["unet"].config["in_channels"] if "unet" in components else min(family.pipelines)
     return {
-        "_class_name": family.pipelines[channels],
+        "_class_name": pipelines[channels],
         "_diffusers_version": DIFFUSERS_VERSION,
         "scheduler": ["diffusers", scheduler],
+        **{name: ["diffusers", config["_class_name"]] for name, config in family.schedulers.items()},
         **{name: ["transformers", "CLIPTokenizer"] for name in family.tokenizers},
         **{name: value if value != [] else [None, None] for name, value in family.index.items()},
         **whole,
     }
+
+
+def _dated(config: Mapping[str, Any]) -> dict[str, Any]:
+    return {"_diffusers_version": DIFFUSERS_VERSION} | dict(config)
 
 
 def _write_json(path: Path, content: Mapping[str, Any]) -> None:

@@ -66,6 +66,7 @@ def residue_of(components: Mapping[str, PlannedComponent], family: Family) -> Re
     (whole,) = wholes.values()
     originals = {id(tensor): key for key, tensor in whole.tensors.items()}
     used: set[int] = set()
+    written: set[str] = set()  # also what a VAE from elsewhere takes the place of
     keys = {}
     for component in components.values():
         used |= {id(source) for tensor in component.tensors.values() for source in tensor.sources}
@@ -73,7 +74,8 @@ def residue_of(components: Mapping[str, PlannedComponent], family: Family) -> Re
             original = originals.get(id(component.tensors[link.targets[0]].sources[0]))
             if original is not None and original != link.sources[0]:
                 keys[link.sources[0]] = original
-    rest = {key: tensor for key, tensor in whole.tensors.items() if id(tensor) not in used}
+            written.add(original or link.sources[0])
+    rest = {key: t for key, t in whole.tensors.items() if id(t) not in used and key not in written}
     return Residue(rest, keys, whole.metadata)
 
 

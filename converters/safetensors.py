@@ -20,6 +20,11 @@ _MAX_HEADER = 100_000_000  # the limit of the reference implementation
 _INDEX = re.compile(r".+\.safetensors(\.[^.]+)?\.index(\.[^.]+)?\.json")  # both places where a variant is found
 
 
+def is_index(path: Path) -> bool:
+    """Whether a file is named as an index of `.safetensors` shards."""
+    return _INDEX.fullmatch(path.name) is not None
+
+
 def read_safetensors(path: Path) -> Checkpoint:
     """Read a `.safetensors` file, a shard index, or a folder that holds one of either.
 
@@ -31,7 +36,7 @@ def read_safetensors(path: Path) -> Checkpoint:
     files: list[SourceFile] = []
     metadata: dict[str, str] = {}
     try:
-        if _INDEX.fullmatch(path.name):
+        if is_index(path):
             tensors = _read_shards(path, files)
         else:
             tensors, metadata = _read_file(path, files)

@@ -5,11 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from ..mappings.families import families
 from .errors import ConversionError
 
 PREDICTION_TYPES = ("epsilon", "v_prediction")
 # `modelspec.prediction_type` of https://github.com/Stability-AI/ModelSpec, and kohya's metadata
 _SPOKEN = {"epsilon": "epsilon", "eps": "epsilon", "v": "v_prediction", "v_prediction": "v_prediction"}
+# what stands in the metadata for tensors of a file: markers by their own names, the last value of `alphas_cumprod`
+FINAL_ALPHA = "final_alpha_cumprod"
+MARKERS = ("v_pred", "ztsnr", FINAL_ALPHA)
 # training steps of Stability's own SD 2.x files
 _STEPS = {"875000": "epsilon", "220000": "epsilon", "110000": "v_prediction", "140000": "v_prediction"}
 
@@ -29,8 +33,11 @@ def prediction(family: str, metadata: Mapping[str, str], asked: str | None, wher
     Raises:
         ConversionError: an SD 2.x UNet without any evidence: both kinds exist, and a wrong guess gives noise.
     """
-    last = metadata.get("final_alpha_cumprod")
-    zero = "ztsnr" in metadata or (last is not None and abs(float(last)) < 1e-6)
+    zero = (
+        "ztsnr" in metadata
+        or abs(float(metadata.get(FINAL_ALPHA, 1))) < 1e-6
+        or metadata.get("ss_zero_terminal_snr", "").lower() == "true"
+    )
     if asked is not None:
         return Prediction(asked, zero, f"--prediction-type {asked}")
     if "v_pred" in metadata:
@@ -51,4 +58,5 @@ def prediction(family: str, metadata: Mapping[str, str], asked: str | None, wher
             f"{where}: nothing in the file says what this SD 2.x UNet predicts; say --prediction-type epsilon "
             "(512-pixel models) or v_prediction (768-pixel models)"
         )
-    return Prediction("epsilon", zero, "no marker says otherwise")
+    kind = families()[family].scheduler["prediction_type"]
+    return Prediction(kind, zero, "no marker says otherwise")

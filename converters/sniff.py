@@ -1,4 +1,4 @@
-"""What kind of file a path is, told by its content and never by its extension."""
+"""What kind of file a path is, told by its content; only an index of shards by its name."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from pathlib import Path
 from .checkpoint import SourceFile
 from .errors import ConversionError
 from .hdf5 import is_hdf5
+from .safetensors import is_index
 from .tensorflow import find_bundle
 from .torch_file import is_torch
 
@@ -22,7 +23,10 @@ _STRANGERS: tuple[tuple[bytes, str], ...] = (
 
 
 def sniff(path: Path) -> str:
-    """One of `hdf5`, `zip`, `json`, `safetensors`, `torch`, `repo` (a diffusers folder) or `tensorflow`.
+    """What a path is.
+
+    One of `hdf5`, `zip`, `json`, `safetensors`, `torch`, `tensorflow`, `repo` (a diffusers folder) or `model` (one
+    folder of a repo).
 
     Raises:
         ConversionError: the path does not exist or is nothing that can be read; says what it looks like.
@@ -30,6 +34,8 @@ def sniff(path: Path) -> str:
     if path.is_dir():
         if (path / "model_index.json").is_file():
             return "repo"
+        if (path / "config.json").is_file() and any(path.glob("*.safetensors")):
+            return "model"
         if find_bundle(path):
             return "tensorflow"
         if any(path.glob("*.weights.json")):
@@ -71,6 +77,6 @@ def _sniff_file(file: SourceFile) -> str:
         if text.startswith(magic):
             raise ConversionError(f"{file.path}: {meaning}")
     if text.startswith(b"{"):
-        return "json"
+        return "safetensors" if is_index(file.path) else "json"  # two indexes of shards, alike but for their names
     kind = "a text file" if all(byte >= 0x20 or byte in b"\t\r\n" for byte in head) else "in no format known here"
     raise ConversionError(f"{file.path}: {kind}, not a checkpoint")

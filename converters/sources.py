@@ -1,4 +1,4 @@
-"""Opens what the user names: a Keras file, a TensorFlow folder or a diffusers repo, as one checkpoint per component."""
+"""Opens what the user names: Keras or original files, a TensorFlow folder or a repo, as one checkpoint per part."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from .checkpoint import Checkpoint
 from .errors import ConversionError
 from .keras import read_keras
 from .keras_leaves import Lora
-from .ldm import is_ldm, split
+from .ldm import is_ldm, refuse_unsupported, split
 from .safetensors import read_safetensors
 from .sniff import sniff
 from .torch_file import read_torch
@@ -19,6 +19,7 @@ _STEMS = {
     "text_encoder_2": "model",
     "unet": "diffusion_pytorch_model",
     "vae": "diffusion_pytorch_model",
+    "controlnet": "diffusion_pytorch_model",
 }
 
 
@@ -35,30 +36,44 @@ def open_source(path: Path, lora: Lora | None = None, ema: bool = False) -> list
     kind = sniff(path)
     if kind == "repo":
         return _open_repo(path)
+    if kind == "model":
+        return [_open_model(path, "")]
     if kind in ("safetensors", "torch"):
         raw = read_safetensors(path) if kind == "safetensors" else read_torch(path)
+        refuse_unsupported(raw)
         return split(raw, ema) if is_ldm(raw) else [_named(raw, "diffusers")]
     return read_keras(path, kind, lora or Lora())
 
 
 def _open_repo(path: Path) -> list[Checkpoint]:
     """The weight files of a diffusers repo: the main variant of each component."""
-    checkpoints = []
-    for component, stem in _STEMS.items():
-        index = path / component / f"{stem}.safetensors.index.json"
-        single = path / component / f"{stem}.safetensors"
-        variants = sorted((path / component).glob(f"{stem}.*.safetensors"))
-        file = next((file for file in (index, single, *variants) if file.is_file()), None)
-        if file is None:
-            continue
-        checkpoint = _named(read_safetensors(file), "diffusers")
-        for opened in checkpoint.files:
-            inside(path, opened.path)
-        checkpoint.path, checkpoint.format, checkpoint.root = path, "diffusers repo", component
-        checkpoints.append(checkpoint)
+    checkpoints = [_open_model(path, component) for component in _STEMS if _weights(path / component)]
     if not checkpoints:
         raise ConversionError(f"{path}: a diffusers repo without safetensors weights in unet/, vae/ or text_encoder/")
     return checkpoints
+
+
+def _weights(folder: Path) -> Path | None:
+    """The main variant of the weights in one folder of a repo."""
+    for stem in dict.fromkeys(_STEMS.values()):
+        index, single = folder / f"{stem}.safetensors.index.json", folder / f"{stem}.safetensors"
+        for file in (index, single, *sorted(folder.glob(f"{stem}.*.safetensors"))):
+            if file.is_file():
+                return file
+    return None
+
+
+def _open_model(repo: Path, component: str) -> Checkpoint:
+    """The model in one folder of a repo, or in the repo itself."""
+    file = _weights(repo / component)
+    if file is None:
+        raise ConversionError(f"{repo}: no weights named {' or '.join(dict.fromkeys(_STEMS.values()))}.safetensors")
+    checkpoint = _named(read_safetensors(file), "diffusers")
+    for opened in checkpoint.files:
+        inside(repo, opened.path)
+    checkpoint.path, checkpoint.root = repo, component
+    checkpoint.format = "diffusers repo" if component else "diffusers model"
+    return checkpoint
 
 
 def inside(repo: Path, file: Path) -> Path:

@@ -10,7 +10,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-_FACTS = ("pipelines", "index", "scheduler", "tokenizers")  # tables of a family that are no components
+_FACTS = ("pipelines", "index", "scheduler", "schedulers", "tokenizers")  # tables of a family that are no components
 
 FOLDER = Path(__file__).resolve().parent
 
@@ -28,6 +28,8 @@ class Component:
         sizes: option -> the tensor axes, `"key axis"`, that tell its value; see `families.toml`.
         own: option -> `"key axis"`, the axis of the one tensor that it changes; these are among the sizes.
         derive: option -> `"other // divisor"`, for options that follow from another.
+        pipelines: of a model that extends others (a ControlNet): input channels of the UNet -> the class of a pipeline
+            that has it. Empty for a component that every pipeline of the family has.
     """
 
     family: str
@@ -38,6 +40,7 @@ class Component:
     sizes: dict[str, list[str]]
     own: dict[str, str]
     derive: dict[str, str]
+    pipelines: dict[int, str]
 
     def manifest(self, config: Mapping[str, Any] | None = None) -> dict[str, tuple[int, ...]]:
         """Key -> shape of every tensor of the stock model, in the order of its state dict.
@@ -62,6 +65,7 @@ class Family:
         pipelines: input channels of the UNet -> the pipeline class that such a model is for.
         index: what else `model_index.json` says.
         scheduler: the stock `scheduler_config.json`.
+        schedulers: folder -> the stock `scheduler_config.json` of further schedulers.
         tokenizers: folder -> the token it pads with.
     """
 
@@ -71,6 +75,7 @@ class Family:
     pipelines: dict[int, str]
     index: dict[str, Any]
     scheduler: dict[str, Any]
+    schedulers: dict[str, dict[str, Any]]
     tokenizers: dict[str, str]
 
 
@@ -117,9 +122,12 @@ def _family(name: str, table: dict[str, Any], document: dict[str, Any], sizes: d
         for key, value in table.items()
         if isinstance(value, dict) and key not in _FACTS
     }
-    pipelines = {int(channels): pipeline for channels, pipeline in table["pipelines"].items()}
     facts = (dict(table.get(fact, {})) for fact in _FACTS[1:])
-    return Family(name, table["title"], components, pipelines, *facts)
+    return Family(name, table["title"], components, _pipelines(table), *facts)
+
+
+def _pipelines(table: dict[str, Any]) -> dict[int, str]:
+    return {int(channels): pipeline for channels, pipeline in table.get("pipelines", {}).items()}
 
 
 def _merged(table: dict[str, Any], document: dict[str, Any]) -> dict[str, Any]:
@@ -136,7 +144,8 @@ def _component(family: str, name: str, table: dict[str, Any], sizes: dict[str, A
     class_name = table["class"]
     axes, own = sizes[class_name]
     places = {option: [place] if isinstance(place, str) else place for option, place in (axes | own).items()}
-    return Component(family, name, table["library"], class_name, table["config"], places, own, table.get("derive", {}))
+    facts = table["library"], class_name, table["config"], places, own, table.get("derive", {})
+    return Component(family, name, *facts, _pipelines(table))
 
 
 def _size(places: list[str], default: int, shapes: Mapping[str, tuple[int, ...]]) -> int:

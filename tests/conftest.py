@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import socket
 import zipfile
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import pytest
 
-from .synthetic import write_keras, write_repo
+from .synthetic import write_keras, write_original, write_repo
 
 
 @pytest.fixture(scope="session")
@@ -57,3 +60,26 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "cwd").mkdir()
     monkeypatch.chdir(tmp_path / "cwd")
     return tmp_path
+
+
+@pytest.fixture(scope="session")
+def repo_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Family -> a diffusers repo of a narrow model, complete."""
+    return cache(lambda family: write_repo(tmp_path_factory.mktemp(family) / "repo", family))
+
+
+@pytest.fixture(scope="session")
+def original_of(repo_of: Callable[[str], Path]) -> Callable[[str], Path]:
+    """Family -> the original checkpoint of `repo_of`, one `.safetensors` file."""
+    return cache(lambda family: write_original(repo_of(family), repo_of(family).with_name("original.safetensors")))
+
+
+@pytest.fixture(autouse=True)
+def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever asks for another machine fails: everything here works offline."""
+
+    def refuse(*arguments: object, **options: object) -> None:
+        raise OSError(f"a test asked the network for {arguments[-1] if arguments else options}")
+
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+    monkeypatch.setattr(socket, "create_connection", refuse)

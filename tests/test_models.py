@@ -11,6 +11,7 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from weightport.runtime.clip import CLIPTextModel, CLIPTextModelWithProjection  # noqa: E402
+from weightport.runtime.controlnet import ControlNetModel  # noqa: E402
 from weightport.runtime.layers import GEGLU, kerascv_gelu  # noqa: E402
 from weightport.runtime.unet import UNet2DConditionModel  # noqa: E402
 from weightport.runtime.vae import AutoencoderKL  # noqa: E402
@@ -218,6 +219,35 @@ def test_unet_names_the_missing_condition(missing: str) -> None:
         UNet2DConditionModel(config)(**inputs)
 
 
+def controlnet_config(config: dict[str, Any], **options: Any) -> dict[str, Any]:
+    """The encoder's part of a UNet's config."""
+    decoder = ("up_block_types", "out_channels", "time_cond_proj_dim")
+    return {key: value for key, value in config.items() if key not in decoder} | options
+
+
+CONTROLNETS = {
+    "sd1": controlnet_config(UNETS["sd1"]),
+    "sd2": controlnet_config(UNETS["sd2"], conditioning_channels=4),
+    "sdxl": controlnet_config(UNETS["sdxl"], conditioning_embedding_out_channels=[8, 16, 24, 32]),
+    "upscaler": controlnet_config(UNETS["upscaler"], global_pool_conditions=True),
+    "bgr": controlnet_config(UNETS["inpainting"], controlnet_conditioning_channel_order="bgr"),
+}
+
+
+@pytest.mark.parametrize("kind", CONTROLNETS)
+def test_controlnet_equals_diffusers(kind: str) -> None:
+    diffusers = pytest.importorskip("diffusers")
+    config = CONTROLNETS[kind]
+    oracle, ours = diffusers.ControlNetModel(**config), ControlNetModel(config)
+    same_weights(oracle, ours)
+    inputs = unet_inputs(config) | {"controlnet_cond": torch.randn(2, config.get("conditioning_channels", 3), 128, 64)}
+    for scale in (1.0, 0.7):
+        theirs, output = (model(**inputs, conditioning_scale=scale) for model in (oracle, ours))
+        pairs = zip(output.down_block_res_samples, theirs.down_block_res_samples, strict=True)
+        for mine, their in (*pairs, (output.mid_block_res_sample, theirs.mid_block_res_sample)):
+            assert_close(mine, their)
+
+
 @pytest.mark.parametrize("kind", VAES)
 def test_vae_equals_diffusers(kind: str) -> None:
     diffusers = pytest.importorskip("diffusers")
@@ -301,6 +331,9 @@ def test_clip_refuses_more_tokens_than_positions() -> None:
         (UNet2DConditionModel, {"attention_head_dim": 7}, "320 channels cannot be split into 7"),
         (UNet2DConditionModel, {"transformer_layers_per_block": [[1, 1], 1, 1, 1]}, "transformer_layers_per_block"),
         (UNet2DConditionModel, unet_config("plain plain") | {"up_block_types": ["AttnUpBlock2D"] * 2}, "AttnUpBlock2D"),
+        (ControlNetModel, {"controlnet_conditioning_channel_order": "gbr"}, "channel_order = 'gbr'"),
+        (ControlNetModel, {"up_block_types": ["UpBlock2D"]}, "unknown option up_block_types"),
+        (ControlNetModel, {"down_block_types": ["DownBlock2D"]}, "down_block_types"),
         (AutoencoderKL, {"use_quant_conv": False}, "use_quant_conv = False"),
         (AutoencoderKL, {"down_block_types": ["AttnDownEncoderBlock2D"]}, "AttnDownEncoderBlock2D"),
         (AutoencoderKL, {"block_out_channels": [64, 64]}, "down_block_types"),
@@ -321,6 +354,7 @@ def test_configs_that_the_libraries_write_are_accepted(tmp_path: Any) -> None:
         for cls, ours, config in (
             (diffusers.UNet2DConditionModel, UNet2DConditionModel, UNETS["refiner"]),
             (diffusers.AutoencoderKL, AutoencoderKL, VAES["upscaler"]),
+            (diffusers.ControlNetModel, ControlNetModel, CONTROLNETS["sdxl"]),
         ):
             model = ours(dict(cls(**config).config))
             assert {key: model.config[key] for key in config} == config

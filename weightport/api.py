@@ -31,6 +31,7 @@ def convert(
     to: Literal["diffusers", "kerascv", "ldm"] = "diffusers",
     family: str | None = None,
     component: str | None = None,
+    vae: StrPath | None = None,
     dtype: str = "keep",
     variant: str | None = None,
     max_shard_size: int | str = "10GB",
@@ -56,9 +57,10 @@ def convert(
         base: where components come from that the sources lack: a diffusers repo, a folder with KerasCV's stock files,
             or a Hub id.
         to: the layout to write.
-        family: `sd1`, `sd2`, `sdxl` or `sdxl_refiner`, where the tensors leave a choice.
-        component: convert this one only: `unet`, `text_encoder`, `text_encoder_2`, `vae`, or a half of it, `decoder`
-            or `image_encoder`.
+        family: `sd1`, `sd2`, `sdxl`, `sdxl_refiner` or `upscaler`, where the tensors leave a choice.
+        component: convert this one only: `unet`, `text_encoder`, `text_encoder_2`, `controlnet`, `vae`, or a half of
+            it, `decoder` or `image_encoder`.
+        vae: a file or repo whose VAE takes the place of the sources' own.
         dtype: `keep`, `float32`, `float16` or `bfloat16`.
         variant: put into the weights' file names, as in `diffusion_pytorch_model.fp16.safetensors`.
         max_shard_size: bytes, or `"5GB"`; larger components are written in shards with an index.
@@ -96,6 +98,7 @@ def convert(
         to=to,
         family=family,
         component=component,
+        vae=Path(vae) if vae is not None else None,
         style=style,
         lora_alpha=lora_alpha,
         ema=ema,

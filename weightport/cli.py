@@ -89,8 +89,8 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-_FAMILIES = ("sd1", "sd2", "sdxl", "sdxl_refiner")
-_COMPONENTS = ("unet", "text_encoder", "text_encoder_2", "vae", "decoder", "image_encoder")
+_FAMILIES = ("sd1", "sd2", "sdxl", "sdxl_refiner", "upscaler")
+_COMPONENTS = ("unet", "text_encoder", "text_encoder_2", "vae", "decoder", "image_encoder", "controlnet")
 
 
 # --- convert ----------------------------------------------------------------------------------------------------------
@@ -115,6 +115,7 @@ def _add_convert(commands: Any, common: argparse.ArgumentParser) -> None:
     )
     add("--family", choices=_FAMILIES, help="where the tensors leave a choice")
     add("--component", choices=_COMPONENTS, help="convert only this one")
+    add("--vae", metavar="FILE", help="bake in the VAE of this file, in place of the sources' own")
     add("--dtype", choices=["keep", "float32", "float16", "bfloat16"], default="keep", help="default: keep")
     add("--variant", help="part of the weights' file names, such as fp16")
     add("--max-shard-size", default="10GB", metavar="SIZE", help="default: 10GB")
@@ -146,6 +147,7 @@ def _convert(arguments: argparse.Namespace) -> int:
         "to",
         "family",
         "component",
+        "vae",
         "dtype",
         "variant",
         "max_shard_size",

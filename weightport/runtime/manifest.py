@@ -8,11 +8,13 @@ from typing import Any
 import torch
 
 from .clip import CLIPTextModel, CLIPTextModelWithProjection
+from .controlnet import ControlNetModel
 from .unet import UNet2DConditionModel
 from .vae import AutoencoderKL
 
 MODELS: dict[str, type[torch.nn.Module]] = {
-    model.__name__: model for model in (UNet2DConditionModel, AutoencoderKL, CLIPTextModel, CLIPTextModelWithProjection)
+    model.__name__: model
+    for model in (UNet2DConditionModel, ControlNetModel, AutoencoderKL, CLIPTextModel, CLIPTextModelWithProjection)
 }
 
 

@@ -1,0 +1,64 @@
+"""Full-size checkpoints with random weights, made from the mapping tables."""
+
+from __future__ import annotations
+
+import functools
+import math
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from weightport.converters.checkpoint import Array, Computed
+from weightport.converters.keras_writer import write_keras
+from weightport.converters.recognise import Candidate, candidates
+from weightport.converters.writer import Output, write_safetensors
+
+Shape = tuple[int, ...]
+
+
+def keras_unet(path: Path) -> None:
+    """A KerasCV UNet of Stable Diffusion 1.x as `.weights.h5`, 3.4 GB; every kernel has to be transposed."""
+    (unet,) = (c for c in candidates("kerascv") if (c.family.name, c.part) == ("sd1", "unet"))
+    random = _random()
+    tensors = {key: functools.partial(random, shape) for key, shape in _shapes(unet).items()}
+    write_keras(path, "unet", tensors, lambda nbytes: None)
+    os.sync()
+
+
+def original(path: Path) -> None:
+    """Stable Diffusion 1.5 under its original keys as `.safetensors`, 4.3 GB, with the noise schedule."""
+    random = _random()
+    shapes = {"alphas_cumprod": (1000,), "betas": (1000,)}
+    for candidate in candidates("ldm"):
+        if candidate.family.name == "sd1" and candidate.part in ("unet", "vae", "text_encoder"):
+            shapes |= {} if candidate.table.about.get("read_only") else _shapes(candidate)
+    tensors = [Computed(key, "F32", shape, (), functools.partial(random, shape), "") for key, shape in shapes.items()]
+    outputs = [Output(tensor.name, "F32", tensor.shape, (tensor,)) for tensor in tensors]
+    write_safetensors(path.parent, path.name, outputs, max_shard_size=1 << 40)
+    os.sync()
+
+
+def pickled(source: Path, path: Path) -> None:
+    """The same as a `.ckpt` of PyTorch Lightning."""
+    import torch
+    from safetensors.torch import load_file
+
+    torch.save({"state_dict": load_file(source), "global_step": 840_000}, path)
+    os.sync()
+
+
+def _shapes(candidate: Candidate) -> dict[str, Shape]:
+    """Source key -> shape of a whole part of stock size."""
+    targets, shapes = candidate.component.manifest(), {}
+    for key, link in candidate.links.items():
+        stored = [targets[name] for name in link.targets]
+        shapes[key] = link.op.inverse.shapes(stored)[0] if link.op else stored[0]
+    return shapes
+
+
+def _random() -> Callable[[Shape], Array]:
+    """A function that makes weights: slices of a million random numbers, which is quicker than new ones."""
+    pool = np.random.default_rng(0).standard_normal(1 << 20, np.float32) * np.float32(0.02)
+    return lambda shape: np.resize(pool[math.prod(shape) % 1000 :], shape)

@@ -1,0 +1,280 @@
+"""What an original checkpoint is and what its UNet predicts: told by evidence, overridden on demand, never guessed."""
+
+from __future__ import annotations
+
+import inspect
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import numpy as np
+import pytest
+import torch
+from safetensors.numpy import load_file, save_file
+
+import weightport
+from weightport.converters.schedule import prediction
+from weightport.converters.sources import open_source
+from weightport.mappings.families import families
+
+from .synthetic import State
+
+P = "model.diffusion_model."
+Unet = Callable[[str], State]
+
+
+@pytest.fixture(scope="session")
+def unet_of(original_of: Callable[[str], Path]) -> Unet:
+    """Family -> the UNet of the original checkpoint, keys with their prefix."""
+    return lambda family: {k: v for k, v in load_file(original_of(family)).items() if k.startswith(P)}
+
+
+def _json(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text())
+
+
+def convert(state: State, folder: Path, metadata: dict[str, str] | None = None, **options: Any) -> Path:
+    save_file(state, folder / "model.safetensors", metadata)
+    return weightport.convert(
+        folder / "model.safetensors", folder / "repo", residue=False, overwrite=True, **options
+    ).output
+
+
+def scheduler(repo: Path) -> dict[str, Any]:
+    return _json(repo / "scheduler" / "scheduler_config.json")
+
+
+# --- what it predicts -------------------------------------------------------------------------------------------------
+
+ONE = np.ones((), np.float32)
+NOTHING = np.zeros(0, np.float32)
+SCHEDULE = np.cumprod(1 - np.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2).astype(np.float32)
+ZERO = SCHEDULE - SCHEDULE[-1]
+EPSILON, V = "epsilon", "v_prediction"
+
+# tensors, metadata -> what is predicted, whether the schedule ends at zero signal, a word of the evidence
+EVIDENCE: dict[str, tuple[State, dict[str, str], str, bool, str]] = {
+    "nothing": ({}, {}, EPSILON, False, "no marker"),
+    "v_pred": ({"v_pred": ONE}, {}, V, False, "`v_pred`"),
+    "empty v_pred": ({"v_pred": NOTHING}, {}, V, False, "`v_pred`"),
+    "v_pred, ztsnr": ({"v_pred": ONE, "ztsnr": ONE}, {}, V, True, "`v_pred`"),
+    "ztsnr": ({"ztsnr": ONE}, {}, V, True, "zero signal"),
+    "modelspec v": ({}, {"modelspec.prediction_type": "v"}, V, False, "modelspec.prediction_type"),
+    "modelspec epsilon": ({}, {"modelspec.prediction_type": "epsilon"}, EPSILON, False, "modelspec.prediction_type"),
+    "kohya v": ({}, {"ss_v_parameterization": "True"}, V, False, "ss_v_parameterization"),
+    "kohya zero": ({}, {"ss_v_parameterization": "True", "ss_zero_terminal_snr": "True"}, V, True, "ss_v_param"),
+    "kohya no v": ({}, {"ss_v_parameterization": "False"}, EPSILON, False, "no marker"),
+    "schedule": ({"alphas_cumprod": SCHEDULE}, {}, EPSILON, False, "no marker"),
+    "zero schedule": ({"alphas_cumprod": ZERO}, {}, V, True, "zero signal"),
+    "zero schedule in half": ({"alphas_cumprod": ZERO.astype(np.float16)}, {}, V, True, "zero signal"),
+    "metadata like a marker": ({}, {"v_pred": "x", "final_alpha_cumprod": "many"}, EPSILON, False, "no marker"),
+}
+
+
+@pytest.mark.parametrize("case", EVIDENCE)
+def test_markers_metadata_and_the_schedule_are_evidence(case, unet_of, tmp_path):
+    tensors, metadata, kind, zero, word = EVIDENCE[case]
+    path = tmp_path / "model.safetensors"
+    save_file(unet_of("sd1") | tensors, path, metadata)
+    (unet,) = open_source(path)
+    found = prediction("sd1", unet.metadata, None, path)
+    assert (found.kind, found.zero_snr) == (kind, zero)
+    (part,) = weightport.inspect(path).parts
+    assert any(fact.startswith(f"predicts {kind}: ") and word in fact for fact in part.evidence)
+
+
+@pytest.mark.parametrize("markers", [(), ("v_pred",), ("v_pred", "ztsnr")], ids=" ".join)
+@pytest.mark.parametrize("family", ["sd1", "sd2", "sdxl"])
+def test_markers_set_a_scheduler_that_knows_its_options(family, markers, unet_of, tmp_path):
+    """PNDM, for one, cannot end at zero signal: it would ignore that it is asked to."""
+    asked = {} if markers else {"prediction_type": EPSILON}
+    written = scheduler(convert(unet_of(family) | dict.fromkeys(markers, ONE), tmp_path, **asked))
+    made = getattr(diffusers, written["_class_name"]).from_config(written)
+    known = {key for key in written if not key.startswith("_")}
+    if written["_class_name"] == "PNDMScheduler":
+        known.remove("clip_sample")  # is in the stock repository although PNDM has no such option
+    assert known <= set(inspect.signature(type(made)).parameters)
+    assert made.config.prediction_type == (V if markers else EPSILON)
+    assert (abs(float(made.alphas_cumprod[-1])) < 1e-6) == ("ztsnr" in markers)
+    assert (written.get("timestep_spacing") == "trailing") == ("ztsnr" in markers)
+
+
+def test_the_refiner_has_the_scheduler_of_the_base():
+    assert families()["sdxl_refiner"].scheduler == families()["sdxl"].scheduler
+
+
+STEPS = {875000: EPSILON, 220000: EPSILON, 110000: V, 140000: V}
+
+
+@pytest.mark.parametrize("step", STEPS)
+def test_the_step_of_stabilitys_files_is_evidence(step, unet_of, tmp_path):
+    """It lies beside the nested weights, where it is lost to those that unwrap them first."""
+    state = {key: torch.from_numpy(value) for key, value in unet_of("sd2").items()}
+    torch.save({"state_dict": state, "global_step": step}, tmp_path / "model.ckpt")
+    repo = weightport.convert(tmp_path / "model.ckpt", tmp_path / "repo", residue=False).output
+    assert scheduler(repo)["prediction_type"] == STEPS[step]
+    assert _json(repo / "unet" / "config.json")["sample_size"] == (96 if STEPS[step] == V else 64)
+
+
+@pytest.mark.parametrize("metadata", [{}, {"global_step": "470000"}], ids=["none", "another step"])
+def test_sd2_without_evidence_is_refused(metadata, unet_of, tmp_path):
+    advice = r"nothing in the file says .* --prediction-type epsilon \(512-pixel models\) or v_prediction \(768"
+    with pytest.raises(weightport.ConversionError, match=advice) as caught:
+        convert(unet_of("sd2"), tmp_path, metadata)
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "repo").exists()
+    (part,) = weightport.inspect(tmp_path / "model.safetensors").parts
+    assert "nothing says what it predicts" in part.evidence
+
+
+def test_what_is_asked_for_overrides_the_evidence_and_is_recorded(unet_of, tmp_path):
+    state = unet_of("sd2") | {"v_pred": ONE}
+    repo = convert(state, tmp_path, prediction_type=EPSILON, image_size=512, family="sd2")
+    assert scheduler(repo)["prediction_type"] == EPSILON
+    assert _json(repo / "unet" / "config.json")["sample_size"] == 64
+    report = _json(repo / "conversion.json")
+    asked = {"prediction_type": EPSILON, "image_size": 512, "family": "sd2"}
+    assert asked.items() <= report["options"].items()
+    assert any("--prediction-type epsilon" in note for note in report["notes"])
+    assert _json(convert(state, tmp_path, image_size=1024) / "unet" / "config.json")["sample_size"] == 128
+
+
+def test_the_report_tells_the_evidence(unet_of, tmp_path):
+    report = _json(convert(unet_of("sd1") | {"v_pred": ONE}, tmp_path) / "conversion.json")
+    assert "the UNet predicts v_prediction: the marker `v_pred`" in report["notes"]
+
+
+def test_two_conversions_do_not_influence_each_other(unet_of, tmp_path):
+    """A tool that keeps its defaults in one shared dict gives the second model the first one's scheduler."""
+    before = scheduler(convert(unet_of("sd1"), tmp_path))
+    assert scheduler(convert(unet_of("sd1") | {"v_pred": ONE, "ztsnr": ONE}, tmp_path)) != before
+    assert scheduler(convert(unet_of("sd1"), tmp_path)) == before
+
+
+# --- what it is -------------------------------------------------------------------------------------------------------
+
+PIPELINES = [(family.name, *pipeline) for family in families().values() for pipeline in family.pipelines.items()]
+PIPELINES = [pipeline for pipeline in PIPELINES if pipeline[0] in ("sd1", "sd2", "sdxl", "sdxl_refiner")]
+
+
+def widened(state: State, channels: int) -> State:
+    """A UNet with that many input channels."""
+    first = state[f"{P}input_blocks.0.0.weight"]
+    wide = np.zeros((first.shape[0], channels, 3, 3), np.float32)
+    wide[:, : first.shape[1]] = first[:, :channels]
+    return state | {f"{P}input_blocks.0.0.weight": wide}
+
+
+@pytest.mark.parametrize(("family", "channels", "pipeline"), PIPELINES)
+def test_family_and_pipeline_by_keys_and_shapes_of_the_unet_alone(family, channels, pipeline, unet_of, tmp_path):
+    """Text to image (4), depth (5), instruct-pix2pix (8), inpainting (9), of every family that has them."""
+    repo = convert(widened(unet_of(family), channels), tmp_path, prediction_type=EPSILON)
+    assert _json(repo / "conversion.json")["family"] == family
+    assert _json(repo / "model_index.json")["_class_name"] == pipeline
+    assert hasattr(diffusers, pipeline)
+    assert _json(repo / "unet" / "config.json")["in_channels"] == channels
+
+
+def test_there_are_pipelines_for_all_forms():
+    assert {(family, channels) for family, channels, _ in PIPELINES} >= {
+        ("sd1", 4), ("sd1", 8), ("sd1", 9), ("sd2", 4), ("sd2", 5), ("sd2", 8), ("sd2", 9),
+        ("sdxl", 4), ("sdxl", 8), ("sdxl", 9), ("sdxl_refiner", 4),
+    }  # fmt: skip
+
+
+def test_another_number_of_input_channels_is_refused(unet_of, tmp_path):
+    with pytest.raises(weightport.ConversionError, match="a UNet of 6 input channels; known: 4, 8, 9"):
+        convert(widened(unet_of("sd1"), 6), tmp_path)
+
+
+def test_a_family_that_does_not_fit_is_refused(unet_of, tmp_path):
+    with pytest.raises(weightport.ConversionError, match=r"--family sdxl does not fit .*unet of sd1"):
+        convert(unet_of("sd1"), tmp_path, family="sdxl")
+
+
+# --- what is not supported or not known -------------------------------------------------------------------------------
+
+NAMED = {
+    "embedder.model.visual.proj": "", "noise_augmentor.data_mean": "Stable unCLIP",
+    f"{P}input_blocks.1.0.time_mixer.mix_factor": "Stable Video Diffusion",
+    f"{P}joint_blocks.0.x_block.attn.qkv.weight": "Stable Diffusion 3",
+    f"{P}double_blocks.0.img_attn.norm.key_norm.scale": "Flux", "double_blocks.0.img_mod.lin.weight": "Flux",
+    "edm_vpred.sigma_max": "CosXL", "edm_mean": "Playground 2.5",
+    "down_blocks.0.motion_modules.0.temporal_transformer.norm.weight": "AnimateDiff",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("key", NAMED)
+def test_other_models_are_refused_by_name(key, unet_of, tmp_path):
+    """Each holds a UNet, or something like one, that might be taken for one of ours."""
+    state = unet_of("sd2") | {key: ONE}
+    with pytest.raises(weightport.ConversionError, match=NAMED[key]) as caught:
+        convert(state, tmp_path, prediction_type=EPSILON)
+    assert "\n" not in str(caught.value)
+    assert key.split(".")[0] in str(caught.value)
+
+
+def test_unclip_is_refused_by_its_unet_alone(unet_of, tmp_path):
+    """SD 2.1 unCLIP is an SD 2.x UNet with one more embedding."""
+    names = [f"{P}label_emb.0.{layer}.{kind}" for layer in (0, 2) for kind in ("weight", "bias")]
+    with pytest.raises(weightport.ConversionError, match=r"4 tensors are not part of .*label_emb"):
+        convert(unet_of("sd2") | dict.fromkeys(names, np.ones((4, 4), "f4")), tmp_path, prediction_type=EPSILON)
+
+
+def matrix(*shape: int) -> np.ndarray[Any, Any]:
+    return np.ones(shape, np.float32)
+
+
+UNKNOWN: dict[str, State] = {
+    "empty": {},
+    "junk": {"a.weight": matrix(3), "b": matrix(2, 2)},
+    "kohya LoRA": {
+        f"lora_unet_down_blocks_{i}_attentions_0_proj_in.{part}": matrix(4, 4)
+        for i in range(3)
+        for part in ("lora_up.weight", "lora_down.weight", "alpha")
+    },
+    "PEFT LoRA": {f"unet.down_blocks.0.attentions.0.proj_in.lora_{part}.weight": matrix(4, 4) for part in "AB"},
+    "LLM": {f"model.layers.{i}.self_attn.{part}_proj.weight": matrix(8, 8) for i in range(4) for part in "qkvo"},
+    "T5": {f"encoder.block.{i}.layer.0.SelfAttention.q.weight": matrix(8, 8) for i in range(4)},
+    "BART": {f"{half}.layers.{i}.fc1.weight": matrix(8, 8) for half in ("encoder", "decoder") for i in range(3)},
+    "textual inversion": {"emb_params": matrix(2, 768)},
+    "textual inversion of diffusers": {"<cat>": matrix(768)},
+    "textual inversion of SDXL": {"clip_l": matrix(2, 768), "clip_g": matrix(2, 1280)},
+}
+
+
+@pytest.mark.parametrize("what", UNKNOWN)
+def test_unknown_says_unknown(what, tmp_path):
+    """With the nearest part and what is missing; none is "the default", Stable Diffusion 1."""
+    save_file(UNKNOWN[what], tmp_path / "model.safetensors")
+    for part in weightport.inspect(tmp_path / "model.safetensors").parts:
+        assert (part.part, part.families, part.becomes) == ("unknown", (), "nothing")
+        assert part.evidence[0].startswith("nearest: ")
+        assert part.missing
+    with pytest.raises(weightport.ConversionError, match="not recognised") as caught:
+        weightport.convert(tmp_path / "model.safetensors", tmp_path / "repo")
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "repo").exists()
+
+
+def test_a_textual_inversion_pickle_is_unknown(tmp_path):
+    torch.save({"string_to_token": {"*": 265}, "string_to_param": {"*": torch.ones(2, 768)}}, tmp_path / "ti.pt")
+    (part,) = weightport.inspect(tmp_path / "ti.pt").parts
+    assert (part.part, part.families) == ("unknown", ())
+
+
+def test_a_stray_part_of_a_model_is_shown_as_unknown(unet_of, tmp_path):
+    save_file(unet_of("sd1") | {"mystery.weight": ONE}, tmp_path / "model.safetensors")
+    known, unknown = weightport.inspect(tmp_path / "model.safetensors").parts
+    assert (known.part, known.unexpected) == ("unet", ())
+    assert (unknown.part, unknown.unexpected) == ("unknown", ("mystery.weight",))
+
+
+def test_a_damaged_unet_says_what_is_missing(unet_of, tmp_path):
+    state = {key: value for key, value in unet_of("sd1").items() if "output_blocks.3." not in key}
+    save_file(state, tmp_path / "model.safetensors")
+    (part,) = weightport.inspect(tmp_path / "model.safetensors").parts
+    assert part.part == "unet"
+    assert all("output_blocks.3." in key for key in part.missing)
