@@ -7,8 +7,12 @@ import collections
 import datetime
 import pathlib
 import pickle
+import struct
 import sys
 import time
+import typing
+import uuid
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +26,7 @@ from weightport.converters.checkpoint import Checkpoint, Computed, SourceFile, S
 from weightport.converters.errors import ConversionError
 from weightport.converters.torch_file import is_torch, read_torch
 
-from .pickle_files import archive, legacy, mapping, name, program, tarred, tensor, text, trainer_classes, written
+from .pickle_files import FOUR, archive, legacy, mapping, name, program, tarred, tensor, text, trainer_classes, written
 
 FORMATS: dict[str, dict[str, Any]] = {
     "zip": {},
@@ -64,7 +68,11 @@ def zoo() -> dict[str, torch.Tensor]:
     state |= {"rows": base[2:4], "columns": base[:, 1:5:2], "transposed": base.t(), "half": base.half().t()}
     state |= {"one": torch.arange(77).expand(1, -1), "expanded": torch.ones(3, 1).expand(3, 5), "shared": base}
     state |= {"channels last": torch.randn(2, 3, 4, 5).to(memory_format=torch.channels_last)}
-    state |= {"buffer": nn.Buffer(torch.zeros(3)), "permuted": torch.randn(2, 3, 4).permute(2, 0, 1), "frozen": frozen()}
+    state |= {
+        "buffer": nn.Buffer(torch.zeros(3)),
+        "permuted": torch.randn(2, 3, 4).permute(2, 0, 1),
+        "frozen": frozen(),
+    }
     return state
 
 
@@ -174,8 +182,9 @@ def lightning(classes: Any) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
         "optimizer_states": [optimizer.state_dict()],
         "lr_schedulers": [{"when": datetime.datetime(2022, 8, 20, tzinfo=datetime.UTC), "for": datetime.timedelta(1)}],
         "hyper_parameters": classes.AttributeDict(config=config, kind=classes.Kind.V, net=net, size=(64, 64)),
-        "odd": [np.float64(3), np.arange(3.0), np.random.RandomState(0), np.dtype("f4"), {1, 2}, frozenset("a"), 1 << 80],
-        "more": [complex(1, 2), slice(1, 2), range(3), argparse.Namespace(a=1), bytearray(b"x"), b"y", torch.device("cpu")],
+        "odd": [np.float64(3), np.arange(3.0), np.random.RandomState(0), np.dtype("f4"), {1, 2}, 1 << 80, -1.5, None],
+        "more": [complex(1, 2), slice(1, 2), argparse.Namespace(a=1), bytearray(b"x"), b"y", torch.device("cpu")],
+        "types": [dict[str, int], typing.Dict[str, typing.Any], range(3), frozenset("a"), uuid.UUID(int=5)],  # noqa: UP006
         ("a", "tuple"): collections.defaultdict(list, {1: [torch.float16, torch.Size([2])]}),
     }, state  # fmt: skip
 
@@ -258,6 +267,14 @@ def test_without_checksums(tmp_path: Path) -> None:
     finally:
         config.compute_crc32 = True
     assert_same(read_torch(path), {"w": torch.ones(2)})
+
+
+def test_archive_with_64_bit_fields(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in files over 4 GB."""
+    monkeypatch.setattr(zipfile, "ZIP64_LIMIT", 4)
+    content = archive(mapping(w=tensor()))
+    assert struct.pack("<Q", len(FOUR)) * 2 in content
+    assert_same(read_torch(written(tmp_path / "model.ckpt", content)), {"w": torch.tensor([1.0, 2, 3, 4])})
 
 
 # ---- recognition and speed
