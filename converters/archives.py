@@ -47,14 +47,15 @@ def zip_members(file: SourceFile) -> dict[str, Member]:
     found: dict[str, Member] = {}
     end = 0
     for at, member in sorted(members, key=lambda entry: entry[0]):
-        if at < end:
-            raise _damaged(file, f"`{printable(member.name)}` overlaps another member")
-        end = member.offset + member.size
+        if at < end or (at and not found):
+            problem = "overlaps another member" if found else "does not begin the file"
+            raise _damaged(file, f"`{printable(member.name)}` {problem}")
         if member.name in found:
             raise ConversionError(f"{file.path}: the zip archive has `{printable(member.name)}` twice")
         found[member.name] = member
-    if end > start or (members and min(at for at, _ in members) != 0):
-        raise _damaged(file, "it does not begin with its first member, or a member reaches into the directory")
+        end = member.offset + member.size
+    if end > start:
+        raise _damaged(file, "a member reaches into the directory")
     return {member.name: member for _, member in members}
 
 

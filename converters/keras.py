@@ -8,10 +8,11 @@ skipped, and every skipped tensor is named with the reason. See docs/formats.md.
 from __future__ import annotations
 
 import json
+import re
 import struct
 import zipfile
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from .checkpoint import DTYPES, Checkpoint, SourceFile, Stored, Tensor
@@ -22,6 +23,7 @@ from .keras_leaves import Lora, leaf_tensors
 from .tensorflow import Bundle, find_bundle, read_bundle
 
 _OPTIMIZER = "optimizer state (and moving averages), not weights"
+_OTHER = "a variable of the saved object itself, not of a component's layer"
 _Paths = dict[tuple[str, ...], Tensor]
 
 
@@ -178,9 +180,9 @@ def _attribute_components(
         elif root is not None:
             groups[root][key[len(root) :]] = tensor
         else:
-            skipped[tensor.name] = "a variable of the saved object itself, not of a component's layer"
+            skipped[tensor.name] = _OTHER
     return [
-        _component(path, files, form, "/".join(root), from_attributes(group), skipped, lora)
+        _component(path, files, form, "/".join(root), _leaves(path, from_attributes, group), skipped, lora)
         for root, group in groups.items()
     ]
 
@@ -188,29 +190,41 @@ def _attribute_components(
 def _legacy_components(
     path: Path, files: list[SourceFile], root: Group, weights: Group, form: str, lora: Lora
 ) -> list[Checkpoint]:
-    """Legacy layout: weight names are listed per layer; a trainer's save lists a whole component as one layer."""
-    groups: dict[str, _Paths] = {}
-    for layer in _strings(weights, "layer_names", files[0]):
+    """Legacy layout: a component's layers are listed, or a trainer's save lists a whole component as one layer."""
+    layers = _listed(weights, files[0])
+    skipped = {"/".join(key): _OPTIMIZER for key, _ in _named_datasets(root.children.get("optimizer_weights"))}
+    nested = {layer: paths for layer, paths in layers.items() if layer_class(layer) not in keras_models().top_level}
+    holders = {layer: paths for layer, paths in nested.items() if _holds_blocks(paths)}
+    if holders:
+        others = {layer: paths for layer, paths in layers.items() if layer not in holders}
+        skipped |= {"/".join((layer, *key)): _OTHER for layer, paths in others.items() for key in paths}
+    else:
+        flat = {key: tensor for paths in layers.values() for key, tensor in paths.items()}
+        if len(flat) < sum(map(len, layers.values())):
+            raise ConversionError(f"{path}: two layers hold weights of the same name")
+        holders = {"": flat} if _holds_blocks(flat) else {}
+    return [
+        _component(path, files, form, layer, _leaves(path, from_classes, paths), skipped, lora)
+        for layer, paths in holders.items()
+    ]
+
+
+def _listed(weights: Group, file: SourceFile) -> dict[str, _Paths]:
+    """Layer -> its weights, as `layer_names` and `weight_names` list them."""
+    layers: dict[str, _Paths] = defaultdict(dict)
+    for layer in _strings(weights, "layer_names", file):
         group = weights.children.get(layer)
         if not isinstance(group, Group):
             raise ConversionError(
-                f"{files[0].path}: layer `{printable(layer)}` is listed but not stored; is the file truncated?"
+                f"{file.path}: layer `{printable(layer)}` is listed but not stored; is the file truncated?"
             )
-        for name in _strings(group, "weight_names", files[0]):
+        for name in _strings(group, "weight_names", file):
             dataset = _find(group, name)
             if dataset is None:
-                raise ConversionError(f"{files[0].path}: weight `{printable(name)}` is listed but not stored")
+                raise ConversionError(f"{file.path}: weight `{printable(name)}` is listed but not stored")
             key = tuple(name.split("/"))
-            groups.setdefault(layer, {})[key] = _tensor(key, dataset, files[0])
-    skipped = {"/".join(key): _OPTIMIZER for key, _ in _named_datasets(root.children.get("optimizer_weights"))}
-    nested = {layer: paths for layer, paths in groups.items() if layer_class(layer) not in keras_models().top_level}
-    holders = {layer: paths for layer, paths in nested.items() if _holds_blocks(paths)}
-    if holders:
-        return [
-            _component(path, files, form, layer, from_classes(paths), skipped, lora) for layer, paths in holders.items()
-        ]
-    flat = {key: tensor for paths in groups.values() for key, tensor in paths.items()}
-    return [_component(path, files, form, "", from_classes(flat), skipped, lora)] if _holds_blocks(flat) else []
+            layers[layer][key] = _tensor(key, dataset, file)
+    return layers
 
 
 def _holds_blocks(paths: _Paths) -> bool:
@@ -274,20 +288,33 @@ def _read_tensorflow(path: Path, lora: Lora) -> list[Checkpoint]:
 
 
 def _reason(key: str) -> str:
+    if key.startswith("_all_variables/"):
+        return "a second copy of `variables/`"
     if "optimizer" in key or ".OPTIMIZER_SLOT" in key:
         return _OPTIMIZER
-    return "a variable of the saved object itself, not of a component's layer"
+    return _OTHER
 
 
 def _exported(path: Path, bundle: Bundle) -> Checkpoint:
     """Keras 3 `export`: variables by position in `model.weights`; `_all_variables` holds each a second time."""
-    order = {int(key.split("/")[1]): tensor for key, tensor in bundle.tensors.items() if key.startswith("variables/")}
+    numbers = {key: re.fullmatch(r"variables/(\d{1,9})/\.ATTRIBUTES/VARIABLE_VALUE", key) for key in bundle.tensors}
+    order = {int(number[1]): bundle.tensors[key] for key, number in numbers.items() if number}
     tensors = {f"variables.{index}": order[index] for index in sorted(order)}
-    skipped = {key: "a second copy of `variables/`" for key in bundle.tensors if key.startswith("_all_variables/")}
+    skipped = {key: _reason(key) for key, number in numbers.items() if number is None}
     return Checkpoint(path, "Keras 3 export", tensors, skipped | bundle.skipped, list(bundle.files))
 
 
 # --- both -------------------------------------------------------------------------------------------------------------
+
+
+def _leaves(path: Path, place: Callable[[_Paths], Leaves], paths: _Paths) -> Leaves:
+    """Canonical layer paths of a component's weights, each of which must have a place of its own."""
+    leaves = place(paths)
+    placed = {tensor.name for variables in leaves.values() for tensor in variables.values()}
+    for tensor in paths.values():
+        if tensor.name not in placed:
+            raise ConversionError(f"{path}: `{printable(tensor.name)}` has the place of another weight")
+    return leaves
 
 
 def _component(

@@ -22,6 +22,8 @@ from .tensorflow import Node
 Leaves = dict[str, dict[str, Tensor]]  # canonical layer path -> variable name (or position) -> tensor
 
 _NORMS = ("group_normalization", "layer_normalization")
+_NO_ATTRIBUTES = ("variables", "trainable_variables", "non_trainable_variables", "keras_api")
+_MAX_DEPTH = 8  # of attributes; KerasCV's layers nest four deep
 _LEAF_VARIABLES = {"kernel": "dense", "_kernel": "dense", "gamma": "norm", "embeddings": "embedding"}
 
 
@@ -69,7 +71,7 @@ def _slot(attribute: str, text: str) -> Slot:
 
 def stem_and_number(name: str) -> tuple[str, int]:
     """`res_block_12` -> `("res_block", 12)`; no number is 0."""
-    found = re.fullmatch(r"(.+?)_(\d+)", name)
+    found = re.fullmatch(r"(.+?)_(\d{1,9})", name)
     return (found[1], int(found[2])) if found else (name, 0)
 
 
@@ -92,27 +94,30 @@ def ranked(names: Iterable[str]) -> dict[str, str]:
 
 
 def from_attributes(paths: Mapping[tuple[str, ...], Tensor]) -> Leaves:
-    """Paths `(layer, attribute, ..., "vars", "0")`: numbers only count list items and repeated classes."""
-    names = ranked({path[0] for path in paths})
+    """Paths `(layer, attribute, ..., "vars", "0")`: the number of a layer counts its class, in steps of one or two."""
+    names = ranked(dict.fromkeys(path[0] for path in paths))
     leaves: Leaves = defaultdict(dict)
     for (layer, *attributes, variables, position), tensor in paths.items():
         inner = attributes if variables == "vars" else [*attributes, variables]
-        leaves[".".join([names[layer], *(stem_and_number(a)[0] for a in inner)])][position] = tensor
+        leaves[".".join([names[layer], *inner])][position] = tensor
     return leaves
 
 
 # --- saved by class: legacy .h5 ---------------------------------------------------------------------------------------
 
 
+_Tree = tuple[dict[str, Tensor], dict[str, Any]]  # variables by name, trees of sublayers by name
+
+
 def from_classes(paths: Mapping[tuple[str, ...], Tensor]) -> Leaves:
     """Paths `(model?, layer, class_12, ..., "kernel")`: sublayers are known by class and number only."""
-    trees: dict[str, Any] = {}
+    trees: dict[str, _Tree] = {}
     for path, tensor in paths.items():
         layer, *inner = _from_layer(path)
-        node = trees.setdefault(layer, {})
+        variables, sublayers = trees.setdefault(layer, ({}, {}))
         for segment in inner[:-1]:
-            node = node.setdefault(segment, {})
-        node[inner[-1].removesuffix(":0") if inner else "variable"] = tensor
+            variables, sublayers = sublayers.setdefault(segment, ({}, {}))
+        variables[inner[-1].removesuffix(":0") if inner else "variable"] = tensor
     names = ranked(trees)
     return {path: leaf for layer, tree in trees.items() for path, leaf in _placed(names[layer], layer, tree)}
 
@@ -123,18 +128,17 @@ def _from_layer(path: tuple[str, ...]) -> tuple[str, ...]:
     return next((path[i:] for i, segment in enumerate(path[:-1]) if layer_class(segment) in known), path)
 
 
-def _placed(path: str, name: str, tree: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, Tensor]]]:
+def _placed(path: str, name: str, tree: _Tree) -> Iterator[tuple[str, dict[str, Tensor]]]:
     """Walk a tree of class names; yield canonical layer paths."""
-    variables = {key: value for key, value in tree.items() if isinstance(value, Tensor)}
+    variables, sublayers = tree
     if variables:
         yield path, variables
-    children = {key: value for key, value in tree.items() if not isinstance(value, Tensor)}
     slots = keras_models().layers.get(stem_and_number(name)[0], ())
-    for child, attribute in _assigned(children, slots).items():
-        yield from _placed(f"{path}.{attribute}", child, children[child])
+    for child, attribute in _assigned(sublayers, slots).items():
+        yield from _placed(f"{path}.{attribute}", child, sublayers[child])
 
 
-def _assigned(children: Mapping[str, Any], slots: Sequence[Slot]) -> dict[str, str]:
+def _assigned(children: Mapping[str, _Tree], slots: Sequence[Slot]) -> dict[str, str]:
     """Which attribute each child fills: by class, 1x1 kernels first, then in the order of numbers."""
     assigned: dict[str, str] = {}
     waiting = sorted(children, key=lambda name: stem_and_number(name)[1])
@@ -147,11 +151,10 @@ def _assigned(children: Mapping[str, Any], slots: Sequence[Slot]) -> dict[str, s
     return assigned | {child: child for child in waiting}  # an unknown sublayer keeps its name and is reported later
 
 
-def _is_pointwise(tree: Mapping[str, Any]) -> bool:
-    return any(
-        value.shape[:2] == (1, 1) and len(value.shape) == 4 if isinstance(value, Tensor) else _is_pointwise(value)
-        for value in tree.values()
-    )
+def _is_pointwise(tree: _Tree) -> bool:
+    variables, sublayers = tree
+    kernels = (variable.shape for variable in variables.values() if len(variable.shape) == 4)
+    return any(shape[:2] == (1, 1) for shape in kernels) or any(map(_is_pointwise, sublayers.values()))
 
 
 # --- saved as an object graph: TensorFlow checkpoints and SavedModels -------------------------------------------------
@@ -162,8 +165,7 @@ def graph_components(graph: Sequence[Node]) -> dict[str, list[int]]:
     components: dict[str, list[int]] = {}
     seen: set[int] = set()
     queue: list[tuple[str, int]] = [("", 0)]
-    while queue:
-        path, node = queue.pop(0)
+    for path, node in queue:  # it grows meanwhile
         if node in seen:
             continue
         seen.add(node)
@@ -181,8 +183,9 @@ def from_graph(graph: Sequence[Node], layers: Sequence[int], tensors: Mapping[st
     """Canonical layer paths of one component of an object graph."""
     counts: Counter[str] = Counter()
     leaves: Leaves = {}
+    seen = set(layers)
     for layer in layers:
-        found = dict(_graph_leaves(graph, layer, (), frozenset(), tensors))
+        found = _graph_leaves(graph, layer, tensors, seen)
         if not found:
             continue
         name = _graph_class(graph, layer)
@@ -195,11 +198,10 @@ def from_graph(graph: Sequence[Node], layers: Sequence[int], tensors: Mapping[st
 def _graph_layers(graph: Sequence[Node], node: int) -> list[int]:
     """A model's layers: children `layer-<i>` (Keras 2), or the list `_operations` (Keras 3)."""
     children = graph[node].children
-    numbered = {int(name[6:]): child for name, child in children.items() if re.fullmatch(r"layer-\d+", name)}
+    numbered = {int(name[6:]): child for name, child in children.items() if re.fullmatch(r"layer-\d{1,9}", name)}
     if not numbered and "_operations" in children:
-        numbered = {
-            int(name): child for name, child in graph[children["_operations"]].children.items() if name.isdigit()
-        }
+        items = graph[children["_operations"]].children
+        numbered = {int(name): child for name, child in items.items() if re.fullmatch(r"\d{1,9}", name)}
     return [numbered[i] for i in sorted(numbered)]
 
 
@@ -219,24 +221,20 @@ def _graph_class(graph: Sequence[Node], node: int) -> str:
 
 
 def _graph_leaves(
-    graph: Sequence[Node], node: int, path: tuple[str, ...], above: frozenset[int], tensors: Mapping[str, Tensor]
-) -> Iterator[tuple[tuple[str, ...], dict[str, Tensor]]]:
-    """(attribute path, variables) of every layer below a node that holds variables."""
-    variables = {}
-    for name, child in graph[node].children.items():
-        key = graph[child].variables.get("VARIABLE_VALUE", "")
-        if key in tensors:
-            variables[name] = tensors[key]
-        elif child not in above and name not in (
-            "variables",
-            "trainable_variables",
-            "non_trainable_variables",
-            "keras_api",
-        ):
-            attribute = _list_item(graph, child) if name.isdigit() else name
-            yield from _graph_leaves(graph, child, (*path, attribute), above | {node}, tensors)
-    if variables:
-        yield path, variables
+    graph: Sequence[Node], layer: int, tensors: Mapping[str, Tensor], seen: set[int]
+) -> dict[tuple[str, ...], dict[str, Tensor]]:
+    """Attribute path -> variables, of every layer below one that holds variables; a graph may have cycles."""
+    leaves: dict[tuple[str, ...], dict[str, Tensor]] = defaultdict(dict)
+    queue: list[tuple[tuple[str, ...], int]] = [((), layer)]
+    for path, node in queue:  # it grows meanwhile
+        for name, child in graph[node].children.items():
+            key = graph[child].variables.get("VARIABLE_VALUE", "")
+            if key in tensors:
+                leaves[path][name] = tensors[key]
+            elif child not in seen and name not in _NO_ATTRIBUTES and len(path) < _MAX_DEPTH:
+                seen.add(child)
+                queue.append(((*path, _list_item(graph, child) if name.isdecimal() else name), child))
+    return leaves
 
 
 def _list_item(graph: Sequence[Node], node: int) -> str:

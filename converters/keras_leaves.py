@@ -6,6 +6,7 @@ Sources: keras/src/layers/core/{dense,embedding}.py and keras/src/quantizers/qua
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -13,10 +14,12 @@ from functools import partial
 import numpy as np
 
 from .checkpoint import Array, Computed, Tensor
-from .errors import ConversionError
+from .errors import ConversionError, printable
 
 _WEIGHT = ("kernel", "_kernel", "embeddings", "_embeddings", "gamma")
 _BIAS = ("bias", "beta")
+_QUANTISED = ("I8", "U8")
+_NUMBER = re.compile(r"\d{1,9}").fullmatch
 
 
 @dataclass(frozen=True)
@@ -30,9 +33,9 @@ def leaf_tensors(layer: str, variables: Mapping[str, Tensor], lora: Lora) -> dic
     """`{"weight": ..., "bias": ...}` of one layer from its variables, keyed by name or by position (`"0"`, `"1"`, ...).
 
     Raises:
-        ConversionError: LoRA factors without `--lora-alpha`, or variables that are no known layer's.
+        ConversionError: LoRA factors without `--lora-alpha`, or variables that are no known layer's or do not fit.
     """
-    named = _name(variables) if all(name.isdigit() for name in variables) else dict(variables)
+    named = _name(variables) if all(map(_NUMBER, variables)) else dict(variables)
     found = {"weight": _take(named, _WEIGHT), "bias": _take(named, _BIAS)}
     tensors = {name: tensor for name, tensor in found.items() if tensor is not None}
     lora_a, lora_b = (_take(named, (f"lora_kernel_{ab}", f"lora_embeddings_{ab}")) for ab in "ab")
@@ -42,12 +45,17 @@ def leaf_tensors(layer: str, variables: Mapping[str, Tensor], lora: Lora) -> dic
         if name in ("kernel_scale", "kernel_zero", "embeddings_scale", "embeddings_zero", "g_idx")
     }
     if named:
-        raise ConversionError(f"{layer}: unknown variable `{next(iter(named))}` in this Keras layer")
-    if quantised and "weight" in tensors:
-        tensors["weight"] = _dequantised(layer, tensors["weight"], quantised)
-    if lora_a and lora_b and "weight" in tensors:
-        tensors["weight"] = _merged(layer, tensors["weight"], lora_a, lora_b, lora)
-    return tensors
+        raise ConversionError(f"{layer}: unknown variable `{printable(next(iter(named)))}` in this Keras layer")
+    weight = tensors.get("weight")
+    if weight is None:
+        if quantised or lora_a or lora_b:
+            raise ConversionError(f"{layer}: holds scales or LoRA factors, but no kernel that they belong to")
+        return tensors
+    if quantised or weight.dtype in _QUANTISED:
+        weight = _dequantised(layer, weight, quantised)
+    if lora_a or lora_b:
+        weight = _merged(layer, weight, lora_a, lora_b, lora)
+    return tensors | {"weight": weight}
 
 
 def _take(named: dict[str, Tensor], names: tuple[str, ...]) -> Tensor | None:
@@ -57,7 +65,7 @@ def _take(named: dict[str, Tensor], names: tuple[str, ...]) -> Tensor | None:
 def _name(variables: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Name variables saved by position: kernel, [bias], and for quantised kernels scale, [zero, g_idx]."""
     kernel, *rest = [variables[name] for name in sorted(variables, key=int)]
-    if kernel.dtype not in ("I8", "U8"):
+    if kernel.dtype not in _QUANTISED:
         return {"kernel": kernel} | dict(zip(("bias", *map(str, range(2, 9))), rest, strict=False))
     grouped = any(tensor.dtype == "I8" for tensor in rest)
     tail = ("kernel_scale", "kernel_zero", "g_idx") if grouped else ("kernel_scale",)
@@ -72,7 +80,7 @@ def _dequantised(layer: str, kernel: Tensor, parts: Mapping[str, Tensor]) -> Ten
     """
     scale, zero, groups = parts.get("scale"), parts.get("zero"), parts.get("g_idx")
     by_row = layer.endswith("_embedding")
-    if scale is None or len(kernel.shape) != 2 or (zero is None) != (groups is None):
+    if kernel.dtype != "I8" or len(kernel.shape) != 2 or scale is None or (zero is None) != (groups is None):
         raise ConversionError(f"{layer}: a quantised kernel without the scales that belong to it")
     rows, columns = kernel.shape
     if zero is None or groups is None:
@@ -80,35 +88,44 @@ def _dequantised(layer: str, kernel: Tensor, parts: Mapping[str, Tensor]) -> Ten
             raise ConversionError(f"{layer}: int8 scales {list(scale.shape)} do not fit a kernel {list(kernel.shape)}")
         compute = partial(_from_int8, by_row=by_row)
         return Computed(kernel.name, "F32", kernel.shape, (kernel, scale), compute, "dequantised from int8")
-    compute = partial(_from_int4, by_row=by_row)
+    shape = (rows, 2 * columns)
+    fits = scale.shape[:1] == (rows,) if by_row else scale.shape[1:] == (shape[1],)
+    if len(scale.shape) != 2 or not fits or zero.shape != scale.shape or groups.shape != (shape[by_row],):
+        raise ConversionError(f"{layer}: int4 scales {list(scale.shape)} do not fit a kernel {list(shape)}")
     inputs = (kernel, scale, zero, groups)
-    return Computed(kernel.name, "F32", (rows, 2 * columns), inputs, compute, "dequantised from int4")
+    return Computed(kernel.name, "F32", shape, inputs, partial(_from_int4, layer), "dequantised from int4")
 
 
 def _from_int8(kernel: Array, scale: Array, by_row: bool) -> Array:
     return kernel.astype(np.float32) / (scale[:, None] if by_row else scale).astype(np.float32)
 
 
-def _from_int4(packed: Array, scale: Array, zero: Array, groups: Array, by_row: bool) -> Array:
+def _from_int4(layer: str, packed: Array, scale: Array, zero: Array, groups: Array) -> Array:
     """`g_idx` gives the group of each input of a kernel, or of each column of an embedding; low nibble first."""
     kernel = (np.stack([packed << 4, packed], axis=-1).astype(np.int8) >> 4).reshape(packed.shape[0], -1)
-    group = groups.astype(np.int64)
-    zeros, scales = (zero[:, group], scale[:, group]) if by_row else (zero[group], scale[group])
-    return (kernel.astype(np.float32) - zeros.astype(np.float32)) * scales.astype(np.float32)
+    axis = 1 if layer.endswith("_embedding") else 0
+    if not np.isin(groups, np.arange(scale.shape[axis])).all():
+        raise ConversionError(f"{layer}: `g_idx` names groups that its int4 kernel does not have; the file is damaged")
+    zeros, scales = (np.take(part.astype(np.float32), groups.astype(np.int64), axis) for part in (zero, scale))
+    return (kernel.astype(np.float32) - zeros) * scales
 
 
-def _merged(layer: str, kernel: Tensor, a: Tensor, b: Tensor, lora: Lora) -> Tensor:
+def _merged(layer: str, kernel: Tensor, a: Tensor | None, b: Tensor | None, lora: Lora) -> Tensor:
     """`kernel + alpha / rank * a @ b`, which Keras computes with (Hu et al., arXiv:2106.09685, section 4.1)."""
+    if a is None or b is None or not b.shape or b.shape[0] == 0:
+        raise ConversionError(f"{layer}: holds only one of the two LoRA factors, or empty ones")
+    rank = b.shape[0]
+    if (a.shape, b.shape) != ((*kernel.shape[:-1], rank), (rank, *kernel.shape[-1:])):
+        shapes = f"{list(a.shape)} and {list(b.shape)}"
+        raise ConversionError(f"{layer}: LoRA factors {shapes} do not fit a kernel {list(kernel.shape)}")
     if lora.alpha is None:
         raise ConversionError(
-            f"{layer}: holds LoRA factors `{a.name}` of rank {a.shape[-1]}; give --lora-alpha to merge them "
-            f"(Keras's default alpha is the rank: {a.shape[-1]})"
+            f"{layer}: holds LoRA factors `{printable(a.name)}` of rank {rank}; give --lora-alpha to merge them "
+            f"(Keras's default alpha is the rank: {rank})"
         )
-    scale = np.float32(lora.alpha / a.shape[-1])
+    scale = np.float32(lora.alpha / rank)
 
     def merge(base: Array, left: Array, right: Array) -> Array:
-        return base.astype(np.float32) + scale * (left.astype(np.float32) @ right.astype(np.float32)).reshape(
-            base.shape
-        )
+        return base.astype(np.float32) + scale * (left.astype(np.float32) @ right.astype(np.float32))
 
     return Computed(kernel.name, kernel.dtype, kernel.shape, (kernel, a, b), merge, f"LoRA, alpha {lora.alpha:g}")

@@ -26,15 +26,20 @@ class Global:
     module: str
     name: str
 
+    @property
+    def dotted(self) -> str:
+        """The whole name."""
+        return f"{self.module}.{self.name}"
+
     def __str__(self) -> str:
-        return printable(f"{self.module}.{self.name}")
+        return printable(self.dotted)
 
 
 # The standard library of every Python, so that the verdict does not depend on the one that runs.
 _REMOVED = (
     "asynchat asyncore binhex commands distutils dummy_threading formatter imp macpath parser popen2 smtpd symbol"
 )
-_ADDED = "_colorize _interpreters _pyrepl annotationlib compression string.templatelib"
+_ADDED = "_colorize _interpreters _pyrepl annotationlib compression"
 _STDLIB = frozenset(
     name.partition(".")[0] for name in (*sys.stdlib_module_names, *IMPORT_MAPPING, *_REMOVED.split(), *_ADDED.split())
 )
@@ -44,6 +49,7 @@ _INERT = {
     module: frozenset(names.split())
     for module, names in {
         "_codecs": "encode",
+        "_operator": "getitem",
         "argparse": "Namespace",
         "builtins": "bool bytearray bytes complex dict float frozenset getattr int list long object range set slice"
         " str tuple type unicode xrange",
@@ -56,11 +62,12 @@ _INERT = {
         "inspect": "Parameter Signature _ParameterKind",
         "pathlib": _PATHS,
         "pathlib._local": _PATHS,  # Python 3.13
-        "types": "SimpleNamespace",
+        "types": "GenericAlias SimpleNamespace",
         "uuid": "SafeUUID UUID",
     }.items()
 }
 _CLASSES = frozenset({"enum", "typing"})  # of these, every class
+_ACCESS = frozenset({"builtins.getattr", "_operator.getitem"})  # only of a class
 _FUNCTIONS = frozenset({  # what torch and numpy write that is no class, or one in lower case
     "numpy._core.multiarray._reconstruct", "numpy._core.multiarray.scalar", "numpy._core.numeric._frombuffer",
     "numpy.core.multiarray._reconstruct", "numpy.core.multiarray.scalar", "numpy.core.numeric._frombuffer",
@@ -68,6 +75,7 @@ _FUNCTIONS = frozenset({  # what torch and numpy write that is no class, or one 
     "numpy.random._pickle.__generator_ctor", "numpy.random._pickle.__randomstate_ctor",
     "torch._tensor._rebuild_from_type_v2", "torch.device", "torch.serialization._get_layout",
 })  # fmt: skip
+_MAX_NAME = 512
 _CLASS = re.compile(r"_*[A-Z]\w*")
 _REBUILD = re.compile(r"_rebuild_\w+")  # torch._utils: one function per kind of tensor
 
@@ -78,6 +86,8 @@ def named(module: str, name: str) -> Global:
     Raises:
         PickleError: it belongs to the standard library and no checkpoint needs it, or it reaches through a module.
     """
+    if len(module) + len(name) > _MAX_NAME:
+        raise PickleError("a name in it is too long to be one; the file is damaged")
     found = Global(_PYTHON2.get(module, module), name)
     if is_standard(found) and not _is_inert(found):
         raise PickleError(f"it names `{found}`, which no checkpoint needs: the file may be malicious")
@@ -104,10 +114,22 @@ def check_called(name: Global, args: tuple[object, ...]) -> None:
     Raises:
         PickleError: it is something else.
     """
-    if str(name) == "builtins.getattr":
-        _check_getattr(args)
+    if name.dotted in _ACCESS:
+        if not _is_access(name, args):
+            raise PickleError(f"it calls `{name}` on something else than a class: the file may be malicious")
     elif not (is_standard(name) or _is_class(name) or _is_known(name)):
         raise PickleError(f"it calls `{name}`, which is not a class: the file may be malicious")
+
+
+def _is_access(function: Global, args: tuple[object, ...]) -> bool:
+    """`getattr(Enumeration, "MEMBER")`, as Python 3.11 writes members, or `getitem(typing.List, int)`."""
+    match args:
+        case (Global() as owner, str(member)) if function.name == "getattr":
+            public = member.isidentifier() and not member.startswith("_")
+            return public and _is_class(owner) and not is_standard(owner)
+        case (Global("typing"), _):
+            return function.name == "getitem"
+    return False
 
 
 def _is_class(name: Global) -> bool:
@@ -117,13 +139,4 @@ def _is_class(name: Global) -> bool:
 def _is_known(name: Global) -> bool:
     if name.module == "torch._utils":
         return _REBUILD.fullmatch(name.name) is not None
-    return f"{name.module}.{name.name}" in _FUNCTIONS
-
-
-def _check_getattr(args: tuple[object, ...]) -> None:
-    """Python 3.11 writes the member of an enumeration as `getattr(TheEnumeration, "MEMBER")`."""
-    match args:
-        case (Global() as owner, str(member)) if _is_class(owner) and not is_standard(owner):
-            if member.isidentifier() and not member.startswith("_"):
-                return
-    raise PickleError("it calls `builtins.getattr` on something else than a class: the file may be malicious")
+    return name.dotted in _FUNCTIONS

@@ -18,7 +18,7 @@ from .errors import printable
 from .pickle_cursor import Cursor
 from .pickle_globals import Global, PickleError, check_called, named
 
-_MAX_INSTRUCTIONS = 3_000_000  # of one pickle; such a run has 600 000
+_MAX_INSTRUCTIONS = 2_000_000  # of one pickle; such a run has 600 000
 _MAX_INTEGER = 1 << 10  # bytes
 _T = TypeVar("_T")
 

@@ -222,7 +222,9 @@ def _tar_tensors(file: SourceFile, member: Member, known: dict[object, Storage |
                 storage := known.get(str(root)), Storage
             ):
                 rank = int.from_bytes(file.read(at, 4), "little")
-                values = struct.unpack(f"<{2 * rank + 1}q", file.read(at + 8, 16 * min(rank, RANK) + 8))
+                if rank > RANK:
+                    raise PickleError("its list of tensors is damaged")
+                values = struct.unpack(f"<{2 * rank + 1}q", file.read(at + 8, 16 * rank + 8))
                 known[str(key)] = View(storage, values[-1], values[:rank], values[rank:-1])
                 at += 8 + 8 * len(values)
             case _:

@@ -23,7 +23,7 @@ _BESIDE = {  # what trainers save with them
 _MAX_ENTRIES = 100_000
 _MAX_DEPTH = 64
 _MAX_WRAPPERS = 4
-_MAX_TRANSIENT = 1000  # buffers of one module that are not saved
+_MAX_TRANSIENT = 100  # buffers of one module that are not saved
 _MAX_NAME = 1024
 _Entries = Iterator[tuple[object, object]]
 
@@ -56,6 +56,8 @@ def find_weights(root: object, storages: Storages) -> Weights:
 
 def _add(name: str, value: object, storages: Storages, weights: Weights) -> None:
     tensor = storages.tensor(name, value)
+    if tensor is None and value is None:  # a parameter that a module does without
+        return
     if tensor is None:
         weights.skipped[printable(name)] = f"no tensor, but {_describe(value)}"
         return
@@ -87,7 +89,7 @@ def _unwrap(node: object, weights: Weights) -> object:
 def _note_scalars(node: object, weights: Weights) -> None:
     for key, value in (_mapping(node) or {}).items():
         if isinstance(key, str) and isinstance(value, bool | int | float | str):
-            weights.metadata[printable(key)] = printable(value)
+            weights.metadata[_shown(key)] = _shown(value)
 
 
 def _reason(name: str) -> str | None:
@@ -104,7 +106,8 @@ def _describe(value: object) -> str:
 
 
 def _shown(key: object) -> str:
-    return printable(key) if isinstance(key, str | int) else "a key that is no text"
+    """A key or scalar; only the beginning is looked at, for it may be long and be met often."""
+    return printable(str(key)[:200]) if isinstance(key, str | int | float) else "a key that is no text"
 
 
 # ---- the tree
@@ -142,28 +145,28 @@ def _children(node: object) -> _Entries | None:
         parameters, buffers, modules = (
             (_mapping(node.state.get(key)) or {}).items() for key in ("_parameters", "_buffers", "_modules")
         )
-        transient = _elements(node.state.get("_non_persistent_buffers_set"))
-        saved = (entry for entry in buffers if entry[0] not in transient)
-        return ((key, value) for key, value in itertools.chain(parameters, saved, modules) if value is not None)
+        transient = _transient(node.state.get("_non_persistent_buffers_set"))
+        return itertools.chain(parameters, (entry for entry in buffers if entry[0] not in transient), modules)
     mapping = _mapping(node)
     return None if mapping is None else iter(mapping.items())
 
 
-def _elements(node: object) -> list[object]:
-    """The elements of a set, which protocol 2 writes as a call with a list."""
+def _transient(node: object) -> set[str]:
+    """The names in the set of buffers that are not saved; protocol 2 writes a set as a call with a list."""
     if isinstance(node, Object) and node.args:
         node = node.args[0]
-    elements = node if isinstance(node, list) else []
-    if len(elements) > _MAX_TRANSIENT:
+    names = node if isinstance(node, list) else []
+    if len(names) > _MAX_TRANSIENT:
         raise PickleError("a module in it has too many buffers that are not saved; no checkpoint needs that")
-    return elements
+    return {name for name in names if isinstance(name, str)}
 
 
 def _mapping(node: object) -> dict[object, object] | None:
     """The entries of a dict or of an object of a kind of dict."""
     if isinstance(node, Object):
-        if node.items is None and str(node.cls) == "collections.OrderedDict":
-            node.items = _pairs(node.args)
+        if node.cls.dotted == "collections.OrderedDict" and (node.args or node.items is None):
+            node.items = _pairs(node.args) | (node.items or {})
+            node.args = ()
         return node.items
     return node if isinstance(node, dict) else None
 

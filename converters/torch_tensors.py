@@ -137,7 +137,7 @@ class Storages:
             return self._placed(name, node)
         if not isinstance(node, Object) or not is_tensor(node):
             return None
-        return _numpy_tensor(name, node) if str(node.cls) in _ARRAYS else self._placed(name, _view(name, node))
+        return _numpy_tensor(name, node) if node.cls.dotted in _ARRAYS else self._placed(name, _view(name, node))
 
     def _placed(self, name: str, view: View) -> Tensor:
         """Check the geometry: all elements inside the storage, no more of them than it has."""
@@ -171,7 +171,7 @@ def is_tensor(node: object) -> bool:
     """Whether a node describes a tensor, even one that cannot be read."""
     node = _unwrapped(node)
     if isinstance(node, Object):
-        return str(node.cls) in _ARRAYS or _MADE.fullmatch(str(node.cls)) is not None
+        return node.cls.dotted in _ARRAYS or _MADE.fullmatch(node.cls.dotted) is not None
     return isinstance(node, View)
 
 
@@ -179,10 +179,10 @@ def _unwrapped(node: object) -> object:
     """The tensor in a parameter, or under the attributes that were saved with it."""
     for _ in range(_WRAPPED):
         match node:
-            case Object(cls=cls, args=(inner, *_)) if str(cls) in _PARAMETERS:
+            case Object(cls=cls, args=(inner, *_)) if cls.dotted in _PARAMETERS:
                 node = inner
             case Object(cls=cls, args=(Global() as rebuild, Global() as kind, tuple(args), _)) if (
-                str(cls) == "torch._tensor._rebuild_from_type_v2" and str(kind) in _PLAIN
+                cls.dotted == "torch._tensor._rebuild_from_type_v2" and kind.dotted in _PLAIN
             ):
                 node = Object(rebuild, args)
             case _:
@@ -206,7 +206,7 @@ def _view(name: str, node: Object) -> View:
 
 def _sizes(name: str, node: object) -> tuple[int, ...]:
     """A shape or a stride; torch.Size wraps a tuple."""
-    if isinstance(node, Object) and str(node.cls) == "torch.Size" and len(node.args) == 1:
+    if isinstance(node, Object) and node.cls.dotted == "torch.Size" and len(node.args) == 1:
         node = node.args[0]
     if isinstance(node, tuple) and len(node) <= RANK:
         sizes = tuple(size for size in node if type(size) is int and 0 <= size < 1 << 63)
@@ -257,7 +257,7 @@ def _numpy_code(dtype: object) -> str | None:
     """Like `<f4`; None if it is no simple type."""
     match dtype:
         case Object(cls=cls, args=(str(code), *_), state=(_, "<" | ">" | "|" | "=" as order, *_)):
-            return order + code if str(cls) == "numpy.dtype" and code in _NUMPY else None
+            return order + code if cls.dotted == "numpy.dtype" and code in _NUMPY else None
     return None
 
 

@@ -7,6 +7,7 @@ import io
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
@@ -30,13 +31,16 @@ class Run:
 
 
 def run(*arguments: str | Path) -> Run:
-    """Run the command in this process."""
+    """Run the command in this process, which keeps its own way to end."""
+    terminate = signal.getsignal(signal.SIGTERM)
     out, err = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         try:
             status = main([str(argument) for argument in arguments])
         except SystemExit as end:
             status = end.code if isinstance(end.code, int) else 1
+        finally:
+            signal.signal(signal.SIGTERM, terminate)
     return Run(status, out.getvalue(), err.getvalue())
 
 

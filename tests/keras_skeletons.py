@@ -87,7 +87,7 @@ def keys_of(name: str, document: Document) -> dict[str, str]:
 
 
 def legacy_names(document: Document) -> list[str]:
-    """The datasets of a legacy file as its attributes list them, which is the order of creation if nothing is frozen."""
+    """The datasets of a legacy file as its attributes list them: in the order of creation, if nothing is frozen."""
     groups = {"": document["attrs"], **document["groups"]}
     above = "model_weights/" if "model_weights" in groups else ""
     layers = groups[above.rstrip("/")]["layer_names"]
@@ -211,7 +211,7 @@ def write_shards(folder: Path, index: Document, document: Document, keys: Mappin
 
 def without_names(document: Document) -> Document:
     """A `.weights.h5` of Keras 3.0 to 3.4, whose groups do not tell the layers' names."""
-    return {**document, "groups": dict.fromkeys(document["groups"], {})}
+    return {**document, "groups": {name: {} for name in document["groups"]}}
 
 
 def numbered_in_steps(document: Document, keys: Mapping[str, str]) -> tuple[Document, dict[str, str]]:

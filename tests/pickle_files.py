@@ -10,10 +10,9 @@ import sys
 import tarfile
 import types
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 # ---- the assembler: every function gives the instructions that push one value
 
@@ -94,9 +93,10 @@ def archive(value: bytes, storages: dict[str, bytes] | None = None, **more: byte
     return zipped({f"model/{key}": data for key, data in (members | more | {"version": b"3\n"}).items()}.items())
 
 
-def zipped(members: Any, compression: int = zipfile.ZIP_STORED) -> bytes:
-    """A zip archive of (name, content) pairs."""
-    buffer = io.BytesIO()
+def zipped(members: Iterable[tuple[str, bytes]], compression: int = zipfile.ZIP_STORED, before: bytes = b"") -> bytes:
+    """A zip archive of (name, content) pairs, behind some bytes."""
+    buffer = io.BytesIO(before)
+    buffer.seek(len(before))
     with zipfile.ZipFile(buffer, "w", compression) as opened:
         for member, content in members:
             opened.writestr(zipfile.ZipInfo(member), content, compression)
@@ -119,8 +119,7 @@ def tarred(value: bytes, **members: bytes) -> bytes:
     parts = {
         "sys_info": pickle.dumps(SYSTEM, 2),
         "pickle": program(value),
-        "tensors": pickle.dumps(1, 2) + program(view) + struct.pack("<iixxxx3q", 1, 0, 4, 1, 0)[:4]
-        + struct.pack("<i3q", 0, 4, 1, 0),
+        "tensors": pickle.dumps(1, 2) + program(view) + struct.pack("<ii3q", 1, 0, 4, 1, 0),
         "storages": pickle.dumps(1, 2) + program(store) + struct.pack("<q", 4) + FOUR + pickle.dumps([], 2),
     }  # fmt: skip
     buffer = io.BytesIO()

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from weightport.converters.checkpoint import Checkpoint, Computed
+from weightport.converters.errors import ConversionError
 from weightport.converters.keras import read_keras
 from weightport.converters.keras_layers import model_layers
 from weightport.converters.keras_leaves import Lora
@@ -167,3 +168,82 @@ def test_a_trainer_lists_each_component_as_one_layer(tmp_path: Path) -> None:
     assert list(checkpoints) == list(names)
     for layer, (part, part_keys) in parts.items():
         check(checkpoints[layer], component(names[layer]), part, part_keys)
+
+
+# --- nothing is passed over in silence --------------------------------------------------------------------------------
+
+
+def with_dataset(document: Document, name: str, shape: tuple[int, ...] = (3,)) -> Document:
+    return {**document, "datasets": document["datasets"] | {name: [shape, "float32", {}]}}
+
+
+def listed(document: Document, layer: str, *names: str) -> Document:
+    """The document with more weights listed for a layer of a legacy file."""
+    attrs = document["attrs"]
+    if layer not in document["groups"]:
+        attrs = {**attrs, "layer_names": [*attrs["layer_names"], layer]}
+    weight_names = document["groups"].get(layer, {}).get("weight_names", []) + list(names)
+    return {**document, "attrs": attrs, "groups": document["groups"] | {layer: {"weight_names": weight_names}}}
+
+
+def test_a_second_layer_in_a_list_is_unexpected(tmp_path: Path) -> None:
+    name = "layers/res_block_3/entry_flow/padded_conv2d_1/conv2d/vars/0"
+    document = with_dataset(load("k2_unet_n.weights.h5"), name)
+    (checkpoint,) = read_keras(write(tmp_path / "file", document, {}), "hdf5", Lora())
+    assert recognise(checkpoint).unexpected == ("res_block.3.entry_flow.padded_conv2d_1.conv2d.weight",)
+
+
+def test_a_second_sublayer_of_a_class_is_unexpected(tmp_path: Path) -> None:
+    document = with_dataset(load("k2_dec_w.h5"), "resnet_block_3/resnet_block_3/padded_conv2d_99/conv2d_99/kernel:0")
+    document = listed(document, "resnet_block_3", "resnet_block_3/padded_conv2d_99/conv2d_99/kernel:0")
+    (checkpoint,) = read_keras(write(tmp_path / "file", document, {}), "hdf5", Lora())
+    assert recognise(checkpoint).unexpected == ("resnet_block.3.padded_conv2d_99.conv2d.weight",)
+
+
+@pytest.mark.parametrize("name", ["dense/kernel", "encoder/dense/kernel:0"])
+def test_two_weights_of_one_place_are_refused(name: str, tmp_path: Path) -> None:
+    document = listed(with_dataset(load("k2_unet_w.h5"), f"dense/{name}"), "dense", name)
+    with pytest.raises(ConversionError, match=r"`dense/kernel:0` has the place of another weight"):
+        read_keras(write(tmp_path / "file", document, {}), "hdf5", Lora())
+
+
+def test_two_weights_of_one_name_are_refused(tmp_path: Path) -> None:
+    document = listed(with_dataset(load("k2_unet_w.h5"), "head/dense/kernel:0"), "head", "dense/kernel:0")
+    with pytest.raises(ConversionError, match="two layers hold weights of the same name"):
+        read_keras(write(tmp_path / "file", document, {}), "hdf5", Lora())
+
+
+def test_other_layers_of_a_trainer_are_named(tmp_path: Path) -> None:
+    document, keys = trainer({"unet": (load("k2_unet_w.h5"), keys_of("k2_unet_w.h5", load("k2_unet_w.h5")))})
+    document = listed(with_dataset(document, "head/head/kernel:0"), "head", "head/kernel:0")
+    (checkpoint,) = read(write(tmp_path / "file", document, keys))
+    assert list(checkpoint.skipped) == ["head/head/kernel:0"]
+    check(checkpoint, "unet", document, keys)
+
+
+@pytest.mark.parametrize("count", [0, 2])
+def test_a_folder_of_shards_has_one_index(count: int, tmp_path: Path) -> None:
+    for index in range(count):
+        (tmp_path / f"{index}.weights.json").write_text('{"weight_map": {"/vars": "a.h5"}}')
+    with pytest.raises(ConversionError, match="holds 2 `.weights.json` files" if count else "a folder, but neither"):
+        read(tmp_path)
+
+
+def test_a_folder_of_shards_is_read(tmp_path: Path) -> None:
+    document = load("k3_te_n.weights.h5")
+    keys = keys_of("k3_te_n.weights.h5", document)
+    write_shards(tmp_path, load("k3_te_s.weights"), document, keys)
+    (checkpoint,) = read(tmp_path)
+    check(checkpoint, "text_encoder", document, keys)
+
+
+def test_hostile_object_graphs_end(tmp_path: Path) -> None:
+    """Cycles, objects with two owners (2^40 paths), and a chain deeper than Python's stack."""
+    document = load("k2_te_ckpt")
+    keys, graph = keys_of("k2_te_ckpt", document), document["object_graph"]
+    layer, first = graph[0][0]["layer-3"], len(graph)
+    graph += [[{"a": i + 1, "b": i + 1}, []] for i in range(first, first + 40)]
+    graph += [[{"a": i + 1}, []] for i in range(first + 40, first + 5000)]
+    graph += [[{"a": first, "up": 0}, []]]
+    graph[layer][0]["more"] = first
+    check_file(tmp_path / "file", "k2_te_ckpt", document, keys)

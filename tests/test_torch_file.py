@@ -7,8 +7,12 @@ import collections
 import datetime
 import pathlib
 import pickle
+import struct
 import sys
 import time
+import typing
+import uuid
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +26,7 @@ from weightport.converters.checkpoint import Checkpoint, Computed, SourceFile, S
 from weightport.converters.errors import ConversionError
 from weightport.converters.torch_file import is_torch, read_torch
 
-from .pickle_files import archive, legacy, mapping, name, program, tarred, tensor, text, trainer_classes, written
+from .pickle_files import FOUR, archive, legacy, mapping, name, program, tarred, tensor, text, trainer_classes, written
 
 FORMATS: dict[str, dict[str, Any]] = {
     "zip": {},
@@ -178,8 +182,9 @@ def lightning(classes: Any) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
         "optimizer_states": [optimizer.state_dict()],
         "lr_schedulers": [{"when": datetime.datetime(2022, 8, 20, tzinfo=datetime.UTC), "for": datetime.timedelta(1)}],
         "hyper_parameters": classes.AttributeDict(config=config, kind=classes.Kind.V, net=net, size=(64, 64)),
-        "odd": [np.float64(3), np.arange(3.0), np.random.RandomState(0), np.dtype("f4"), {1, 2}, frozenset("a"), 1 << 80],
-        "more": [complex(1, 2), slice(1, 2), range(3), argparse.Namespace(a=1), bytearray(b"x"), b"y", torch.device("cpu")],
+        "odd": [np.float64(3), np.arange(3.0), np.random.RandomState(0), np.dtype("f4"), {1, 2}, 1 << 80, -1.5, None],
+        "more": [complex(1, 2), slice(1, 2), argparse.Namespace(a=1), bytearray(b"x"), b"y", torch.device("cpu")],
+        "types": [dict[str, int], typing.Dict[str, typing.Any], range(3), frozenset("a"), uuid.UUID(int=5)],  # noqa: UP006
         ("a", "tuple"): collections.defaultdict(list, {1: [torch.float16, torch.Size([2])]}),
     }, state  # fmt: skip
 
@@ -262,6 +267,14 @@ def test_without_checksums(tmp_path: Path) -> None:
     finally:
         config.compute_crc32 = True
     assert_same(read_torch(path), {"w": torch.ones(2)})
+
+
+def test_archive_with_64_bit_fields(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in files over 4 GB."""
+    monkeypatch.setattr(zipfile, "ZIP64_LIMIT", 4)
+    content = archive(mapping(w=tensor()))
+    assert struct.pack("<Q", len(FOUR)) * 2 in content
+    assert_same(read_torch(written(tmp_path / "model.ckpt", content)), {"w": torch.tensor([1.0, 2, 3, 4])})
 
 
 # ---- recognition and speed

@@ -248,6 +248,17 @@ def test_files_may_not_grow(place: Path, source: Path, nbytes: int, to: str) -> 
     assert listing(place) == before
 
 
+@pytest.mark.parametrize("suffix", [".weights.h5", ".h5"])
+def test_the_last_byte_does_not_fit(place: Path, source: Path, suffix: str) -> None:
+    """libhdf5 keeps its own structures to the end, and crashes when they cannot be written."""
+    assert run("convert", source, "-o", place / f"whole{suffix}", "--to", "kerascv").status == 0
+    before, output = listing(place), place / f"out{suffix}"
+    with files_of_at_most((place / f"whole{suffix}").stat().st_size - 1):
+        ended = run("convert", source, "-o", output, "--to", "kerascv")
+    assert_refused(ended, output, "cannot be written, files this large are not allowed")
+    assert listing(place) == before
+
+
 @pytest.fixture
 def small_disk(place: Path) -> Iterator[Path]:
     """A file system of 8 MB."""
