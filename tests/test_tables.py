@@ -125,13 +125,15 @@ def _is_caught(mutant: Table, family: str, original: list[Link], sources: Shapes
 # What names and shapes cannot see, because both rows fit either tensor; test_parity.py sees these in the numbers.
 _ATTENTION = {frozenset(pair) for pair in itertools.combinations(("to_q", "to_k", "to_v", "to_out.0"), 2)}
 _NORMS = {frozenset({"layer_norm1", "layer_norm2"})}
+_EMBEDDINGS = {frozenset({"time_embedding.linear_2", "add_embedding.linear_2"})}
 _PROJECTIONS = {frozenset({"proj_in", "proj_out"})}
 INVISIBLE = {
     "kerascv_decoder": _ATTENTION,
     "kerascv_image_encoder": _ATTENTION,
     "kerascv_unet": _PROJECTIONS,
     "kerascv_unet_v2": _PROJECTIONS,
-    **dict.fromkeys(("ldm_unet", "ldm_controlnet"), {frozenset({"time_embedding.linear_2", "add_embedding.linear_2"})}),
+    "ldm_unet": _EMBEDDINGS,
+    "ldm_controlnet": _EMBEDDINGS,
     "ldm_vae": _ATTENTION,
     "openclip_sd2": _NORMS,
     "openclip_sdxl": _NORMS,
