@@ -236,7 +236,7 @@ CHAINS = {
     "element of a number": (number(1) + NONE + b"a", "int where list"),
     "newer protocol": (b"\x80\x06" + NONE, "protocol 6"),
     "text that is none": (b"X\x01\x00\x00\x00\xff", "a text or number cannot be read"),
-    "text without quotes": (b"Sx\n", "a text without quotes"),
+    "text without quotes": (b"Sxyx\n", "a text without quotes"),
     "text with one quote": (b"S'\n", "a text without quotes"),
     "text with other quotes": (b"S'x\"\n", "a text without quotes"),
     "number that is none": (b"Ione\n", "a text or number cannot be read"),
