@@ -67,6 +67,8 @@ class Blocks:
 
     def __init__(self) -> None:
         self._ring = itertools.cycle([np.empty(_BLOCK, np.uint8) for _ in range(DEPTH)])
+        # Large arrays lie on huge pages: to touch a few bytes of one takes 2 MB, which mere copying can do without.
+        self._small = itertools.cycle([np.empty(_CHUNK, np.uint8) for _ in range(DEPTH)])
         self._raw = np.empty(_BLOCK, np.uint8)  # a block before its cast
         self._panel = np.empty(_PANEL, np.uint8)
 
@@ -79,7 +81,9 @@ class Blocks:
 
     def _block(self, output: Output, shape: Shape, fill: _Fill) -> Block:
         """Fill one block with the sources' bits, count in it, cast it."""
-        source, data = output.sources[0].dtype, next(self._ring)
+        source = output.sources[0].dtype
+        nbytes = math.prod(shape) * max(DTYPES[source].itemsize, DTYPES[output.dtype].itemsize)
+        data = next(self._small if nbytes <= _CHUNK else self._ring)
         raw = data if source == output.dtype else self._raw
         bits = raw[: math.prod(shape) * DTYPES[source].itemsize].view(_bits(source))
         fill(bits.reshape(shape))

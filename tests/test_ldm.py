@@ -102,7 +102,7 @@ def test_a_projection_beside_the_clip_encoder_is_left_out(original_of, tmp_path)
 SPELLINGS = ("text_model.embeddings.position_ids", "text_model.encoder.text_model.embeddings.position_ids")
 
 
-@pytest.mark.parametrize("dtype", ["int64", "float32", "float16"])
+@pytest.mark.parametrize("dtype", ["int64", "float16"])
 @pytest.mark.parametrize("spelling", SPELLINGS)
 def test_rounded_position_ids_do_not_matter(sd1, spelling, dtype, tmp_path):
     """Merging averages them as if they were weights; a model rebuilds them as 0, 1, 2, ..."""
