@@ -65,7 +65,7 @@ def write_safetensors(
     """Write tensors to `folder/filename`, or to numbered shards and an index if they exceed `max_shard_size` bytes.
 
     Shards are filled in the given order, as `save_pretrained` fills them. `metadata` goes into every header.
-    `progress` is called with the bytes of every block. The last of it may not have reached the disk: `staged` sees to that.
+    `progress` is called with the bytes of every block. The last may not have reached the disk: `staged` sees to that.
 
     Raises:
         ConversionError: an output does not fit its sources, or a source file is damaged or changes meanwhile.
