@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, cached_property
 
 from ..mappings.families import Component, Family, families
 from ..mappings.table import Link, Table, all_tables
@@ -18,15 +18,16 @@ _KNOWN = 0.5  # share of keys in common from which a checkpoint is a damaged suc
 
 @dataclass(frozen=True)
 class Candidate:
-    """A part that a checkpoint may be: one table, expanded over one family's keys.
-
-    Attributes:
-        links: source key -> the link it takes part in.
-    """
+    """A part that a checkpoint may be: one table, expanded over one family's keys."""
 
     table: Table
     family: Family
-    links: Mapping[str, Link]
+
+    @cached_property
+    def links(self) -> Mapping[str, Link]:
+        """Source key -> the link it takes part in."""
+        links = self.table.links(self.component.manifest(), self.component.config)
+        return {source: link for link in links for source in link.sources}
 
     @property
     def part(self) -> str:
@@ -81,7 +82,7 @@ class Recognition:
 def candidates(layout: str) -> tuple[Candidate, ...]:
     """Every part that a layout's tables can read, family by family."""
     return tuple(
-        Candidate(table, family, _by_source(table, family.components[table.about["component"]]))
+        Candidate(table, family)
         for table in all_tables()
         if table.about["layout"] == layout
         for family in families().values()
@@ -89,16 +90,14 @@ def candidates(layout: str) -> tuple[Candidate, ...]:
     )
 
 
-def _by_source(table: Table, component: Component) -> dict[str, Link]:
-    return {source: link for link in table.links(component.manifest(), component.config) for source in link.sources}
-
-
 def recognise(checkpoint: Checkpoint) -> Recognition:
     """The best-matching part, known or not; never raises for a stranger."""
     if "variables.0" in checkpoint.tensors:
         checkpoint = _ordered(checkpoint)
     keys = set(checkpoint.tensors)
-    scores = [(_score(keys, candidate), candidate) for candidate in candidates(checkpoint.layout)]
+    possible = candidates(checkpoint.layout)  # expanding a table takes time: only those whose prefix is there
+    possible = tuple(c for c in possible if any(key.startswith(c.table.prefix) for key in keys)) or possible
+    scores = [(_score(keys, candidate), candidate) for candidate in possible]
     best = max(score for score, _ in scores)
     winners = [candidate for score, candidate in scores if score == best]
     winners = [candidate for candidate in winners if _ranks_fit(checkpoint, candidate)] or winners

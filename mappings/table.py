@@ -56,6 +56,11 @@ class Row:
     def _patterns(self) -> tuple[re.Pattern[str], ...]:
         return tuple(re.compile(_segment_regex(segment)) for segment in _split(self.left))
 
+    @cached_property
+    def source(self) -> tuple[str, ...]:
+        """The segments of the right-hand side, not filled in yet."""
+        return tuple(_split(self.right))
+
     @property
     def rank(self) -> tuple[int, int]:
         """How specific the row is: more segments first, then fewer wildcards."""
@@ -157,7 +162,7 @@ class Table:
                 return None, 0
             used.append(str(row))
             scope |= {name: int(value) for name, value in bound.items() if value.isdigit()}
-            source += [_fill(segment, scope, bound) for segment in _split(row.right)]
+            source += [_fill(segment, scope, bound) for segment in row.source]
             segments = segments[row.length :]
             if row.parts:
                 place = row.parts.index(bound["part"])
@@ -254,4 +259,6 @@ def _segment_regex(segment: str) -> str:
 def _fill(segment: str, scope: Mapping[str, Any], bound: Mapping[str, str]) -> str:
     """Put values into a right-hand segment."""
     filled = segment.replace("*", bound.get("star", "*"))
+    if "{" not in filled:
+        return filled
     return re.sub(r"\{([^}]*)\}", lambda found: str(evaluate(found[1], scope)), filled)
