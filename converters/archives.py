@@ -76,7 +76,7 @@ def _read_directory(file: SourceFile) -> tuple[list[tuple[int, Member]], int]:
         name_at = at + 46
         extra_at = name_at + name_length
         at = extra_at + extra_length + comment_length
-        if entry[0] != b"PK\x01\x02" or at > size:
+        if entry[0] != b"PK\x01\x02":
             raise _damaged(file, "its directory is no directory")
         name, extra = directory[name_at:extra_at], directory[extra_at : extra_at + extra_length]
         members.append(_member(file, entry, name, extra))
@@ -90,7 +90,7 @@ def _find_directory(file: SourceFile) -> tuple[int, int, int]:
     tail_at = max(0, file.size - 22 - _MAX16)
     tail = file.read(tail_at, file.size - tail_at)
     at = tail.rfind(b"PK\x05\x06")
-    if at < 0 or at + 22 > len(tail):
+    if at < 0:
         raise _damaged(file, "its directory is missing")
     disk, start_disk, _, count, size, start, comment = struct.unpack_from("<4H2IH", tail, at + 4)
     record = tail_at + at
@@ -114,7 +114,7 @@ def _member(file: SourceFile, entry: tuple[int, ...], raw: bytes, extra: bytes) 
     except UnicodeDecodeError:
         raise _damaged(file, f"a name {raw[:40]!r} that is no text") from None
     shown = printable(name)
-    if not name.isprintable() or name.startswith("/") or "\\" in name or {"..", ".", ""} & set(name.split("/")):
+    if not name.isprintable() or "\\" in name or {"..", ".", ""} & set(name.split("/")):
         raise ConversionError(f"{file.path}: the zip archive has a member `{shown}`, which is not a plain name")
     if flags & _ENCRYPTED or method or stored != size:
         raise ConversionError(f"{file.path}: `{shown}` is compressed or encrypted, which PyTorch never does; unpack it")
@@ -124,8 +124,6 @@ def _member(file: SourceFile, entry: tuple[int, ...], raw: bytes, extra: bytes) 
     if not flags & _SIZES_FOLLOW and not {local[7], local[8]} <= {size, _MAX32}:
         raise ConversionError(f"{file.path}: the zip directory and the member `{shown}` disagree about its size")
     begin = offset + 30 + local[9] + local[10]
-    if begin + size > file.size:
-        raise _damaged(file, f"`{shown}` ends at {begin + size}, the file at {file.size}")
     return offset, Member(name, begin, size, crc32)
 
 

@@ -78,13 +78,24 @@ def write_repo(
     """
     written = WrittenRepo()
     extension = is_extension(family, components)
+    if not extension:  # first, so that it is made while the sources are hashed
+        _write_pipeline(folder, family, components, style, prediction)
     for name, component in components.items():
         place = "" if extension else name
         (folder / place).mkdir(exist_ok=True)
-        _write_weights(folder, place, component, family, style, progress, written)
         _write_json(folder / place / "config.json", _config(component, family, style, written))
-    if extension:
-        return written
+        _write_weights(folder, place, component, family, style, progress, written)
+    return written
+
+
+def _write_pipeline(
+    folder: Path,
+    family: Family,
+    components: Mapping[str, PlannedComponent],
+    style: Style,
+    prediction: Prediction | None,
+) -> None:
+    """What a pipeline needs beside models: schedulers, tokenizers and the index."""
     first = next(iter(components.values()))  # stands in for a component that is not there
     scheduler = _write_scheduler(folder / "scheduler", components.get("unet", first), family, prediction)
     for name, config in family.schedulers.items():
@@ -95,7 +106,6 @@ def write_repo(
         encoder = components.get(name.replace("tokenizer", "text_encoder"), first)
         _write_tokenizer(folder / name, encoder, style, pad_token)
     _write_json(folder / "model_index.json", _model_index(family, components, scheduler))
-    return written
 
 
 def output_dtype(tensor: PlannedTensor, dtype: str) -> str:

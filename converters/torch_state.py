@@ -21,10 +21,9 @@ _BESIDE = {  # what trainers save with them
     "hyper_parameters": "settings of the training",
 }
 _MAX_ENTRIES = 100_000
-_MAX_DEPTH = 64
 _MAX_WRAPPERS = 4
 _MAX_TRANSIENT = 100  # buffers of one module that are not saved
-_MAX_NAME = 1024
+_MAX_NAME = 1024  # which bounds the depth too
 _Entries = Iterator[tuple[object, object]]
 
 
@@ -127,7 +126,7 @@ def _leaves(root: object, weights: Weights) -> Iterator[tuple[str, object]]:
             return
         prefix, (key, value) = levels[-1][0], entry
         name = f"{prefix}{key}" if isinstance(key, str | int) else f"{prefix}{_shown(key)}"
-        if len(name) > _MAX_NAME or len(levels) > _MAX_DEPTH:
+        if len(name) > _MAX_NAME:
             raise PickleError(f"the name `{printable(name)}` is too long or too deep")
         children = None if is_tensor(value) else _children(value)
         if children is None:

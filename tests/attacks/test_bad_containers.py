@@ -142,9 +142,9 @@ def test_archive_without_weights(place: Path, sd1_keras: dict[str, Path], name: 
     refused(place, file, names=file, reason=f"without `{INSIDE}`")
 
 
-def test_archive_of_pytorch(place: Path) -> None:
+def test_archive_of_a_pickle(place: Path) -> None:
     file = zipped(place, ("archive/data.pkl", b"\x80\x02}."))
-    refused(place, file, names=file, reason="PyTorch")
+    refused(place, file, names=file, reason="no named tensors")
 
 
 def test_empty_archive(place: Path) -> None:
