@@ -456,6 +456,12 @@ def test_time_and_memory_are_bounded(outcomes: dict[str, tuple[str, float]], bom
     assert re.search(SAID.get(bomb, "^$"), line)
 
 
+def patched(content: bytes, marker: bytes, offset: int, data: bytes, last: bool = True) -> bytes:
+    """Overwrite bytes at a distance from where something is found, last or first."""
+    at = (content.rfind(marker) if last else content.find(marker)) + offset
+    return content[:at] + data + content[at + len(data) :]
+
+
 # ---- data that is not where the pickle says
 
 
@@ -468,7 +474,21 @@ ENDS = [number(0), sizes(4), sizes(1), NONE, NONE]  # of the arguments of a tens
 TWO_TYPES = mapping(v=tensor(), w=tensor(store=storage(kind="torch.IntStorage")))
 TWO_SIZES = mapping(v=tensor(), w=tensor(store=storage(numel=3)))
 NO_STORE = mapping(v=tensor(), w=tensor(store=text("0")))
-ODD = call("torch._tensor._rebuild_from_type_v2", name(REBUILD), name("a.Odd"), NONE, NONE)
+ODD_ARRAY = "`w` is a numpy array of a kind that is not supported"
+
+
+def ordered(*entries: bytes) -> bytes:
+    """An ordered dict as Python 2 writes it."""
+    return call("collections.OrderedDict", EMPTY_LIST + MARK + b"".join(entries) + b"e")
+
+
+def array_of(dtype: bytes, data: bytes) -> bytes:
+    return archive(array_beside(several(number(1), sizes(1), dtype, b"\x89", data)))
+
+
+PLAIN = several(storage(), *ENDS)
+ODD = call("torch._tensor._rebuild_from_type_v2", name(REBUILD), name("a.Odd"), PLAIN, NONE)
+V3 = call("torch._utils._rebuild_tensor_v3", storage(), *ENDS, name("torch.float32"), mapping(neg=b"\x88"))
 DATA = {
     "storage is missing": (one(tensor(store=storage("7")), _0=FOUR), "missing|belongs to no tensor"),
     "no storages": (zipped([("m/data.pkl", program(mapping(w=tensor())))]), "1 storages are missing"),
@@ -495,6 +515,7 @@ DATA = {
     "tensor of other rank": (one(tensor((2, 2), (1,))), "`w` reaches outside"),
     "tensor without storage": (archive(NO_STORE), "`w` is a tensor made by .* not supported"),
     "tensor conjugated": (one(call(REBUILD, storage(), *ENDS, mapping(conj=b"\x88"))), "not supported"),
+    "tensor negated": (one(V3), "`w` is a tensor made by `torch._utils._rebuild_tensor_v3`, which is not supported"),
     "tensor of an odd class": (archive(mapping(v=tensor(), w=ODD)), "not supported"),
     "tensor twice": (archive(mapping(**{"a.b": tensor(), "a": mapping(b=tensor())})), r"`a\.b` is there twice"),
     "name of control characters": (archive(mapping(**{"w\x1b[31m": tensor()})), r"`w\\x1b\[31m` holds control"),
@@ -504,6 +525,14 @@ DATA = {
     "name right to left": (archive(mapping(**{"a\u202eb": tensor()})), "holds control"),
     "nothing": (archive(EMPTY_DICT), "no named tensors in it, but a dict|belongs to no"),
     "only a tensor": (archive(tensor()), "no named tensors in it, but a tensor"),
+    "pairs of one": (program(ordered(several(text("a")))), "an ordered dict in it is damaged"),
+    "pairs of three": (program(ordered(several(text("a"), NONE, NONE))), "an ordered dict in it is damaged"),
+    "pairs that are none": (program(ordered(text("ab"))), "an ordered dict in it is damaged"),
+    "pairs of numbers": (program(ordered(several(number(1), NONE))), "an ordered dict in it is damaged"),
+    "pairs twice": (program(ordered(*[several(text("a"), NONE)] * 2)), "an ordered dict in it is damaged"),
+    "numpy array of objects": (array_of(OBJECTS, raw(b"12345678")), ODD_ARRAY),
+    "numpy array of no bytes": (array_of(FLOAT32, EMPTY_LIST), ODD_ARRAY),
+    "numpy array of other text": (array_of(FLOAT32, text("\u1234")), ODD_ARRAY),
     "a value left over": (program(NONE + NONE), "values are left over"),
     "a mark left over": (program(MARK + NONE), "values are left over"),
     "only a number": (program(number(5)), "no named tensors in it, but a number"),
@@ -516,14 +545,30 @@ def test_data_that_does_not_fit_is_refused(place: Path, case: str) -> None:
     assert re.search(reason, refusal(place, content))
 
 
+def backwards() -> bytes:
+    """A tar whose member has a negative size, so that the next one would be the same again."""
+    header = bytearray(tarfile.TarInfo("pickle").tobuf())
+    header[124:136], header[148:156] = b"-0000001000\0", b" " * 8
+    header[148:156] = f"{sum(header):06o}\0 ".encode()
+    return bytes(header) + tarred(NONE)
+
+
+def part(first: int, numel: int) -> bytes:
+    """A view of a storage, as it was written before torch 0.4."""
+    view = several(text("1"), number(first), number(numel))
+    return several(text("storage"), name("torch.FloatStorage"), text("0"), text("cpu"), number(4), view) + b"Q"
+
+
 BIG = {"protocol_version": 1001, "little_endian": False}
+RANKED = pickle.dumps(1, 2) + program(several(number(7), number(5), name("torch.FloatTensor")))
 OLD = {
     "big-endian": (legacy(mapping(w=tensor()), system=pickle.dumps(BIG, 2)), "big-endian"),
     "no system": (legacy(mapping(w=tensor()), system=pickle.dumps(None, 2)), "big-endian"),
     "another version": (legacy(mapping(w=tensor()), protocol=pickle.dumps(1002, 2)), "version of its format"),
     "storage not listed": (legacy(mapping(w=tensor()), {}), "1 storages are missing"),
     "storage not listed but there": (legacy(mapping(w=tensor()), keys=pickle.dumps([], 2)), "end at byte"),
-    "storage listed twice": (legacy(mapping(w=tensor()), keys=pickle.dumps(["0", "0"], 2)), "there twice|needed|bytes"),
+    "storage listed twice": (
+        legacy(mapping(w=tensor()), keys=pickle.dumps(["0", "0"], 2)) + struct.pack("<q", 4) + FOUR, "there twice"),
     "storage of no tensor": (legacy(mapping(w=tensor()), {"0": FOUR, "1": FOUR}), "`1` belongs to no tensor"),
     "storage cut": (legacy(mapping(w=tensor()))[:-1], "truncated"),
     "storage without a length": (legacy(mapping(w=tensor()))[:-20], "truncated"),
@@ -532,17 +577,22 @@ OLD = {
     "list of numbers": (legacy(mapping(w=tensor()), keys=pickle.dumps([0], 2)), "list of storages is damaged"),
     "list of nests": (legacy(mapping(w=tensor()), keys=program(EMPTY_LIST + nested(60) + b"a")), "list of storages"),
     "no list": (legacy(mapping(w=tensor()), keys=pickle.dumps("0", 2)), "list of storages is damaged"),
-    "view outside": (legacy(mapping(w=tensor(store=several(
-        text("storage"), name("torch.FloatStorage"), text("0"), text("cpu"), number(4),
-        several(text("1"), number(2), number(3))) + b"Q"))), "a view of storage `0` reaches outside"),
+    "view before": (legacy(mapping(w=tensor(store=part(-1, 1)))), "a view of storage `0` reaches outside"),
+    "view of less than nothing": (legacy(mapping(w=tensor(store=part(1, -1)))), "a view of storage `0` reaches"),
+    "view outside": (legacy(mapping(w=tensor(store=part(2, 3)))), "a view of storage `0` reaches outside"),
     "cut in a header": (legacy(mapping(w=tensor()))[:20], "ends too early"),
-    "tar cut": (tarred(mapping(w=text("7") + b"Q"))[:2000], "truncated|a tar archive of"),
+    "tar cut": (tarred(mapping(w=text("7") + b"Q")).rstrip(b"\0")[:-3], "the tar archive is truncated"),
+    "tar of another checksum": (patched(tarred(NONE), b"storages", 9, b"x"), "does not match its checksum"),
+    "tar backwards": (backwards(), "does not match its checksum"),
     "tar of a reference to nothing": (tarred(mapping(w=text("8") + b"Q")), "leads nowhere"),
     "tar big-endian": (tarred(mapping(w=text("7") + b"Q"), sys_info=pickle.dumps(BIG, 2)), "big-endian"),
     "tar with one member more": (tarred(mapping(w=text("7") + b"Q"), evil=b"x"), "a tar archive of evil"),
     "tar of a million tensors": (tarred(NONE, tensors=pickle.dumps(1 << 40, 2)), "a count in it is damaged"),
-    "tar of many ranks": (tarred(NONE, tensors=pickle.dumps(1, 2) + program(
-        several(number(7), number(5), name("torch.FloatTensor"))) + b"\xff" * 4000), "damaged|truncated"),
+    "tar of a text of tensors": (tarred(NONE, tensors=pickle.dumps("x", 2)), "a count in it is damaged"),
+    "tar of 65 ranks": (tarred(NONE, tensors=RANKED + struct.pack("<ii131q", 65, 0, *[1] * 131)), "list of tensors"),
+    "tar of 2^32 ranks": (tarred(NONE, tensors=RANKED + b"\xff" * 4000), "list of tensors is damaged"),
+    "tar of a view of nothing": (
+        tarred(NONE, storages=pickle.dumps(0, 2) + pickle.dumps([(1, 9, 0, 1)], 2)), "list of views is damaged"),
 }  # fmt: skip
 
 
@@ -565,6 +615,12 @@ def test_tar_that_renames(place: Path) -> None:
     assert "renames or resizes a member" in refusal(place, long + tarred(NONE))
 
 
+def test_tar_with_long_records(place: Path) -> None:
+    info = tarfile.TarInfo("pickle")
+    info.pax_headers = {"comment": "x" * 1000}
+    assert "renames or resizes a member" in refusal(place, info.tobuf(tarfile.PAX_FORMAT) + tarred(NONE))
+
+
 def test_tar_with_a_member_twice(place: Path) -> None:
     assert "`pickle` twice" in refusal(place, tarfile.TarInfo("pickle").tobuf() + tarred(NONE))
 
@@ -583,6 +639,7 @@ ZIPS = {
     "member with backslashes": ([PICKLE, STORE, ("m\\..\\escaped", b"x")], "not a plain name"),
     "member with a line feed": ([PICKLE, STORE, ("m/a\nb", b"x")], "not a plain name"),
     "folder": ([PICKLE, STORE, ("m/data/", b"")], "not a plain name"),
+    "TorchScript with code only": ([PICKLE, STORE, ("m/code/__torch__.py", b"x")], "TorchScript"),
     "stranger": ([PICKLE, STORE, ("m/setup.py", b"x")], "`setup.py`, which PyTorch never writes"),
     "TorchScript": ([PICKLE, STORE, ("m/code/__torch__.py", b"x"), ("m/constants.pkl", b"x")], "TorchScript"),
     "TorchScript without code": ([PICKLE, STORE, ("m/constants.pkl", b"x")], "TorchScript"),
@@ -602,12 +659,6 @@ def test_zip_that_is_ambiguous_is_refused(place: Path, case: str) -> None:
 def test_zip_that_is_compressed(place: Path) -> None:
     bomb = [("m/data.pkl", program(b"N0" * 1_000_000 + NONE)), ("m/data/0", bytes(1 << 24))]
     assert "compressed or encrypted" in refusal(place, zipped(bomb, zipfile.ZIP_DEFLATED))
-
-
-def patched(content: bytes, marker: bytes, offset: int, data: bytes, last: bool = True) -> bytes:
-    """Overwrite bytes at a distance from where something is found, last or first."""
-    at = (content.rfind(marker) if last else content.find(marker)) + offset
-    return content[:at] + data + content[at + len(data) :]
 
 
 # Offsets in an entry of the directory, counted from the name behind it (46) or its start: PKWARE APPNOTE 4.3.12
@@ -635,6 +686,12 @@ PATCHES = {
     "65535 members": (patched(GOOD, END, 10, b"\xff\xff"), "directory"),
     "directory elsewhere": (patched(GOOD, END, 16, b"\1\0\0\0"), "not where it should be"),
     "directory of 4 GB": (patched(GOOD, END, 12, b"\xff\xff\xff\x7f"), "not where it should be"),
+    "on a second disk": (patched(GOOD, END, 6, b"\1\0"), "not where it should be"),
+    "other flags in place": (patched(GOOD, WHERE, -24, b"\2", last=False), "disagree"),
+    "other method in place": (patched(GOOD, WHERE, -22, b"\x08", last=False), "disagree"),
+    "other size in place": (patched(GOOD, WHERE, -8, b"\x11", last=False), "disagree about its size"),
+    "no entry": (patched(GOOD, WHERE, -46, b"XX"), "its directory is no directory"),
+    "a long name": (patched(GOOD, WHERE, 28 - 46, b"\xff\xff"), "no text|directory|disagree"),
     "second disk": (patched(GOOD, END, 4, b"\1\0"), "not where it should be"),
     "comment": (patched(GOOD, END, 20, b"\5\0"), "not where it should be"),
     "bytes after": (GOOD + b"x" * 9, "not where it should be"),
@@ -647,6 +704,14 @@ PATCHES = {
 def test_zip_that_disagrees_with_itself_is_refused(place: Path, case: str) -> None:
     content, reason = PATCHES[case]
     assert re.search(reason, refusal(place, content))
+
+
+@pytest.mark.parametrize(("offset", "data"), [(0, b"XX"), (-56, b"XX"), (16, b"\2"), (8, b"\0\0")])
+def test_zip_with_a_damaged_64_bit_end(place: Path, monkeypatch: pytest.MonkeyPatch, offset: int, data: bytes) -> None:
+    """Offsets from the locator; -56: the end record, 8: where it should be, 16: number of disks."""
+    monkeypatch.setattr(zipfile, "ZIP64_LIMIT", 4)
+    damaged = patched(zipped([PICKLE, STORE]), b"PK\x06\x07", offset, data)
+    assert "damaged zip archive" in refusal(place, damaged)
 
 
 def test_zip_with_a_huge_directory(place: Path) -> None:
