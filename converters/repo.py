@@ -78,13 +78,13 @@ def write_repo(
     """
     written = WrittenRepo()
     extension = is_extension(family, components)
-    if not extension:  # first, so that it is made while the sources are hashed
-        _write_pipeline(folder, family, components, style, prediction)
     for name, component in components.items():
         place = "" if extension else name
         (folder / place).mkdir(exist_ok=True)
         _write_json(folder / place / "config.json", _config(component, family, style, written))
         _write_weights(folder, place, component, family, style, progress, written)
+    if not extension:
+        _write_pipeline(folder, family, components, style, prediction)
     return written
 
 
