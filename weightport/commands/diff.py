@@ -1,0 +1,39 @@
+"""`weightport diff`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from typing import Any
+
+from .choices import FAMILIES
+from .terminal import print_lines, progress_bar
+
+
+def add(commands: Any, common: argparse.ArgumentParser) -> None:
+    """Add the parser."""
+    parser = commands.add_parser(
+        "diff",
+        parents=[common],
+        help="compare two checkpoints in any two layouts",
+        description="Compare two checkpoints in canonical form, tensor by tensor. Exit status 1 if they differ.",
+    )
+    parser.add_argument("a", metavar="A", help="Keras file or folder, .ckpt, .safetensors, or diffusers repo")
+    parser.add_argument("b", metavar="B", help="another one, in any layout")
+    parser.add_argument("--family", choices=FAMILIES, help="where the tensors leave a choice")
+    parser.add_argument("--ema", action="store_true", help="compare the moving averages of original checkpoints")
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Run the command; returns the exit status."""
+    from ..api import diff
+    from ..converters.compare import describe
+
+    with progress_bar(quiet=False) as progress:
+        found = diff(arguments.a, arguments.b, family=arguments.family, ema=arguments.ema, progress=progress)
+    if arguments.json:
+        print(json.dumps(found.to_dict(), indent=2))
+    else:
+        print_lines(describe(found))
+    return 1 if found.differences or found.families[0] != found.families[1] else 0

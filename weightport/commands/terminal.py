@@ -1,0 +1,41 @@
+"""What the commands show: lines on stdout, a progress bar on a terminal."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+
+@contextlib.contextmanager
+def progress_bar(quiet: bool) -> Iterator[Any]:
+    """A bar on a terminal, nothing in a pipe; the callback takes (bytes just written, bytes in all)."""
+    if quiet or not sys.stderr.isatty():
+        yield None
+        return
+    from tqdm import tqdm
+
+    with tqdm(unit="B", unit_scale=True, leave=False, delay=0.5) as bar:
+
+        def step(nbytes: int, total: int) -> None:
+            bar.total = total
+            bar.update(nbytes)
+
+        yield step
+
+
+def print_lines(lines: Iterable[str]) -> None:
+    """Print lines in which names of files and tensors cannot control the terminal."""
+    from ..converters.errors import printable
+
+    for line in lines:
+        print(printable(line, limit=10_000))
+
+
+def size(nbytes: int) -> str:
+    """Bytes in the unit that suits them."""
+    for unit, scale in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if nbytes >= scale:
+            return f"{nbytes / scale:.2f} {unit}"
+    return f"{nbytes} B"
