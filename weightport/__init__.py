@@ -8,21 +8,25 @@
 Nothing heavy is imported before it is used.
 """
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
+
+from .runtime.registry import PUBLIC as _RUNTIME
 
 if TYPE_CHECKING:
     from .api import Comparison, Conversion, ConversionError, Inspection, convert, diff, inspect
 
 __all__ = ["Comparison", "Conversion", "ConversionError", "Inspection", "convert", "diff", "inspect"]
+__all__ += [*_RUNTIME]
 
 
 def __getattr__(name: str) -> Any:
+    if name in _RUNTIME:
+        return getattr(import_module(f".runtime.{_RUNTIME[name]}", __name__), name)
     if name in __all__:
-        from . import api
-
-        return getattr(api, name)
+        return getattr(import_module(".api", __name__), name)
     raise AttributeError(f"module 'weightport' has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return __all__
+    return [*__all__]

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from .config import Config, read_config
 from .layers import Semantics, apply_semantics, attend
+from .model import Model
 
 
 def quick_gelu(x: Tensor) -> Tensor:
@@ -170,7 +171,19 @@ class CLIPTextTransformer(nn.Module):
         return CLIPTextOutput(last, pooled, states)
 
 
-class CLIPTextModel(nn.Module):
+class CLIPTextEncoder(Model):
+    """What the two text encoders share."""
+
+    library: ClassVar[str] = "transformers"
+
+    @classmethod
+    def rename(cls, key: str) -> str | None:
+        """transformers 5 leaves the prefix out; older files hold the numbers of the positions."""
+        key = f"text_model.{key}" if key.startswith(("embeddings.", "encoder.", "final_layer_norm.")) else key
+        return None if key == "text_model.embeddings.position_ids" else key
+
+
+class CLIPTextModel(CLIPTextEncoder):
     """The text encoder.
 
     Args:
@@ -182,8 +195,7 @@ class CLIPTextModel(nn.Module):
     """
 
     def __init__(self, config: Mapping[str, Any], semantics: Semantics = "diffusers") -> None:
-        super().__init__()
-        self.config = read_config("CLIPTextModel", config, DEFAULTS, CHOICES, IRRELEVANT)
+        super().__init__(read_config("CLIPTextModel", config, DEFAULTS, CHOICES, IRRELEVANT))
         self.text_model = CLIPTextTransformer(self.config)
         apply_semantics(self, semantics)
 
@@ -201,12 +213,11 @@ class CLIPTextProjectionOutput(NamedTuple):
     hidden_states: tuple[Tensor, ...]
 
 
-class CLIPTextModelWithProjection(nn.Module):
+class CLIPTextModelWithProjection(CLIPTextEncoder):
     """`CLIPTextModel` with a linear layer on top of the pooled state, as the second text encoder of SDXL."""
 
     def __init__(self, config: Mapping[str, Any], semantics: Semantics = "diffusers") -> None:
-        super().__init__()
-        self.config = read_config("CLIPTextModelWithProjection", config, DEFAULTS, CHOICES, IRRELEVANT)
+        super().__init__(read_config("CLIPTextModelWithProjection", config, DEFAULTS, CHOICES, IRRELEVANT))
         self.text_model = CLIPTextTransformer(self.config)
         self.text_projection = nn.Linear(self.config.hidden_size, self.config.projection_dim, bias=False)
         apply_semantics(self, semantics)

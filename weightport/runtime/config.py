@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
+DIFFUSERS_VERSION = "0.35.0"  # whose format is written; older readers look at it
+
 
 class Config(dict[str, Any]):
     """The config of a model, complete with defaults. Keys are attributes too, as in diffusers and transformers."""

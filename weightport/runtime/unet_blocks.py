@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from .config import Config
 from .layers import Downsample2D, ResnetBlock2D, TimestepEmbedding, Upsample2D, timestep_embedding
+from .model import Model
 from .transformer import Transformer2DModel
 
 
@@ -156,12 +157,12 @@ def skip_channels(levels: list[Level]) -> list[int]:
     return channels[:-1]  # the coarsest level is not halved
 
 
-class Conditioned(nn.Module):
+class Conditioned(Model):
     """What a UNet and its ControlNet begin with: the first convolution and the embeddings of all global conditions."""
 
     def __init__(self, c: Config) -> None:
-        super().__init__()
-        self.config, width = c, c.block_out_channels[0]
+        super().__init__(c)
+        width = c.block_out_channels[0]
         self.conv_in = nn.Conv2d(c.in_channels, width, 3, padding=1)
         self.time_embedding = TimestepEmbedding(width, 4 * width, c.get("time_cond_proj_dim"))
         self.class_embedding = make_class_embedding(c)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from .config import Config, read_config
 from .layers import Downsample2D, ResnetBlock2D, Semantics, Upsample2D, apply_semantics, attend
+from .model import Model
 
 DEFAULTS: dict[str, Any] = {
     "in_channels": 3,
@@ -181,7 +182,7 @@ class DecoderOutput(NamedTuple):
     sample: Tensor
 
 
-class AutoencoderKL(nn.Module):
+class AutoencoderKL(Model):
     """The autoencoder. Latents are unscaled here: callers multiply by `config.scaling_factor` on the way to the UNet.
 
     Args:
@@ -193,8 +194,8 @@ class AutoencoderKL(nn.Module):
     """
 
     def __init__(self, config: Mapping[str, Any], semantics: Semantics = "diffusers") -> None:
-        super().__init__()
-        c = self.config = read_config("AutoencoderKL", config, DEFAULTS, CHOICES, IRRELEVANT)
+        super().__init__(read_config("AutoencoderKL", config, DEFAULTS, CHOICES, IRRELEVANT))
+        c = self.config
         for key, kind in (("down_block_types", "DownEncoderBlock2D"), ("up_block_types", "UpDecoderBlock2D")):
             if list(c[key]) != [kind] * len(c.block_out_channels):
                 raise ValueError(f"AutoencoderKL: {key} = {c[key]!r} must be {kind!r} for each of block_out_channels")

@@ -1,0 +1,81 @@
+"""Which files of a folder hold the weights of a component: precedence, variants and shards, from their names alone.
+
+    X.safetensors                               the weights of stem X
+    X.fp16.safetensors                          their variant fp16
+    X.safetensors.index.json                    the index of their shards X-00001-of-00002.safetensors
+    X.safetensors.index.fp16.json               of their variant's shards X.fp16-00001-of-00002.safetensors
+    X.safetensors.fp16.index.json               older: X-00001-of-00002.fp16.safetensors
+
+and the same with `.bin`. The stem is `diffusion_pytorch_model` in diffusers; in transformers it is `model` for
+safetensors and `pytorch_model` for `.bin`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection
+from dataclasses import dataclass
+
+STEMS = {"diffusers": ("diffusion_pytorch_model",), "transformers": ("model", "pytorch_model")}
+_FORMATS = ("safetensors", "bin")
+
+
+@dataclass(frozen=True)
+class Weights:
+    """The file that holds the weights, or the index that names such files."""
+
+    name: str
+    format: str
+    sharded: bool
+
+
+def find_weights(
+    names: Collection[str], library: str, variant: str | None = None, use_safetensors: bool | None = None
+) -> Weights | None:
+    """The weights among the files of a folder, or None: safetensors before `.bin`, shards before one file.
+
+    Args:
+        names: the files of the folder.
+        library: whose names they have, see `STEMS`.
+        variant: None is the main variant, whose names have no such part.
+        use_safetensors: True admits no `.bin`, False nothing else.
+    """
+    formats = {None: _FORMATS, True: _FORMATS[:1], False: _FORMATS[1:]}[use_safetensors]
+    part = f".{variant}" if variant else ""
+    for suffix in formats:
+        stem = STEMS[library][-1 if suffix == "bin" else 0]
+        for index in dict.fromkeys((f"{stem}.{suffix}.index{part}.json", f"{stem}.{suffix}{part}.index.json")):
+            if index in names:
+                return Weights(index, suffix, True)
+        if f"{stem}{part}.{suffix}" in names:
+            return Weights(f"{stem}{part}.{suffix}", suffix, False)
+    return None
+
+
+def weight_files(names: Collection[str], library: str, variant: str | None) -> list[str]:
+    """Every file of the weights of one variant: single files, indexes and shards, in either format."""
+    part = f".{re.escape(variant)}" if variant else ""
+    kinds = []
+    for suffix in _FORMATS:
+        stem = re.escape(STEMS[library][-1 if suffix == "bin" else 0])
+        shard = r"-\d{5}-of-\d{5}"
+        kinds += [rf"{stem}{part}({shard})?\.{suffix}", rf"{stem}{shard}{part}\.{suffix}"]
+        kinds += [rf"{stem}\.{suffix}\.index{part}\.json", rf"{stem}\.{suffix}{part}\.index\.json"]
+    pattern = re.compile("|".join(kinds))
+    return [name for name in names if pattern.fullmatch(name)]
+
+
+def shard_names(index: dict[str, object], where: str) -> list[str]:
+    """The files that an index names, sorted.
+
+    Raises:
+        ValueError: there is no list of them, or a name is not that of a file beside the index.
+    """
+    weight_map = index.get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map or not all(isinstance(v, str) for v in weight_map.values()):
+        raise ValueError(f"{where}: the index has no `weight_map` of tensor names to file names")
+    names = sorted(set(weight_map.values()))
+    for name in names:
+        if not name.isprintable() or "/" in name or "\\" in name or name in (".", ".."):
+            raise ValueError(f"{where}: the shard {name!r} is not a plain file name")
+    return names

@@ -1,0 +1,45 @@
+"""The classes of the runtime, by name, and what a repository may call them.
+
+The tables are closed: a repository chooses among our classes, and nothing is imported because a file names it.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+MODULES: dict[str, tuple[str, ...]] = {  # of weightport.runtime -> public classes
+    "unet": ("UNet2DConditionModel",),
+    "controlnet": ("ControlNetModel",),
+    "vae": ("AutoencoderKL",),
+    "clip": ("CLIPTextModel", "CLIPTextModelWithProjection"),
+    "pipeline": ("DiffusionPipeline",),
+}
+PUBLIC = {name: module for module, names in MODULES.items() for name in names}
+COMPONENTS: dict[str, tuple[str, ...]] = {  # library in model_index.json -> classes
+    "diffusers": ("UNet2DConditionModel", "ControlNetModel", "AutoencoderKL"),
+    "transformers": ("CLIPTextModel", "CLIPTextModelWithProjection", "CLIPTokenizer", "CLIPImageProcessor"),
+    "stable_diffusion": ("StableDiffusionSafetyChecker",),
+}
+ALIASES = {
+    "CLIPFeatureExtractor": "CLIPImageProcessor",
+    "CLIPImageProcessorFast": "CLIPImageProcessor",
+    "CLIPTokenizerFast": "CLIPTokenizer",
+}
+
+
+def public_class(name: str) -> Any:
+    """A class of the runtime by its name.
+
+    Raises:
+        KeyError: there is none.
+    """
+    return getattr(import_module(f"{__package__}.{PUBLIC[name]}"), name)
+
+
+def component_class(library: str, name: str) -> Any | None:
+    """Our class for an entry of `model_index.json`; None if there is none."""
+    name = name.removeprefix("FlashPack")
+    name = ALIASES.get(name, name)
+    known = name in COMPONENTS.get(library, ()) or (library == "diffusers" and name.endswith("Scheduler"))
+    return public_class(name) if known and name in PUBLIC else None

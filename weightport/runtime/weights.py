@@ -1,0 +1,231 @@
+"""Weights from files into models and back, in as little memory as possible.
+
+Models are built on the meta device, without memory and without initialisation. Files are mapped privately: what needs
+no cast is used in place and read when it is first touched, and stays writable without touching the file. A cast goes
+tensor by tensor and gives the pages of its source back. Format: https://github.com/huggingface/safetensors#format
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import mmap
+from collections.abc import Callable, Iterator, Mapping
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
+_NAMES = {dtype: name for name, dtype in DTYPES.items()}
+_MAX_HEADER = 100_000_000  # the limit of the reference implementation
+_MAKERS = {torch.empty, torch.zeros, torch.ones, torch.full, torch.arange, torch.tensor}
+_INITIALISERS = {value for name, value in vars(nn.init).items() if name.endswith("_") and callable(value)}
+
+
+class Empty(TorchFunctionMode):
+    """Within it, new tensors are on the meta device and initialisation does nothing."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = dict(kwargs or {})
+        if func in _INITIALISERS:
+            return kwargs.get("tensor", args[0] if args else None)
+        if func in _MAKERS:
+            kwargs.setdefault("device", "meta")
+            if kwargs["device"] is None:
+                kwargs["device"] = "meta"
+        return func(*args, **kwargs)
+
+
+def load_weights(
+    model: nn.Module,
+    files: list[Path],
+    rename: Callable[[str], str | None],
+    dtype: torch.dtype | None,
+    device: torch.device | None = None,
+    use_mmap: bool = True,
+) -> list[str]:
+    """Fill a model that is on the meta device.
+
+    Args:
+        model: the model; its state dict tells which keys and shapes are expected.
+        files: `.safetensors` or `.bin`, which together hold every tensor.
+        rename: the model's name for a key of a file, or None if the model has no use for it.
+        dtype: what floating-point tensors are cast to; None leaves them as they are.
+        device: where they go; None leaves them in the mapped file.
+        use_mmap: False reads files into memory first.
+
+    Returns:
+        The keys that the model has no use for.
+
+    Raises:
+        ValueError: a key is missing, unexpected or has the wrong shape, or a file is damaged.
+    """
+    expected = model.state_dict()
+    state: dict[str, Tensor] = {}
+    unused: list[str] = []
+    faults: list[str] = []
+    for path in files:
+        for key, tensor, release in read_tensors(path, use_mmap):
+            name = rename(key)
+            if name is None:
+                unused.append(key)
+            elif name not in expected:
+                close = get_close_matches(name, expected, n=1)
+                faults.append(f"unexpected {key}" + (f" (nearest: {close[0]})" if close else ""))
+            elif name in state:
+                faults.append(f"{key} is there twice")
+            elif _squeezed(tensor, expected[name].shape).shape != expected[name].shape:
+                faults.append(f"{key} has shape {[*tensor.shape]}, not {[*expected[name].shape]}")
+                state[name] = tensor
+            elif not faults:
+                tensor = _squeezed(tensor, expected[name].shape)
+                target = dtype if dtype and tensor.is_floating_point() else tensor.dtype
+                state[name] = tensor.to(device, target)
+                if state[name] is not tensor:
+                    release()
+    faults += [f"missing {key}" for key in expected if key not in state]
+    if faults:
+        more = f" and {len(faults) - 3} more" if len(faults) > 3 else ""
+        where = files[0] if len(files) == 1 else files[0].parent
+        raise ValueError(f"{where}: does not fit {type(model).__name__}: {'; '.join(faults[:3])}{more}")
+    model.load_state_dict(state, assign=True)
+    return unused
+
+
+def _squeezed(tensor: Tensor, shape: torch.Size) -> Tensor:
+    """A convolution of size 1x1 as the linear layer it is, where that is expected."""
+    return tensor[:, :, 0, 0] if tensor.ndim == 4 and tensor.shape == (*shape, 1, 1) else tensor
+
+
+# --- reading ----------------------------------------------------------------------------------------------------------
+
+
+def read_tensors(path: Path, use_mmap: bool = True) -> Iterator[tuple[str, Tensor, Callable[[], None]]]:
+    """The tensors of a file, each with its name and a function that gives its pages in the mapped file back."""
+    if path.suffix == ".safetensors":
+        yield from _read_safetensors(path, use_mmap)
+    else:
+        for key, tensor in _read_pickle(path, use_mmap).items():
+            yield key, tensor, lambda: None
+
+
+def _read_safetensors(path: Path, use_mmap: bool) -> Iterator[tuple[str, Tensor, Callable[[], None]]]:
+    entries, start = read_header(path)
+    with path.open("rb") as file:
+        data: Any = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY) if use_mmap else bytearray(file.read())
+    for key, (dtype, shape, begin, end) in entries.items():
+        if begin == end:
+            yield key, torch.empty(shape, dtype=dtype), lambda: None
+            continue
+        offset = start + begin
+        raw = torch.frombuffer(data, dtype=torch.uint8, count=end - begin, offset=offset)
+        aligned = raw if offset % dtype.itemsize == 0 else raw.clone()
+        yield key, aligned.view(dtype).view(shape), _release(data, offset, start + end) if use_mmap else lambda: None
+
+
+def _release(data: mmap.mmap, begin: int, end: int) -> Callable[[], None]:
+    """A function that drops the whole pages within a range of a mapped file; they are read again when needed."""
+    first = -(-begin // mmap.PAGESIZE) * mmap.PAGESIZE
+    length = end - first
+
+    def release() -> None:
+        if length > 0:
+            data.madvise(mmap.MADV_DONTNEED, first, length)
+
+    return release
+
+
+Entry = tuple[torch.dtype, tuple[int, ...], int, int]
+
+
+def read_header(path: Path) -> tuple[dict[str, Entry], int]:
+    """The tensors of a `.safetensors` file in the order of their bytes, and where these begin in the file.
+
+    Returns:
+        Name -> dtype, shape, and where its bytes begin and end; the first byte after the header.
+
+    Raises:
+        ValueError: the file is truncated or damaged: every byte must belong to exactly one tensor.
+    """
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        if size < 8 or length > _MAX_HEADER or 8 + length > size:
+            raise ValueError(f"{path}: not a safetensors file, or truncated")
+        header = file.read(length)
+    try:
+        content = json.loads(header)
+        content.pop("__metadata__", None)
+        entries = {key: _entry(value) for key, value in content.items()}
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        raise ValueError(f"{path}: the header cannot be read; is the file damaged?") from None
+    ordered = dict(sorted(entries.items(), key=lambda item: item[1][2:]))
+    position = 0
+    for key, (dtype, shape, begin, end) in ordered.items():
+        if begin != position or end - begin != math.prod(shape) * dtype.itemsize:
+            raise ValueError(f"{path}: {key!r} does not lie where it must; the file is damaged")
+        position = end
+    if 8 + length + position != size:
+        raise ValueError(
+            f"{path}: the tensors end at byte {8 + length + position}, the file at {size}; is it complete?"
+        )
+    return ordered, 8 + length
+
+
+def _entry(value: dict[str, Any]) -> Entry:
+    shape, (begin, end) = value["shape"], value["data_offsets"]
+    if not isinstance(shape, list) or any(type(n) is not int or not 0 <= n < 1 << 48 for n in (*shape, begin, end)):
+        raise ValueError
+    return DTYPES[value["dtype"]], tuple(shape), begin, end
+
+
+def _read_pickle(path: Path, use_mmap: bool) -> Mapping[str, Tensor]:
+    """The tensors of a `.bin` file; torch unpickles nothing but tensors and containers from it."""
+    try:
+        try:
+            content = torch.load(path, map_location="cpu", weights_only=True, mmap=use_mmap)
+        except RuntimeError:  # a format from before torch 1.6, which cannot be mapped
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # UnpicklingError, EOFError, RuntimeError and more
+        reason = str(error).strip().split("\n")[0]
+        raise ValueError(f"{path}: cannot be read as a state dict ({reason})") from None
+    if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
+        raise ValueError(f"{path}: does not hold a state dict")
+    return content
+
+
+# --- writing ----------------------------------------------------------------------------------------------------------
+
+
+def write_safetensors(path: Path, state: Mapping[str, Tensor]) -> None:
+    """Write tensors, one at a time, in the order of their names within each alignment."""
+    ordered = sorted(state.items(), key=lambda item: (-item[1].dtype.itemsize, item[0]))
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    position = 0
+    for key, tensor in ordered:
+        end = position + tensor.numel() * tensor.dtype.itemsize
+        header[key] = {"dtype": _NAMES[tensor.dtype], "shape": [*tensor.shape], "data_offsets": [position, end]}
+        position = end
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    with path.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for _, tensor in ordered:
+            file.write(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
