@@ -7,5 +7,7 @@ class ConversionError(Exception):
 
 def printable(text: object, limit: int = 120) -> str:
     """Text from an untrusted file, made safe to print: control characters escaped, length bounded."""
-    escaped = "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in str(text))
+    escaped = str(text)
+    if not escaped.isprintable():
+        escaped = "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in escaped)
     return escaped if len(escaped) <= limit else escaped[: limit - 1] + "…"

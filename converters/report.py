@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -25,10 +24,12 @@ def conversion_report(
         sha256: source file name -> digest.
         files: repo file -> its size and sha256.
     """
+    from importlib import metadata  # takes 2 MB, so not before the weights are written
+
     parts = [part for component in components.values() for part in component.parts]
     tables = {table.name: table.sha256 for table in (part.of_family(family).table for part in parts)}
     return {
-        "weightport_version": importlib.metadata.version("weightport"),
+        "weightport_version": metadata.version("weightport"),
         "family": family,
         "sources": [_source(part, sha256) for part in parts],
         "tables": dict(sorted(tables.items())),

@@ -12,7 +12,6 @@ import hashlib
 import json
 import zlib
 from collections.abc import Sequence
-from functools import cache
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -27,7 +26,6 @@ START, END = "<|startoftext|>", "<|endoftext|>"  # 49406, 49407
 _MERGES_SHA256 = "d308b7377a8ceaa9707a21614fe8c831b9196e197b7aeb69833359362907af02"
 
 
-@cache
 def merges() -> str:
     """CLIP's 48,894 merges in rank order, one pair a line.
 
@@ -44,9 +42,8 @@ def merges() -> str:
     return text.decode()
 
 
-@cache
-def vocabulary() -> dict[str, int]:
-    """Token -> id, for the 49,408 tokens that the merges define.
+def vocabulary() -> list[str]:
+    """The 49,408 tokens that the merges define, by id.
 
     In order: a symbol for each of the 256 bytes, the same at the end of a word, every merge joined, and the two
     special tokens. (CLIP, `clip/simple_tokenizer.py`)
@@ -54,9 +51,8 @@ def vocabulary() -> dict[str, int]:
     symbols = _byte_symbols()
     joined = merges().replace(" ", "").splitlines()
     tokens = [*symbols, *(f"{symbol}</w>" for symbol in symbols), *joined, START, END]
-    ids = {token: id_ for id_, token in enumerate(tokens)}
-    assert len(ids) == VOCABULARY_SIZE
-    return ids
+    assert len(tokens) == VOCABULARY_SIZE
+    return tokens
 
 
 def _byte_symbols() -> list[str]:
@@ -109,8 +105,8 @@ def _flaw(name: str, earlier: Sequence[str]) -> str | None:
     """Why a name cannot be a placeholder token after the `earlier` ones."""
     if not name or not name.isprintable() or " " in name:
         return "is empty or holds white space or control characters"
-    if name in vocabulary():
-        return f"is token {vocabulary()[name]} of CLIP's vocabulary"
+    if name in (tokens := vocabulary()):
+        return f"is token {tokens.index(name)} of CLIP's vocabulary"
     if name.lower() in (other.lower() for other in earlier):  # fast tokenizers match added tokens in any case
         return "is named twice (upper and lower case are one)"
     return None
@@ -132,20 +128,30 @@ def write_tokenizer(folder: Path, *, placeholder_tokens: Sequence[str] = (), pad
         ConversionError: a placeholder cannot be a token, or the pad token is not one.
     """
     _check_placeholders(placeholder_tokens)
-    if pad_token not in vocabulary():
+    tokens = vocabulary()
+    if pad_token not in tokens:
         raise ConversionError(f"pad token '{printable(pad_token)}' is not in CLIP's vocabulary")
+    folder.mkdir(parents=True, exist_ok=True)
+    _write_vocabulary(folder / "vocab.json", tokens)
     texts = {
-        "vocab.json": _json(vocabulary()),
         "merges.txt": f"#version: 0.2\n{merges()}",
         "tokenizer_config.json": _json(_config(pad_token)),
         "special_tokens_map.json": _json(_special_tokens(pad_token)),
     }
     if placeholder_tokens:
         texts["added_tokens.json"] = _json({name: VOCABULARY_SIZE + i for i, name in enumerate(placeholder_tokens)})
-    folder.mkdir(parents=True, exist_ok=True)
     for name, text in texts.items():
-        (folder / name).write_bytes(text.encode())
-    return [folder / name for name in texts]
+        (folder / name).write_text(text, encoding="utf-8")
+    return [folder / name for name in ("vocab.json", *texts)]
+
+
+def _write_vocabulary(path: Path, tokens: Sequence[str]) -> None:
+    """Token -> id, line by line: as one text it would take more memory than any model's weights do."""
+    in_order = sorted(range(len(tokens)), key=tokens.__getitem__)
+    with path.open("w", encoding="utf-8") as file:
+        for number, id_ in enumerate(in_order):
+            file.write(f"{',' if number else '{'}\n  {json.dumps(tokens[id_], ensure_ascii=False)}: {id_}")
+        file.write("\n}\n")
 
 
 def _config(pad_token: str) -> dict[str, Any]:

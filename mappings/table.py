@@ -15,10 +15,10 @@ import hashlib
 import re
 import tomllib
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cache, cached_property, lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from .errors import MappingError
 from .expressions import evaluate
@@ -28,7 +28,7 @@ FOLDER = Path(__file__).resolve().parent
 _HEADER = ("extends", "prefix", "about", "let", "ignore")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Link:
     """One concrete correspondence: `targets = op(sources)`; `op` is None where the tensor is the same."""
 
@@ -130,56 +130,92 @@ class Table:
         names = dict(config)
         for name, text in self.let.items():
             names[name] = evaluate(text, names)
-        links: dict[tuple[str, ...], Link] = {}
-        parts: dict[tuple[str, ...], dict[int, str]] = {}  # source of a fused tensor -> place -> target
+        explain = _Expansion(self, names).explain
+        found: dict[str, _Explained] = {}  # source -> what explains it
+        parts: dict[str, dict[int, str]] = {}  # source of a fused tensor -> place -> target
         unexplained: list[str] = []
         for key in filter(self.covers, targets):
-            link, place = self._link(key, names)
-            if link is None:
+            explained = explain(tuple(key.split(".")))
+            if explained is None:
                 unexplained.append(key)
                 continue
-            places = parts.setdefault(link.sources, {})
-            if links.setdefault(link.sources, link).row != link.row or place in places:
-                taken = links[link.sources].targets
-                raise MappingError(f"{self.name}: `{link.sources[0]}` is claimed by {taken} and `{key}`")
-            places[place] = key
+            places = parts.setdefault(explained.source, {})
+            if found.setdefault(explained.source, explained).row != explained.row or explained.place in places:
+                raise MappingError(
+                    f"{self.name}: `{explained.source}` is claimed by {(*places.values(),)} and `{key}`"
+                )
+            places[explained.place] = key
         if unexplained:
             raise MappingError(f"{self.name}: no row explains {unexplained[0]} (and {len(unexplained) - 1} more)")
         return [
-            replace(link, targets=tuple(key for _, key in sorted(parts[link.sources].items())))
-            for link in links.values()
+            Link((source,), tuple(key for _, key in sorted(parts[source].items())), how.op, how.row)
+            for source, how in found.items()
         ]
 
-    def _link(self, key: str, names: Mapping[str, Any]) -> tuple[Link | None, int]:
-        """The link for one key, and its place among the parts of a fused tensor."""
-        segments, section, place = tuple(key.split(".")), "main", 0
+
+class _Explained(NamedTuple):
+    """What a table says of one target key: its source, its place among the parts of a fused one, the op, the rows."""
+
+    source: str
+    place: int
+    op: Op | None
+    row: str
+
+
+class _Step(NamedTuple):
+    """One row applied to the front of a key: what it took, and what it gave."""
+
+    row: Row
+    scope: Mapping[str, Any]
+    source: tuple[str, ...]
+    place: int | None
+
+
+class _Expansion:
+    """A table at work on the keys of one model. Keys share their fronts, so each step is remembered by its front."""
+
+    def __init__(self, table: Table, names: Mapping[str, Any]) -> None:
+        self._table, self._names = table, names
+        self._depth = {section: max(row.length for row in rows) for section, rows in table.sections.items() if rows}
+        self._steps: dict[tuple[str, tuple[str, ...]], _Step | None] = {}
+
+    def explain(self, key: tuple[str, ...]) -> _Explained | None:
+        """What the table says of a target key, given in segments; None if no row fits."""
+        section, at, place, scope = "main", 0, 0, self._names
         source: list[str] = []
-        used: list[str] = []
-        scope = dict(names)
+        rows: list[str] = []
         while True:
-            row, bound = self._best(section, segments)
-            if row is None:
-                return None, 0
-            used.append(str(row))
-            scope |= {name: int(value) for name, value in bound.items() if value.isdigit()}
-            source += [_fill(segment, scope, bound) for segment in row.source]
-            segments = segments[row.length :]
-            if row.parts:
-                place = row.parts.index(bound["part"])
-            if row.then in self.sections:
+            step = self._step(section, key, at, scope)
+            if step is None:
+                return None
+            row, scope, filled, part = step
+            source += filled
+            rows.append(str(row))
+            at += row.length
+            place = place if part is None else part
+            if row.then in self._table.sections:
                 section = row.then
                 continue
-            if row.then and segments:
-                return None, 0  # an op ends a key; a longer one needs its own row
-            path = self.prefix + ".".join([*(s for s in source if s), *segments])
-            return Link((path,), (key,), Op.parse(row.then) if row.then else None, " / ".join(used)), place
+            if row.then and at < len(key):
+                return None  # an op ends a key; a longer one needs its own row
+            path = self._table.prefix + ".".join((*source, *key[at:]))
+            return _Explained(path, place, Op.parse(row.then) if row.then else None, " / ".join(rows))
 
-    def _best(self, section: str, segments: tuple[str, ...]) -> tuple[Row | None, dict[str, str]]:
-        for row in self.sections.get(section, ()):  # most specific first
+    def _step(self, section: str, key: tuple[str, ...], at: int, scope: Mapping[str, Any]) -> _Step | None:
+        front = section, key[: at + self._depth.get(section, 0)]
+        if front not in self._steps:
+            self._steps[front] = self._first(section, key[at:], scope)
+        return self._steps[front]
+
+    def _first(self, section: str, segments: tuple[str, ...], scope: Mapping[str, Any]) -> _Step | None:
+        for row in self._table.sections.get(section, ()):  # most specific first
             bound = row.match(segments)
             if bound is not None:
-                return row, bound
-        return None, {}
+                known = {**scope, **{name: int(value) for name, value in bound.items() if value.isdigit()}}
+                filled = (_fill(segment, known, bound) for segment in row.source)
+                place = row.parts.index(bound["part"]) if row.parts else None
+                return _Step(row, known, tuple(segment for segment in filled if segment), place)
+        return None
 
 
 @lru_cache(maxsize=1)
