@@ -10,6 +10,7 @@ import hashlib
 import math
 import os
 import stat
+import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -55,6 +56,8 @@ class SourceFile:
         if not stat.S_ISREG(self._stat.st_mode):
             raise ConversionError(f"{self.path}: not a regular file")
         self.size = self._stat.st_size
+        self._hashing = threading.Lock()
+        self._sha256 = ""
 
     def read(self, offset: int, nbytes: int) -> bytes:
         """Bytes `offset .. offset + nbytes`; never allocates more than the file holds."""
@@ -86,11 +89,15 @@ class SourceFile:
             raise ConversionError(f"{self.path}: the file changed while it was read; run again")
 
     def sha256(self) -> str:
-        """Hex digest of the whole file, read through a small buffer."""
-        digest, buffer = hashlib.sha256(), bytearray(1 << 18)
-        view = memoryview(buffer)
+        """Hex digest of the whole file, computed once, through a small buffer."""
+        with self._hashing:
+            self._sha256 = self._sha256 or self._computed_sha256()
+        return self._sha256
+
+    def _computed_sha256(self) -> str:
+        digest, buffer = hashlib.sha256(), memoryview(bytearray(1 << 18))
         for offset in range(0, self.size, len(buffer)):
-            chunk = view[: min(len(buffer), self.size - offset)]
+            chunk = buffer[: min(len(buffer), self.size - offset)]
             self.read_into(offset, chunk)
             digest.update(chunk)
         return digest.hexdigest()

@@ -7,6 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from ..mappings.families import Family, families
+from .background import Later
+from .checkpoint import Checkpoint
 from .conversion import HALVES, Conversion, Settings
 from .errors import ConversionError
 from .keras_leaves import Lora
@@ -40,7 +42,10 @@ def convert(
         ConversionError: anything a user can act on; nothing is left behind.
     """
     check_apart(output, [*sources, *(path for path in (base, settings.vae) if path)])
-    parts = gather(sources, settings)
+    opened = open_sources(sources, settings)
+    if settings.to == "diffusers" and settings.style.hashes and not settings.dry_run:
+        Later(lambda: [file.sha256() for checkpoint in opened for file in checkpoint.files])  # while we plan and write
+    parts = recognised(opened)
     if settings.vae is not None:
         parts = _with_vae(parts, settings.vae, settings)
     family, parts = _with_base(parts, base, settings)
@@ -90,7 +95,21 @@ def gather(sources: Sequence[Path], settings: Settings) -> list[Recognition]:
     Raises:
         ConversionError: a source cannot be read, or is not a whole part of a known model.
     """
-    parts = [recognise(c) for path in sources for c in open_source(path, Lora(settings.lora_alpha), settings.ema)]
+    return recognised(open_sources(sources, settings))
+
+
+def open_sources(sources: Sequence[Path], settings: Settings) -> list[Checkpoint]:
+    """Open every source; one checkpoint for each part."""
+    return [c for path in sources for c in open_source(path, Lora(settings.lora_alpha), settings.ema)]
+
+
+def recognised(checkpoints: Sequence[Checkpoint]) -> list[Recognition]:
+    """Recognise every part.
+
+    Raises:
+        ConversionError: one is not a whole part of a known model.
+    """
+    parts = [recognise(checkpoint) for checkpoint in checkpoints]
     for part in parts:
         complete(part)
     return parts

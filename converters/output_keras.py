@@ -30,7 +30,7 @@ def output_keras(
     total = total_nbytes(conversion, settings.style.dtype)
     with ExitStack() as stack:
         for part, tensors in parts.items():
-            path = stack.enter_context(staged_file(targets[part], settings.overwrite))
+            path = stack.enter_context(staged_file(targets[part], settings.overwrite, settings.style.sync))
             write_keras(path, part, tensors, lambda n: progress(n, total))
             conversion.report.setdefault("files", []).append(str(targets[part]))
         check_finite(conversion, seen.nonfinite, seen.overflow, settings)

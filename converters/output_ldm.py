@@ -39,7 +39,7 @@ def output_ldm(
             outputs.append(_output(link, component, residue, settings))
             names[outputs[-1].key] = f"{component.name} {link.targets[0]}"
     total = sum(tensor.nbytes for output in outputs for tensor in output.sources)
-    with staged_file(output, settings.overwrite) as path:
+    with staged_file(output, settings.overwrite, settings.style.sync) as path:
         check_space(output.absolute().parent, total)
         written = write_safetensors(
             path.parent,
@@ -48,6 +48,8 @@ def output_ldm(
             max_shard_size=2 * total + 1,
             metadata={"format": "pt", **residue.metadata},
             progress=lambda n: progress(n, total),
+            hashes=settings.style.hashes,
+            sync=settings.style.sync,
         )
         nonfinite, overflow = (
             {names[key]: count for key, count in counts.items() if key in names}

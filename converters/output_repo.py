@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from ..mappings.families import Family
-from .background import Later
 from .checkpoint import SourceFile
 from .conversion import Conversion, Settings, check_finite, total_nbytes
 from .plan import PlannedComponent
@@ -30,9 +29,11 @@ def output_repo(
     predicted = _prediction(conversion, family, settings)
     if predicted is not None and predicted.kind == "v_prediction" and family.name == "sd2":
         settings = replace(settings, style=replace(settings.style, image_size=settings.style.image_size or 768))
-    with _residue(conversion, family, output, settings), staged(output, settings.overwrite) as folder:
+    with (
+        _residue(conversion, family, output, settings),
+        staged(output, settings.overwrite, settings.style.sync) as folder,
+    ):
         check_space(output.absolute().parent, total)
-        digests = Later(lambda: _digests(conversion.components))
         written = write_repo(
             folder, family, conversion.components, settings.style, predicted, lambda n: progress(n, total)
         )
@@ -41,9 +42,9 @@ def output_repo(
         conversion.report = conversion_report(
             family=family.name,
             components=conversion.components,
-            sha256=digests.result(),
+            sha256=_digests(conversion.components) if settings.style.hashes else {},
             options=_options(settings),
-            files=_hashed_files(folder, written.files),
+            files=_files(folder, written.files, settings.style.hashes),
             notes=[*conversion.notes, *(f"lacks {gap}" for gap in conversion.lacks)],
         )
         text = json.dumps(conversion.report, indent=1, ensure_ascii=False)
@@ -59,7 +60,7 @@ def _residue(conversion: Conversion, family: Family, output: Path, settings: Set
         yield
         return
     path = residue_path(output)
-    with staged_file(path, settings.overwrite) as staging:
+    with staged_file(path, settings.overwrite, settings.style.sync) as staging:
         outputs, metadata = residue_outputs(rest)
         write_safetensors(staging.parent, staging.name, outputs, max_shard_size=1 << 62, metadata=metadata)
         yield
@@ -78,19 +79,20 @@ def _prediction(conversion: Conversion, family: Family, settings: Settings) -> P
 
 
 def _digests(components: Mapping[str, PlannedComponent]) -> dict[str, str]:
-    """sha256 of every source file, each read once."""
+    """sha256 of every source file that was used."""
     files = {str(file.path): file for c in components.values() for part in c.parts for file in part.checkpoint.files}
     return {path: file.sha256() for path, file in files.items()}
 
 
-def _hashed_files(folder: Path, weights: Mapping[str, WrittenFile]) -> dict[str, dict[str, Any]]:
+def _files(folder: Path, weights: Mapping[str, WrittenFile], hashes: bool) -> dict[str, dict[str, Any]]:
     """Size and sha256 of every file of the repo; those of weights were computed while writing."""
-    hashed = {}
+    described: dict[str, dict[str, Any]] = {}
     for path in sorted(file for file in folder.rglob("*") if file.is_file()):
         name = str(path.relative_to(folder))
-        sha256 = weights[name].sha256 if name in weights else SourceFile(path).sha256()
-        hashed[name] = {"nbytes": path.stat().st_size, "sha256": sha256}
-    return hashed
+        described[name] = {"nbytes": path.stat().st_size}
+        if hashes:
+            described[name]["sha256"] = weights[name].sha256 if name in weights else SourceFile(path).sha256()
+    return described
 
 
 def _options(settings: Settings) -> dict[str, Any]:

@@ -49,6 +49,8 @@ class Style:
     image_size: int | None = None
     text_activation: str = "tanh"
     placeholder_tokens: tuple[str, ...] = ()
+    hashes: bool = True  # sha256 of sources and outputs, for the report
+    sync: bool = True  # what is finished is on the disk
 
 
 @dataclass
@@ -152,7 +154,13 @@ def _write_weights(
         for t in component.tensors.values()
     ]
     result = write_safetensors(
-        folder / place, filename, outputs, max_shard_size=style.max_shard_size, progress=progress
+        folder / place,
+        filename,
+        outputs,
+        max_shard_size=style.max_shard_size,
+        progress=progress,
+        hashes=style.hashes,
+        sync=style.sync,
     )
     written.files |= {str(Path(place, file.name)): file for file in result.files}
     written.nonfinite |= {f"{component.name} {key}": count for key, count in result.nonfinite.items()}

@@ -40,25 +40,25 @@ _PLACING = _WRITING | {
 
 
 @contextlib.contextmanager
-def staged(target: Path, overwrite: bool = False) -> Iterator[Path]:
+def staged(target: Path, overwrite: bool = False, sync: bool = True) -> Iterator[Path]:
     """An empty folder to write into; becomes `target` when the block ends, and disappears when it raises.
 
     With `overwrite`, an earlier output folder (it holds `model_index.json` or `conversion.json`, or nothing) is
-    swapped out at the end; until then it stays as it is.
+    swapped out at the end; until then it stays as it is. Without `sync` the system decides when it is on the disk.
 
     Raises:
         ConversionError: the target exists or cannot be replaced, its parent is missing or not writable, or the disk
             is full or fails while the block writes.
     """
-    with _staged(target, overwrite, folder=True) as path:
+    with _staged(target, overwrite, sync, folder=True) as path:
         path.mkdir()
         yield path
 
 
 @contextlib.contextmanager
-def staged_file(target: Path, overwrite: bool = False) -> Iterator[Path]:
+def staged_file(target: Path, overwrite: bool = False, sync: bool = True) -> Iterator[Path]:
     """Like `staged`, for one file: yields the path to create it at. `overwrite` replaces a regular file."""
-    with _staged(target, overwrite, folder=False) as path:
+    with _staged(target, overwrite, sync, folder=False) as path:
         yield path
 
 
@@ -84,7 +84,7 @@ def check_apart(target: Path, inputs: Iterable[Path]) -> None:
 
 
 @contextlib.contextmanager
-def _staged(target: Path, overwrite: bool, folder: bool) -> Iterator[Path]:
+def _staged(target: Path, overwrite: bool, sync: bool, folder: bool) -> Iterator[Path]:
     place = target.resolve() if target.name in ("", "..") else target.parent.resolve() / target.name
     with _explained(target, _PLACING):
         _check_replaceable(place, target, overwrite, folder)
@@ -93,14 +93,16 @@ def _staged(target: Path, overwrite: bool, folder: bool) -> Iterator[Path]:
     try:
         with _explained(target, _WRITING):
             yield partial / place.name
-            _sync(partial / place.name)
+            if sync:
+                _sync(partial / place.name)
         with _explained(target, _PLACING):
             if _check_replaceable(place, target, overwrite, folder):
                 _exchange(partial / place.name, place)
             else:
                 _rename(partial / place.name, place)
-            with contextlib.suppress(OSError):  # it is in place, and some file systems cannot sync a folder
-                _sync_one(place.parent)
+            if sync:
+                with contextlib.suppress(OSError):  # it is in place, and some file systems cannot sync a folder
+                    _sync_one(place.parent)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
         os.close(lock)

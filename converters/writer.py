@@ -8,13 +8,15 @@ writes for the same tensors. Format: https://github.com/huggingface/safetensors#
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import itertools
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import BinaryIO
 
 from .background import flushing, read_ahead
 from .blocks import DEPTH, Block, Blocks, Output, results
@@ -31,11 +33,11 @@ _ORDER = ("I64", "F64", "F32", "I32", "BF16", "F16", "I16", "I8", "U8", "BOOL")
 
 @dataclass(frozen=True)
 class WrittenFile:
-    """One file of weights: its name in the folder, its size and the SHA-256 of its content."""
+    """One file of weights: its name in the folder, its size, and the SHA-256 of its content unless nobody asked."""
 
     name: str
     nbytes: int
-    sha256: str
+    sha256: str | None
 
 
 @dataclass
@@ -61,11 +63,14 @@ def write_safetensors(
     max_shard_size: int,
     metadata: Mapping[str, str] = _METADATA,
     progress: Callable[[int], None] = lambda nbytes: None,
+    hashes: bool = True,
+    sync: bool = True,
 ) -> Written:
     """Write tensors to `folder/filename`, or to numbered shards and an index if they exceed `max_shard_size` bytes.
 
     Shards are filled in the given order, as `save_pretrained` fills them. `metadata` goes into every header.
-    `progress` is called with the bytes of every block. The last may not have reached the disk: `staged` sees to that.
+    `progress` is called with the bytes of every block. `sync` brings what is written to the disk all the while; the
+    last bytes may not have reached it: `staged` sees to that.
 
     Raises:
         ConversionError: an output does not fit its sources, or a source file is damaged or changes meanwhile.
@@ -79,7 +84,10 @@ def write_safetensors(
         name = filename if len(shards) == 1 else _shard_name(filename, number, len(shards))
         weight_map |= {output.key: name for output in shard}
         in_order = sorted(shard, key=lambda output: (_ORDER.index(output.dtype), output.key))
-        written.files.append(_write(folder / name, in_order, metadata, blocks, written, progress))
+        with _open(folder / name, sync) as target:
+            digest = hashlib.sha256() if hashes else None
+            data = itertools.chain([_header(in_order, metadata)], read_ahead(blocks.of(in_order), DEPTH))
+            written.files.append(_write(target, name, data, digest, written, progress))
     for file in {file for output in outputs for source in output.sources for file in _files(source)}:
         file.check_unchanged()
     if len(shards) > 1:
@@ -87,7 +95,8 @@ def write_safetensors(
         text = json.dumps(index, indent=2, sort_keys=True) + "\n"
         name = _index_name(filename)
         (folder / name).write_text(text)
-        written.files.append(WrittenFile(name, len(text), hashlib.sha256(text.encode()).hexdigest()))
+        digest = hashlib.sha256(text.encode()) if hashes else None
+        written.files.append(WrittenFile(name, len(text), digest.hexdigest() if digest else None))
     return written
 
 
@@ -146,32 +155,37 @@ def _index_name(filename: str) -> str:
     return f"{base}.safetensors.index{dot}{variant}.json"
 
 
+@contextlib.contextmanager
+def _open(path: Path, sync: bool) -> Iterator[BinaryIO]:
+    with path.open("xb", buffering=0) as file, flushing(file.fileno()) if sync else contextlib.nullcontext():
+        yield file
+
+
 def _write(
-    path: Path,
-    outputs: Sequence[Output],
-    metadata: Mapping[str, str],
-    blocks: Blocks,
+    file: BinaryIO,
+    name: str,
+    blocks: Iterable[Block],
+    digest: hashlib._Hash | None,
     written: Written,
     progress: Callable[[int], None],
 ) -> WrittenFile:
-    digest, nbytes = hashlib.sha256(), 0
-    header = Block("", memoryview(_header(outputs, metadata)))
-    with path.open("xb", buffering=0) as file, flushing(file.fileno()):
-        for block in itertools.chain([header], read_ahead(blocks.of(outputs), DEPTH)):
-            for start in range(0, len(block.data), _CHUNK):
-                view = block.data[start : start + _CHUNK]
+    nbytes = 0
+    for block in blocks:
+        for start in range(0, len(block.data), _CHUNK):
+            view = block.data[start : start + _CHUNK]
+            if digest is not None:
                 digest.update(view)
-                while view:
-                    view = view[file.write(view) :]
-            nbytes += len(block.data)
-            for counts, count in ((written.nonfinite, block.nonfinite), (written.overflow, block.overflow)):
-                if count:
-                    counts[block.key] = counts.get(block.key, 0) + count
-            progress(len(block.data))
-    return WrittenFile(path.name, nbytes, digest.hexdigest())
+            while view:
+                view = view[file.write(view) :]
+        nbytes += len(block.data)
+        for counts, count in ((written.nonfinite, block.nonfinite), (written.overflow, block.overflow)):
+            if count:
+                counts[block.key] = counts.get(block.key, 0) + count
+        progress(len(block.data))
+    return WrittenFile(name, nbytes, digest.hexdigest() if digest else None)
 
 
-def _header(outputs: Sequence[Output], metadata: Mapping[str, str]) -> bytes:
+def _header(outputs: Sequence[Output], metadata: Mapping[str, str]) -> Block:
     """Length and JSON of the header, padded with spaces so that the data starts at a multiple of 8."""
     entries: dict[str, object] = {"__metadata__": dict(metadata)}
     end = 0
@@ -180,4 +194,4 @@ def _header(outputs: Sequence[Output], metadata: Mapping[str, str]) -> bytes:
         entries[output.key] = {"dtype": output.dtype, "shape": output.shape, "data_offsets": (begin, end)}
     text = json.dumps(entries, ensure_ascii=False, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
-    return len(text).to_bytes(8, "little") + text
+    return Block("", memoryview(len(text).to_bytes(8, "little") + text))

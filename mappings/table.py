@@ -141,9 +141,7 @@ class Table:
                 continue
             places = parts.setdefault(explained.source, {})
             if found.setdefault(explained.source, explained).row != explained.row or explained.place in places:
-                raise MappingError(
-                    f"{self.name}: `{explained.source}` is claimed by {(*places.values(),)} and `{key}`"
-                )
+                raise MappingError(f"{self.name}: `{explained.source}` is claimed by {(*places.values(),)} and `{key}`")
             places[explained.place] = key
         if unexplained:
             raise MappingError(f"{self.name}: no row explains {unexplained[0]} (and {len(unexplained) - 1} more)")

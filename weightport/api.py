@@ -42,6 +42,8 @@ def convert(
     prediction_type: Literal["epsilon", "v_prediction"] | None = None,
     image_size: int | None = None,
     residue: bool = True,
+    hashes: bool = True,
+    sync: bool = True,
     allow_nan: bool = False,
     overwrite: bool = False,
     dry_run: bool = False,
@@ -72,6 +74,8 @@ def convert(
         image_size: in pixels, for the configs; by default the family's.
         residue: keep what a repo cannot hold of an original checkpoint in a file beside it, and put it back with
             `to="ldm"`.
+        hashes: put the sha256 of sources and weights into the report.
+        sync: return when the output has reached the disk, so that it is whole even after a power failure.
         allow_nan: write NaN and Inf instead of refusing them.
         overwrite: replace an earlier output.
         dry_run: plan and check, but write nothing.
@@ -93,6 +97,8 @@ def convert(
         image_size=image_size,
         text_activation=text_activation,
         placeholder_tokens=tuple(placeholder_tokens),
+        hashes=hashes,
+        sync=sync,
     )
     settings = Settings(
         to=to,

@@ -51,6 +51,8 @@ def add(commands: Any, common: argparse.ArgumentParser) -> None:
     option("--image-size", type=int, metavar="PIXELS", help="for the configs (default: the family's)")
     option("--no-residue", action="store_false", dest="residue", help="write no residue file, and look for none")
     option("--lora-alpha", type=float, metavar="ALPHA", help="merge LoRA factors with this alpha")
+    option("--no-hash", action="store_false", dest="hashes", help="leave sha256 out of the report")
+    option("--no-sync", action="store_false", dest="sync", help="do not wait until the output has reached the disk")
     option("--allow-nan", action="store_true", help="write NaN and Inf instead of refusing them")
     option("--overwrite", action="store_true", help="replace an earlier output")
     option("--dry-run", action="store_true", help="check and plan only")
@@ -77,6 +79,8 @@ def run(arguments: argparse.Namespace) -> int:
         "prediction_type",
         "image_size",
         "residue",
+        "hashes",
+        "sync",
         "allow_nan",
         "overwrite",
         "dry_run",
