@@ -184,17 +184,21 @@ def test_progress_needs_a_terminal(place: Path, sd1_keras: dict[str, Path]) -> N
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_interrupted(place: Path, sd1_keras: dict[str, Path], number: signal.Signals, status: int) -> None:
-    """Stopped as soon as the weights are being written."""
-    command = [*COMMAND, "convert", *map(str, sd1_keras.values()), "-o", str(place / "out")]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    weights = f".out.{process.pid}.partial/out/unet"
-    while process.poll() is None and not (place / weights).exists():
-        time.sleep(0.002)
-    process.send_signal(number)
-    out, err = process.communicate(timeout=60)
-    assert (process.returncode, out) == (status, "")
-    assert err.count("\n") <= 1
-    assert "Traceback" not in err
+    """Stopped as soon as there is a folder for weights."""
+    code = (
+        "import os, sys\n"
+        "from weightport.cli import main\n"
+        "def stop(event, arguments):\n"
+        "    if event == 'os.mkdir' and str(arguments[0]).endswith('.partial/out/unet'):\n"
+        f"        os.kill(os.getpid(), {number:d})\n"
+        "sys.addaudithook(stop)\n"
+        "sys.exit(main(sys.argv[1:]))"
+    )
+    command = [sys.executable, "-c", code, "convert", *map(str, sd1_keras.values()), "-o", str(place / "out")]
+    ended = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    assert (ended.returncode, ended.stdout) == (status, "")
+    assert ended.stderr.count("\n") <= 1
+    assert "Traceback" not in ended.stderr
     assert sorted(path.name for path in place.iterdir()) == ["cwd"]
 
 
