@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import socket
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
 
 import pytest
 
+from .hub_server import HubServer
 from .synthetic import write_keras, write_original, write_repo
 
 
@@ -72,6 +73,13 @@ def repo_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
 def original_of(repo_of: Callable[[str], Path]) -> Callable[[str], Path]:
     """Family -> the original checkpoint of `repo_of`, one `.safetensors` file."""
     return cache(lambda family: write_original(repo_of(family), repo_of(family).with_name("original.safetensors")))
+
+
+@pytest.fixture
+def hub() -> Iterator[HubServer]:
+    """A Hub on loopback, empty. Its clients run in processes of their own, with `hub.environment(home)`."""
+    with HubServer() as server:
+        yield server
 
 
 @pytest.fixture(autouse=True)
