@@ -1,0 +1,313 @@
+"""`CLIPTokenizer`: byte-pair encoding on the `tokenizers` library, with the ids of transformers' fast tokenizer.
+
+The algorithm is CLIP's (`clip/simple_tokenizer.py`, https://github.com/openai/CLIP) in the terms of that library.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import torch
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
+
+START, END, WORD_END = "<|startoftext|>", "<|endoftext|>", "</w>"
+ROLES = {"bos_token": START, "eos_token": END, "unk_token": END, "pad_token": END}  # in the order of their addition
+EXTRA = ("additional_special_tokens", "extra_special_tokens")  # the names that transformers 4 and 5 give a list
+MAX_LENGTH = 77
+UNKNOWN = 10**6  # a model_max_length above this is transformers' way to say that there is none
+WORDS = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
+
+
+class Encoding(dict[str, Any]):
+    """`input_ids` and `attention_mask` (1 on tokens, 0 on padding): keys that are attributes too."""
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return self[name]
+        except KeyError:
+            raise AttributeError(f"the encoding has no {name!r}") from None
+
+    def to(self, device: torch.device | str) -> Self:
+        """The same with its tensors on `device`."""
+        return type(self)({key: value.to(device) for key, value in self.items()})
+
+
+class CLIPTokenizer:
+    """Text to the token ids of CLIP's text encoder, and back.
+
+    Args:
+        vocab: token -> id.
+        merges: pairs of symbols, the most frequent first.
+        special_tokens: `bos_token`, `eos_token`, `unk_token` and `pad_token`, where they are not CLIP's, and others.
+        added_tokens: id -> token that matches anywhere in a text.
+        model_max_length: the ids that fit into the text encoder, the start and end token among them.
+
+    Raises:
+        ValueError: an added token has an id that is not the next one.
+    """
+
+    def __init__(
+        self,
+        vocab: dict[str, int],
+        merges: list[tuple[str, str]],
+        *,
+        special_tokens: Mapping[str, str | AddedToken] | None = None,
+        added_tokens: Mapping[int, AddedToken] | None = None,
+        model_max_length: int = MAX_LENGTH,
+    ) -> None:
+        special = {role: _token(token, special=True) for role, token in {**ROLES, **(special_tokens or {})}.items()}
+        added = dict(sorted((added_tokens or {}).items()))
+        given = {token.content for token in added.values()}
+        self.model_max_length = model_max_length
+        self.vocab_size = len(vocab)
+        self.backend = _backend(vocab, merges, special["unk_token"].content)
+        self.backend.add_tokens([*added.values(), *(token for token in special.values() if token.content not in given)])
+        for id_, token in added.items():
+            if (place := self.backend.token_to_id(token.content)) != id_:
+                raise ValueError(
+                    f"the added token {token.content!r} is said to have id {id_}, but its place is {place}"
+                )
+        self.bos_token, self.eos_token, self.unk_token, self.pad_token = (special[role].content for role in ROLES)
+        self.bos_token_id, self.eos_token_id = self._id(self.bos_token), self._id(self.eos_token)
+        self.unk_token_id, self.pad_token_id = self._id(self.unk_token), self._id(self.pad_token)
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path, *, subfolder: str = "") -> Self:
+        """Read `tokenizer.json`, or else `vocab.json` and `merges.txt`, with the configs beside them.
+
+        Raises:
+            OSError: the files are not there.
+            ValueError: a file is damaged.
+        """
+        folder = Path(folder, subfolder)
+        try:
+            return cls._from_folder(folder)
+        except OSError:
+            raise
+        except Exception as error:  # `tokenizers` raises nothing more special
+            raise ValueError(f"{folder}: the tokenizer cannot be read: {error}") from error
+
+    @classmethod
+    def _from_folder(cls, folder: Path) -> Self:
+        config, whole = _read_json(folder / "tokenizer_config.json"), _read_json(folder / "tokenizer.json")
+        if "added_tokens_decoder" in config:  # the record of transformers 4.34 and later: complete
+            added = {int(id_): _token(token) for id_, token in config["added_tokens_decoder"].items()}
+        else:
+            config |= _read_json(folder / "special_tokens_map.json")
+            special = {token.content for token in _special_tokens(config).values()}
+            beyond = _read_json(folder / "added_tokens.json")
+            added = {id_: AddedToken(token, special=token in special) for token, id_ in beyond.items()}
+            added |= {token["id"]: _token(token) for token in whole.get("added_tokens", ())}
+        length = config.get("model_max_length", MAX_LENGTH)
+        return cls(
+            *(_whole_model(whole) if whole else _classic_model(folder)),
+            special_tokens=_special_tokens(config),
+            added_tokens=added,
+            model_max_length=length if length < UNKNOWN else MAX_LENGTH,
+        )
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write `vocab.json`, `merges.txt` and their configs: the layout that transformers 4 and 5 read."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        model = json.loads(self.backend.to_str())["model"]
+        special = {role: getattr(self, role) for role in ROLES}
+        added = self.backend.get_added_tokens_decoder()
+        config = {
+            "added_tokens_decoder": {str(id_): _fields(token) for id_, token in sorted(added.items())},
+            "model_max_length": self.model_max_length,
+            "tokenizer_class": "CLIPTokenizer",
+            **special,
+        }
+        _write_json(folder / "vocab.json", model["vocab"])
+        merges = "".join(f"{' '.join(_pair(merge))}\n" for merge in model["merges"])
+        (folder / "merges.txt").write_text(f"#version: 0.2\n{merges}", encoding="utf-8")
+        _write_json(folder / "tokenizer_config.json", config)
+        _write_json(folder / "special_tokens_map.json", special)
+        if beyond := {token.content: id_ for id_, token in sorted(added.items()) if id_ >= self.vocab_size}:
+            _write_json(folder / "added_tokens.json", beyond)
+
+    def __call__(
+        self,
+        text: str | Sequence[str],
+        *,
+        padding: bool | Literal["max_length", "longest", "do_not_pad"] = False,
+        truncation: bool = False,
+        max_length: int | None = None,
+        add_special_tokens: bool = True,
+        return_tensors: Literal["pt"] | None = None,
+    ) -> Encoding:
+        """Encode one text or several.
+
+        Args:
+            text: the prompts; a plain string gives plain lists of ids, or one row with `return_tensors`.
+            padding: to `max_length`, or to the longest text.
+            truncation: keep the first ids and the end token where there are more than `max_length`.
+            max_length: `model_max_length` by default.
+            add_special_tokens: put each text between the start and the end token.
+            return_tensors: "pt" for int64 tensors (texts, ids).
+
+        Raises:
+            ValueError: texts of different lengths cannot become one tensor.
+        """
+        limit = max_length or self.model_max_length
+        texts = [text] if isinstance(text, str) else list(text)
+        rows = [self._ids(one, add_special_tokens, limit if truncation else None) for one in texts]
+        longest = max(map(len, rows), default=0)
+        width = {"max_length": limit, "longest": longest, True: longest}.get(padding, 0)
+        masks = [[1] * len(row) + [0] * (width - len(row)) for row in rows]
+        rows = [row + [self.pad_token_id] * (width - len(row)) for row in rows]
+        columns: dict[str, Any] = {"input_ids": rows, "attention_mask": masks}
+        if return_tensors is not None:
+            if len({len(row) for row in rows}) > 1:
+                raise ValueError("the texts have different numbers of tokens: padding=True makes one tensor of them")
+            columns = {name: torch.tensor(column, dtype=torch.int64) for name, column in columns.items()}
+        elif isinstance(text, str):
+            columns = {name: column[0] for name, column in columns.items()}
+        return Encoding(columns)
+
+    def _ids(self, text: str, wrapped: bool, limit: int | None) -> list[int]:
+        ids: list[int] = self.backend.encode(text, add_special_tokens=False).ids
+        if not wrapped:
+            return ids[:limit]
+        return [self.bos_token_id, *(ids if limit is None else ids[: max(limit - 2, 0)]), self.eos_token_id]
+
+    def encode(self, text: str, **options: Any) -> list[int]:
+        """The ids of one text; options as for a call."""
+        ids: list[int] = self(text, **options).input_ids
+        return ids
+
+    def decode(self, ids: int | Iterable[int], skip_special_tokens: bool = False) -> str:
+        """The text of some ids: in lower case, and with single spaces."""
+        ids = torch.as_tensor(ids).reshape(-1).tolist()
+        return self.backend.decode(ids, skip_special_tokens=skip_special_tokens).replace(WORD_END, " ").strip()
+
+    def batch_decode(self, rows: Iterable[Iterable[int]], skip_special_tokens: bool = False) -> list[str]:
+        """The text of each row of ids."""
+        return [self.decode(row, skip_special_tokens) for row in rows]
+
+    def cut_off(self, text: str, max_length: int | None = None) -> str:
+        """What truncation to `max_length` (`model_max_length` by default) takes off the end of a text."""
+        return self.decode(self._ids(text, True, None)[(max_length or self.model_max_length) - 1 : -1])
+
+    def add_tokens(self, tokens: str | Sequence[str | AddedToken], special_tokens: bool = False) -> int:
+        """Give the next ids to tokens that are not known yet; returns how many there were."""
+        tokens = [tokens] if isinstance(tokens, str) else list(tokens)
+        return (self.backend.add_special_tokens if special_tokens else self.backend.add_tokens)(tokens)
+
+    def expand(self, prompt: str) -> str:
+        """Write out textual inversions of several vectors: `tok` becomes `tok tok_1 tok_2` if there are such tokens.
+
+        As everywhere in CLIP, case does not matter.
+        """
+        known = {token.lower(): token for token in self.added_tokens_encoder}
+        for name, token in known.items():
+            series = [token]
+            while (following := f"{name}_{len(series)}") in known:
+                series.append(known[following])
+            if len(series) > 1:
+                prompt = re.sub(
+                    rf"{re.escape(token)}(?!_\d)", " ".join(series).replace("\\", r"\\"), prompt, flags=re.I
+                )
+        return prompt
+
+    def tokenize(self, text: str) -> list[str]:
+        """The tokens of a text."""
+        tokens: list[str] = self.backend.encode(text, add_special_tokens=False).tokens
+        return tokens
+
+    def convert_tokens_to_ids(self, tokens: str | Sequence[str]) -> int | list[int]:
+        """The id of a token, or of each; that of `unk_token` where there is none."""
+        return self._id(tokens) if isinstance(tokens, str) else [self._id(token) for token in tokens]
+
+    def _id(self, token: str) -> int:
+        id_ = self.backend.token_to_id(token)
+        return self.unk_token_id if id_ is None else id_
+
+    def convert_ids_to_tokens(self, ids: Iterable[int]) -> list[str | None]:
+        """The token of each id."""
+        return [self.backend.id_to_token(int(id_)) for id_ in ids]
+
+    def get_vocab(self) -> dict[str, int]:
+        """Token -> id, added tokens too."""
+        return self.backend.get_vocab(with_added_tokens=True)
+
+    @property
+    def added_tokens_encoder(self) -> dict[str, int]:
+        """Special and added token -> id, in the order of the ids."""
+        return {token.content: id_ for id_, token in sorted(self.backend.get_added_tokens_decoder().items())}
+
+    def __len__(self) -> int:
+        return self.backend.get_vocab_size(with_added_tokens=True)
+
+
+def _backend(vocab: dict[str, int], merges: list[tuple[str, str]], unknown: str) -> Tokenizer:
+    """The pipeline of a text: normalise, split into words, merge the bytes of each word."""
+    backend = Tokenizer(
+        models.BPE(vocab, merges, unk_token=unknown, continuing_subword_prefix="", end_of_word_suffix=WORD_END)
+    )
+    backend.normalizer = normalizers.Sequence(
+        [normalizers.NFC(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Lowercase()]
+    )
+    backend.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Split(Regex(WORDS), "removed", invert=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    )
+    backend.decoder = decoders.ByteLevel()
+    return backend
+
+
+def _classic_model(folder: Path) -> tuple[dict[str, int], list[tuple[str, str]]]:
+    files = folder / "vocab.json", folder / "merges.txt"
+    if not all(path.is_file() for path in files):
+        raise OSError(f"{folder}: there is neither tokenizer.json nor vocab.json with merges.txt")
+    return models.BPE.read_file(*map(str, files))
+
+
+def _whole_model(whole: Mapping[str, Any]) -> tuple[dict[str, int], list[tuple[str, str]]]:
+    return whole["model"]["vocab"], [_pair(merge) for merge in whole["model"]["merges"]]
+
+
+def _pair(merge: str | Sequence[str]) -> tuple[str, str]:
+    """A merge in either spelling of `tokenizer.json`: "a b" or ["a", "b"]."""
+    left, right = merge.split(" ") if isinstance(merge, str) else merge
+    return left, right
+
+
+def _special_tokens(config: Mapping[str, Any]) -> dict[str, AddedToken]:
+    """The special tokens that a config names: those with a role, then the others."""
+    special = {role: _token(config[role], special=True) for role in ROLES if config.get(role)}
+    others = [_token(token, special=True) for name in EXTRA for token in config.get(name) or ()]
+    return special | {token.content: token for token in others}
+
+
+def _token(token: str | Mapping[str, Any] | AddedToken, **flags: bool) -> AddedToken:
+    """A token in any spelling of the configs."""
+    if isinstance(token, AddedToken):
+        return token
+    if isinstance(token, str):
+        return AddedToken(token, **flags)
+    return AddedToken(**{key: value for key, value in token.items() if key not in ("__type", "id")} | flags)
+
+
+def _fields(token: AddedToken) -> dict[str, Any]:
+    flags = ("lstrip", "normalized", "rstrip", "single_word", "special")
+    return {"content": token.content, **{flag: getattr(token, flag) for flag in flags}}
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    """The object in a file; empty without the file."""
+    try:
+        value: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except ValueError as error:
+        raise ValueError(f"{path.name}: {error}") from error
+    return value
+
+
+def _write_json(path: Path, value: Mapping[str, Any]) -> None:
+    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
