@@ -221,12 +221,12 @@ def damage(name: str, text: str | None) -> Callable[[Path], None]:
 @pytest.mark.parametrize(
     ("harm", "error", "message"),
     [
-        (damage("merges.txt", None), OSError, "neither tokenizer.json nor vocab.json with merges.txt"),
+        (damage("merges.txt", None), OSError, "there is no merges.txt in it"),
         (damage("merges.txt", "#version: 0.2\nq qq\n"), ValueError, "q"),
         (damage("vocab.json", "{"), ValueError, "cannot be read"),
         (damage("vocab.json", '{"a": 0}'), ValueError, "cannot be read"),
-        (damage("tokenizer_config.json", "[1, 2"), ValueError, "tokenizer_config.json: Expecting"),
-        (damage("tokenizer_config.json", "[]"), ValueError, "cannot be read"),
+        (damage("tokenizer_config.json", "[1, 2"), ValueError, "the JSON in tokenizer_config.json"),
+        (damage("tokenizer_config.json", "[]"), ValueError, "does not hold a JSON object"),
         (damage("tokenizer.json", '{"model": {}}'), ValueError, "cannot be read: 'vocab'"),
         (damage("added_tokens.json", '{"<a>": 49410}'), ValueError, "'<a>' is said to have id 49410, but .* 49408"),
     ],

@@ -13,6 +13,7 @@ MODULES: dict[str, tuple[str, ...]] = {  # of weightport.runtime -> public class
     "controlnet": ("ControlNetModel",),
     "vae": ("AutoencoderKL",),
     "clip": ("CLIPTextModel", "CLIPTextModelWithProjection"),
+    "tokenizer": ("CLIPTokenizer",),
     "pipeline": ("DiffusionPipeline",),
 }
 PUBLIC = {name: module for module, names in MODULES.items() for name in names}

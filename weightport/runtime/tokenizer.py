@@ -6,13 +6,16 @@ The algorithm is CLIP's (`clip/simple_tokenizer.py`, https://github.com/openai/C
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, ClassVar, Literal, Self, Unpack
 
 import torch
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
+
+from .saving import placed, write_json
+from .source import HubOptions, Source, open_source
 
 START, END, WORD_END = "<|startoftext|>", "<|endoftext|>", "</w>"
 ROLES = {"bos_token": START, "eos_token": END, "unk_token": END, "pad_token": END}  # in the order of their addition
@@ -50,6 +53,8 @@ class CLIPTokenizer:
         ValueError: an added token has an id that is not the next one.
     """
 
+    library: ClassVar[str] = "transformers"
+
     def __init__(
         self,
         vocab: dict[str, int],
@@ -76,60 +81,68 @@ class CLIPTokenizer:
         self.unk_token_id, self.pad_token_id = self._id(self.unk_token), self._id(self.pad_token)
 
     @classmethod
-    def from_pretrained(cls, folder: str | Path, *, subfolder: str = "") -> Self:
+    def from_pretrained(
+        cls, name_or_path: str | os.PathLike[str] | Source, *, subfolder: str | None = None, **hub: Unpack[HubOptions]
+    ) -> Self:
         """Read `tokenizer.json`, or else `vocab.json` and `merges.txt`, with the configs beside them.
 
         Raises:
             OSError: the files are not there.
             ValueError: a file is damaged.
         """
-        folder = Path(folder, subfolder)
+        source = open_source(name_or_path, subfolder, **hub)
         try:
-            return cls._from_folder(folder)
+            return cls._from_source(source)
         except OSError:
             raise
         except Exception as error:  # `tokenizers` raises nothing more special
-            raise ValueError(f"{folder}: the tokenizer cannot be read: {error}") from error
+            raise ValueError(f"{source.name}: the tokenizer cannot be read: {error}") from error
 
     @classmethod
-    def _from_folder(cls, folder: Path) -> Self:
-        config, whole = _read_json(folder / "tokenizer_config.json"), _read_json(folder / "tokenizer.json")
+    def _from_source(cls, source: Source) -> Self:
+        config, special_map, beyond, whole = (
+            source.json(name) if name in source.names else {}
+            for name in ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "tokenizer.json")
+        )
         if "added_tokens_decoder" in config:  # the record of transformers 4.34 and later: complete
             added = {int(id_): _token(token) for id_, token in config["added_tokens_decoder"].items()}
         else:
-            config |= _read_json(folder / "special_tokens_map.json")
+            config |= special_map
             special = {token.content for token in _special_tokens(config).values()}
-            beyond = _read_json(folder / "added_tokens.json")
             added = {id_: AddedToken(token, special=token in special) for token, id_ in beyond.items()}
             added |= {token["id"]: _token(token) for token in whole.get("added_tokens", ())}
+        if whole:
+            vocab, merges = whole["model"]["vocab"], [_pair(merge) for merge in whole["model"]["merges"]]
+        else:
+            vocab, merges = models.BPE.read_file(str(source.path("vocab.json")), str(source.path("merges.txt")))
         length = config.get("model_max_length", MAX_LENGTH)
         return cls(
-            *(_whole_model(whole) if whole else _classic_model(folder)),
+            vocab,
+            merges,
             special_tokens=_special_tokens(config),
             added_tokens=added,
             model_max_length=length if length < UNKNOWN else MAX_LENGTH,
         )
 
-    def save_pretrained(self, folder: str | Path) -> None:
+    def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
         """Write `vocab.json`, `merges.txt` and their configs: the layout that transformers 4 and 5 read."""
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
         model = json.loads(self.backend.to_str())["model"]
         special = {role: getattr(self, role) for role in ROLES}
         added = self.backend.get_added_tokens_decoder()
+        beyond = {token.content: id_ for id_, token in added.items() if id_ >= self.vocab_size}
         config = {
-            "added_tokens_decoder": {str(id_): _fields(token) for id_, token in sorted(added.items())},
+            "added_tokens_decoder": {str(id_): _fields(token) for id_, token in added.items()},
             "model_max_length": self.model_max_length,
             "tokenizer_class": "CLIPTokenizer",
-            **special,
         }
-        _write_json(folder / "vocab.json", model["vocab"])
         merges = "".join(f"{' '.join(_pair(merge))}\n" for merge in model["merges"])
-        (folder / "merges.txt").write_text(f"#version: 0.2\n{merges}", encoding="utf-8")
-        _write_json(folder / "tokenizer_config.json", config)
-        _write_json(folder / "special_tokens_map.json", special)
-        if beyond := {token.content: id_ for id_, token in sorted(added.items()) if id_ >= self.vocab_size}:
-            _write_json(folder / "added_tokens.json", beyond)
+        with placed(folder) as staging:
+            write_json(staging / "vocab.json", model["vocab"])
+            (staging / "merges.txt").write_text(f"#version: 0.2\n{merges}", encoding="utf-8")
+            write_json(staging / "tokenizer_config.json", config | special)
+            write_json(staging / "special_tokens_map.json", special)
+            if beyond:
+                write_json(staging / "added_tokens.json", beyond)
 
     def __call__(
         self,
@@ -260,17 +273,6 @@ def _backend(vocab: dict[str, int], merges: list[tuple[str, str]], unknown: str)
     return backend
 
 
-def _classic_model(folder: Path) -> tuple[dict[str, int], list[tuple[str, str]]]:
-    files = folder / "vocab.json", folder / "merges.txt"
-    if not all(path.is_file() for path in files):
-        raise OSError(f"{folder}: there is neither tokenizer.json nor vocab.json with merges.txt")
-    return models.BPE.read_file(*map(str, files))
-
-
-def _whole_model(whole: Mapping[str, Any]) -> tuple[dict[str, int], list[tuple[str, str]]]:
-    return whole["model"]["vocab"], [_pair(merge) for merge in whole["model"]["merges"]]
-
-
 def _pair(merge: str | Sequence[str]) -> tuple[str, str]:
     """A merge in either spelling of `tokenizer.json`: "a b" or ["a", "b"]."""
     left, right = merge.split(" ") if isinstance(merge, str) else merge
@@ -296,18 +298,3 @@ def _token(token: str | Mapping[str, Any] | AddedToken, **flags: bool) -> AddedT
 def _fields(token: AddedToken) -> dict[str, Any]:
     flags = ("lstrip", "normalized", "rstrip", "single_word", "special")
     return {"content": token.content, **{flag: getattr(token, flag) for flag in flags}}
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    """The object in a file; empty without the file."""
-    try:
-        value: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return {}
-    except ValueError as error:
-        raise ValueError(f"{path.name}: {error}") from error
-    return value
-
-
-def _write_json(path: Path, value: Mapping[str, Any]) -> None:
-    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
