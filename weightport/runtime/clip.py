@@ -51,15 +51,15 @@ IRRELEVANT = {
 
 
 class CLIPAttention(nn.Module):
-    """Attention of tokens to themselves and to those before."""
+    """Attention of tokens to all of them; if causal, to themselves and to those before."""
 
-    def __init__(self, c: Config) -> None:
+    def __init__(self, c: Config, is_causal: bool) -> None:
         super().__init__()
         if c.num_attention_heads < 1 or c.hidden_size % c.num_attention_heads:
             raise ValueError(
                 f"hidden_size {c.hidden_size} cannot be split into {c.num_attention_heads} attention heads"
             )
-        self.heads = c.num_attention_heads
+        self.heads, self.is_causal = c.num_attention_heads, is_causal
         self.k_proj = nn.Linear(c.hidden_size, c.hidden_size)
         self.v_proj = nn.Linear(c.hidden_size, c.hidden_size)
         self.q_proj = nn.Linear(c.hidden_size, c.hidden_size)
@@ -67,7 +67,8 @@ class CLIPAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(b, n, hidden_size) -> (b, n, hidden_size)."""
-        x = self.out_proj(attend(self.q_proj(x), self.k_proj(x), self.v_proj(x), self.heads, is_causal=True))
+        x = attend(self.q_proj(x), self.k_proj(x), self.v_proj(x), self.heads, is_causal=self.is_causal)
+        x = self.out_proj(x)
         return x
 
 
@@ -89,9 +90,9 @@ class CLIPMLP(nn.Module):
 class CLIPEncoderLayer(nn.Module):
     """Attention and MLP, each behind a norm and beside a shortcut."""
 
-    def __init__(self, c: Config) -> None:
+    def __init__(self, c: Config, is_causal: bool) -> None:
         super().__init__()
-        self.self_attn = CLIPAttention(c)
+        self.self_attn = CLIPAttention(c, is_causal)
         self.layer_norm1 = nn.LayerNorm(c.hidden_size, c.layer_norm_eps)
         self.mlp = CLIPMLP(c)
         self.layer_norm2 = nn.LayerNorm(c.hidden_size, c.layer_norm_eps)
@@ -123,9 +124,9 @@ class CLIPTextEmbeddings(nn.Module):
 class CLIPEncoder(nn.Module):
     """The stack of layers."""
 
-    def __init__(self, c: Config) -> None:
+    def __init__(self, c: Config, is_causal: bool) -> None:
         super().__init__()
-        self.layers = nn.ModuleList(CLIPEncoderLayer(c) for _ in range(c.num_hidden_layers))
+        self.layers = nn.ModuleList(CLIPEncoderLayer(c, is_causal) for _ in range(c.num_hidden_layers))
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         """(b, n, hidden_size) -> that, and what each layer makes of it."""
@@ -158,7 +159,7 @@ class CLIPTextTransformer(nn.Module):
             raise ValueError(f"eos_token_id = {c.eos_token_id!r} is not supported; it must be one id")
         self.eos_token_id = c.eos_token_id
         self.embeddings = CLIPTextEmbeddings(c)
-        self.encoder = CLIPEncoder(c)
+        self.encoder = CLIPEncoder(c, is_causal=True)
         self.final_layer_norm = nn.LayerNorm(c.hidden_size, c.layer_norm_eps)
 
     def forward(self, input_ids: Tensor) -> CLIPTextOutput:

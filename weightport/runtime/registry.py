@@ -14,6 +14,7 @@ MODULES: dict[str, tuple[str, ...]] = {  # of weightport.runtime -> public class
     "vae": ("AutoencoderKL",),
     "clip": ("CLIPTextModel", "CLIPTextModelWithProjection"),
     "tokenizer": ("CLIPTokenizer",),
+    "safety_checker": ("CLIPImageProcessor", "StableDiffusionSafetyChecker"),
     "pipeline": ("DiffusionPipeline",),
 }
 PUBLIC = {name: module for module, names in MODULES.items() for name in names}

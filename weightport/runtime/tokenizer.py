@@ -26,7 +26,7 @@ WORDS = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p
 
 
 class Encoding(dict[str, Any]):
-    """`input_ids` and `attention_mask` (1 on tokens, 0 on padding): keys that are attributes too."""
+    """What tokenizer and image processor return: keys that are attributes too."""
 
     def __getattr__(self, name: str) -> Any:
         try:
@@ -163,6 +163,9 @@ class CLIPTokenizer:
             max_length: `model_max_length` by default.
             add_special_tokens: put each text between the start and the end token.
             return_tensors: "pt" for int64 tensors (texts, ids).
+
+        Returns:
+            `input_ids`, and `attention_mask`: 1 on tokens, 0 on padding.
 
         Raises:
             ValueError: texts of different lengths cannot become one tensor.
