@@ -1,35 +1,28 @@
-"""KerasCV's Stable Diffusion components with random weights, full-size or narrow. Runs on Keras 2.15 and on Keras 3.
+"""Random weights for KerasCV's Stable Diffusion components, and what they are. Runs on Keras 2.15 and on Keras 3.
 
-The models are made by KerasCV's own constructors. For narrow ones, `narrow` lends those constructors layer classes that
-divide the widths: a small model then has the real one's layers, names and creation order by construction.
+The models, full-size or narrow, are those that `weightport parity` builds (weightport/runners/kerascv_build.py).
 """
 
 import contextlib
 import importlib.metadata
 import math
-import os
-import re
+import sys
 import zlib
-from collections import Counter
 from collections.abc import Iterator
-from unittest import mock
+from pathlib import Path
 
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")  # or TensorFlow announces it, log level or not
-os.environ.pop("KERAS_BACKEND", None)  # keras-cv 0.6 would take it as a wish for keras-core
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "weightport" / "runners"))
 
+import kerascv_build
 import numpy as np
 import tensorflow as tf
-from keras_cv.src.backend import keras
-from keras_cv.src.models.stable_diffusion import decoder, diffusion_model, image_encoder, text_encoder
+from kerascv_build import LENGTH, VOCAB, diffusion_model, keras, text_encoder
 from keras_cv.src.models.stable_diffusion.stable_diffusion import StableDiffusionBase
 
 COMPONENTS = ("text_encoder", "unet", "decoder", "image_encoder")
 KERAS_VERSION = importlib.metadata.version("keras")
 KERAS_3 = KERAS_VERSION.startswith("3.")
 IMAGE_SIZE = 128  # pixels; convolutions fix no size, and this one keeps reference runs short
-LENGTH = 77
-VOCAB = 49408
 START, END = VOCAB - 2, VOCAB - 1
 
 # Full width -> narrow width. Widths differ where the real ones do, so that the same blocks have residual projections.
@@ -42,116 +35,24 @@ CONTEXT_WIDTHS = {768: 128, 1024: 128}
 SLOTS = {"kernel": "weight", "gamma": "weight", "embeddings": "weight", "bias": "bias", "beta": "bias"}
 
 
-class _Overlay:
-    """A module seen with some of its attributes replaced."""
-
-    def __init__(self, module, **replaced):
-        self._module = module
-        self.__dict__.update(replaced)
-
-    def __getattr__(self, name):
-        return getattr(self._module, name)
-
-
-def _scaled(layer, widths):
-    """A layer class whose first argument, the width, is looked up in `widths`."""
-    return lambda width, *args, **kwargs: layer(widths.get(width, width), *args, **kwargs)
-
-
-def _narrow_unet(version):
-    widths, layers = UNET_WIDTHS[version], keras.layers
-    sizes = {320: widths[320], **CONTEXT_WIDTHS}
-
-    def spatial_transformer(heads, head_size, fully_connected):
-        width = widths[heads * head_size]
-        heads = width // head_size if fully_connected else heads
-        return spatial(heads, width // heads, fully_connected=fully_connected)
-
-    spatial = diffusion_model.SpatialTransformer
-    narrow_layers = _Overlay(
-        layers,
-        Input=lambda shape, **kwargs: layers.Input([sizes.get(n, n) for n in shape], **kwargs),
-        Dense=_scaled(layers.Dense, {1280: 4 * widths[320]}),
-    )
-    return {
-        "keras": _Overlay(keras, layers=narrow_layers),
-        "SpatialTransformer": spatial_transformer,
-        **{name: _scaled(getattr(diffusion_model, name), widths) for name in ("PaddedConv2D", "ResBlock", "Upsample")},
-    }
-
-
-def _narrow_text_encoder():
-    embedding, layer = text_encoder.CLIPEmbedding, text_encoder.CLIPEncoderLayer
-    return {
-        "CLIPEmbedding": lambda vocab, width, length: embedding(vocab, CONTEXT_WIDTHS[width], length),
-        "CLIPEncoderLayer": lambda width, heads, activation: layer(
-            CONTEXT_WIDTHS[width], CONTEXT_WIDTHS[width] * heads // width, activation=activation
-        ),
-    }
-
-
 @contextlib.contextmanager
 def narrow(version: str, enabled: bool = True) -> Iterator[None]:
     """While this context lasts, KerasCV's constructors build narrow models (full ones if not `enabled`)."""
     if not enabled:
         yield
         return
-    with contextlib.ExitStack() as stack:
-        stack.enter_context(mock.patch.multiple(diffusion_model, **_narrow_unet(version)))
-        stack.enter_context(mock.patch.multiple(text_encoder, **_narrow_text_encoder()))
-        for module in (decoder, image_encoder):
-            names = ("PaddedConv2D", "ResnetBlock", "AttentionBlock")
-            stack.enter_context(
-                mock.patch.multiple(module, **{name: _scaled(getattr(module, name), VAE_WIDTHS) for name in names})
-            )
+    with kerascv_build.narrow(UNET_WIDTHS[version], VAE_WIDTHS, CONTEXT_WIDTHS):
         yield
 
 
 def build(component: str, version: str, vocab: int = VOCAB) -> keras.Model:
     """One component as KerasCV constructs it, with Keras's initial weights; nothing is downloaded."""
-    second = version == "v2"
-    if component == "text_encoder":
-        kind = text_encoder.TextEncoderV2 if second else text_encoder.TextEncoder
-        return kind(LENGTH, vocab_size=vocab, download_weights=False)
-    if component == "unet":
-        kind = diffusion_model.DiffusionModelV2 if second else diffusion_model.DiffusionModel
-        return kind(IMAGE_SIZE, IMAGE_SIZE, LENGTH, download_weights=False)
-    if component == "decoder":
-        return decoder.Decoder(IMAGE_SIZE, IMAGE_SIZE, download_weights=False)
-    return image_encoder.ImageEncoder(download_weights=False)
-
-
-def _class(layer):
-    name = type(layer).__name__
-    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", name).lower().replace("2_d", "2d")
+    return kerascv_build.build(component, version, IMAGE_SIZE, vocab)
 
 
 def leaves(model: keras.Model) -> Iterator[tuple[str, keras.layers.Layer]]:
-    """Every layer that holds weights itself, by structural path: `res_block.3.entry_flow.padded_conv2d.conv2d`.
-
-    A path is the class of a top-level layer (both normalisations are `norm`), its rank among the layers of that class,
-    then attribute names; in a list attribute, the class. No Keras name takes part: those depend on the process.
-    """
-    ranks = Counter()
-    for layer in model.layers:
-        kind = "norm" if _class(layer).endswith("_normalization") else _class(layer)
-        yield from _leaves(layer, f"{kind}.{ranks[kind]}")
-        ranks[kind] += 1
-
-
-def _leaves(layer, path):
-    if any(getattr(layer, slot, None) is not None for slot in SLOTS):
-        yield path, layer
-        return
-    for name, child in vars(layer).items():
-        if name.startswith("_"):
-            continue
-        if isinstance(child, keras.layers.Layer):
-            yield from _leaves(child, f"{path}.{name}")
-        elif isinstance(child, list):
-            for item in child:
-                if isinstance(item, keras.layers.Layer):
-                    yield from _leaves(item, f"{path}.{name}.{_class(item)}")
+    """Every layer that holds weights itself, by structural path: `res_block.3.entry_flow.padded_conv2d.conv2d`."""
+    return ((path, layer) for path, layer in kerascv_build.layers(model) if kerascv_build.holds_weights(layer))
 
 
 def slots(model: keras.Model) -> Iterator[tuple[str, keras.layers.Layer, str]]:

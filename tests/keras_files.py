@@ -16,7 +16,11 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 CACHE = ROOT / ".cache" / "keras"
-SCRIPTS = (ROOT / "scripts" / "make_kerascv.py", ROOT / "scripts" / "kerascv_models.py")
+SCRIPTS = (
+    ROOT / "scripts" / "make_kerascv.py",
+    ROOT / "scripts" / "kerascv_models.py",
+    ROOT / "weightport" / "runners" / "kerascv_build.py",
+)
 ENVIRONMENTS = {"k2": "keras2", "k3": "keras3"}
 
 

@@ -1,0 +1,59 @@
+"""What the runners share: they read a job and write arrays, a line for each check that is done, and a report."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import platform
+import resource
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+import numpy as np
+
+MISSING, REFUSED = 3, 4  # exit statuses: the framework is not installed; it does not take the file
+Arrays = dict[str, np.ndarray[Any, Any]]
+Outputs = Sequence[np.ndarray[Any, Any]]
+
+
+@contextlib.contextmanager
+def needs(package: str) -> Iterator[None]:
+    """End the process in one line if what is imported inside is not installed."""
+    try:
+        yield
+    except ImportError as error:
+        print(f"{package} is not installed for {sys.executable} ({error})", file=sys.stderr)
+        sys.exit(MISSING)
+
+
+def refuse(why: str) -> NoReturn:
+    """End the process: the framework itself does not take what it was given."""
+    print(" ".join(why.split())[:500], file=sys.stderr)
+    sys.exit(REFUSED)
+
+
+def serve(run: Callable[[Mapping[str, Any], Arrays], tuple[Outputs, Arrays]], versions: Mapping[str, str]) -> None:
+    """Do the job that the command line names.
+
+    Args:
+        run: takes a check and its inputs, and returns the outputs and, by module, the activations asked for.
+        versions: of the framework's packages, for the report.
+    """
+    job = json.loads(Path(sys.argv[1]).read_text())
+    seconds = {}
+    for check in job["checks"]:
+        with np.load(check["inputs"]) as arrays:
+            inputs = dict(arrays)
+        begin = time.perf_counter()
+        outputs, layers = run(check, inputs)
+        seconds[check["name"]] = round(time.perf_counter() - begin, 2)
+        np.savez(check["outputs"], **{f"output {i}": array for i, array in enumerate(outputs)})
+        if layers:
+            np.savez(check["layers"], **layers)
+        print(f"done {check['name']}", flush=True)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    report = {"versions": {"python": platform.python_version(), **versions}, "seconds": seconds, "peak_rss": peak}
+    Path(job["report"]).write_text(json.dumps(report))

@@ -1,0 +1,115 @@
+"""Runs the real keras-cv, whose Keras loads the weights from the user's file itself: run_kerascv.py JOB.json"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.metadata
+import sys
+import warnings
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import exchange
+import numpy as np
+
+with exchange.needs("keras-cv"):
+    import kerascv_build
+    import tensorflow as tf
+    from kerascv_build import keras
+    from keras_cv.src.models.stable_diffusion.stable_diffusion import StableDiffusionBase
+
+PACKAGES = ("keras-cv", "keras", "tensorflow", "tensorflow-cpu", "numpy")
+KERAS = f"Keras {importlib.metadata.version('keras')}"
+
+
+def build(check: Mapping[str, Any]) -> Any:
+    """The check's model, at the widths that its config says."""
+    version = {"sd1": "v1", "sd2": "v2"}[check["family"]]
+    with contextlib.ExitStack() as stack:
+        if check["widths"]:
+            widths = {name: {int(full): width for full, width in by.items()} for name, by in check["widths"].items()}
+            stack.enter_context(kerascv_build.narrow(**widths))
+        return kerascv_build.build(check["name"], version, check["image_size"], check["vocab"])
+
+
+def load(model: Any, path: Path) -> Any:
+    """The model with the weights of a file, read by Keras; a SavedModel is what Keras makes of it."""
+    try:
+        if (path / "saved_model.pb").exists():
+            return keras.models.load_model(path, compile=False)
+        prefix = tf.train.latest_checkpoint(str(path)) if path.is_dir() else None
+        model.load_weights(prefix or str(path))
+    except Exception as error:
+        exchange.refuse(f"{path}: {KERAS} cannot load it ({error})")
+    return model
+
+
+@contextlib.contextmanager
+def recorded(model: Any, watch: Mapping[str, str]) -> Iterator[dict[str, Any]]:
+    """What the layers of a model return while it is called, under the names that `watch` gives their paths."""
+    found: dict[str, Any] = {}
+    watched = [(watch[path], layer) for path, layer in kerascv_build.layers(model) if path in watch]
+
+    def spy(name: str, call: Any) -> Any:
+        @tf.autograph.experimental.do_not_convert
+        def spying(*args: Any, **kwargs: Any) -> Any:
+            found[name] = call(*args, **kwargs)
+            return found[name]
+
+        return spying
+
+    for name, layer in watched:
+        layer.call = spy(name, layer.call)
+    try:
+        yield found
+    finally:
+        for _, layer in watched:
+            del layer.call
+
+
+def channels_first(array: Any) -> np.ndarray[Any, Any]:
+    """Keras's images (b, h, w, c) as (b, c, h, w); anything else as it is."""
+    array = np.asarray(array)
+    return array.transpose(0, 3, 1, 2) if array.ndim == 4 else array
+
+
+def arguments(check: Mapping[str, Any], inputs: exchange.Arrays, dtype: str) -> list[Any]:
+    """The inputs in Keras's order, layout and dtype."""
+    if check["name"] == "text_encoder":
+        tokens = inputs["tokens"].astype("i4")
+        return [tokens, np.broadcast_to(np.arange(tokens.shape[1], dtype="i4"), tokens.shape)]
+    images = {name: array.transpose(0, 2, 3, 1) for name, array in inputs.items() if array.ndim == 4}
+    if check["name"] != "unet":
+        return [array.astype(dtype) for array in images.values()]
+    features = inputs.get("features")
+    if features is None:
+        embed, dim = StableDiffusionBase._get_timestep_embedding, check["features"]
+        features = np.concatenate([np.asarray(embed(None, int(t), 1, dim=dim)) for t in inputs["timestep"]])
+    return [array.astype(dtype) for array in (images["sample"], features, inputs["context"])]
+
+
+def run(check: Mapping[str, Any], inputs: exchange.Arrays) -> tuple[exchange.Outputs, exchange.Arrays]:
+    """Under XLA, as KerasCV compiles its models: TensorFlow's own GroupNormalization loses ten times as much."""
+    keras.backend.clear_session()
+    policy = getattr(keras, "mixed_precision", keras).set_global_policy
+    policy(check["dtype"])
+    model = load(build(check), Path(check["source"]))
+    given = [tf.constant(array) for array in arguments(check, inputs, check["dtype"])]
+
+    @tf.function(jit_compile=check["dtype"] == "float32")
+    def call(*args: Any) -> Any:
+        with recorded(model, check["watch"]) as found:
+            output = model(list(args) if len(args) > 1 else args[0], training=False)
+        return output, found
+
+    output, found = call(*given)
+    return [channels_first(output)], {name: channels_first(array) for name, array in found.items()}
+
+
+if __name__ == "__main__":
+    warnings.simplefilter("ignore")
+    tf.get_logger().setLevel("ERROR")
+    installed = {d.metadata["Name"].lower() for d in importlib.metadata.distributions()}
+    exchange.serve(run, {name: importlib.metadata.version(name) for name in PACKAGES if name in installed})
+    sys.stdout.flush()

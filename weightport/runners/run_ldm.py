@@ -1,0 +1,169 @@
+"""Runs the models inside an original checkpoint of SD 1.x or 2.x as their first authors do: run_ldm.py JOB.json
+
+UNet and VAE are the real `ldm` modules, in the copy that `stable-diffusion-sdkit` on PyPI carries. The text encoder is
+that of transformers in SD 1.x, as CompVis used it, and open_clip's in SD 2.x.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import exchange
+
+with exchange.needs("stable-diffusion-sdkit (ldm)"):
+    import torch
+    import torch_models
+    from ldm.modules.diffusionmodules.model import Decoder, Encoder
+    from ldm.modules.diffusionmodules.openaimodel import UNetModel
+    from safetensors.torch import load_file
+    from torch import Tensor, nn
+
+PACKAGES = ("stable-diffusion-sdkit", "torch", "transformers", "open_clip_torch", "numpy")
+
+
+def unet(config: Mapping[str, Any]) -> nn.Module:
+    """The UNet of CompVis's v1-inference.yaml and Stability-AI's v2-inference.yaml, at the widths of a config."""
+    widths, heads = config["block_out_channels"], config["attention_head_dim"]
+    attention = {"num_heads": heads} if isinstance(heads, int) else {"num_head_channels": widths[0] // heads[0]}
+    model: nn.Module = UNetModel(
+        image_size=32,  # not used
+        in_channels=config["in_channels"],
+        out_channels=config["out_channels"],
+        model_channels=widths[0],
+        channel_mult=[width // widths[0] for width in widths],
+        num_res_blocks=config["layers_per_block"],
+        attention_resolutions=[4, 2, 1],
+        use_spatial_transformer=True,
+        context_dim=config["cross_attention_dim"],
+        use_linear_in_transformer=config.get("use_linear_projection", False),
+        legacy=False,
+        **attention,
+    )
+    return model
+
+
+class Autoencoder(nn.Module):
+    """`AutoencoderKL` of ldm, less PyTorch Lightning and the training loss."""
+
+    def __init__(self, widths: Sequence[int]) -> None:
+        super().__init__()
+        sizes: dict[str, Any] = {
+            "ch": widths[0],
+            "ch_mult": [width // widths[0] for width in widths],
+            "num_res_blocks": 2,
+            "attn_resolutions": [],
+            "in_channels": 3,
+            "out_ch": 3,
+            "resolution": 256,
+            "z_channels": 4,
+        }
+        self.encoder, self.decoder = Encoder(double_z=True, **sizes), Decoder(**sizes)
+        self.quant_conv, self.post_quant_conv = nn.Conv2d(8, 8, 1), nn.Conv2d(4, 4, 1)
+
+    def encode(self, image: Tensor) -> Tensor:
+        """Image (b, 3, h, w) -> mean and log variance (b, 8, h/8, w/8)."""
+        moments: Tensor = self.quant_conv(self.encoder(image))
+        return moments
+
+    def decode(self, latent: Tensor) -> Tensor:
+        """Latent (b, 4, h, w), not scaled -> image (b, 3, 8h, 8w)."""
+        image: Tensor = self.decoder(self.post_quant_conv(latent))
+        return image
+
+
+def clip(config: Mapping[str, Any]) -> nn.Module:
+    """The text encoder of SD 1.x, `FrozenCLIPEmbedder`."""
+    with exchange.needs("transformers"):
+        from transformers import CLIPTextConfig, CLIPTextModel
+    model: nn.Module = CLIPTextModel(CLIPTextConfig(**config))
+    return model
+
+
+class OpenCLIP(nn.Module):
+    """The text encoder of SD 2.x, `FrozenOpenCLIPEmbedder` with layer="penultimate", around open_clip's own tower."""
+
+    def __init__(self, config: Mapping[str, Any]) -> None:
+        super().__init__()
+        with exchange.needs("open_clip_torch"):
+            from open_clip.transformer import TextTransformer
+        layers = config["num_hidden_layers"] + 1  # the last one is not used, and not in a repo
+        sizes = {"context_length": 77, "vocab_size": config["vocab_size"], "width": config["hidden_size"]}
+        self.text = TextTransformer(**sizes, heads=config["num_attention_heads"], layers=layers)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Tokens (b, 77) -> the last layer but one, after the final norm."""
+        x = self.text.token_embedding(tokens) + self.text.positional_embedding
+        for layer in self.text.transformer.resblocks[:-1]:
+            x = layer(x, attn_mask=self.text.attn_mask)
+        normed: Tensor = self.text.ln_final(x)
+        return normed
+
+
+def build(check: Mapping[str, Any]) -> nn.Module:
+    """The check's model, at the widths that its config says."""
+    config = check["config"]
+    if check["component"] == "unet":
+        return unet(config)
+    if check["component"] == "vae":
+        return Autoencoder(config["block_out_channels"])
+    return clip(config) if check["family"] == "sd1" else OpenCLIP(config)
+
+
+def state_dict(file: Path, prefix: str) -> dict[str, Tensor]:
+    """The tensors below a prefix, without it; all of them if none has it. Pickles may hold tensors only."""
+    try:
+        if file.suffix == ".safetensors":
+            state = load_file(file)
+        else:
+            state = torch.load(file, map_location="cpu", weights_only=True)
+    except Exception as error:
+        exchange.refuse(f"{file}: torch cannot load it ({error})")
+    state = state.get("state_dict", state)
+    below = {key.removeprefix(prefix): tensor for key, tensor in state.items() if key.startswith(prefix)}
+    return below or state
+
+
+def load(model: nn.Module, state: Mapping[str, Tensor]) -> None:
+    """Load strictly; `text_model.` is a matter of the version of transformers, buffers that models make themselves too."""
+    wanted = model.state_dict()
+    lacks_level = not any(key.startswith("text_model.") for key in wanted)
+    named = {key.removeprefix("text_model.") if lacks_level else key: tensor for key, tensor in state.items()}
+    named = {key: tensor.float() for key, tensor in named.items() if not key.endswith(("position_ids", "attn_mask"))}
+    model.load_state_dict(named, strict=True)
+
+
+def run(check: Mapping[str, Any], inputs: exchange.Arrays) -> tuple[exchange.Outputs, exchange.Arrays]:
+    """One model on the inputs of a check, in scaled latents."""
+    model = build(check)
+    inner: Any = model.text if isinstance(model, OpenCLIP) else model
+    try:
+        load(inner, state_dict(Path(check["source"]), check["prefix"]))
+    except RuntimeError as error:
+        exchange.refuse(f"{check['source']}: the real modules do not take it ({error})")
+    model.to(getattr(torch, check["dtype"])).eval()
+    x = torch_models.tensors(inputs, check["dtype"])
+    with torch_models.recorded(inner, check["watch"]) as found, torch.no_grad():
+        outputs = call(check, model, x)
+    return [torch_models.numpy(output) for output in outputs], found
+
+
+def call(check: Mapping[str, Any], model: Any, x: Mapping[str, Tensor]) -> list[Tensor]:
+    """The outputs of a check."""
+    if check["name"] == "unet":
+        torch_models.give_features(model.time_embed, x)
+        return [model(x["sample"], x["timestep"], x["context"])]
+    if check["name"] == "decoder":
+        return [model.decode(x["latent"] / check["config"]["scaling_factor"])]
+    if check["name"] == "image_encoder":
+        mean, logvar = model.encode(x["image"]).chunk(2, dim=1)
+        return [mean * check["config"]["scaling_factor"], logvar.clamp(-30, 20)]
+    output = model(x["tokens"])
+    return [output if isinstance(output, Tensor) else output.last_hidden_state]
+
+
+if __name__ == "__main__":
+    installed = {d.metadata["Name"].lower() for d in importlib.metadata.distributions()}
+    exchange.serve(run, {name: importlib.metadata.version(name) for name in PACKAGES if name in installed})

@@ -1,0 +1,86 @@
+"""What the runners on PyTorch share: inputs in, hooks on modules, and the call of models that have diffusers' names."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import exchange
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+
+def tensors(inputs: exchange.Arrays, dtype: str) -> dict[str, Tensor]:
+    """The inputs of a check; floating-point ones in `dtype`."""
+    given = {name: torch.from_numpy(array) for name, array in inputs.items()}
+    return {name: x.to(getattr(torch, dtype)) if x.is_floating_point() else x for name, x in given.items()}
+
+
+@contextlib.contextmanager
+def recorded(model: nn.Module, watch: Mapping[str, str]) -> Iterator[exchange.Arrays]:
+    """What modules return while the model is called, under the names that `watch` gives their paths."""
+    found: exchange.Arrays = {}
+    modules = dict(model.named_modules())
+
+    def spy(name: str) -> Any:
+        def hook(module: nn.Module, arguments: Any, output: Any) -> None:
+            found[name] = numpy(output if isinstance(output, Tensor) else output[0]).copy()
+
+        return hook
+
+    handles = []
+    for path, name in watch.items():
+        module = modules.get(path, modules.get(path.removeprefix("text_model.")))  # transformers 5 has no such level
+        if module is not None:
+            handles.append(module.register_forward_hook(spy(name)))
+    try:
+        yield found
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def give_features(time_embedding: nn.Module, inputs: Mapping[str, Tensor]) -> None:
+    """Replace the sinusoidal features that enter `time_embedding` by those of the inputs, if they have any."""
+    features = inputs.get("features")
+    if features is not None:
+        time_embedding.register_forward_pre_hook(lambda module, arguments: (features, *arguments[1:]))
+
+
+def numpy(tensor: Tensor) -> np.ndarray[Any, Any]:
+    """The tensor as an array."""
+    array: np.ndarray[Any, Any] = tensor.detach().numpy()
+    return array
+
+
+@torch.no_grad()
+def call(name: str, model: Any, x: Mapping[str, Tensor]) -> exchange.Outputs:
+    """The outputs of a check, from a model called as in diffusers and transformers. Latents are scaled."""
+    match name:
+        case "decoder":
+            return [numpy(model.decode(x["latent"] / model.config.scaling_factor).sample)]
+        case "image_encoder":
+            latents = model.encode(x["image"]).latent_dist
+            return [numpy(latents.mean * model.config.scaling_factor), numpy(latents.logvar)]
+        case "unet" | "controlnet":
+            give_features(model.time_embedding, x)
+            options: dict[str, Any] = {"class_labels": x["class_labels"]} if "class_labels" in x else {}
+            if "text_embeds" in x:
+                options["added_cond_kwargs"] = {key: x[key] for key in ("text_embeds", "time_ids")}
+            if name == "unet":
+                return [numpy(model(x["sample"], x["timestep"], x["context"], **options).sample)]
+            output = model(x["sample"], x["timestep"], x["context"], controlnet_cond=x["image"], **options)
+            return [*map(numpy, output.down_block_res_samples), numpy(output.mid_block_res_sample)]
+    output = model(x["tokens"])
+    pooled = [numpy(output.text_embeds)] if hasattr(output, "text_embeds") else []
+    return [numpy(output.last_hidden_state), *pooled]
+
+
+def run(check: Mapping[str, Any], model: Any, inputs: exchange.Arrays) -> tuple[exchange.Outputs, exchange.Arrays]:
+    """The outputs of a check and the activations it asks for."""
+    model = model.to(getattr(torch, check["dtype"])).eval()
+    with recorded(model, check["watch"]) as found:
+        outputs = call(check["name"], model, tensors(inputs, check["dtype"]))
+    return outputs, found
