@@ -1,6 +1,6 @@
 """Writes one component as a Keras file that keras-cv loads: `.weights.h5` (Keras 2.15 and 3), or legacy `.h5`.
 
-Needs h5py, the only place that does (extra `[keras]`).
+Needs h5py, the only place that does (extra `[h5]`).
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def write_keras(path: Path, part: str, tensors: Mapping[str, Compute], progress:
     try:
         import h5py
     except ImportError:
-        raise ConversionError('writing Keras files needs h5py; run `pip install "weightport[keras]"`') from None
+        raise ConversionError('writing Keras files needs h5py; run `pip install "weightport[h5]"`') from None
     layers = model_layers(part, tensors)
     write = _write_by_attribute if path.name.endswith(".weights.h5") else _write_legacy
     with _OutputFile(path, "x+") as output:

@@ -16,8 +16,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "weightport" / "
 import kerascv_build
 import numpy as np
 import tensorflow as tf
-from kerascv_build import LENGTH, VOCAB, diffusion_model, keras, text_encoder
 from keras_cv.src.models.stable_diffusion.stable_diffusion import StableDiffusionBase
+from kerascv_build import LENGTH, VOCAB, keras
 
 COMPONENTS = ("text_encoder", "unet", "decoder", "image_encoder")
 KERAS_VERSION = importlib.metadata.version("keras")

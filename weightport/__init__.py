@@ -14,9 +14,19 @@ from typing import TYPE_CHECKING, Any
 from .runtime.registry import PUBLIC as _RUNTIME
 
 if TYPE_CHECKING:
-    from .api import Comparison, Conversion, ConversionError, Inspection, convert, diff, inspect
+    from .api import Comparison, Conversion, ConversionError, Inspection, Parity, convert, diff, inspect, parity
 
-__all__ = ["Comparison", "Conversion", "ConversionError", "Inspection", "convert", "diff", "inspect"]
+__all__ = [
+    "Comparison",
+    "Conversion",
+    "ConversionError",
+    "Inspection",
+    "Parity",
+    "convert",
+    "diff",
+    "inspect",
+    "parity",
+]
 __all__ += [*_RUNTIME]
 
 

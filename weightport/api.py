@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -16,8 +17,12 @@ from .converters.errors import ConversionError
 from .converters.inspection import Inspection
 from .converters.inspection import inspect as _inspect
 from .converters.repo import Style
+from .parity_run import Parity
+from .parity_run import parity as _parity
 
-__all__ = ["Comparison", "Conversion", "ConversionError", "Inspection", "convert", "diff", "inspect"]
+__all__ = [
+    "Comparison", "Conversion", "ConversionError", "Inspection", "Parity", "convert", "diff", "inspect", "parity",
+]  # fmt: skip
 
 StrPath = str | os.PathLike[str]
 DTYPES = {"keep": "keep", "float32": "F32", "float16": "F16", "bfloat16": "BF16"}
@@ -155,6 +160,53 @@ def diff(
     """
     settings = Settings(family=family, ema=ema)
     return _compare(Path(a), Path(b), settings, _runtime_state_dict, progress or (lambda done, total: None))
+
+
+def parity(
+    repo: StrPath,
+    sources: StrPath | Sequence[StrPath] = (),
+    *,
+    component: str | None = None,
+    source_python: StrPath = sys.executable,
+    layers: bool = False,
+    dtype: Literal["float32", "float64"] = "float32",
+    image_size: int = 128,
+    report: StrPath | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Parity:
+    """Run a converted repo and the framework that its weights came from on the same inputs, and compare.
+
+    Args:
+        repo: a diffusers repo, or the folder of a ControlNet.
+        sources: what it was converted from. Keras files are run by keras-cv, original checkpoints of SD 1.x and 2.x by
+            the `ldm` modules, others by diffusers' single-file loading. Without any, diffusers runs the repo itself.
+        component: compare this one only: `unet`, `text_encoder`, `vae`, `decoder`, ...
+        source_python: the interpreter that has the source framework; by default this one.
+        layers: record the error after every module, not only where a check fails.
+        dtype: what both sides compute in.
+        image_size: in pixels.
+        report: a folder that receives `parity.html` and `parity.json`.
+        progress: called with (checks just done, checks in all).
+
+    Raises:
+        ConversionError: in one line, what is wrong and what to do; outputs that differ are an answer, not an error.
+    """
+    found = _parity(
+        Path(repo),
+        [Path(path) for path in ([sources] if isinstance(sources, str | os.PathLike) else sources)],
+        _runtime_state_dict,
+        progress or (lambda done, total: None),
+        component=component,
+        source_python=os.fspath(source_python),
+        layers=layers,
+        dtype=dtype,
+        latent_side=image_size // 8,
+    )
+    if report is not None:
+        from .parity_report import write_report
+
+        write_report(found, Path(report))
+    return found
 
 
 def _runtime_state_dict(class_name: str, config: Mapping[str, Any]) -> Mapping[str, tuple[int, ...]]:

@@ -1,4 +1,4 @@
-"""Random inputs for one model, as both frameworks are given them: images (b, c, h, w), latents as the UNet sees them."""
+"""Random inputs for one model, as both frameworks are given them: images (b, c, h, w), latents scaled."""
 
 from __future__ import annotations
 

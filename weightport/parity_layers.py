@@ -7,8 +7,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
 
-import numpy as np
-
 from .mappings.table import Link
 from .parity_measure import Array, measure
 
@@ -84,11 +82,12 @@ def compare_layers(ours: Mapping[str, Array], theirs: Mapping[str, Array]) -> li
 
 
 def _like(theirs: Array, ours: Array) -> Array:
-    """Pixels (b, c, h, w) as a sequence (b, n, c), or back, where the two sides differ in that."""
+    """Pixels (b, c, h, w) as a sequence (b, n, c), or back from that or (b, c, n), where the sides differ in it."""
     if theirs.ndim == 4 and ours.ndim == 3:
         return theirs.reshape(*theirs.shape[:2], -1).swapaxes(1, 2)
     if theirs.ndim == 3 and ours.ndim == 4:
-        return np.ascontiguousarray(theirs.swapaxes(1, 2)).reshape(ours.shape)
+        channels_first = theirs.shape[1] == ours.shape[1]
+        return (theirs if channels_first else theirs.swapaxes(1, 2)).reshape(ours.shape)
     return theirs
 
 

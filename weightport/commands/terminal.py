@@ -9,18 +9,18 @@ from typing import Any
 
 
 @contextlib.contextmanager
-def progress_bar(quiet: bool) -> Iterator[Any]:
-    """A bar on a terminal, nothing in a pipe; the callback takes (bytes just written, bytes in all)."""
+def progress_bar(quiet: bool, unit: str = "B") -> Iterator[Any]:
+    """A bar on a terminal, nothing in a pipe; the callback takes (units just done, units in all)."""
     if quiet or not sys.stderr.isatty():
         yield None
         return
     from tqdm import tqdm
 
-    with tqdm(unit="B", unit_scale=True, leave=False, delay=0.5) as bar:
+    with tqdm(unit=unit, unit_scale=unit == "B", leave=False, delay=0.5) as bar:
 
-        def step(nbytes: int, total: int) -> None:
+        def step(done: int, total: int) -> None:
             bar.total = total
-            bar.update(nbytes)
+            bar.update(done)
 
         yield step
 

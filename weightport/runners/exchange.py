@@ -35,6 +35,11 @@ def refuse(why: str) -> NoReturn:
     sys.exit(REFUSED)
 
 
+def save(path: str, arrays: Arrays) -> None:
+    """Write arrays by name."""
+    np.savez(path, allow_pickle=False, **arrays)
+
+
 def serve(run: Callable[[Mapping[str, Any], Arrays], tuple[Outputs, Arrays]], versions: Mapping[str, str]) -> None:
     """Do the job that the command line names.
 
@@ -50,9 +55,9 @@ def serve(run: Callable[[Mapping[str, Any], Arrays], tuple[Outputs, Arrays]], ve
         begin = time.perf_counter()
         outputs, layers = run(check, inputs)
         seconds[check["name"]] = round(time.perf_counter() - begin, 2)
-        np.savez(check["outputs"], **{f"output {i}": array for i, array in enumerate(outputs)})
+        save(check["outputs"], {f"output {i}": array for i, array in enumerate(outputs)})
         if layers:
-            np.savez(check["layers"], **layers)
+            save(check["layers"], layers)
         print(f"done {check['name']}", flush=True)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
     report = {"versions": {"python": platform.python_version(), **versions}, "seconds": seconds, "peak_rss": peak}

@@ -18,12 +18,23 @@ with exchange.needs("diffusers"):
 PACKAGES = ("diffusers", "transformers", "torch", "numpy")
 
 
+def refuse_controlnet(check: Mapping[str, Any]) -> None:
+    """diffusers leaves two layers of an SDXL ControlNet's file out: what it loads cannot be the measure."""
+    if check["class"] == "ControlNetModel" and check["config"].get("addition_embed_type"):
+        version = importlib.metadata.version("diffusers")
+        exchange.refuse(
+            f"{check['source']}: diffusers {version} leaves `label_emb` out when it loads an SDXL ControlNet from a "
+            "file; compare with --against diffusers"
+        )
+
+
 def load(check: Mapping[str, Any]) -> Any:
     """The check's model: from a file by `from_single_file`, with the config of the repo; from a repo strictly."""
     kind = getattr(diffusers, check["class"], None) or getattr(transformers, check["class"])
     repo, folder, source = check["repo"], check["subfolder"], check["source"]
     try:
         if not Path(source).is_dir():
+            refuse_controlnet(check)
             if check["class"].startswith("CLIP"):
                 state = load_single_file_checkpoint(source)
                 return create_diffusers_clip_model_from_ldm(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import importlib.metadata
-import sys
 import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -16,10 +15,10 @@ import numpy as np
 with exchange.needs("keras-cv"):
     import kerascv_build
     import tensorflow as tf
-    from kerascv_build import keras
     from keras_cv.src.models.stable_diffusion.stable_diffusion import StableDiffusionBase
+    from kerascv_build import keras
 
-PACKAGES = ("keras-cv", "keras", "tensorflow", "tensorflow-cpu", "numpy")
+PACKAGES = ("keras-cv", "keras", "numpy")
 KERAS = f"Keras {importlib.metadata.version('keras')}"
 
 
@@ -52,12 +51,11 @@ def recorded(model: Any, watch: Mapping[str, str]) -> Iterator[dict[str, Any]]:
     watched = [(watch[path], layer) for path, layer in kerascv_build.layers(model) if path in watch]
 
     def spy(name: str, call: Any) -> Any:
-        @tf.autograph.experimental.do_not_convert
         def spying(*args: Any, **kwargs: Any) -> Any:
             found[name] = call(*args, **kwargs)
             return found[name]
 
-        return spying
+        return tf.autograph.experimental.do_not_convert(spying)
 
     for name, layer in watched:
         layer.call = spy(name, layer.call)
@@ -70,8 +68,8 @@ def recorded(model: Any, watch: Mapping[str, str]) -> Iterator[dict[str, Any]]:
 
 def channels_first(array: Any) -> np.ndarray[Any, Any]:
     """Keras's images (b, h, w, c) as (b, c, h, w); anything else as it is."""
-    array = np.asarray(array)
-    return array.transpose(0, 3, 1, 2) if array.ndim == 4 else array
+    found: np.ndarray[Any, Any] = np.asarray(array)
+    return found.transpose(0, 3, 1, 2) if found.ndim == 4 else found
 
 
 def arguments(check: Mapping[str, Any], inputs: exchange.Arrays, dtype: str) -> list[Any]:
@@ -97,19 +95,17 @@ def run(check: Mapping[str, Any], inputs: exchange.Arrays) -> tuple[exchange.Out
     model = load(build(check), Path(check["source"]))
     given = [tf.constant(array) for array in arguments(check, inputs, check["dtype"])]
 
-    @tf.function(jit_compile=check["dtype"] == "float32")
     def call(*args: Any) -> Any:
         with recorded(model, check["watch"]) as found:
             output = model(list(args) if len(args) > 1 else args[0], training=False)
         return output, found
 
-    output, found = call(*given)
+    output, found = tf.function(call, jit_compile=check["dtype"] == "float32")(*given)
     return [channels_first(output)], {name: channels_first(array) for name, array in found.items()}
 
 
 if __name__ == "__main__":
     warnings.simplefilter("ignore")
     tf.get_logger().setLevel("ERROR")
-    installed = {d.metadata["Name"].lower() for d in importlib.metadata.distributions()}
-    exchange.serve(run, {name: importlib.metadata.version(name) for name in PACKAGES if name in installed})
-    sys.stdout.flush()
+    versions = {name: importlib.metadata.version(name) for name in PACKAGES}
+    exchange.serve(run, {**versions, "tensorflow": tf.__version__})

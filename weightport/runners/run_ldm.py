@@ -1,13 +1,14 @@
 """Runs the models inside an original checkpoint of SD 1.x or 2.x as their first authors do: run_ldm.py JOB.json
 
-UNet and VAE are the real `ldm` modules, in the copy that `stable-diffusion-sdkit` on PyPI carries. The text encoder is
-that of transformers in SD 1.x, as CompVis used it, and open_clip's in SD 2.x.
+UNet and VAE are the real `ldm` modules, in the copy that `stable-diffusion-sdkit` on PyPI carries. The text encoder of
+SD 1.x is that of transformers, as CompVis used it.
 """
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +22,17 @@ with exchange.needs("stable-diffusion-sdkit (ldm)"):
     from safetensors.torch import load_file
     from torch import Tensor, nn
 
-PACKAGES = ("stable-diffusion-sdkit", "torch", "transformers", "open_clip_torch", "numpy")
+PACKAGES = ("stable-diffusion-sdkit", "torch", "transformers", "numpy")
 
 
 def unet(config: Mapping[str, Any]) -> nn.Module:
     """The UNet of CompVis's v1-inference.yaml and Stability-AI's v2-inference.yaml, at the widths of a config."""
     widths, heads = config["block_out_channels"], config["attention_head_dim"]
-    attention = {"num_heads": heads} if isinstance(heads, int) else {"num_head_channels": widths[0] // heads[0]}
+    attention = {"num_heads": heads}
+    if not isinstance(heads, int):
+        attention = {"num_head_channels": widths[0] // heads[0]}
+        if any(width != count * attention["num_head_channels"] for width, count in zip(widths, heads, strict=True)):
+            exchange.refuse(f"ldm has no UNet with {heads} heads at widths {widths}: its heads are of one width")
     model: nn.Module = UNetModel(
         image_size=32,  # not used
         in_channels=config["in_channels"],
@@ -82,26 +87,6 @@ def clip(config: Mapping[str, Any]) -> nn.Module:
     return model
 
 
-class OpenCLIP(nn.Module):
-    """The text encoder of SD 2.x, `FrozenOpenCLIPEmbedder` with layer="penultimate", around open_clip's own tower."""
-
-    def __init__(self, config: Mapping[str, Any]) -> None:
-        super().__init__()
-        with exchange.needs("open_clip_torch"):
-            from open_clip.transformer import TextTransformer
-        layers = config["num_hidden_layers"] + 1  # the last one is not used, and not in a repo
-        sizes = {"context_length": 77, "vocab_size": config["vocab_size"], "width": config["hidden_size"]}
-        self.text = TextTransformer(**sizes, heads=config["num_attention_heads"], layers=layers)
-
-    def forward(self, tokens: Tensor) -> Tensor:
-        """Tokens (b, 77) -> the last layer but one, after the final norm."""
-        x = self.text.token_embedding(tokens) + self.text.positional_embedding
-        for layer in self.text.transformer.resblocks[:-1]:
-            x = layer(x, attn_mask=self.text.attn_mask)
-        normed: Tensor = self.text.ln_final(x)
-        return normed
-
-
 def build(check: Mapping[str, Any]) -> nn.Module:
     """The check's model, at the widths that its config says."""
     config = check["config"]
@@ -109,11 +94,12 @@ def build(check: Mapping[str, Any]) -> nn.Module:
         return unet(config)
     if check["component"] == "vae":
         return Autoencoder(config["block_out_channels"])
-    return clip(config) if check["family"] == "sd1" else OpenCLIP(config)
+    return clip(config)
 
 
 def state_dict(file: Path, prefix: str) -> dict[str, Tensor]:
     """The tensors below a prefix, without it; all of them if none has it. Pickles may hold tensors only."""
+    state: dict[str, Any]
     try:
         if file.suffix == ".safetensors":
             state = load_file(file)
@@ -127,25 +113,24 @@ def state_dict(file: Path, prefix: str) -> dict[str, Tensor]:
 
 
 def load(model: nn.Module, state: Mapping[str, Tensor]) -> None:
-    """Load strictly; `text_model.` is a matter of the version of transformers, buffers that models make themselves too."""
+    """Load strictly; whether there is a level `text_model.` and which buffers are saved depends on transformers."""
     wanted = model.state_dict()
     lacks_level = not any(key.startswith("text_model.") for key in wanted)
     named = {key.removeprefix("text_model.") if lacks_level else key: tensor for key, tensor in state.items()}
-    named = {key: tensor.float() for key, tensor in named.items() if not key.endswith(("position_ids", "attn_mask"))}
+    named = {key: tensor.float() for key, tensor in named.items() if not key.endswith("position_ids")}
     model.load_state_dict(named, strict=True)
 
 
 def run(check: Mapping[str, Any], inputs: exchange.Arrays) -> tuple[exchange.Outputs, exchange.Arrays]:
     """One model on the inputs of a check, in scaled latents."""
     model = build(check)
-    inner: Any = model.text if isinstance(model, OpenCLIP) else model
     try:
-        load(inner, state_dict(Path(check["source"]), check["prefix"]))
+        load(model, state_dict(Path(check["source"]), check["prefix"]))
     except RuntimeError as error:
         exchange.refuse(f"{check['source']}: the real modules do not take it ({error})")
     model.to(getattr(torch, check["dtype"])).eval()
     x = torch_models.tensors(inputs, check["dtype"])
-    with torch_models.recorded(inner, check["watch"]) as found, torch.no_grad():
+    with torch_models.recorded(model, check["watch"]) as found, torch.no_grad():
         outputs = call(check, model, x)
     return [torch_models.numpy(output) for output in outputs], found
 
@@ -160,10 +145,15 @@ def call(check: Mapping[str, Any], model: Any, x: Mapping[str, Tensor]) -> list[
     if check["name"] == "image_encoder":
         mean, logvar = model.encode(x["image"]).chunk(2, dim=1)
         return [mean * check["config"]["scaling_factor"], logvar.clamp(-30, 20)]
-    output = model(x["tokens"])
-    return [output if isinstance(output, Tensor) else output.last_hidden_state]
+    return [model(x["tokens"]).last_hidden_state]
+
+
+def versions() -> Iterator[tuple[str, str]]:
+    """What is installed of the packages."""
+    for name in PACKAGES:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            yield name, importlib.metadata.version(name)
 
 
 if __name__ == "__main__":
-    installed = {d.metadata["Name"].lower() for d in importlib.metadata.distributions()}
-    exchange.serve(run, {name: importlib.metadata.version(name) for name in PACKAGES if name in installed})
+    exchange.serve(run, dict(versions()))

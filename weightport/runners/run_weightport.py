@@ -3,35 +3,23 @@
 from __future__ import annotations
 
 import importlib.metadata
-import json
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import exchange
 
 with exchange.needs("torch"):
-    import torch
     import torch_models
-    from safetensors.torch import load_file
 
+    from weightport.runtime.layers import apply_semantics
     from weightport.runtime.manifest import MODELS
-
-
-def load(folder: Path, class_name: str, semantics: Any) -> Any:
-    """The model in a folder of a repo, with every key accounted for."""
-    with torch.device("meta"):  # no memory for weights that are replaced at once
-        model: Any = MODELS[class_name](json.loads((folder / "config.json").read_text()), semantics=semantics)
-    weights = {}
-    for file in folder.glob("*.safetensors"):
-        weights |= load_file(file)
-    model.load_state_dict({key: tensor.float() for key, tensor in weights.items()}, strict=True, assign=True)
-    return model
 
 
 def run(check: Mapping[str, Any], inputs: exchange.Arrays) -> tuple[exchange.Outputs, exchange.Arrays]:
     """One model, by the maths that the check names."""
-    model = load(Path(check["folder"]), check["class"], check["semantics"])
+    model: Any = MODELS[check["class"]]
+    model = model.from_pretrained(check["folder"], local_files_only=True)
+    apply_semantics(model, check["semantics"])
     return torch_models.run(check, model, inputs)
 
 

@@ -1,0 +1,61 @@
+"""`weightport parity`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from typing import Any
+
+from .choices import COMPONENTS
+from .terminal import print_lines, progress_bar
+
+
+def add(commands: Any, common: argparse.ArgumentParser) -> None:
+    """Add the parser."""
+    parser = commands.add_parser(
+        "parity",
+        parents=[common],
+        help="run a converted repo and the framework it came from on the same inputs",
+        description="Run a converted repo and the framework that its weights came from on the same inputs, one process "
+        "after the other, and compare weights and outputs. Exit status 1 if a check fails.",
+    )
+    option = parser.add_argument
+    option("repo", metavar="REPO", help="the converted diffusers repo")
+    other = parser.add_mutually_exclusive_group(required=True)
+    other.add_argument("--source", nargs="+", metavar="FILE", default=[], help="the files it was converted from")
+    other.add_argument("--against", choices=["diffusers"], help="compare with diffusers on the same repo")
+    option(
+        "--source-python", metavar="PYTHON", help="the interpreter that has the source framework (default: this one)"
+    )
+    option("--component", choices=COMPONENTS, help="compare only this one")
+    option("--layers", action="store_true", help="record the error after every module, not only where a check fails")
+    option("--dtype", choices=["float32", "float64"], default="float32", help="to compute in (default: float32)")
+    option("--image-size", type=int, default=128, metavar="PIXELS", help="default: 128")
+    option("-o", "--output", metavar="FOLDER", help="receives parity.html and parity.json")
+    option("-q", "--quiet", action="store_true", help="print errors only")
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Run the command; returns the exit status."""
+    from ..api import parity
+    from ..parity_report import describe
+
+    python = {"source_python": arguments.source_python} if arguments.source_python else {}
+    with progress_bar(arguments.quiet, unit=" checks") as progress:
+        found = parity(
+            arguments.repo,
+            arguments.source,
+            component=arguments.component,
+            layers=arguments.layers,
+            dtype=arguments.dtype,
+            image_size=arguments.image_size,
+            report=arguments.output,
+            progress=progress,
+            **python,
+        )
+    if arguments.json:
+        print(json.dumps(found.to_dict(), indent=2))
+    elif not arguments.quiet:
+        print_lines(describe(found))
+    return 0 if found.passed else 1

@@ -1,0 +1,125 @@
+"""Small pieces of self-contained HTML reports: pages, tables, plots as inline SVG, images as data URIs."""
+
+from __future__ import annotations
+
+import base64
+import io
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .converters.errors import ConversionError
+
+COLOURS = ("#2563eb", "#d97706", "#059669", "#be185d", "#7c3aed", "#0891b2")
+STYLE = Path(__file__).with_suffix(".css")
+
+
+@dataclass(frozen=True)
+class Line:
+    """One line of a plot; values that a logarithmic axis cannot show leave a gap."""
+
+    title: str
+    values: Sequence[float]
+
+
+def page(title: str, body: str) -> str:
+    """A whole page, with nothing to fetch."""
+    head = f'<meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>{escape(title)}</title>'
+    head = f"<head>{head}<style>\n{STYLE.read_text()}</style></head>"
+    return f'<!doctype html>\n<html lang="en">{head}<body><main>{body}</main></body></html>\n'
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[str]], numbers: Sequence[int] = ()) -> str:
+    """A table of cells that are HTML; `numbers` are the columns to align to the right."""
+
+    def row(tag: str, cells: Sequence[str]) -> str:
+        kinds = [' class="number"' if i in numbers else "" for i in range(len(cells))]
+        return f"<tr>{''.join(f'<{tag}{kind}>{cell}</{tag}>' for kind, cell in zip(kinds, cells, strict=True))}</tr>"
+
+    body = "".join(row("td", cells) for cells in rows)
+    return f'<div class="scroll"><table><thead>{row("th", head)}</thead><tbody>{body}</tbody></table></div>'
+
+
+def badge(good: bool, words: str) -> str:
+    """A short verdict."""
+    return f'<span class="badge {"good" if good else "bad"}">{escape(words)}</span>'
+
+
+def facts(entries: Mapping[str, Any]) -> str:
+    """Names and values, one a row; values are escaped."""
+    return table(("", ""), [(escape(key), f"<code>{escape(str(value))}</code>") for key, value in entries.items()])
+
+
+def log_plot(
+    lines: Sequence[Line], labels: Sequence[str], limit: float | None = None, marked: int | None = None
+) -> str:
+    """Lines over named steps on a logarithmic axis, as SVG.
+
+    Args:
+        labels: a name for each step; the first and the last are shown.
+        limit: drawn across, such as a tolerance.
+        marked: the step to point at.
+    """
+    figure, axes = _axes()
+    for line, colour in zip(lines, COLOURS, strict=False):
+        values = [value if 0 < value < math.inf else math.nan for value in line.values]
+        axes.plot(values, color=colour, label=line.title, linewidth=1.4, marker="o", markersize=2.6)
+    if limit:
+        axes.axhline(limit, color="#c02626", linewidth=0.9, linestyle=(0, (2, 3)), label=f"tolerance {limit:.0e}")
+    if marked is not None:
+        axes.axvspan(marked - 0.5, marked + 0.5, color="#fdeaea", zorder=0)
+        axes.annotate(labels[marked], (marked, 1), xycoords=("data", "axes fraction"), xytext=(6, -11),
+                      textcoords="offset points", fontsize=8, color="#c02626")  # fmt: skip
+    axes.set_yscale("log")
+    axes.set_xticks([0, len(labels) - 1], [labels[0], labels[-1]])
+    for label, side in zip(axes.get_xticklabels(), ("left", "right"), strict=True):
+        label.set_horizontalalignment(side)
+    axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=4, frameon=False, fontsize=8)
+    return _svg(figure)
+
+
+def _axes() -> tuple[Any, Any]:
+    """An empty figure as wide as the page, in its colours."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise ConversionError('a report needs matplotlib; run `pip install "weightport[report]"`') from None
+    figure = Figure(figsize=(10, 3), layout="constrained")
+    axes = figure.add_subplot()
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.spines[["left", "bottom"]].set_color("#c9d0d8")
+    axes.tick_params(colors="#66707f", labelsize=8, length=3)
+    axes.grid(axis="y", color="#eef1f4", linewidth=0.8)
+    axes.set_axisbelow(True)
+    return figure, axes
+
+
+def _svg(figure: Any) -> str:
+    """The figure as an inline SVG element, text as text, the same bytes for the same figure."""
+    from matplotlib import rc_context
+
+    drawn = io.StringIO()
+    with rc_context({"svg.fonttype": "none", "svg.hashsalt": "weightport", "font.family": "sans-serif"}):
+        figure.savefig(drawn, format="svg", transparent=True, metadata={"Date": None})
+    text = drawn.getvalue()
+    return text[text.index("<svg") :]
+
+
+def figure(image: np.ndarray[Any, Any], caption: str) -> str:
+    """A uint8 image (h, w, 3) with words below."""
+    words = escape(caption)
+    return f'<figure><img alt="{words}" src="{data_uri(image)}"><figcaption>{words}</figcaption></figure>'
+
+
+def data_uri(image: np.ndarray[Any, Any]) -> str:
+    """A uint8 image (h, w, 3) as a PNG inside a URI."""
+    from PIL import Image
+
+    file = io.BytesIO()
+    Image.fromarray(image).save(file, "png", optimize=True)
+    return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
