@@ -173,14 +173,15 @@ class CLIPTextTransformer(nn.Module):
 
 
 class CLIPTextEncoder(Model):
-    """What the two text encoders share."""
+    """What the two text encoders share: the names of keys in files of any age."""
 
     library: ClassVar[str] = "transformers"
 
     @classmethod
     def rename(cls, key: str) -> str | None:
-        """transformers 5 leaves the prefix out; older files hold the numbers of the positions."""
-        key = f"text_model.{key}" if key.startswith(("embeddings.", "encoder.", "final_layer_norm.")) else key
+        """transformers 5 writes no `text_model.`; older files also hold the numbers of the positions."""
+        if key.startswith(("embeddings.", "encoder.", "final_layer_norm.")):
+            key = f"text_model.{key}"
         return None if key == "text_model.embeddings.position_ids" else key
 
 
@@ -199,6 +200,11 @@ class CLIPTextModel(CLIPTextEncoder):
         super().__init__(read_config("CLIPTextModel", config, DEFAULTS, CHOICES, IRRELEVANT))
         self.text_model = CLIPTextTransformer(self.config)
         apply_semantics(self, semantics)
+
+    @classmethod
+    def rename(cls, key: str) -> str | None:
+        """As of both text encoders; a projection is of no use here."""
+        return None if key == "text_projection.weight" else super().rename(key)
 
     def forward(self, input_ids: Tensor) -> CLIPTextOutput:
         """Encode token ids (b, n)."""

@@ -16,8 +16,13 @@ import re
 from collections.abc import Collection
 from dataclasses import dataclass
 
-STEMS = {"diffusers": ("diffusion_pytorch_model",), "transformers": ("model", "pytorch_model")}
+STEMS = {
+    "diffusers": ("diffusion_pytorch_model",),
+    "transformers": ("model", "pytorch_model"),
+    "stable_diffusion": ("model", "pytorch_model"),  # the safety checker
+}
 _FORMATS = ("safetensors", "bin")
+_SHARD = r"-\d{5}-of-\d{5}"
 
 
 @dataclass(frozen=True)
@@ -52,16 +57,31 @@ def find_weights(
     return None
 
 
-def weight_files(names: Collection[str], library: str, variant: str | None) -> list[str]:
-    """Every file of the weights of one variant: single files, indexes and shards, in either format."""
-    part = f".{re.escape(variant)}" if variant else ""
-    kinds = []
-    for suffix in _FORMATS:
-        stem = re.escape(STEMS[library][-1 if suffix == "bin" else 0])
-        shard = r"-\d{5}-of-\d{5}"
-        kinds += [rf"{stem}{part}({shard})?\.{suffix}", rf"{stem}{shard}{part}\.{suffix}"]
-        kinds += [rf"{stem}\.{suffix}\.index{part}\.json", rf"{stem}\.{suffix}{part}\.index\.json"]
-    pattern = re.compile("|".join(kinds))
+def why_no_weights(names: Collection[str], library: str, variant: str | None, use_safetensors: bool | None) -> str:
+    """What to tell when `find_weights` found none."""
+    part = f".{variant}" if variant else ""
+    suffix = "bin" if use_safetensors is False else "safetensors"
+    missing = f"there is no {STEMS[library][-1 if suffix == 'bin' else 0]}{part}.{suffix}"
+    if find_weights(names, library, variant):
+        return f"{missing}; the weights are in the other format, see use_safetensors="
+    variants = find_variants(names, library)
+    return f"{missing}, but there is variant={variants[0] and repr(variants[0])}" if variants else missing
+
+
+def find_variants(names: Collection[str], library: str) -> list[str | None]:
+    """The variants that a folder has, None for the main one."""
+    parts = {part for name in names for part in name.split(".")[1:-1] if not re.search(_SHARD, part)}
+    return [variant for variant in (None, *sorted(parts)) if find_weights(names, library, variant)]
+
+
+def sibling_files(names: Collection[str], library: str, variant: str | None) -> list[str]:
+    """Every file of one variant's weights, in any format and form: what is stale when the variant is written anew."""
+    part = rf"\.{re.escape(variant)}" if variant else ""
+    stem, suffix = f"({'|'.join(STEMS[library])})", "(safetensors|bin)"
+    pattern = re.compile(
+        rf"{stem}{part}({_SHARD})?\.{suffix}|{stem}{_SHARD}{part}\.{suffix}"
+        rf"|{stem}\.{suffix}(\.index{part}|{part}\.index)\.json"
+    )
     return [name for name in names if pattern.fullmatch(name)]
 
 
@@ -76,6 +96,6 @@ def shard_names(index: dict[str, object], where: str) -> list[str]:
         raise ValueError(f"{where}: the index has no `weight_map` of tensor names to file names")
     names = sorted(set(weight_map.values()))
     for name in names:
-        if not name.isprintable() or "/" in name or "\\" in name or name in (".", ".."):
+        if not name or not name.isprintable() or "/" in name or "\\" in name or name in (".", ".."):
             raise ValueError(f"{where}: the shard {name!r} is not a plain file name")
     return names

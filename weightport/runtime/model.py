@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import os
+import re
+import warnings
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, ClassVar, Literal, Self, Unpack
 
 import torch
 from torch import nn
 
 from .config import DIFFUSERS_VERSION, Config
-from .files import STEMS, find_weights, shard_names
+from .files import find_weights, shard_names, sibling_files, why_no_weights
+from .registry import component_class
 from .saving import placed, write_json
-from .source import HubOptions, Source, open_source
-from .weights import Empty, load_weights, write_safetensors
+from .source import HubOptions, LocalFolder, Source, open_source, split_hub_options
+from .weights import Empty, load_weights, write_weights
+
+CONFIG = "config.json"
 
 
 class Model(nn.Module):
@@ -21,11 +27,13 @@ class Model(nn.Module):
 
     Attributes:
         config: the content of `config.json`, complete with defaults.
-        library: `diffusers` or `transformers`, the library whose names the files have.
+        library: `diffusers` or `transformers`, the library whose file names the weights have.
+        name_or_path: where the model was loaded from.
     """
 
     library: ClassVar[str] = "diffusers"
     config: Config
+    name_or_path: str = ""
 
     def __init__(self, config: Mapping[str, Any]) -> None:
         super().__init__()
@@ -61,30 +69,172 @@ class Model(nn.Module):
         dtype: torch.dtype | Literal["auto"] | None = None,
         torch_dtype: torch.dtype | Literal["auto"] | None = None,
         use_safetensors: bool | None = None,
+        device_map: str | torch.device | None = None,
+        disable_mmap: bool = False,
+        low_cpu_mem_usage: bool = True,
+        output_loading_info: bool = False,
         **hub: Unpack[HubOptions],
     ) -> Self:
-        """The model in a folder, in evaluation mode."""
-        source = open_source(name_or_path, subfolder, **hub)
-        weights = find_weights(source.names, cls.library, variant, use_safetensors)
-        if weights is None:
-            raise OSError(f"{source.name}: there are no weights of a {cls.__name__} in it")
-        shards = shard_names(source.json(weights.name), source.name) if weights.sharded else [weights.name]
-        folder = source.fetch(shards)
-        with Empty():
-            model = cls(source.json("config.json"))
-        dtype = dtype or torch_dtype or torch.float32
-        load_weights(model, [folder / name for name in shards], cls.rename, None if dtype == "auto" else dtype)
-        return model.eval()
+        """The model in a folder or on the Hub, in evaluation mode.
 
-    def save_pretrained(self, folder: str | os.PathLike[str], *, variant: str | None = None) -> None:
-        """Write `config.json` and the weights."""
-        with placed(folder) as staging:
-            write_json(staging / "config.json", self._saved_config())
-            part = f".{variant}" if variant else ""
-            write_safetensors(staging / f"{STEMS[self.library][0]}{part}.safetensors", self.state_dict())
+        Args:
+            name_or_path: a local folder, or the id of a repository on the Hub.
+            subfolder: the folder in it.
+            variant: load `*.<variant>.safetensors`; a model alone never falls back to the main weights.
+            dtype: what floating-point weights are cast to, float32 by default; `auto` leaves them as they are.
+            torch_dtype: the older name of `dtype`.
+            use_safetensors: True loads no `.bin`, False nothing else; by default safetensors come first.
+            device_map: the device to load to.
+            disable_mmap: read the files into memory instead of mapping them.
+            low_cpu_mem_usage: of no effect; loading always takes as little memory as it can.
+            output_loading_info: return the model and, as diffusers does, a dict of lists: `missing_keys`,
+                `mismatched_keys` and `error_msgs`, always empty as these raise, and `unexpected_keys`, those that are
+                known to be of no use.
+            hub: see `HubOptions`.
+
+        Raises:
+            OSError: the folder, the repository or a file in it is missing.
+            ValueError: the config asks for something that is not implemented, or the weights do not fit.
+        """
+        source = open_source(name_or_path, subfolder, **hub)
+        target = one_dtype(dtype, torch_dtype)
+        device = one_device(device_map)
+        files = find_files(source, cls.library, variant, use_safetensors)
+        folder = source.fetch([CONFIG, *files] if CONFIG in source.names else files)
+        with Empty():
+            model = cls(source.json(CONFIG))
+        paths = [folder / name for name in files]
+        unused = load_weights(model, paths, cls.rename, target, device, use_mmap=not disable_mmap)
+        model.name_or_path = source.name
+        model.eval()
+        if output_loading_info:
+            info = {"missing_keys": [], "unexpected_keys": unused, "mismatched_keys": [], "error_msgs": []}
+            return model, info  # type: ignore[return-value]
+        return model
+
+    def save_pretrained(
+        self,
+        folder: str | os.PathLike[str],
+        *,
+        safe_serialization: bool = True,
+        variant: str | None = None,
+        max_shard_size: int | str = "10GB",
+    ) -> None:
+        """Write `config.json` and the weights, as diffusers and transformers load them.
+
+        Other files of the folder stay, such as other variants; earlier weights of the same variant are replaced.
+
+        Args:
+            folder: made if it does not exist.
+            safe_serialization: False writes `.bin` in place of safetensors.
+            variant: a part of the names of the weights; the config is the same for all variants.
+            max_shard_size: bytes, or text such as `500MB`; larger weights are split.
+
+        Raises:
+            OSError: the folder cannot be written.
+            ValueError: the variant or the size makes no sense.
+        """
+        if variant is not None and not re.fullmatch(r"[\w-]+", variant):
+            raise ValueError(f"variant = {variant!r} cannot be part of a file name")
+        with placed(folder, self.stale(folder, variant)) as staging:
+            write_json(staging / CONFIG, self._saved_config())
+            write_weights(staging, self.state_dict(), self.library, variant, _size(max_shard_size), safe_serialization)
+
+    @classmethod
+    def stale(cls, folder: str | os.PathLike[str], variant: str | None) -> list[str]:
+        """The files of a folder that weights of this variant take the place of."""
+        return sibling_files(LocalFolder(Path(folder)).names, cls.library, variant)
 
     def _saved_config(self) -> dict[str, Any]:
+        """The config for other readers. No dtype: transformers would impose it on every variant of the weights."""
         config = {key: value for key, value in self.config.items() if not key.startswith("_")}
-        if self.library == "transformers":
-            return config | {"architectures": [type(self).__name__]}
+        if self.library != "diffusers":
+            without_dtype = {key: value for key, value in config.items() if key not in ("dtype", "torch_dtype")}
+            return without_dtype | {"architectures": [type(self).__name__]}
         return config | {"_class_name": type(self).__name__, "_diffusers_version": DIFFUSERS_VERSION}
+
+
+class AutoModel:
+    """Loads a model whose class `config.json` tells."""
+
+    @classmethod
+    def from_pretrained(
+        cls, name_or_path: str | os.PathLike[str] | Source, *, subfolder: str | None = None, **options: Any
+    ) -> Model:
+        """The model in a folder or on the Hub; for the other arguments see `Model.from_pretrained`.
+
+        Raises:
+            ValueError: the config names no class of the runtime.
+        """
+        hub, options = split_hub_options(options)
+        source = open_source(name_or_path, subfolder, **hub)
+        config = source.json(CONFIG)
+        name = config.get("_class_name") or next(iter(config.get("architectures") or ()), None)
+        for library in ("diffusers", "transformers", "stable_diffusion"):
+            kind = component_class(library, name) if isinstance(name, str) else None
+            if kind is not None and issubclass(kind, Model):
+                model: Model = kind.from_pretrained(source, **options)
+                return model
+        raise ValueError(f"{source.name}: its config.json names {name!r}, which is not a model of the runtime")
+
+
+def find_files(source: Source, library: str, variant: str | None, use_safetensors: bool | None) -> list[str]:
+    """The names of the files that hold a model's weights.
+
+    Raises:
+        OSError: there are none, or shards are missing.
+        ValueError: the index of the shards is damaged.
+    """
+    weights = find_weights(source.names, library, variant, use_safetensors)
+    if weights is None:
+        raise OSError(f"{source.name}: {why_no_weights(source.names, library, variant, use_safetensors)}")
+    if not weights.sharded:
+        return [weights.name]
+    shards = shard_names(source.json(weights.name), f"{source.name}/{weights.name}")
+    missing = [name for name in shards if name not in source.names]
+    if missing:
+        raise OSError(f"{source.name}: {weights.name} names {missing[0]}, which is missing; download it again")
+    return shards
+
+
+def one_dtype(dtype: object, torch_dtype: object = None) -> torch.dtype | None:
+    """What a user's `dtype` or `torch_dtype` means: float32 by default; None for `auto`, to leave weights as they are.
+
+    Raises:
+        ValueError: both are given, or weights cannot be of that dtype.
+    """
+    if dtype is not None and torch_dtype is not None:
+        raise ValueError("dtype and torch_dtype are two names of one argument; give one of them")
+    wanted = torch_dtype if dtype is None else dtype
+    if wanted is None or wanted == "auto":
+        return torch.float32 if wanted is None else None
+    if not isinstance(wanted, torch.dtype):
+        warnings.warn(f"dtype = {wanted!r} is not a torch.dtype; float32 is used", stacklevel=3)
+        return torch.float32
+    if not wanted.is_floating_point:
+        raise ValueError(f"dtype = {wanted} is not a floating-point dtype")
+    return wanted
+
+
+def one_device(device_map: object) -> torch.device | None:
+    """The device that a `device_map` means.
+
+    Raises:
+        ValueError: it is not a device; models are not spread over several.
+    """
+    try:
+        return None if device_map is None else torch.device(device_map)  # type: ignore[call-overload]
+    except (RuntimeError, TypeError):
+        raise ValueError(f"device_map = {device_map!r} is not supported; give one device, such as 'cuda'") from None
+
+
+def _size(size: int | str) -> int:
+    """Bytes: a number, or text such as `10GB`, `500MB` or `2GiB`.
+
+    Raises:
+        ValueError: it is not positive, or not a size.
+    """
+    match = re.fullmatch(r"(\d+(?:\.\d+)?) ?([KMGT]?)(i?)B?", str(size), re.IGNORECASE)
+    if match is None or float(match[1]) <= 0:
+        raise ValueError(f"max_shard_size = {size!r} is not a size such as '10GB'")
+    return int(float(match[1]) * (1024 if match[3] else 1000) ** " KMGT".index(match[2].upper() or " "))

@@ -5,33 +5,39 @@ from __future__ import annotations
 import inspect
 import json
 import os
+import warnings
 from collections.abc import Iterable, Mapping
-from typing import Any, ClassVar, Self
+from pathlib import Path
+from typing import Any, ClassVar, Literal, Self
 
 import torch
 from torch import nn
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from .config import DIFFUSERS_VERSION, Config
-from .registry import component_class, public_class
+from .custom_code import copy_code, custom_file, load_class
+from .loading import Request, load_arguments, read_dtypes, read_signature
+from .model import Model, one_device
+from .registry import PIPELINES, public_class
 from .saving import placed, write_json
-from .source import HubOptions, Source, open_source
+from .source import HubOptions, Source, open_source, split_hub_options
 
 INDEX = "model_index.json"
+Dtype = torch.dtype | Literal["auto"] | Mapping[str, Any]
 
 
 class DiffusionPipeline:
     """A pipeline is made of components: models, a scheduler, a tokenizer.
 
     A subclass takes its components as arguments of `__init__`, hands them to `register_modules` and does its work in
-    `__call__`. Each component is an attribute, and a folder of the same name in the repository.
+    `__call__`. Each component is an attribute, and a folder of the same name in the repository. Arguments with a
+    default are options, or components if `_optional_components` names them.
     """
 
     config_name: ClassVar[str] = INDEX
     _optional_components: ClassVar[list[str]] = []
 
-    _components: dict[str, Any]
-    _options: dict[str, Any]
+    name_or_path: str = ""
     _progress_bar_config: Mapping[str, Any] = {}
 
     def register_modules(self, **components: Any) -> None:
@@ -43,31 +49,28 @@ class DiffusionPipeline:
         self.__dict__.setdefault("_options", {}).update(options)
 
     def __getattr__(self, name: str) -> Any:
-        components = self.__dict__.get("_components", {})
-        if name in components:
-            return components[name]
-        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+        try:
+            return self.__dict__["_components"][name]
+        except KeyError:
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}") from None
 
     def __setattr__(self, name: str, value: Any) -> None:
-        if name in self.__dict__.get("_components", {}):
-            self._components[name] = value
+        if name in self.components:
+            self.__dict__["_components"][name] = value
         else:
             super().__setattr__(name, value)
 
     @property
     def components(self) -> dict[str, Any]:
-        """Name -> component, in the order of the constructor; `None` where there is none."""
-        return dict(self._components)
+        """Name -> component, in the order of the constructor; None where there is none."""
+        return dict(self.__dict__.get("_components", {}))
 
     @property
     def config(self) -> Config:
         """What `model_index.json` says of this pipeline: the class of each component, and options."""
-        entries = {name: _entry(component) for name, component in self._components.items()}
-        return Config(
-            {"_class_name": type(self).__name__, "_diffusers_version": DIFFUSERS_VERSION}
-            | entries
-            | self.__dict__.get("_options", {})
-        )
+        entries = {name: _entry(component) for name, component in self.components.items()}
+        head = {"_class_name": type(self).__name__, "_diffusers_version": DIFFUSERS_VERSION}
+        return Config(head | entries | self.__dict__.get("_options", {}))
 
     def __repr__(self) -> str:
         return f"{type(self).__name__} {json.dumps(self.config, indent=2, sort_keys=True)}\n"
@@ -75,7 +78,7 @@ class DiffusionPipeline:
     # --- devices ------------------------------------------------------------------------------------------------------
 
     def _models(self) -> list[nn.Module]:
-        return [component for component in self._components.values() if isinstance(component, nn.Module)]
+        return [component for component in self.components.values() if isinstance(component, nn.Module)]
 
     @property
     def device(self) -> torch.device:
@@ -99,8 +102,7 @@ class DiffusionPipeline:
             ValueError: the arguments are something else.
         """
         given = [*arguments, *(value for value in (device, dtype) if value is not None)]
-        kinds = [isinstance(value, torch.dtype) for value in given]
-        if kinds not in ([], [False], [True], [False, True]):
+        if [isinstance(value, torch.dtype) for value in given] not in ([], [False], [True], [False, True]):
             raise ValueError(f"to() takes a device, a dtype, or a device and a dtype, not {given}")
         for model in self._models():
             model.to(*given)  # type: ignore[call-overload]
@@ -116,48 +118,164 @@ class DiffusionPipeline:
         """Arguments of tqdm for `progress_bar`, such as `disable=True`."""
         self._progress_bar_config = options
 
-    # --- loading and saving -------------------------------------------------------------------------------------------
+    # --- loading ------------------------------------------------------------------------------------------------------
 
     @classmethod
     def from_pretrained(
         cls,
         name_or_path: str | os.PathLike[str] | Source,
         *,
-        dtype: torch.dtype | None = None,
+        dtype: Dtype | None = None,
+        torch_dtype: Dtype | None = None,
+        variant: str | None = None,
+        use_safetensors: bool | None = None,
+        device_map: str | torch.device | None = None,
+        disable_mmap: bool = False,
+        low_cpu_mem_usage: bool = True,
+        custom_pipeline: str | os.PathLike[str] | None = None,
+        custom_revision: str | None = None,
+        trust_remote_code: bool = False,
         **options: Any,
     ) -> Self:
-        """The pipeline in a folder."""
-        hub = {key: options.pop(key) for key in HubOptions.__annotations__ if key in options}
+        """The pipeline in a folder or on the Hub.
+
+        `DiffusionPipeline` itself loads the class that `model_index.json` names; a subclass loads itself, from the
+        repository of any pipeline that has its components.
+
+        Args:
+            name_or_path: a local folder, or the id of a repository on the Hub.
+            dtype: of floating-point weights, float32 by default; `auto` leaves them as they are; a dict gives each
+                component its own, and `default` that of the others.
+            torch_dtype: the older name of `dtype`.
+            variant: load `*.<variant>.safetensors` in the components that have it, the main weights in others.
+            use_safetensors: True loads no `.bin`, False nothing else; by default safetensors come first.
+            device_map: the device to load to.
+            disable_mmap: read the files into memory instead of mapping them.
+            low_cpu_mem_usage: of no effect; loading always takes as little memory as it can.
+            custom_pipeline: the code of another pipeline: a `.py` file, or a folder or repository with `pipeline.py`.
+            custom_revision: the revision of that repository.
+            trust_remote_code: agree to run code that a file or repository brings along.
+            options: components to take instead of those of the repository (which are then not downloaded), None for
+                components to do without; other arguments of the pipeline's constructor; and `HubOptions`.
+
+        Raises:
+            OSError: the folder, the repository or a file in it is missing.
+            ValueError: components are missing or of a wrong kind, or the weights do not fit.
+        """
+        hub, given = split_hub_options(options)
         source = open_source(name_or_path, **hub)
         index = source.json(INDEX)
-        target: Any = public_class(index["_class_name"]) if cls is DiffusionPipeline else cls
-        parameters = inspect.signature(target.__init__).parameters
-        arguments: dict[str, Any] = {}
-        for name in parameters:
-            entry = index.get(name)
-            if name in options:
-                arguments[name] = options.pop(name)
-            elif isinstance(entry, list) and entry != [None, None]:
-                component = component_class(*entry)
-                if component is None:
-                    raise ValueError(f"{source.name}: there is no {entry[1]} in the runtime")
-                extra = {"dtype": dtype} if issubclass(component, nn.Module) else {}
-                arguments[name] = component.from_pretrained(source, subfolder=name, **extra)
-            elif isinstance(entry, list):
-                arguments[name] = None
-            elif entry is not None:
-                arguments[name] = entry
-        pipeline: Self = target(**arguments)
+        kind = cls._find_class(source, index, custom_pipeline, trust_remote_code, {**hub, "revision": custom_revision})
+        if not issubclass(kind, DiffusionPipeline):
+            # the code of a class that extends diffusers' pipeline expects diffusers' components
+            ours = {"dtype": dtype, "torch_dtype": torch_dtype, "variant": variant, "use_safetensors": use_safetensors}
+            passed = {key: value for key, value in ours.items() if value is not None} | options
+            return kind.from_pretrained(name_or_path, trust_remote_code=trust_remote_code, **passed)  # type: ignore[no-any-return]
+        request = Request(
+            dtypes=read_dtypes(dtype, torch_dtype),
+            variant=variant,
+            use_safetensors=use_safetensors,
+            trust=trust_remote_code,
+            options={"device_map": one_device(device_map), "disable_mmap": disable_mmap},
+            given=given,
+        )
+        pipeline: Self = kind(**load_arguments(kind, source, index, request))
+        pipeline.name_or_path = source.name
         return pipeline
 
-    def save_pretrained(self, folder: str | os.PathLike[str], *, variant: str | None = None) -> None:
-        """Write every component into a folder of its name, and `model_index.json`."""
-        with placed(folder) as staging:
-            for name, component in self._components.items():
-                if component is not None:
-                    extra = {"variant": variant} if isinstance(component, nn.Module) else {}
-                    component.save_pretrained(staging / name, **extra)
-            write_json(staging / INDEX, self.config)
+    @classmethod
+    def _find_class(
+        cls,
+        source: Source,
+        index: Mapping[str, Any],
+        custom: str | os.PathLike[str] | None,
+        trust: bool,
+        hub: HubOptions,
+    ) -> Any:
+        """The class to load: that of the custom code, this one, or the one that the index names."""
+        if custom is not None and Path(custom).suffix == ".py":
+            return load_class(open_source(Path(custom).parent), Path(custom).stem, None, trust)
+        if custom is not None:
+            return load_class(open_source(custom, **hub), "pipeline", None, trust)
+        if cls is not DiffusionPipeline:
+            return cls
+        name = index.get("_class_name")
+        if isinstance(name, list) and len(name) == 2 and all(isinstance(part, str) for part in name):
+            return load_class(source, name[0], name[1], trust)
+        if name not in PIPELINES:
+            raise ValueError(f"{source.name}: the runtime has no pipeline {name!r}; load it with a class that it has")
+        return public_class(name)
+
+    @classmethod
+    def from_pipe(cls, pipeline: DiffusionPipeline, **options: Any) -> Self:
+        """A pipeline of this class that shares the components of another; nothing is copied, moved or cast.
+
+        Args:
+            pipeline: where the components come from.
+            options: components and constructor options to take instead.
+
+        Raises:
+            ValueError: a component that this class needs is missing.
+        """
+        kind = type(pipeline) if cls is DiffusionPipeline else cls
+        components, names = read_signature(kind)
+        known = {**pipeline.config, **pipeline.components, **options}
+        arguments = {name: known[name] for name in (*components, *names) if name in known}
+        arguments |= {name: None for name in kind._optional_components if name in components and name not in known}
+        missing = [name for name in components if name not in arguments]
+        if missing:
+            raise ValueError(f"{type(pipeline).__name__} has no {', '.join(missing)} for {kind.__name__}; pass them")
+        ignored = sorted(options.keys() - arguments.keys())
+        if ignored:
+            warnings.warn(f"{kind.__name__} takes no {', '.join(ignored)}: ignored", stacklevel=2)
+        result: Self = kind(**arguments)  # type: ignore[assignment]
+        result.name_or_path = pipeline.name_or_path
+        return result
+
+    # --- saving -------------------------------------------------------------------------------------------------------
+
+    def save_pretrained(
+        self,
+        folder: str | os.PathLike[str],
+        *,
+        safe_serialization: bool = True,
+        variant: str | None = None,
+        max_shard_size: int | str = "10GB",
+    ) -> None:
+        """Write every component into a folder of its name, and `model_index.json`, as diffusers loads them.
+
+        Other files of the folder stay, such as other variants. Code that came with the pipeline is written beside.
+
+        Args:
+            folder: made if it does not exist.
+            safe_serialization: False writes `.bin` in place of safetensors, in components of diffusers.
+            variant: a part of the names of the weights.
+            max_shard_size: bytes, or text such as `500MB`; larger weights are split.
+
+        Raises:
+            OSError: the folder cannot be written.
+            ValueError: a component cannot be saved.
+        """
+        place = Path(folder).expanduser()
+        given = {"safe_serialization": safe_serialization, "variant": variant, "max_shard_size": max_shard_size}
+        stale: list[str] = []
+        with placed(place, stale) as staging:
+            for name, component in self.components.items():
+                if component is None:
+                    continue
+                if not hasattr(component, "save_pretrained"):
+                    raise ValueError(f"{name}: a {type(component).__name__} cannot be saved, it has no save_pretrained")
+                known = inspect.signature(component.save_pretrained).parameters
+                component.save_pretrained(staging / name, **{key: given[key] for key in given if key in known})
+                if custom_file(type(component)):
+                    copy_code(type(component), staging / name)
+                if isinstance(component, Model):
+                    stale += [f"{name}/{file}" for file in component.stale(place / name, variant)]
+            index = self.config
+            if module := custom_file(type(self)):
+                copy_code(type(self), staging)
+                index["_class_name"] = [module, type(self).__name__]
+            write_json(staging / INDEX, index)
 
 
 def _entry(component: Any) -> list[str | None]:
@@ -165,4 +283,5 @@ def _entry(component: Any) -> list[str | None]:
     if component is None:
         return [None, None]
     kind = type(component)
-    return [getattr(kind, "library", None) or kind.__module__.split(".")[0], kind.__name__]
+    library = custom_file(kind) or getattr(kind, "library", None) or kind.__module__.split(".")[0]
+    return [library, kind.__name__]

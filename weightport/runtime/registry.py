@@ -15,17 +15,23 @@ MODULES: dict[str, tuple[str, ...]] = {  # of weightport.runtime -> public class
     "clip": ("CLIPTextModel", "CLIPTextModelWithProjection"),
     "tokenizer": ("CLIPTokenizer",),
     "safety_checker": ("CLIPImageProcessor", "StableDiffusionSafetyChecker"),
+    "model": ("AutoModel",),
     "pipeline": ("DiffusionPipeline",),
+    "auto": ("AutoPipelineForText2Image", "AutoPipelineForImage2Image", "AutoPipelineForInpainting"),
+    "pipelines": (),
+    "schedulers": (),
 }
 PUBLIC = {name: module for module, names in MODULES.items() for name in names}
+PIPELINES = MODULES["pipelines"]
 COMPONENTS: dict[str, tuple[str, ...]] = {  # library in model_index.json -> classes
-    "diffusers": ("UNet2DConditionModel", "ControlNetModel", "AutoencoderKL"),
+    "diffusers": ("UNet2DConditionModel", "ControlNetModel", "AutoencoderKL", *MODULES["schedulers"]),
     "transformers": ("CLIPTextModel", "CLIPTextModelWithProjection", "CLIPTokenizer", "CLIPImageProcessor"),
     "stable_diffusion": ("StableDiffusionSafetyChecker",),
 }
 ALIASES = {
     "CLIPFeatureExtractor": "CLIPImageProcessor",
     "CLIPImageProcessorFast": "CLIPImageProcessor",
+    "CLIPImageProcessorPil": "CLIPImageProcessor",
     "CLIPTokenizerFast": "CLIPTokenizer",
 }
 
@@ -43,5 +49,4 @@ def component_class(library: str, name: str) -> Any | None:
     """Our class for an entry of `model_index.json`; None if there is none."""
     name = name.removeprefix("FlashPack")
     name = ALIASES.get(name, name)
-    known = name in COMPONENTS.get(library, ()) or (library == "diffusers" and name.endswith("Scheduler"))
-    return public_class(name) if known and name in PUBLIC else None
+    return public_class(name) if name in COMPONENTS.get(library, ()) and name in PUBLIC else None

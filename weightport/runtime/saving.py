@@ -6,16 +6,17 @@ import contextlib
 import json
 import os
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 
 @contextlib.contextmanager
-def placed(folder: str | os.PathLike[str]) -> Iterator[Path]:
+def placed(folder: str | os.PathLike[str], stale: Iterable[str] = ()) -> Iterator[Path]:
     """An empty folder to write into; when the block ends its files move to `folder`, replacing those of their names.
 
     If the block raises, `folder` stays as it was. A `model_index.json` at the top moves last, as it names the others.
+    Files of `folder` named in `stale`, by paths in it, are removed in the end unless they were written anew.
 
     Raises:
         OSError: `folder` is a file, or cannot be written.
@@ -28,12 +29,15 @@ def placed(folder: str | os.PathLike[str]) -> Iterator[Path]:
         staging = Path(name) / place.name
         staging.mkdir()
         yield staging
-        for path in staging.rglob("*"):
-            _sync(path)
+        written = {path.relative_to(staging).as_posix() for path in staging.rglob("*")}
+        for name in (*written, "."):
+            _sync(staging / name)
         if place.exists():
             _merge(staging, place)
         else:
             staging.rename(place)
+        for name in set(stale) - written:
+            (place / name).unlink()
         _sync(place.parent)
 
 

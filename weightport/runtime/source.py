@@ -6,16 +6,18 @@ touches the network, nor imports what could.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
+import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, TypedDict, Unpack
+from typing import Any, TypedDict, Unpack, cast
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?", re.ASCII)
-_COMMIT = re.compile(r"[0-9a-f]{40}")
 _MAX_JSON = 100_000_000  # bytes; a tokenizer.json has 3 million
 
 
@@ -35,6 +37,12 @@ class HubOptions(TypedDict, total=False):
     token: str | bool | None
     local_files_only: bool
     force_download: bool
+
+
+def split_hub_options(options: Mapping[str, Any]) -> tuple[HubOptions, dict[str, Any]]:
+    """The `HubOptions` among keyword arguments, and the others."""
+    hub = {key: value for key, value in options.items() if key in HubOptions.__annotations__}
+    return cast(HubOptions, hub), {key: value for key, value in options.items() if key not in hub}
 
 
 class Source(ABC):
@@ -87,8 +95,8 @@ class Source(ABC):
 class LocalFolder(Source):
     """A folder on the disk."""
 
-    def __init__(self, root: Path) -> None:
-        self.root, self.name = root, str(root)
+    def __init__(self, root: Path, name: str | None = None) -> None:
+        self.root, self.name = root, name or str(root)
 
     @property
     def names(self) -> Collection[str]:
@@ -97,11 +105,36 @@ class LocalFolder(Source):
 
     def folder(self, name: str) -> LocalFolder:
         """A folder in this one."""
-        return LocalFolder(self.root / name)
+        return LocalFolder(self.root / name, f"{self.name}/{name}")
 
     def fetch(self, names: Iterable[str]) -> Path:
         """The folder itself: its files are here already."""
         return self.root
+
+
+class HubFolder(Source):
+    """A folder of one commit of a repository on the Hub; files are downloaded into the Hub's cache when asked for."""
+
+    def __init__(self, repo_id: str, files: Collection[str], download: Callable[[str], str], prefix: str = "") -> None:
+        self._repo_id, self._files, self._download, self._prefix = repo_id, files, download, prefix
+        self.name = f"{repo_id}/{prefix}".rstrip("/")
+
+    @property
+    def names(self) -> Collection[str]:
+        """Names of the files directly in the folder."""
+        inside = (name.removeprefix(self._prefix) for name in self._files if name.startswith(self._prefix))
+        return [name for name in inside if "/" not in name]
+
+    def folder(self, name: str) -> HubFolder:
+        """A folder in this one."""
+        return HubFolder(self._repo_id, self._files, self._download, f"{self._prefix}{name.strip('/')}/")
+
+    def fetch(self, names: Iterable[str]) -> Path:
+        """Download what is not in the cache, several files at a time."""
+        names = list(names)
+        with ThreadPoolExecutor(8) as pool:
+            paths = list(pool.map(self._download, [self._prefix + name for name in names]))
+        return Path(paths[0]).parents[names[0].count("/")]
 
 
 def open_source(
@@ -120,9 +153,91 @@ def open_source(
     """
     if isinstance(name_or_path, Source):
         source = name_or_path
-    elif Path(name_or_path).expanduser().is_dir():
-        source = LocalFolder(Path(name_or_path).expanduser())
+    elif (path := Path(name_or_path).expanduser()).is_dir():
+        source = LocalFolder(path)
+    elif path.exists():
+        raise OSError(f"{path}: a file, not a folder; `weightport convert` makes a repository of a checkpoint")
+    elif path.is_absolute() or str(name_or_path).startswith((".", "~")):
+        raise OSError(f"{path}: there is no such folder")
+    elif not _HUB_ID.fullmatch(str(name_or_path)):
+        raise ValueError(f"{name_or_path}: neither a folder nor the id of a repository, `name` or `owner/name`")
     else:
-        raise OSError(f"{name_or_path}: there is no such folder")
+        source = _open_hub(str(name_or_path), **hub)
     inner = source.folder(subfolder) if subfolder else source
     return inner if inner.names else source
+
+
+def _open_hub(
+    repo_id: str,
+    revision: str | None = None,
+    cache_dir: str | Path | None = None,
+    token: str | bool | None = None,
+    local_files_only: bool = False,
+    force_download: bool = False,
+) -> Source:
+    try:
+        import huggingface_hub as hub
+        from huggingface_hub import constants, errors
+    except ImportError:
+        raise OSError(
+            f"{repo_id}: there is no such folder; an id on the Hub needs `pip install 'weightport[hub]'`"
+        ) from None
+
+    def cached(reason: str) -> Source:
+        """What is in the cache; `allow_patterns=[]` asks for the place alone, whatever is there."""
+        try:
+            place = hub.snapshot_download(
+                repo_id, revision=revision, cache_dir=cache_dir, local_files_only=True, allow_patterns=[]
+            )
+        except (OSError, ValueError):
+            raise OSError(f"{repo_id}: {reason}, and it has not been downloaded before") from None
+        return LocalFolder(Path(place), f"{repo_id} (as downloaded)")
+
+    if local_files_only or constants.HF_HUB_OFFLINE:
+        return cached("the Hub may not be asked (local_files_only or HF_HUB_OFFLINE)")
+    try:
+        info = hub.HfApi(token=token).model_info(repo_id, revision=revision)
+    except errors.GatedRepoError:
+        raise OSError(
+            f"{repo_id}: gated; ask for access on its page at {constants.ENDPOINT}/{repo_id}, then pass token="
+        ) from None
+    except errors.RevisionNotFoundError:
+        raise OSError(f"{repo_id}: there is no revision {revision!r}") from None
+    except errors.RepositoryNotFoundError:
+        raise OSError(
+            f"{repo_id}: neither a folder nor a repository on the Hub; if it is private, pass token= or set HF_TOKEN"
+        ) from None
+    except Exception as error:  # no connection, or an error of the server: the classes differ between versions
+        source = cached(f"the Hub cannot be reached ({type(error).__name__})")
+        warnings.warn(f"{repo_id}: the Hub cannot be reached; what was downloaded before is used", stacklevel=4)
+        return source
+    commit = str(info.sha)
+    cache = Path(cache_dir or constants.HF_HUB_CACHE).expanduser()
+    _remember(cache / f"models--{repo_id.replace('/', '--')}" / "refs", revision or constants.DEFAULT_REVISION, commit)
+    fetched: dict[str, str] = {}
+
+    def download(name: str) -> str:
+        if name not in fetched:
+            try:
+                fetched[name] = hub.hf_hub_download(
+                    repo_id, name, revision=commit, cache_dir=cache_dir, token=token, force_download=force_download
+                )
+            except Exception as error:
+                reason = str(error).strip().split("\n")[0] or type(error).__name__
+                raise OSError(f"{repo_id}: {name} cannot be downloaded ({reason})") from None
+        return fetched[name]
+
+    return HubFolder(repo_id, [file.rfilename for file in info.siblings or ()], download)
+
+
+def _remember(refs: Path, revision: str, commit: str) -> None:
+    """Note in the Hub's cache what commit a branch is at, as `huggingface_hub` does, so that it is found offline."""
+    if revision == commit:
+        return
+    place = refs / revision
+    with contextlib.suppress(OSError):  # a cache that others own is used, not written
+        if not place.is_file() or place.read_text() != commit:
+            place.parent.mkdir(parents=True, exist_ok=True)
+            beside = place.with_name(f"{place.name}.{os.getpid()}.partial")
+            beside.write_text(commit)
+            beside.replace(place)

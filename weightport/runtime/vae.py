@@ -32,6 +32,7 @@ CHOICES: dict[str, tuple[Any, ...]] = {
 }
 # The model works on unscaled latents; pipelines read these, and scaling_factor, for what lies between.
 IRRELEVANT = {"force_upcast", "latents_mean", "latents_std", "sample_size", "shift_factor"}
+OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 EPS = 1e-6  # of every GroupNorm
 
 
@@ -204,6 +205,14 @@ class AutoencoderKL(Model):
         self.quant_conv = nn.Conv2d(2 * c.latent_channels, 2 * c.latent_channels, 1)
         self.post_quant_conv = nn.Conv2d(c.latent_channels, c.latent_channels, 1)
         apply_semantics(self, semantics)
+
+    @classmethod
+    def rename(cls, key: str) -> str | None:
+        """Files from before diffusers 0.18 have other names in the attention of the middle."""
+        if ".attentions." in key:
+            for old, new in OLD_ATTENTION.items():
+                key = key.replace(f".{old}.", f".{new}.")
+        return key
 
     def encode(self, image: Tensor) -> AutoencoderKLOutput:
         """Image (b, in_channels, h, w) in [-1, 1] -> distribution of latents (b, latent_channels, h / 8, w / 8)."""

@@ -19,6 +19,9 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from .files import STEMS
+from .saving import write_json
+
 DTYPES = {
     "F64": torch.float64,
     "F32": torch.float32,
@@ -35,6 +38,7 @@ DTYPES = {
 }
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
 _MAX_HEADER = 100_000_000  # the limit of the reference implementation
+_TOLD = 3  # faults that a message names
 _MAKERS = {torch.empty, torch.zeros, torch.ones, torch.full, torch.arange, torch.tensor}
 _INITIALISERS = {value for name, value in vars(nn.init).items() if name.endswith("_") and callable(value)}
 
@@ -87,24 +91,23 @@ def load_weights(
             if name is None:
                 unused.append(key)
             elif name not in expected:
-                close = get_close_matches(name, expected, n=1)
+                close = get_close_matches(name, expected, n=1) if len(faults) < _TOLD else []
                 faults.append(f"unexpected {key}" + (f" (nearest: {close[0]})" if close else ""))
             elif name in state:
                 faults.append(f"{key} is there twice")
-            elif _squeezed(tensor, expected[name].shape).shape != expected[name].shape:
-                faults.append(f"{key} has shape {[*tensor.shape]}, not {[*expected[name].shape]}")
-                state[name] = tensor
-            elif not faults:
-                tensor = _squeezed(tensor, expected[name].shape)
-                target = dtype if dtype and tensor.is_floating_point() else tensor.dtype
-                state[name] = tensor.to(device, target)
-                if state[name] is not tensor:
-                    release()
+            else:
+                state[name] = tensor = _squeezed(tensor, expected[name].shape)
+                if tensor.shape != expected[name].shape:
+                    faults.append(f"{key} has shape {[*tensor.shape]}, not {[*expected[name].shape]}")
+                elif not faults:
+                    state[name] = tensor.to(device, dtype if tensor.is_floating_point() else None)
+                    if state[name] is not tensor:
+                        release()
     faults += [f"missing {key}" for key in expected if key not in state]
     if faults:
-        more = f" and {len(faults) - 3} more" if len(faults) > 3 else ""
+        more = f" and {len(faults) - _TOLD} more" if len(faults) > _TOLD else ""
         where = files[0] if len(files) == 1 else files[0].parent
-        raise ValueError(f"{where}: does not fit {type(model).__name__}: {'; '.join(faults[:3])}{more}")
+        raise ValueError(f"{where}: does not fit {type(model).__name__}: {'; '.join(faults[:_TOLD])}{more}")
     model.load_state_dict(state, assign=True)
     return unused
 
@@ -171,7 +174,7 @@ def read_header(path: Path) -> tuple[dict[str, Entry], int]:
             raise ValueError(f"{path}: not a safetensors file, or truncated")
         header = file.read(length)
     try:
-        content = json.loads(header)
+        content = json.loads(header, object_pairs_hook=_unique)
         content.pop("__metadata__", None)
         entries = {key: _entry(value) for key, value in content.items()}
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
@@ -187,6 +190,12 @@ def read_header(path: Path) -> tuple[dict[str, Entry], int]:
             f"{path}: the tensors end at byte {8 + length + position}, the file at {size}; is it complete?"
         )
     return ordered, 8 + length
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    if len(dict(pairs)) < len(pairs):
+        raise ValueError
+    return dict(pairs)
 
 
 def _entry(value: dict[str, Any]) -> Entry:
@@ -214,13 +223,50 @@ def _read_pickle(path: Path, use_mmap: bool) -> Mapping[str, Tensor]:
 # --- writing ----------------------------------------------------------------------------------------------------------
 
 
-def write_safetensors(path: Path, state: Mapping[str, Tensor]) -> None:
-    """Write tensors, one at a time, in the order of their names within each alignment."""
+def write_weights(
+    folder: Path, state: Mapping[str, Tensor], library: str, variant: str | None, max_size: int, safe: bool
+) -> None:
+    """Write a state dict as one file, or as shards with an index where it has more than `max_size` bytes.
+
+    Args:
+        folder: an existing folder.
+        state: the tensors, on any device; each is brought to the CPU when it is its turn.
+        library: whose file names to use, see `files.STEMS`.
+        variant: a part of the file names.
+        max_size: bytes of tensors in a file; a single tensor may be larger.
+        safe: False writes `.bin`, where the library allows it.
+    """
+    suffix = "safetensors" if safe or library != "diffusers" else "bin"
+    stem, part = STEMS[library][0], f".{variant}" if variant else ""
+    write = _write_safetensors if suffix == "safetensors" else _write_pickle
+    shards: list[dict[str, Tensor]] = [{}]
+    room = max_size
+    for key, tensor in state.items():
+        if tensor.nbytes > room and shards[-1]:
+            shards.append({})
+            room = max_size
+        shards[-1][key] = tensor
+        room -= tensor.nbytes
+    if len(shards) == 1:
+        write(folder / f"{stem}{part}.{suffix}", state)
+        return
+    weight_map: dict[str, str] = {}
+    for number, shard in enumerate(shards, 1):
+        name = f"{stem}{part}-{number:05}-of-{len(shards):05}.{suffix}"
+        write(folder / name, shard)
+        weight_map |= dict.fromkeys(shard, name)
+    total = sum(tensor.nbytes for tensor in state.values())
+    index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+    write_json(folder / f"{stem}.{suffix}.index{part}.json", index)
+
+
+def _write_safetensors(path: Path, state: Mapping[str, Tensor]) -> None:
+    """Widest dtype first, so that every tensor is aligned in the file."""
     ordered = sorted(state.items(), key=lambda item: (-item[1].dtype.itemsize, item[0]))
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     position = 0
     for key, tensor in ordered:
-        end = position + tensor.numel() * tensor.dtype.itemsize
+        end = position + tensor.nbytes
         header[key] = {"dtype": _NAMES[tensor.dtype], "shape": [*tensor.shape], "data_offsets": [position, end]}
         position = end
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
@@ -229,3 +275,7 @@ def write_safetensors(path: Path, state: Mapping[str, Tensor]) -> None:
         file.write(len(text).to_bytes(8, "little") + text)
         for _, tensor in ordered:
             file.write(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+
+
+def _write_pickle(path: Path, state: Mapping[str, Tensor]) -> None:
+    torch.save({key: tensor.detach().cpu().clone() for key, tensor in state.items()}, path)

@@ -1,0 +1,78 @@
+"""`AutoPipelineForText2Image` and its siblings: the pipeline for a task, from what a repository or a pipeline is."""
+
+from __future__ import annotations
+
+import os
+from typing import Any, ClassVar
+
+from .pipeline import INDEX, DiffusionPipeline
+from .registry import public_class
+from .source import open_source, split_hub_options
+
+TEXT, IMAGE, INPAINT = "text-to-image", "image-to-image", "inpainting"
+_TASKS = {TEXT: "Pipeline", IMAGE: "Img2ImgPipeline", INPAINT: "InpaintPipeline"}
+_FAMILIES = {
+    "StableDiffusion": (TEXT, IMAGE, INPAINT),
+    "StableDiffusionControlNet": (TEXT, IMAGE, INPAINT),
+    "StableDiffusionXL": (TEXT, IMAGE, INPAINT),
+    "StableDiffusionXLControlNet": (TEXT, IMAGE, INPAINT),
+    "LatentConsistencyModel": (TEXT, IMAGE),
+}
+
+
+class AutoPipeline:
+    """The base of the three classes; `task` is what their pipelines do."""
+
+    task: ClassVar[str]
+
+    @classmethod
+    def from_pretrained(cls, name_or_path: str | os.PathLike[str], **options: Any) -> DiffusionPipeline:
+        """The pipeline for the task; with `controlnet=` one that uses it. See `DiffusionPipeline.from_pretrained`.
+
+        Raises:
+            ValueError: the repository is of no family that has a pipeline for the task.
+        """
+        hub, _ = split_hub_options(options)
+        source = open_source(name_or_path, **hub)
+        kind = cls._find(str(source.json(INDEX).get("_class_name")), options)
+        pipeline: DiffusionPipeline = kind.from_pretrained(source, **options)
+        return pipeline
+
+    @classmethod
+    def from_pipe(cls, pipeline: DiffusionPipeline, **options: Any) -> DiffusionPipeline:
+        """The pipeline for the task, with the components of another. See `DiffusionPipeline.from_pipe`.
+
+        Raises:
+            ValueError: the pipeline is of no family that has one for the task.
+        """
+        result: DiffusionPipeline = cls._find(type(pipeline).__name__, options).from_pipe(pipeline, **options)
+        return result
+
+    @classmethod
+    def _find(cls, name: str, options: dict[str, Any]) -> Any:
+        """The class for the task, of the family that a pipeline belongs to; `controlnet` given or None changes it."""
+        families = {family + ending: family for family in _FAMILIES for ending in _TASKS.values()}
+        family = families.get(name, name)
+        if "controlnet" in options:
+            family = family.removesuffix("ControlNet") + ("ControlNet" if options["controlnet"] is not None else "")
+        if cls.task not in _FAMILIES.get(family, ()):
+            raise ValueError(f"there is no pipeline for {cls.task} that takes what {name} has")
+        return public_class(family + _TASKS[cls.task])
+
+
+class AutoPipelineForText2Image(AutoPipeline):
+    """A pipeline that makes images of text."""
+
+    task = TEXT
+
+
+class AutoPipelineForImage2Image(AutoPipeline):
+    """A pipeline that changes an image as a text says."""
+
+    task = IMAGE
+
+
+class AutoPipelineForInpainting(AutoPipeline):
+    """A pipeline that fills a part of an image as a text says."""
+
+    task = INPAINT

@@ -1,0 +1,134 @@
+"""Code that a repository brings along: pipelines and components of its own, behind `trust_remote_code`.
+
+This is the only place where code from a repository runs. A module and what it imports relatively are known by the hash
+of their text: the same text is loaded once, edited text is loaded anew.
+"""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import importlib
+import os
+import shutil
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from .source import Source
+
+_PACKAGE = "weightport_custom_"
+
+
+class _Package(ModuleType):
+    """The package in which modules of a folder import each other."""
+
+    def __init__(self, name: str, root: Path, files: list[str]) -> None:
+        super().__init__(name)
+        self.__path__ = [str(root)]
+        self.root, self.files = root, files
+
+
+def load_class(source: Source, module: str, name: str | None, trust: bool) -> Any:
+    """A class from `<module>.py` in a folder; without a name, the one pipeline in it.
+
+    Args:
+        source: the folder.
+        module: the name of the file, without `.py`.
+        name: the name of the class.
+        trust: whether the user agreed to run this code.
+
+    Raises:
+        OSError: there is no such file.
+        ImportError: the code imports something that is not installed.
+        ValueError: the user did not agree, or there is no such class, or there is no single pipeline.
+    """
+    where = f"{source.name}/{module}.py"
+    if os.environ.get("DIFFUSERS_DISABLE_REMOTE_CODE", "").upper() in ("1", "TRUE", "YES", "ON"):
+        raise ValueError(f"{where}: code of repositories is disabled by DIFFUSERS_DISABLE_REMOTE_CODE")
+    if not trust:
+        raise ValueError(f"{where}: code that would run here; read it, then pass trust_remote_code=True")
+    code = _import(source, module)
+    if name is not None:
+        if not isinstance(getattr(code, name, None), type):
+            raise ValueError(f"{where}: there is no class {name} in it")
+        return getattr(code, name)
+    found = [
+        value
+        for value in vars(code).values()
+        if isinstance(value, type) and value.__module__ == code.__name__ and _is_pipeline(value)
+    ]
+    if len(found) != 1:
+        names = ", ".join(kind.__name__ for kind in found)
+        raise ValueError(f"{where}: must hold one pipeline class, not {len(found)} ({names})".replace(" ()", ""))
+    return found[0]
+
+
+def custom_file(kind: type) -> str | None:
+    """The name of the module of a class that was loaded from a repository; None for any other class."""
+    return kind.__module__.split(".", 1)[1] if kind.__module__.startswith(_PACKAGE) else None
+
+
+def copy_code(kind: type, folder: Path) -> None:
+    """Copy the module of a class, with what it imports relatively, into a folder."""
+    package = sys.modules[kind.__module__.split(".")[0]]
+    assert isinstance(package, _Package)
+    for name in package.files:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(package.root / name, folder / name)
+
+
+def _is_pipeline(kind: type) -> bool:
+    """Whether a class extends our `DiffusionPipeline` or diffusers' class of that name."""
+    return any(base.__name__ == "DiffusionPipeline" for base in kind.__mro__[1:])
+
+
+def _import(source: Source, module: str) -> ModuleType:
+    try:
+        names = _needed(source, f"{module}.py")
+    except SyntaxError as error:
+        raise ValueError(f"{source.name}/{error.filename}: line {error.lineno} is not Python: {error.msg}") from None
+    root = source.fetch(names)
+    text = b"".join(name.encode() + (root / name).read_bytes() for name in names)
+    package = _PACKAGE + hashlib.sha256(text).hexdigest()[:16]
+    if package not in sys.modules:
+        sys.modules[package] = _Package(package, root, names)
+    importlib.invalidate_caches()  # for files that were written a moment ago
+    quiet, sys.dont_write_bytecode = sys.dont_write_bytecode, True  # the folder is the user's, or the Hub's cache
+    try:
+        return importlib.import_module(f"{package}.{module}")
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.startswith(package):
+            raise
+        top = error.name.split(".")[0]
+        raise ImportError(
+            f"{source.name}/{module}.py: imports {error.name}, which is not installed; try `pip install {top}`"
+        ) from None
+    finally:
+        sys.dont_write_bytecode = quiet
+
+
+def _needed(source: Source, name: str) -> list[str]:
+    """A file and all that it imports relatively, by paths in the folder."""
+    found, queue = {name}, [name]
+    source.path(name)
+    while queue:
+        path = queue.pop()
+        text = source.fetch([path]).joinpath(path).read_bytes()
+        imports = [node for node in ast.walk(ast.parse(text, path)) if isinstance(node, ast.ImportFrom) and node.level]
+        for node in imports:
+            package = path.split("/")[: -node.level] + (node.module.split(".") if node.module else [])
+            for parts in (package, *([*package, alias.name] for alias in node.names)):
+                for file in ("/".join(parts) + ".py", "/".join([*parts, "__init__.py"])):
+                    if file not in found and _exists(source, file):
+                        found.add(file)
+                        queue.append(file)
+    return sorted(found)
+
+
+def _exists(source: Source, path: str) -> bool:
+    *folders, name = path.split("/")
+    for folder in folders:
+        source = source.folder(folder)
+    return name in source.names
