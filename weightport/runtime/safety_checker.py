@@ -95,7 +95,7 @@ class StableDiffusionSafetyChecker(Model):
         config: the content of `safety_checker/config.json`; absent keys take the defaults of transformers.
     """
 
-    library: ClassVar[str] = "transformers"
+    library: ClassVar[str] = "stable_diffusion"
 
     def __init__(self, config: Mapping[str, Any]) -> None:
         super().__init__({"projection_dim": 512, **config})
