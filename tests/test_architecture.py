@@ -35,10 +35,11 @@ def own_parts(names: set[str]) -> set[str]:
 
 @pytest.mark.parametrize("folder", FOLDERS)
 def test_import_rules(folder: str) -> None:
-    paths = sorted(FOLDERS[folder].glob("*.py"))
+    paths = sorted(FOLDERS[folder].rglob("*.py"))
     assert paths
     for path in paths:
-        parts = own_parts(imported_names(path.read_text(), f"weightport.{folder}"))
+        package = ".".join(["weightport", folder, *path.parent.relative_to(FOLDERS[folder]).parts])
+        parts = own_parts(imported_names(path.read_text(), package))
         assert parts <= MAY_IMPORT[folder], f"{path.relative_to(ROOT)} imports {parts - MAY_IMPORT[folder]}"
 
 

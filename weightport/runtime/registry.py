@@ -19,7 +19,14 @@ MODULES: dict[str, tuple[str, ...]] = {  # of weightport.runtime -> public class
     "pipeline": ("DiffusionPipeline",),
     "auto": ("AutoPipelineForText2Image", "AutoPipelineForImage2Image", "AutoPipelineForInpainting"),
     "pipelines": (),
-    "schedulers": (),
+    "schedulers": (
+        "DDIMInverseScheduler",
+        "DDIMScheduler",
+        "DDPMScheduler",
+        "DPMSolverMultistepScheduler",
+        "EulerDiscreteScheduler",
+        "PNDMScheduler",
+    ),
 }
 PUBLIC = {name: module for module, names in MODULES.items() for name in names}
 PIPELINES = MODULES["pipelines"]

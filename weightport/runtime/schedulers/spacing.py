@@ -1,0 +1,85 @@
+"""Which timesteps and noise levels a run visits. σ is the noise-to-signal ratio √((1-ᾱ)/ᾱ), large to small.
+
+float64 throughout, so that timesteps round as they do elsewhere; the schedulers keep σ in float32.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[Any]
+
+
+def spaced(spacing: str, steps: int, total: int, offset: int = 0, *, spare: int = 0, last: int | None = None) -> Array:
+    """`steps` timesteps of the `total` of training, descending, not rounded (Lin et al., table 2).
+
+    Args:
+        spacing: `linspace`, `leading` or `trailing`.
+        steps: how many; rounding can make `trailing` one longer.
+        total: `num_train_timesteps`.
+        offset: is added to `leading`.
+        spare: points at the clean end that are spaced for but left out.
+        last: leave out the timesteps from here on.
+    """
+    last = total if last is None else last
+    points = steps + spare
+    if spacing == "linspace":
+        return np.linspace(0, last - 1, points)[::-1][:steps]
+    if spacing == "leading":
+        return np.arange(points, dtype=float)[::-1][:steps] * (last // points) + offset
+    if spacing == "trailing":
+        return np.arange(last, 0, -total / steps).round() - 1
+    raise ValueError(f"timestep_spacing = {spacing!r} must be linspace, leading or trailing")
+
+
+def timestep_of(sigmas: Array, log_table: Array) -> Array:
+    """The training timesteps, not rounded, at which noise levels lie: `log_table` has log σ of each, ascending."""
+    log_sigmas = np.log(np.maximum(sigmas, 1e-10))
+    low = (np.searchsorted(log_table, log_sigmas, side="right") - 1).clip(0, len(log_table) - 2)
+    weight = ((log_table[low] - log_sigmas) / (log_table[low] - log_table[low + 1])).clip(0, 1)
+    return np.asarray((1 - weight) * low + weight * (low + 1))
+
+
+def karras(high: float, low: float, steps: int, rho: float = 7.0) -> Array:
+    """Evenly spaced in σ^(1/ρ) (Karras et al., Elucidating the Design Space, eq. 5)."""
+    start, end = high ** (1 / rho), low ** (1 / rho)
+    return np.asarray((start + np.linspace(0, 1, steps) * (end - start)) ** rho)
+
+
+def exponential(high: float, low: float, steps: int) -> Array:
+    """Evenly spaced in log σ."""
+    return np.exp(np.linspace(math.log(high), math.log(low), steps))
+
+
+def beta(high: float, low: float, steps: int) -> Array:
+    """Dense at both ends: quantiles of Beta(0.6, 0.6) (Lee et al., Beta Sampling is All You Need)."""
+    return low + beta_quantile(1 - np.linspace(0, 1, steps), 0.6) * (high - low)
+
+
+def beta_quantile(p: Array, a: float) -> Array:
+    """The inverse of the distribution function of Beta(a, a).
+
+    Newton's method in u = xᵃ, in which the function is almost a line, on the power series of the incomplete beta
+    function (DLMF 8.17.7), which x <= 1/2 makes converge; the other half is its mirror image.
+    """
+    k = np.arange(60)
+    terms = np.cumprod(np.r_[1, (k[1:] - a) / k[1:]]) / (a + k)
+    scale = math.gamma(2 * a) / math.gamma(a) ** 2
+    half = np.minimum(p, 1 - p)
+    u = half / (scale * terms[0])
+    for _ in range(6):
+        x = u ** (1 / a)
+        value = scale * u * (terms * x[:, None] ** k).sum(1)
+        slope = scale / a * (1 - x) ** (a - 1)
+        u = u - (value - half) / slope
+    x = np.maximum(u, 0) ** (1 / a)
+    return np.asarray(np.where(p > 0.5, 1 - x, x))
+
+
+def flow_shifted(sigmas: Array, shift: float) -> Array:
+    """σ of a flow, moved towards noise (Esser et al., Scaling Rectified Flow Transformers, eq. 23)."""
+    return np.asarray(shift * sigmas / (1 + (shift - 1) * sigmas))
