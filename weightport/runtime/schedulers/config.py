@@ -38,12 +38,14 @@ class Configured:
         config: the options complete with defaults, and, hidden, those of other schedulers that a file or a swap
             brought, so that swapping back restores them. `_use_default_values` names those that nobody has set: a
             swap drops them, and the next scheduler takes its own defaults.
+        library: the library that `model_index.json` says it is of.
         defaults: the options of the class.
         choices: the values that an option can take; the first is the usual one.
         aliases: values of other schedulers' options, and what they mean here.
         has_compatibles: whether `COMPATIBLE` schedulers take its config.
     """
 
+    library: ClassVar[str] = "diffusers"
     defaults: ClassVar[dict[str, Any]] = {}
     choices: ClassVar[dict[str, tuple[Any, ...]]] = {}
     aliases: ClassVar[dict[str, dict[str, str]]] = {}
