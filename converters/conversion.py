@@ -30,6 +30,8 @@ class Settings:
     ema: bool = False
     prediction_type: str | None = None
     residue: bool = True
+    license: str | None = None
+    base_model: str | None = None
     allow_nan: bool = False
     overwrite: bool = False
     dry_run: bool = False

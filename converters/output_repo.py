@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from ..mappings.families import Family
+from .card import model_card
 from .checkpoint import SourceFile
 from .conversion import Conversion, Settings, check_finite, total_nbytes
 from .plan import PlannedComponent
-from .repo import write_repo
+from .repo import kerascv_facts, write_repo
 from .report import conversion_report
 from .residue import residue_of, residue_outputs, residue_path
 from .schedule import Prediction, prediction
@@ -43,12 +44,26 @@ def output_repo(
             family=family.name,
             components=conversion.components,
             sha256=_digests(conversion.components) if settings.style.hashes else {},
-            options=_options(settings),
+            options=_options(replace(settings, base_model=_base_model(conversion, settings))),
             files=_files(folder, written.files, settings.style.hashes),
             notes=[*conversion.notes, *(f"lacks {gap}" for gap in conversion.lacks)],
         )
         text = json.dumps(conversion.report, indent=1, ensure_ascii=False)
         (folder / "conversion.json").write_text(text + "\n")
+        (folder / "README.md").write_text(model_card(conversion.report, pipeline_class(folder)))
+
+
+def pipeline_class(folder: Path) -> str | None:
+    """The class that the index of a repo of ours names; a ControlNet alone has no index."""
+    index = folder / "model_index.json"
+    return json.loads(index.read_text())["_class_name"] if index.is_file() else None
+
+
+def _base_model(conversion: Conversion, settings: Settings) -> str | None:
+    """The Hub id of the model that this one comes from: as given, or the one that KerasCV starts from."""
+    kerascv = any(component.layout == "kerascv" for component in conversion.components.values())
+    known = kerascv_facts()["base_models"].get(conversion.family) if kerascv else None
+    return settings.base_model or known
 
 
 @contextlib.contextmanager
@@ -111,5 +126,7 @@ def _options(settings: Settings) -> dict[str, Any]:
         "prediction_type": settings.prediction_type,
         "image_size": style.image_size,
         "allow_nan": settings.allow_nan,
+        "license": settings.license,
+        "base_model": settings.base_model,
     }
     return {name: value for name, value in asked.items() if value not in (None, [])}

@@ -83,7 +83,8 @@ def inside(repo: Path, file: Path) -> Path:
         ConversionError: the file is a link to elsewhere, whose content would end up in the output.
     """
     root, real = Path(os.path.realpath(repo)), Path(os.path.realpath(file))
-    blobs = root.parent.parent / "blobs" if root.parent.name == "snapshots" else root
+    snapshots = next((path for path in root.parents if path.name == "snapshots"), None)
+    blobs = snapshots.parent / "blobs" if snapshots else root
     if not {root, blobs} & set(real.parents):
         raise ConversionError(f"{file}: a link that leads out of the repo; put the file itself there")
     return file

@@ -56,7 +56,7 @@ def test_every_tensor_is_the_original(converted, sd1_repo):
 def test_the_repo_is_complete(converted):
     files = {str(path.relative_to(converted.output)) for path in converted.output.rglob("*") if path.is_file()}
     assert files == {
-        "model_index.json", "conversion.json", UNET, VAE, TEXT,
+        "README.md", "model_index.json", "conversion.json", UNET, VAE, TEXT,
         "unet/config.json", "vae/config.json", "text_encoder/config.json", "scheduler/scheduler_config.json",
         "tokenizer/vocab.json", "tokenizer/merges.txt", "tokenizer/tokenizer_config.json",
         "tokenizer/special_tokens_map.json",
@@ -126,7 +126,7 @@ def test_the_report_says_where_every_tensor_comes_from(converted, sd1_keras):
 def test_the_report_hashes_every_file(converted):
     files = converted.report["files"]
     for path in converted.output.rglob("*"):
-        if path.is_file() and path.name != "conversion.json":
+        if path.is_file() and path.name not in ("conversion.json", "README.md"):
             entry = files[str(path.relative_to(converted.output))]
             assert entry == {"nbytes": path.stat().st_size, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
 

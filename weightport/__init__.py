@@ -14,19 +14,24 @@ from typing import TYPE_CHECKING, Any
 from .runtime.registry import PUBLIC as _RUNTIME
 
 if TYPE_CHECKING:
-    from .api import Comparison, Conversion, ConversionError, Inspection, Parity, convert, diff, inspect, parity
+    from .api import (
+        Comparison,
+        Conversion,
+        ConversionError,
+        Inspection,
+        Parity,
+        Push,
+        convert,
+        diff,
+        inspect,
+        parity,
+        push,
+    )
 
 __all__ = [
-    "Comparison",
-    "Conversion",
-    "ConversionError",
-    "Inspection",
-    "Parity",
-    "convert",
-    "diff",
-    "inspect",
-    "parity",
-]
+    "Comparison", "Conversion", "ConversionError", "Inspection", "Parity", "Push", "convert", "diff", "inspect",
+    "parity", "push",
+]  # fmt: skip
 __all__ += [*_RUNTIME]
 
 

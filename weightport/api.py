@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+from .converters.card import check_base_model, check_license
 from .converters.compare import Comparison
 from .converters.compare import compare as _compare
 from .converters.conversion import Conversion, Settings
@@ -17,11 +18,13 @@ from .converters.errors import ConversionError
 from .converters.inspection import Inspection
 from .converters.inspection import inspect as _inspect
 from .converters.repo import Style
+from .hub import Push, Reference, fetch, push
 from .parity_run import Parity
 from .parity_run import parity as _parity
 
 __all__ = [
-    "Comparison", "Conversion", "ConversionError", "Inspection", "Parity", "convert", "diff", "inspect", "parity",
+    "Comparison", "Conversion", "ConversionError", "Inspection", "Parity", "Push", "convert", "diff", "inspect",
+    "parity", "push",
 ]  # fmt: skip
 
 StrPath = str | os.PathLike[str]
@@ -49,6 +52,8 @@ def convert(
     residue: bool = True,
     hashes: bool = True,
     sync: bool = True,
+    license: str | None = None,
+    base_model: str | None = None,
     allow_nan: bool = False,
     overwrite: bool = False,
     dry_run: bool = False,
@@ -81,6 +86,9 @@ def convert(
             `to="ldm"`.
         hashes: put the sha256 of sources and weights into the report.
         sync: return when the output has reached the disk, so that it is whole even after a power failure.
+        license: of the model, for its card, as the Hub names it: `creativeml-openrail-m`, `mit`, ...
+        base_model: the Hub id of the model it was fine-tuned from, for its card; by default that of `base`, or the one
+            whose weights KerasCV starts from.
         allow_nan: write NaN and Inf instead of refusing them.
         overwrite: replace an earlier output.
         dry_run: plan and check, but write nothing.
@@ -109,18 +117,20 @@ def convert(
         to=to,
         family=family,
         component=component,
-        vae=Path(vae) if vae is not None else None,
+        vae=_local(vae) if vae is not None else None,
         style=style,
         lora_alpha=lora_alpha,
         ema=ema,
         prediction_type=prediction_type,
         residue=residue,
+        license=check_license(license) if license else None,
+        base_model=check_base_model(base_model) if base_model else _hub_id(base),
         allow_nan=allow_nan,
         overwrite=overwrite,
         dry_run=dry_run,
     )
     return _convert(
-        [Path(path) for path in paths],
+        [_local(path) for path in paths],
         Path(output),
         _base_folder(base) if base is not None else None,
         settings,
@@ -135,7 +145,7 @@ def inspect(path: StrPath) -> Inspection:
     Raises:
         ConversionError: the file cannot be read at all.
     """
-    return _inspect(Path(path))
+    return _inspect(_local(path))
 
 
 def diff(
@@ -159,7 +169,7 @@ def diff(
         ConversionError: one of them cannot be read or recognised.
     """
     settings = Settings(family=family, ema=ema)
-    return _compare(Path(a), Path(b), settings, _runtime_state_dict, progress or (lambda done, total: None))
+    return _compare(_local(a), _local(b), settings, _runtime_state_dict, progress or (lambda done, total: None))
 
 
 def parity(
@@ -220,16 +230,27 @@ def _runtime_state_dict(class_name: str, config: Mapping[str, Any]) -> Mapping[s
     return manifest(class_name, dict(config))
 
 
+def _local(path: StrPath) -> Path:
+    """A local path as it is; of `hub:owner/name@revision/file` the downloaded file."""
+    return fetch(str(path)) if str(path).startswith("hub:") else Path(path)
+
+
 def _base_folder(base: StrPath) -> Path:
-    """A local folder as it is; anything that looks like a Hub id is downloaded."""
+    """A local folder as it is; what refers to the Hub is downloaded."""
     path = Path(base).expanduser()
     if path.is_dir():
         return path
-    if isinstance(base, str) and re.fullmatch(r"[\w.-]+/[\w.-]+", base) and not base.startswith("."):
-        from .hub import download_repo
+    if Reference.parse(str(base)):
+        return fetch(str(base))
+    raise ConversionError(f"{base}: no such folder, and not a Hub id (owner/name, or owner/name@revision)")
 
-        return download_repo(base)
-    raise ConversionError(f"{base}: no such folder, and not a Hub id (organisation/name)")
+
+def _hub_id(base: StrPath | None) -> str | None:
+    """The Hub id in a base, without its revision."""
+    if base is None or Path(base).expanduser().is_dir():
+        return None
+    reference = Reference.parse(str(base))
+    return reference.repo_id if reference else None
 
 
 def _variant(variant: str | None) -> str | None:

@@ -53,6 +53,8 @@ def add(commands: Any, common: argparse.ArgumentParser) -> None:
     option("--lora-alpha", type=float, metavar="ALPHA", help="merge LoRA factors with this alpha")
     option("--no-hash", action="store_false", dest="hashes", help="leave sha256 out of the report")
     option("--no-sync", action="store_false", dest="sync", help="do not wait until the output has reached the disk")
+    option("--license", metavar="ID", help="for the model card, as the Hub names it: creativeml-openrail-m, mit, ...")
+    option("--base-model", metavar="HUB_ID", help="for the model card: what the model was fine-tuned from")
     option("--allow-nan", action="store_true", help="write NaN and Inf instead of refusing them")
     option("--overwrite", action="store_true", help="replace an earlier output")
     option("--dry-run", action="store_true", help="check and plan only")
@@ -81,6 +83,8 @@ def run(arguments: argparse.Namespace) -> int:
         "residue",
         "hashes",
         "sync",
+        "license",
+        "base_model",
         "allow_nan",
         "overwrite",
         "dry_run",
