@@ -18,7 +18,7 @@ from .config import DIFFUSERS_VERSION, Config
 from .custom_code import copy_code, custom_file, load_class
 from .loading import Request, load_arguments, read_dtypes, read_signature
 from .model import Model, one_device
-from .registry import PIPELINES, public_class
+from .registry import PIPELINES, library_of, public_class
 from .saving import placed, write_json
 from .source import HubOptions, Source, open_source, split_hub_options
 
@@ -283,5 +283,4 @@ def _entry(component: Any) -> list[str | None]:
     if component is None:
         return [None, None]
     kind = type(component)
-    library = custom_file(kind) or getattr(kind, "library", None) or kind.__module__.split(".")[0]
-    return [library, kind.__name__]
+    return [custom_file(kind) or library_of(kind), kind.__name__]

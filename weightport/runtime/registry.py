@@ -57,3 +57,11 @@ def component_class(library: str, name: str) -> Any | None:
     name = name.removeprefix("FlashPack")
     name = ALIASES.get(name, name)
     return public_class(name) if name in COMPONENTS.get(library, ()) and name in PUBLIC else None
+
+
+def library_of(kind: type) -> str:
+    """What `model_index.json` calls the library of a class: diffusers' names for ours, or the package it is from."""
+    root = (__package__ or "").split(".")[0]
+    package = kind.__module__.split(".")[0]
+    names = (library for library, classes in COMPONENTS.items() if package == root and kind.__name__ in classes)
+    return next(names, package)
