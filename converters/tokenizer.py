@@ -1,6 +1,7 @@
 """The `tokenizer/` folder of a repository: OpenAI CLIP's byte-pair encoding, as every CLIP tokenizer reads it.
 
-One constant, the ranked list of merges, defines the tokenizer of SD 1.x, SD 2.x and both SDXL text encoders. The
+One constant, the ranked list of merges, defines the tokenizer of SD 1.x, SD 2.x and both SDXL text encoders; the
+vocabulary follows from it (a test derives it), and is packaged because to derive it takes more than to convert. The
 files are the classic ones (`vocab.json`, `merges.txt`), which transformers 4 and 5 and `tokenizers` all load. With the
 default arguments vocabulary, merges and special tokens are byte for byte those of the published SD 1.x repositories.
 """
@@ -23,42 +24,26 @@ VOCABULARY_SIZE = 49_408
 MAX_LENGTH = 77
 START, END = "<|startoftext|>", "<|endoftext|>"  # 49406, 49407
 
-_MERGES_SHA256 = "d308b7377a8ceaa9707a21614fe8c831b9196e197b7aeb69833359362907af02"
+_SHA256 = {  # of the packaged data, unpacked
+    "clip_vocab.json": "e089ad92ba36837a0d31433e555c8f45fe601ab5c221d4f607ded32d9f7a4349",
+    "clip_bpe_merges.txt": "d308b7377a8ceaa9707a21614fe8c831b9196e197b7aeb69833359362907af02",
+}
 
 
-def merges() -> str:
-    """CLIP's 48,894 merges in rank order, one pair a line.
+def _data(name: str) -> bytes:
+    """CLIP's vocabulary (token -> id, as JSON), or its 48,894 merges in rank order, one pair a line.
 
     Raises:
         ConversionError: the installed data file is damaged.
     """
-    data = resources.files(mappings) / "tokenizer" / "clip_bpe_merges.txt.gz"
+    packed = resources.files(mappings) / "tokenizer" / f"{name}.gz"
     try:
-        text = gzip.decompress(data.read_bytes())
+        data = gzip.decompress(packed.read_bytes())
     except (OSError, EOFError, zlib.error):
-        text = b""
-    if hashlib.sha256(text).hexdigest() != _MERGES_SHA256:
-        raise ConversionError(f"{data}: CLIP's merges are missing or damaged; reinstall weightport")
-    return text.decode()
-
-
-def vocabulary() -> list[str]:
-    """The 49,408 tokens that the merges define, by id.
-
-    In order: a symbol for each of the 256 bytes, the same at the end of a word, every merge joined, and the two
-    special tokens. (CLIP, `clip/simple_tokenizer.py`)
-    """
-    symbols = _byte_symbols()
-    joined = merges().replace(" ", "").splitlines()
-    tokens = [*symbols, *(f"{symbol}</w>" for symbol in symbols), *joined, START, END]
-    assert len(tokens) == VOCABULARY_SIZE
-    return tokens
-
-
-def _byte_symbols() -> list[str]:
-    """A visible character for each byte: itself where Latin-1 prints one, otherwise the next one from U+0100 on."""
-    visible = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    return [chr(code) for code in [*visible, *range(0x100, 0x200 - len(visible))]]
+        data = b""
+    if hashlib.sha256(data).hexdigest() != _SHA256[name]:
+        raise ConversionError(f"{packed}: CLIP's tokenizer is missing or damaged; reinstall weightport")
+    return data
 
 
 def placeholder_names(rows: int, given: Sequence[str]) -> tuple[str, ...]:
@@ -105,8 +90,8 @@ def _flaw(name: str, earlier: Sequence[str]) -> str | None:
     """Why a name cannot be a placeholder token after the `earlier` ones."""
     if not name or not name.isprintable() or " " in name:
         return "is empty or holds white space or control characters"
-    if name in (tokens := vocabulary()):
-        return f"is token {tokens.index(name)} of CLIP's vocabulary"
+    if name in (vocabulary := json.loads(_data("clip_vocab.json"))):
+        return f"is token {vocabulary[name]} of CLIP's vocabulary"
     if name.lower() in (other.lower() for other in earlier):  # fast tokenizers match added tokens in any case
         return "is named twice (upper and lower case are one)"
     return None
@@ -128,30 +113,21 @@ def write_tokenizer(folder: Path, *, placeholder_tokens: Sequence[str] = (), pad
         ConversionError: a placeholder cannot be a token, or the pad token is not one.
     """
     _check_placeholders(placeholder_tokens)
-    tokens = vocabulary()
-    if pad_token not in tokens:
+    vocabulary = _data("clip_vocab.json")
+    if f"\n  {json.dumps(pad_token)}: ".encode() not in vocabulary:
         raise ConversionError(f"pad token '{printable(pad_token)}' is not in CLIP's vocabulary")
-    folder.mkdir(parents=True, exist_ok=True)
-    _write_vocabulary(folder / "vocab.json", tokens)
-    texts = {
-        "merges.txt": f"#version: 0.2\n{merges()}",
+    contents = {
+        "vocab.json": vocabulary,
+        "merges.txt": b"#version: 0.2\n" + _data("clip_bpe_merges.txt"),
         "tokenizer_config.json": _json(_config(pad_token)),
         "special_tokens_map.json": _json(_special_tokens(pad_token)),
     }
     if placeholder_tokens:
-        texts["added_tokens.json"] = _json({name: VOCABULARY_SIZE + i for i, name in enumerate(placeholder_tokens)})
-    for name, text in texts.items():
-        (folder / name).write_text(text, encoding="utf-8")
-    return [folder / name for name in ("vocab.json", *texts)]
-
-
-def _write_vocabulary(path: Path, tokens: Sequence[str]) -> None:
-    """Token -> id, line by line: as one text it would take more memory than any model's weights do."""
-    in_order = sorted(range(len(tokens)), key=tokens.__getitem__)
-    with path.open("w", encoding="utf-8") as file:
-        for number, id_ in enumerate(in_order):
-            file.write(f"{',' if number else '{'}\n  {json.dumps(tokens[id_], ensure_ascii=False)}: {id_}")
-        file.write("\n}\n")
+        contents["added_tokens.json"] = _json({name: VOCABULARY_SIZE + i for i, name in enumerate(placeholder_tokens)})
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, content in contents.items():
+        (folder / name).write_bytes(content)
+    return [folder / name for name in contents]
 
 
 def _config(pad_token: str) -> dict[str, Any]:
@@ -175,6 +151,6 @@ def _special_tokens(pad_token: str) -> dict[str, Any]:
     return {"bos_token": start, "eos_token": end, "pad_token": pad_token, "unk_token": end}
 
 
-def _json(value: dict[str, Any]) -> str:
+def _json(value: dict[str, Any]) -> bytes:
     """The spelling of transformers' own tokenizer files: sorted by key, two spaces, a final newline."""
-    return json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
+    return (json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False) + "\n").encode()

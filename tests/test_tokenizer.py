@@ -3,6 +3,7 @@
 import gzip
 import hashlib
 import json
+import shutil
 from collections.abc import Callable
 from importlib import resources
 from pathlib import Path
@@ -12,7 +13,7 @@ from tokenizers import Regex, Tokenizer, normalizers, pre_tokenizers
 from tokenizers.models import BPE
 from transformers import AutoTokenizer, CLIPTokenizer
 
-from weightport.converters import tokenizer
+from weightport import mappings
 from weightport.converters.errors import ConversionError
 from weightport.converters.tokenizer import placeholder_names, placeholder_warnings, write_tokenizer
 
@@ -120,21 +121,28 @@ def test_pad_token(tmp_path: Path) -> None:
         write_tokenizer(tmp_path, pad_token="<pad>")
 
 
-def test_the_vocabulary_follows_from_the_merges() -> None:
-    vocabulary = tokenizer.vocabulary()
-    assert len(set(vocabulary)) == len(vocabulary) == 49408
-    assert [vocabulary[id_] for id_ in (0, START, END, 2368)] == ["!", "<|startoftext|>", "<|endoftext|>", "cat</w>"]
-    assert len(tokenizer.merges().splitlines()) == 48894
+def test_the_vocabulary_follows_from_the_merges(folder: Path) -> None:
+    """A symbol for each byte, the same at the end of a word, every merge joined, the two special tokens (CLIP)."""
+    visible = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    symbols = [chr(code) for code in [*visible, *range(0x100, 0x200 - len(visible))]]
+    version, *merges = (folder / "merges.txt").read_text().splitlines()
+    joined = [merge.replace(" ", "") for merge in merges]
+    tokens = [*symbols, *(f"{symbol}</w>" for symbol in symbols), *joined, "<|startoftext|>", "<|endoftext|>"]
+    assert (version, len(merges), len(tokens)) == ("#version: 0.2", 48894, 49408)
+    assert json.loads((folder / "vocab.json").read_text()) == {token: id_ for id_, token in enumerate(tokens)}
 
 
 @pytest.mark.parametrize("data", [None, b"", b"not gzip", gzip.compress(b"i n\nt h\n")], ids=lambda d: repr(d)[:9])
-def test_damaged_data_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, data: bytes | None) -> None:
-    (tmp_path / "tokenizer").mkdir()
+@pytest.mark.parametrize("name", ["clip_vocab.json.gz", "clip_bpe_merges.txt.gz"])
+def test_damaged_data_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, data: bytes) -> None:
+    shutil.copytree(Path(resources.files(mappings), "tokenizer"), tmp_path / "tokenizer")
+    (tmp_path / "tokenizer" / name).unlink()
     if data is not None:
-        (tmp_path / "tokenizer" / "clip_bpe_merges.txt.gz").write_bytes(data)
+        (tmp_path / "tokenizer" / name).write_bytes(data)
     monkeypatch.setattr(resources, "files", lambda package: tmp_path)
-    with pytest.raises(ConversionError, match="missing or damaged; reinstall"):
-        tokenizer.merges()
+    with pytest.raises(ConversionError, match=f"{name}: .* missing or damaged; reinstall"):
+        write_tokenizer(tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_placeholder_names() -> None:
