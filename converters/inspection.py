@@ -13,7 +13,7 @@ from .collapse import collapse
 from .errors import ConversionError
 from .keras_leaves import Lora
 from .recognise import Recognition, recognise
-from .schedule import prediction
+from .schedule import image_size, prediction
 from .sources import open_source
 
 
@@ -97,11 +97,17 @@ def _evidence(found: Recognition) -> tuple[str, ...]:
         return (f"nearest: {found.candidates[0].table.about['title']}", *found.evidence)
     if (found.checkpoint.layout, found.part) != ("ldm", "unet"):
         return found.evidence
+    facts = list(found.evidence)
+    metadata = found.checkpoint.metadata
     try:
-        predicted = prediction(found.families[0], found.checkpoint.metadata, None, found.checkpoint.path)
+        predicted = prediction(found.families[0], metadata, None, found.checkpoint.path)
+        facts.append(f"predicts {predicted.kind}: {predicted.evidence}")
     except ConversionError:
-        return (*found.evidence, "nothing says what it predicts")
-    return (*found.evidence, f"predicts {predicted.kind}: {predicted.evidence}")
+        facts.append("nothing says what it predicts")
+    size = image_size(metadata)
+    if size is not None:
+        facts.append(f"made for {size[0]} pixels: {size[1]}")
+    return tuple(facts)
 
 
 def _collapsed(checkpoint: Checkpoint) -> tuple[tuple[str, int, str, int], ...]:

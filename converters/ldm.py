@@ -12,8 +12,9 @@ import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from functools import lru_cache
-from typing import Any
+from typing import Any, NoReturn
 
+from ..mappings.families import families
 from ..mappings.table import FOLDER, all_tables
 from .checkpoint import FLOATS, Checkpoint, Tensor
 from .collapse import brief
@@ -29,8 +30,8 @@ _REPLACED = "its moving average is taken instead, as --ema says"
 
 def is_ldm(checkpoint: Checkpoint) -> bool:
     """Whether the keys of a checkpoint are those of the original layout (or of one of its parts)."""
-    known = (*_prefixes(), *_aliases(checkpoint.tensors), _EMA)
     keys = checkpoint.tensors
+    known = (*_prefixes(), *_bare(keys), _EMA)
     return any(key.startswith(known) for key in keys) and not any(key.startswith(_DIFFUSERS) for key in keys)
 
 
@@ -40,10 +41,23 @@ def refuse_unsupported(checkpoint: Checkpoint) -> None:
     Raises:
         ConversionError: the checkpoint holds a tensor that only such a model has.
     """
+    tensors = checkpoint.tensors.items()
     for pattern, model in _facts()["unsupported"].items():
-        key = next((key for key in checkpoint.tensors if fnmatch.fnmatchcase(key, pattern)), None)
-        if key is not None:
-            raise ConversionError(f"{checkpoint.path}: looks like {model} (`{printable(key)}`), which is not supported")
+        found = next((key for key, _ in tensors if fnmatch.fnmatchcase(key, pattern)), None)
+        if found is not None:
+            _refuse(checkpoint, found, model)
+    for place, model in _facts()["unsupported_sizes"].items():
+        pattern, axis, size = place.split()
+        for key, tensor in tensors:
+            if fnmatch.fnmatchcase(key, pattern) and tensor.shape[int(axis) :][:1] == (int(size),):
+                _refuse(checkpoint, key, model)
+
+
+def _refuse(checkpoint: Checkpoint, key: str, model: str) -> NoReturn:
+    raise ConversionError(
+        f"{checkpoint.path}: looks like {model} (`{printable(key)}`), which is not supported; "
+        f"supported are {', '.join(family.title for family in families().values())} and their ControlNets"
+    )
 
 
 def split(raw: Checkpoint, ema: bool) -> list[Checkpoint]:
@@ -73,9 +87,8 @@ def split(raw: Checkpoint, ema: bool) -> list[Checkpoint]:
 
 
 @lru_cache(maxsize=1)
-def _facts() -> dict[str, dict[str, str]]:
-    document: dict[str, Any] = tomllib.loads((FOLDER / "ldm.toml").read_text())
-    return document
+def _facts() -> dict[str, Any]:
+    return tomllib.loads((FOLDER / "ldm.toml").read_text())
 
 
 @lru_cache(maxsize=1)
@@ -83,17 +96,23 @@ def _prefixes() -> tuple[str, ...]:
     return tuple(dict.fromkeys(table.prefix for table in all_tables() if table.about["layout"] == "ldm"))
 
 
-def _aliases(keys: Iterable[str]) -> dict[str, str]:
-    return _facts()["controlnet_aliases" if any(key.startswith("zero_convs.") for key in keys) else "aliases"]
+def _bare(keys: Iterable[str]) -> dict[str, str]:
+    """Beginnings of keys that lack the prefix of their part -> the same with it."""
+    aliases: dict[str, str] = {}
+    for bare in _facts()["bare"].values():
+        if any(key.startswith(bare["marker"]) for key in keys):
+            for front in bare["keys"]:
+                aliases.setdefault(front, bare["prefix"] + front.removeprefix(bare.get("strip", "")))
+    return aliases
 
 
 def _renamed(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Keys with the prefixes that the tables know."""
-    aliases = _aliases(tensors)
+    aliases = _bare(tensors)
     renamed = {}
     for key, tensor in tensors.items():
-        alias = next((alias for alias in aliases if key.startswith(alias)), "")
-        renamed[aliases[alias] + key.removeprefix(alias) if alias else key] = tensor
+        front = next((front for front in aliases if key.startswith(front)), "")
+        renamed[aliases[front] + key.removeprefix(front) if front else key] = tensor
     return renamed
 
 

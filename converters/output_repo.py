@@ -17,7 +17,7 @@ from .plan import PlannedComponent
 from .repo import kerascv_facts, write_repo
 from .report import conversion_report
 from .residue import residue_of, residue_outputs, residue_path
-from .schedule import Prediction, prediction
+from .schedule import Prediction, image_size, prediction
 from .staging import check_space, staged, staged_file
 from .writer import WrittenFile, write_safetensors
 
@@ -28,8 +28,7 @@ def output_repo(
     """Write the repo and its `conversion.json`; fills in the conversion's report and notes."""
     total = total_nbytes(conversion, settings.style.dtype)
     predicted = _prediction(conversion, family, settings)
-    if predicted is not None and predicted.kind == "v_prediction" and family.name == "sd2":
-        settings = replace(settings, style=replace(settings.style, image_size=settings.style.image_size or 768))
+    settings = _with_image_size(conversion, settings)
     with (
         _residue(conversion, family, output, settings),
         staged(output, settings.overwrite, settings.style.sync) as folder,
@@ -69,8 +68,8 @@ def _base_model(conversion: Conversion, settings: Settings) -> str | None:
 @contextlib.contextmanager
 def _residue(conversion: Conversion, family: Family, output: Path, settings: Settings) -> Iterator[None]:
     """Beside the repo, what it cannot hold of an original checkpoint; appears after the repo, if at all."""
-    whole = settings.component is None and not conversion.lacks
-    rest = residue_of(conversion.components, family) if settings.residue and whole else None
+    wanted = settings.residue and settings.component is None
+    rest = residue_of(conversion.components, family) if wanted else None
     if rest is None or not (rest.tensors or rest.keys or rest.metadata):
         yield
         return
@@ -91,6 +90,19 @@ def _prediction(conversion: Conversion, family: Family, settings: Settings) -> P
     found = prediction(family.name, checkpoint.metadata, settings.prediction_type, checkpoint.path)
     conversion.notes.append(f"the UNet predicts {found.kind}: {found.evidence}")
     return found
+
+
+def _with_image_size(conversion: Conversion, settings: Settings) -> Settings:
+    """The settings with the image size that an original checkpoint states, unless another one was asked for."""
+    unet = conversion.components.get("unet")
+    if unet is None or unet.layout != "ldm" or settings.style.image_size is not None:
+        return settings
+    found = image_size(unet.parts[0].checkpoint.metadata)
+    if found is None:
+        return settings
+    size, evidence = found
+    conversion.notes.append(f"made for {size} pixels: {evidence}")
+    return replace(settings, style=replace(settings.style, image_size=size))
 
 
 def _digests(components: Mapping[str, PlannedComponent]) -> dict[str, str]:

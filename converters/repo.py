@@ -83,7 +83,7 @@ def write_repo(
     for name, component in components.items():
         place = "" if extension else name
         (folder / place).mkdir(exist_ok=True)
-        _write_json(folder / place / "config.json", _config(component, family, style, written))
+        _write_json(folder / place / "config.json", _config(component, family, style, prediction, written))
         _write_weights(folder, place, component, family, style, progress, written)
     if not extension:
         _write_pipeline(folder, family, components, style, prediction)
@@ -135,7 +135,7 @@ def lacking(family: Family, components: Mapping[str, PlannedComponent]) -> list[
             gaps.append(
                 f"the {half} half of the {name}, {len(missing)} tensors (give its file, or a --base that has it)"
             )
-    return gaps
+    return [*gaps, *(family.needs.get(components["unet"].config["in_channels"], []) if "unet" in components else [])]
 
 
 def _write_weights(
@@ -167,7 +167,9 @@ def _write_weights(
     written.overflowed |= {f"{component.name} {key}": count for key, count in result.overflow.items()}
 
 
-def _config(component: PlannedComponent, family: Family, style: Style, written: WrittenRepo) -> dict[str, Any]:
+def _config(
+    component: PlannedComponent, family: Family, style: Style, prediction: Prediction | None, written: WrittenRepo
+) -> dict[str, Any]:
     """The component's config.json: a base's own, or the family's with what the tensors and KerasCV say."""
     theirs = _base_file(component, str(Path(component.parts[0].checkpoint.root, "config.json")))
     described = family.components[component.name]
@@ -192,6 +194,8 @@ def _config(component: PlannedComponent, family: Family, style: Style, written: 
                 "keras-cv computes tanh since 0.6.4, erf before, and a file does not say which trained it)"
             )
         return config
+    if prediction is not None and prediction.kind == "v_prediction":
+        config |= family.v_prediction.get(component.name, {})
     if style.image_size is not None and "sample_size" in config:
         halvings = len(family.components["vae"].config["block_out_channels"]) - 1
         config["sample_size"] = style.image_size // (2**halvings if component.name == "unet" else 1)

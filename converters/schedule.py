@@ -1,7 +1,8 @@
-"""What an original checkpoint's UNet predicts, decided by evidence; no weight file states it outright."""
+"""What an original checkpoint's UNet predicts, and for which images, decided by evidence: no weight states it."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -60,3 +61,12 @@ def prediction(family: str, metadata: Mapping[str, str], asked: str | None, wher
         )
     kind = families()[family].scheduler["prediction_type"]
     return Prediction(kind, zero, "no marker says otherwise")
+
+
+def image_size(metadata: Mapping[str, str]) -> tuple[int, str] | None:
+    """The side of the images that a model was made for, in pixels (the longer one), and why; None if nothing says."""
+    for name in ("modelspec.resolution", "ss_resolution"):
+        sides = [int(side) for side in re.findall(r"\d+", metadata.get(name, "")[:40])]
+        if sides and all(64 <= side <= 8192 and side % 8 == 0 for side in sides):
+            return max(sides), f"metadata `{name}`: {metadata[name]}"
+    return None

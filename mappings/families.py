@@ -10,7 +10,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-_FACTS = ("pipelines", "index", "scheduler", "schedulers", "tokenizers")  # tables of a family that are no components
+_FACTS = ("index", "scheduler", "schedulers", "tokenizers", "v_prediction", "pipelines", "needs")  # no components
 
 FOLDER = Path(__file__).resolve().parent
 
@@ -67,6 +67,8 @@ class Family:
         scheduler: the stock `scheduler_config.json`.
         schedulers: folder -> the stock `scheduler_config.json` of further schedulers.
         tokenizers: folder -> the token it pads with.
+        v_prediction: component -> how its config differs in a model that predicts v.
+        needs: input channels of the UNet -> what its pipeline needs besides, in words.
     """
 
     name: str
@@ -77,6 +79,8 @@ class Family:
     scheduler: dict[str, Any]
     schedulers: dict[str, dict[str, Any]]
     tokenizers: dict[str, str]
+    v_prediction: dict[str, dict[str, Any]]
+    needs: dict[int, list[str]]
 
 
 @cache
@@ -122,12 +126,13 @@ def _family(name: str, table: dict[str, Any], document: dict[str, Any], sizes: d
         for key, value in table.items()
         if isinstance(value, dict) and key not in _FACTS
     }
-    facts = (dict(table.get(fact, {})) for fact in _FACTS[1:])
-    return Family(name, table["title"], components, _pipelines(table), *facts)
+    facts: dict[str, Any] = {fact: dict(table.get(fact, {})) for fact in _FACTS}
+    facts |= {fact: _by_channels(table, fact) for fact in ("pipelines", "needs")}
+    return Family(name=name, title=table["title"], components=components, **facts)
 
 
-def _pipelines(table: dict[str, Any]) -> dict[int, str]:
-    return {int(channels): pipeline for channels, pipeline in table.get("pipelines", {}).items()}
+def _by_channels(table: dict[str, Any], fact: str) -> dict[int, Any]:
+    return {int(channels): value for channels, value in table.get(fact, {}).items()}
 
 
 def _merged(table: dict[str, Any], document: dict[str, Any]) -> dict[str, Any]:
@@ -145,7 +150,7 @@ def _component(family: str, name: str, table: dict[str, Any], sizes: dict[str, A
     axes, own = sizes[class_name]
     places = {option: [place] if isinstance(place, str) else place for option, place in (axes | own).items()}
     facts = table["library"], class_name, table["config"], places, own, table.get("derive", {})
-    return Component(family, name, *facts, _pipelines(table))
+    return Component(family, name, *facts, _by_channels(table, "pipelines"))
 
 
 def _size(places: list[str], default: int, shapes: Mapping[str, tuple[int, ...]]) -> int:

@@ -186,6 +186,18 @@ def test_a_text_encoder_alone(family, original_of, tmp_path):
     assert_same(written(conversion.output, name), weights(family, name))
 
 
+@pytest.mark.parametrize("image_half", [False, True])
+@pytest.mark.parametrize("family", ["sd2", "sdxl"])
+def test_an_openclip_file(family, image_half, original_of, tmp_path):
+    """OpenCLIP's own checkpoints have no prefix; ViT-H and ViT-bigG are told apart by their layers."""
+    prefix = {"sd2": "cond_stage_model.model.", "sdxl": "conditioner.embedders.1.model."}[family]
+    state = bare(load_file(original_of(family)), prefix)
+    state |= {"visual.proj": np.ones((4, 4), "f4"), "logit_scale": np.ones((), "f4")} if image_half else {}
+    conversion = convert(state, tmp_path)
+    assert conversion.family == family
+    assert_same(written(conversion.output, ENCODERS[family][1]), weights(family, ENCODERS[family][1]))
+
+
 @pytest.mark.parametrize("prefix", ["text_model.", ""], ids=["until transformers 5.5", "since"])
 def test_a_text_encoder_as_transformers_saves_it(sd1, prefix, tmp_path):
     """Without prefix its `encoder.layers` must not be taken for a VAE's encoder."""

@@ -153,6 +153,46 @@ def test_two_conversions_do_not_influence_each_other(unet_of, tmp_path):
     assert scheduler(convert(unet_of("sd1"), tmp_path)) == before
 
 
+SIZES = {
+    "modelspec": ({"modelspec.resolution": "768x768"}, 768),
+    "not square": ({"modelspec.resolution": "1024x768"}, 1024),
+    "kohya": ({"ss_resolution": "(640, 640)"}, 640),
+    "nothing": ({}, 512),
+    "nonsense": ({"modelspec.resolution": "huge"}, 512),
+    "no multiple of 8": ({"modelspec.resolution": "513x513"}, 512),
+    "too large": ({"modelspec.resolution": "99999999x8"}, 512),
+}
+
+
+@pytest.mark.parametrize("case", SIZES)
+def test_the_header_tells_the_image_size(case, unet_of, tmp_path):
+    metadata, pixels = SIZES[case]
+    repo = convert(unet_of("sd1"), tmp_path, metadata)
+    assert _json(repo / "unet" / "config.json")["sample_size"] == pixels // 8
+    told = [f"made for {pixels} pixels: metadata `{name}`: {value}" for name, value in metadata.items()]
+    notes, (part,) = _json(repo / "conversion.json")["notes"], weightport.inspect(tmp_path / "model.safetensors").parts
+    for fact in told:
+        assert (fact in notes) == (fact in part.evidence) == (pixels != 512)
+    asked = convert(unet_of("sd1"), tmp_path, metadata, image_size=256)
+    assert _json(asked / "unet" / "config.json")["sample_size"] == 32
+
+
+@pytest.mark.parametrize(("family", "kind", "upcast"), [("sd2", V, True), ("sd2", EPSILON, None), ("sd1", V, None)])
+def test_attention_is_upcast_where_sd2_predicts_v(family, kind, upcast, unet_of, tmp_path):
+    """As in the configs of Stable Diffusion 2.1: in float16 its attention overflows."""
+    config = _json(convert(unet_of(family), tmp_path, prediction_type=kind) / "unet" / "config.json")
+    assert config.get("upcast_attention") == upcast
+
+
+def test_a_depth_model_says_that_it_lacks_its_depth_estimator(unet_of, tmp_path):
+    save_file(widened(unet_of("sd2"), 5), tmp_path / "model.safetensors")
+    planned = weightport.convert(tmp_path / "model.safetensors", tmp_path / "repo", dry_run=True)
+    assert any("depth_estimator" in gap and "DPTForDepthEstimation" in gap for gap in planned.lacks)
+    save_file(unet_of("sd2"), tmp_path / "model.safetensors")
+    planned = weightport.convert(tmp_path / "model.safetensors", tmp_path / "repo", dry_run=True)
+    assert not any("depth_estimator" in gap for gap in planned.lacks)
+
+
 # --- what it is -------------------------------------------------------------------------------------------------------
 
 PIPELINES = [
@@ -201,12 +241,19 @@ def test_a_family_that_does_not_fit_is_refused(unet_of, tmp_path):
 # --- what is not supported or not known -------------------------------------------------------------------------------
 
 NAMED = {
-    "embedder.model.visual.proj": "", "noise_augmentor.data_mean": "Stable unCLIP",
+    "noise_augmentor.data_mean": "Stable unCLIP",
     f"{P}input_blocks.1.0.time_mixer.mix_factor": "Stable Video Diffusion",
     f"{P}joint_blocks.0.x_block.attn.qkv.weight": "Stable Diffusion 3",
     f"{P}double_blocks.0.img_attn.norm.key_norm.scale": "Flux", "double_blocks.0.img_mod.lin.weight": "Flux",
     "edm_vpred.sigma_max": "CosXL", "edm_mean": "Playground 2.5",
     "down_blocks.0.motion_modules.0.temporal_transformer.norm.weight": "AnimateDiff",
+    f"{P}distilled_guidance_layer.in_proj.weight": "Chroma", "single_stream_modulation.lin.weight": "Flux.2",
+    "text_encoders.t5xxl.transformer.shared.weight": "Stable Diffusion 3 or Flux",
+    "lora_unet_mid_block_attentions_0_proj_in.lora_up.weight": "a LoRA",
+    "unet.mid_block.attentions.0.proj_in.lora_A.weight": "a LoRA",
+    "lora_unet_mid_block.hada_w1_a": "LoHa", "lora_unet_mid_block.lokr_w1": "LoKr",
+    "emb_params": "a textual inversion", "clip_l": "a textual inversion of SDXL",
+    "ip_adapter.1.to_k_ip.weight": "an IP-Adapter", "adapter.body.0.block1.weight": "a T2I-Adapter",
 }  # fmt: skip
 
 
@@ -218,13 +265,25 @@ def test_other_models_are_refused_by_name(key, unet_of, tmp_path):
         convert(state, tmp_path, prediction_type=EPSILON)
     assert "\n" not in str(caught.value)
     assert key.split(".")[0] in str(caught.value)
+    assert "supported are Stable Diffusion 1.x" in str(caught.value)
 
 
-def test_unclip_is_refused_by_its_unet_alone(unet_of, tmp_path):
-    """SD 2.1 unCLIP is an SD 2.x UNet with one more embedding."""
-    names = [f"{P}label_emb.0.{layer}.{kind}" for layer in (0, 2) for kind in ("weight", "bias")]
-    with pytest.raises(weightport.ConversionError, match=r"4 tensors are not part of .*label_emb"):
-        convert(unet_of("sd2") | dict.fromkeys(names, np.ones((4, 4), "f4")), tmp_path, prediction_type=EPSILON)
+WIDTHS = {2048: "Stable unCLIP", 1536: "Stable unCLIP", 768: "Stable Video Diffusion"}
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_other_models_are_refused_by_their_unet_alone(width, unet_of, tmp_path):
+    """An SD 2.x UNet with one more embedding, whose width tells whose it is."""
+    state = unet_of("sd2") | {f"{P}label_emb.0.0.weight": np.ones((4, width), "f4")}
+    with pytest.raises(weightport.ConversionError, match=WIDTHS[width]):
+        convert(state, tmp_path, prediction_type=EPSILON)
+
+
+@pytest.mark.parametrize("prefix", ["", "first_stage_model."])
+def test_a_vae_of_16_channels_is_refused_by_name(prefix, tmp_path):
+    state = {f"{prefix}decoder.conv_in.weight": np.ones((8, 16, 3, 3), "f4")}
+    with pytest.raises(weightport.ConversionError, match="the VAE of Stable Diffusion 3 or Flux, of 16 channels"):
+        convert(state, tmp_path)
 
 
 def matrix(*shape: int) -> np.ndarray[Any, Any]:
@@ -234,18 +293,10 @@ def matrix(*shape: int) -> np.ndarray[Any, Any]:
 UNKNOWN: dict[str, State] = {
     "empty": {},
     "junk": {"a.weight": matrix(3), "b": matrix(2, 2)},
-    "kohya LoRA": {
-        f"lora_unet_down_blocks_{i}_attentions_0_proj_in.{part}": matrix(4, 4)
-        for i in range(3)
-        for part in ("lora_up.weight", "lora_down.weight", "alpha")
-    },
-    "PEFT LoRA": {f"unet.down_blocks.0.attentions.0.proj_in.lora_{part}.weight": matrix(4, 4) for part in "AB"},
     "LLM": {f"model.layers.{i}.self_attn.{part}_proj.weight": matrix(8, 8) for i in range(4) for part in "qkvo"},
     "T5": {f"encoder.block.{i}.layer.0.SelfAttention.q.weight": matrix(8, 8) for i in range(4)},
     "BART": {f"{half}.layers.{i}.fc1.weight": matrix(8, 8) for half in ("encoder", "decoder") for i in range(3)},
-    "textual inversion": {"emb_params": matrix(2, 768)},
     "textual inversion of diffusers": {"<cat>": matrix(768)},
-    "textual inversion of SDXL": {"clip_l": matrix(2, 768), "clip_g": matrix(2, 1280)},
 }
 
 
