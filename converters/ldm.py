@@ -42,11 +42,11 @@ def refuse_unsupported(checkpoint: Checkpoint) -> None:
         ConversionError: the checkpoint holds a tensor that only such a model has.
     """
     tensors = checkpoint.tensors.items()
-    for pattern, model in _facts()["unsupported"].items():
+    for pattern, model in ldm_facts()["unsupported"].items():
         found = next((key for key, _ in tensors if fnmatch.fnmatchcase(key, pattern)), None)
         if found is not None:
             _refuse(checkpoint, found, model)
-    for place, model in _facts()["unsupported_sizes"].items():
+    for place, model in ldm_facts()["unsupported_sizes"].items():
         pattern, axis, size = place.split()
         for key, tensor in tensors:
             if fnmatch.fnmatchcase(key, pattern) and tensor.shape[int(axis) :][:1] == (int(size),):
@@ -87,7 +87,8 @@ def split(raw: Checkpoint, ema: bool) -> list[Checkpoint]:
 
 
 @lru_cache(maxsize=1)
-def _facts() -> dict[str, Any]:
+def ldm_facts() -> dict[str, Any]:
+    """`mappings/ldm.toml`."""
     return tomllib.loads((FOLDER / "ldm.toml").read_text())
 
 
@@ -99,7 +100,7 @@ def _prefixes() -> tuple[str, ...]:
 def _bare(keys: Iterable[str]) -> dict[str, str]:
     """Beginnings of keys that lack the prefix of their part -> the same with it."""
     aliases: dict[str, str] = {}
-    for bare in _facts()["bare"].values():
+    for bare in ldm_facts()["bare"].values():
         if any(key.startswith(bare["marker"]) for key in keys):
             for front in bare["keys"]:
                 aliases.setdefault(front, bare["prefix"] + front.removeprefix(bare.get("strip", "")))
@@ -118,7 +119,7 @@ def _renamed(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def _without_skipped(tensors: Mapping[str, Tensor], skipped: dict[str, str]) -> dict[str, Tensor]:
     """The tensors that a table may know; the reasons for the others go to `skipped`."""
-    patterns = _facts()["skip"]
+    patterns = ldm_facts()["skip"]
     kept = {}
     for key, tensor in tensors.items():
         reason = next((why for pattern, why in patterns.items() if fnmatch.fnmatchcase(key, pattern)), None)

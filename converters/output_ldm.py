@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from ..mappings.families import Family
 from ..mappings.table import Link
+from .collapse import collapse
 from .conversion import Conversion, Settings, check_finite
 from .errors import ConversionError
+from .ldm import ldm_facts
 from .plan import PlannedComponent
-from .repo import output_dtype
+from .regenerate import Made, constants, markers, schedule
+from .repo import base_file, lacking, output_dtype, read_json, scheduler_config
 from .residue import Residue, read_residue, residue_of, residue_outputs, source_repo, written_by
 from .staging import check_space, staged_file
 from .writer import Output, write_safetensors
 
-_LOST = "no residue file beside the source: buffers, constants and layers that a repo cannot hold are not written"
+_MODELSPEC = {"epsilon": "epsilon", "v_prediction": "v"}  # https://github.com/Stability-AI/ModelSpec
 
 
 def output_ldm(
@@ -23,21 +26,28 @@ def output_ldm(
 ) -> None:
     """Write every component under its original keys into one `.safetensors` file, with the residue if there is one.
 
+    Without residue, what a repo cannot hold is made again where that is possible; report and notes list it.
+
     Raises:
         ConversionError: the name is no `.safetensors`, or a component is incomplete.
     """
     if output.suffix != ".safetensors":
         raise ConversionError(f"{output}: name the checkpoint `something.safetensors`")
-    residue = _residue(conversion, family, settings)
-    if residue is None:
-        conversion.notes.append(_LOST)
-        residue = Residue({}, {}, {})
+    kept = _residue(conversion, family, settings)
+    residue = kept or Residue({}, {}, _metadata(conversion, family))
     outputs, _ = residue_outputs(residue)
-    names = {}
+    names: dict[str, str] = {}
+    made: list[Made] = []
     for component in conversion.components.values():
-        for link in dict.fromkeys(written_by(component, family).links.values()):
-            outputs.append(_output(link, component, residue, settings))
-            names[outputs[-1].key] = f"{component.name} {link.targets[0]}"
+        candidate = written_by(component, family)
+        links = list(dict.fromkeys(candidate.links.values()))
+        mine = [_output(link, component, residue, settings) for link in links]
+        names |= {out.key: f"{component.name} {link.targets[0]}" for out, link in zip(mine, links, strict=True)}
+        made += [] if kept else constants(candidate.table, component, mine)
+        outputs += mine
+    made += [] if kept else _scheduled(conversion, family)
+    conversion.report["regenerated"] = _listed(made, conversion)
+    outputs += [out for out, _ in made]
     total = sum(tensor.nbytes for output in outputs for tensor in output.sources)
     with staged_file(output, settings.overwrite, settings.style.sync) as path:
         check_space(output.absolute().parent, total)
@@ -57,6 +67,43 @@ def output_ldm(
         )
         check_finite(conversion, nonfinite, overflow, settings)
     conversion.report["files"] = {output.name: {"sha256": written.files[0].sha256}}
+
+
+def _scheduled(conversion: Conversion, family: Family) -> Iterator[Made]:
+    """What a whole checkpoint of the family holds of the noise schedule."""
+    families = ldm_facts()["schedule"]
+    unet = conversion.components.get("unet")
+    if unet is None or lacking(family, conversion.components):
+        return
+    config = dict(family.scheduler) | scheduler_config(unet, family)
+    if family.name in families["buffers"]:
+        yield from schedule(config)
+    if family.name in families["markers"]:
+        yield from markers(config)
+
+
+def _metadata(conversion: Conversion, family: Family) -> dict[str, str]:
+    """What the header says of a UNet that comes from elsewhere: what it predicts, for which images."""
+    unet = conversion.components.get("unet")
+    if unet is None or unet.layout == "ldm":
+        return {}
+    kind = (dict(family.scheduler) | scheduler_config(unet, family))["prediction_type"]
+    found = {"modelspec.prediction_type": _MODELSPEC[kind]} if kind in _MODELSPEC else {}
+    config = base_file(unet, "unet/config.json")
+    side = read_json(config).get("sample_size") if config else None
+    if type(side) is int:
+        side *= 2 ** (len(family.components["vae"].config["block_out_channels"]) - 1)
+        found["modelspec.resolution"] = f"{side}x{side}"
+    return found
+
+
+def _listed(made: Sequence[Made], conversion: Conversion) -> dict[str, str]:
+    """Key -> how it was made, noted for people by pattern."""
+    listed = {out.key: how for out, how in made}
+    for reason in dict.fromkeys(listed.values()):
+        patterns = [pattern for pattern, _ in collapse(key for key, how in listed.items() if how == reason)]
+        conversion.notes.append(f"regenerated, as no residue holds it: {', '.join(patterns)} ({reason})")
+    return listed
 
 
 def _residue(conversion: Conversion, family: Family, settings: Settings) -> Residue | None:

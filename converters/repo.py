@@ -101,9 +101,9 @@ def _write_pipeline(
     first = next(iter(components.values()))  # stands in for a component that is not there
     scheduler = _write_scheduler(folder / "scheduler", components.get("unet", first), family, prediction)
     for name, config in family.schedulers.items():
-        theirs = _base_file(components.get("unet", first), f"{name}/scheduler_config.json")
+        theirs = base_file(components.get("unet", first), f"{name}/scheduler_config.json")
         (folder / name).mkdir()
-        _write_json(folder / name / "scheduler_config.json", _read_json(theirs) if theirs else _dated(config))
+        _write_json(folder / name / "scheduler_config.json", read_json(theirs) if theirs else _dated(config))
     for name, pad_token in family.tokenizers.items():
         encoder = components.get(name.replace("tokenizer", "text_encoder"), first)
         _write_tokenizer(folder / name, encoder, style, pad_token)
@@ -171,10 +171,10 @@ def _config(
     component: PlannedComponent, family: Family, style: Style, prediction: Prediction | None, written: WrittenRepo
 ) -> dict[str, Any]:
     """The component's config.json: a base's own, or the family's with what the tensors and KerasCV say."""
-    theirs = _base_file(component, str(Path(component.parts[0].checkpoint.root, "config.json")))
+    theirs = base_file(component, str(Path(component.parts[0].checkpoint.root, "config.json")))
     described = family.components[component.name]
     if theirs is not None:
-        given = _read_json(theirs)
+        given = read_json(theirs)
         for option in described.sizes:
             if option in given and given[option] != component.config[option]:
                 said = f"`{option}` is {printable(given[option])}"
@@ -202,16 +202,22 @@ def _config(
     return _dated({"_class_name": described.class_name} | config)
 
 
+def scheduler_config(unet: PlannedComponent, family: Family) -> dict[str, Any]:
+    """The scheduler that a UNet comes with: a base's own, KerasCV's, or the family's."""
+    theirs = base_file(unet, "scheduler/scheduler_config.json")
+    if unet.layout == "kerascv":
+        return dict(kerascv_facts()["scheduler"])
+    return read_json(theirs) if theirs else dict(family.scheduler)
+
+
 def _write_scheduler(folder: Path, unet: PlannedComponent, family: Family, prediction: Prediction | None) -> str:
     """The scheduler goes with the UNet: a base's own UNet keeps its scheduler, KerasCV's needs KerasCV's.
 
     Returns its class name.
     """
     folder.mkdir()
-    theirs = _base_file(unet, "scheduler/scheduler_config.json")
-    config = _read_json(theirs) if theirs else dict(family.scheduler)
-    if unet.layout == "kerascv":
-        config = kerascv_facts()["scheduler"]
+    theirs = base_file(unet, "scheduler/scheduler_config.json")
+    config = scheduler_config(unet, family)
     if prediction is not None:
         config["prediction_type"] = prediction.kind
         if prediction.zero_snr:
@@ -229,7 +235,7 @@ def _write_scheduler(folder: Path, unet: PlannedComponent, family: Family, predi
 def _write_tokenizer(folder: Path, encoder: PlannedComponent, style: Style, pad_token: str) -> None:
     """The tokenizer goes with the text encoder: a base's own keeps its files, any other gets CLIP's."""
     folder.mkdir()
-    theirs = [_base_file(encoder, f"{folder.name}/{name}") for name in _TOKENIZER_FILES]
+    theirs = [base_file(encoder, f"{folder.name}/{name}") for name in _TOKENIZER_FILES]
     if any(theirs):
         for file in theirs:
             if file is not None:
@@ -247,7 +253,7 @@ def named_placeholders(components: Mapping[str, PlannedComponent], given: tuple[
         ConversionError: there are not as many names as rows, or one cannot be a token.
     """
     encoder = components.get("text_encoder")
-    if encoder is None or _base_file(encoder, "tokenizer/tokenizer_config.json"):
+    if encoder is None or base_file(encoder, "tokenizer/tokenizer_config.json"):
         if given:
             raise ConversionError("--placeholder-token: no source is a text encoder, so there is no token row to name")
         return ()
@@ -262,7 +268,7 @@ def placeholder_notes(tokens: tuple[str, ...]) -> list[str]:
     return [f"placeholder tokens: {', '.join(tokens)} (ids from 49408 on)", *placeholder_warnings(tokens)]
 
 
-def _base_file(component: PlannedComponent | None, name: str) -> Path | None:
+def base_file(component: PlannedComponent | None, name: str) -> Path | None:
     """A file of the diffusers repo that a whole component was taken from, if that is where it comes from."""
     if component is None or any(part.checkpoint.layout != "diffusers" for part in component.parts):
         return None
@@ -270,7 +276,8 @@ def _base_file(component: PlannedComponent | None, name: str) -> Path | None:
     return inside(repo, repo / name) if (repo / name).is_file() else None
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
+    """A config of a repo."""
     file = SourceFile(path)
     return parse_json(file.read(0, min(file.size, _MAX_CONFIG)), path)
 

@@ -25,7 +25,7 @@ from .expressions import evaluate
 from .ops import Op
 
 FOLDER = Path(__file__).resolve().parent
-_HEADER = ("extends", "prefix", "about", "let", "ignore")
+_HEADER = ("extends", "prefix", "about", "let", "ignore", "regenerate")
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +101,8 @@ class Table:
         about: title, layout and part it reads, the component it fills, which of its keys (`covers`), the families
             it serves, and where the facts come from.
         ignore: patterns of source keys that carry nothing -> the reason.
+        regenerate: source keys that no target holds -> how they are made again: `positions`, `identity`, a number, or
+            the pattern of those that are copied.
         sha256: of the file and of those it extends, recorded with every conversion.
     """
 
@@ -110,6 +112,7 @@ class Table:
     prefix: str
     sections: Mapping[str, tuple[Row, ...]]
     ignore: Mapping[str, str]
+    regenerate: Mapping[str, str]
     sha256: str
 
     def covers(self, key: str) -> bool:
@@ -257,6 +260,7 @@ def load_table(name: str, folder: Path = FOLDER) -> Table:
         prefix=document.get("prefix", base.prefix if base else ""),
         sections=sections,
         ignore=dict(base.ignore if base else {}) | document.get("ignore", {}),
+        regenerate=dict(base.regenerate if base else {}) | document.get("regenerate", {}),
         sha256=digest.hexdigest(),
     )
 

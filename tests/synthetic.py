@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors.numpy import save_file
+from safetensors.numpy import load_file, save_file
 
 import weightport
 from weightport.mappings.families import families
@@ -103,6 +103,7 @@ def write_keras(repo: Path, folder: Path, suffix: str) -> dict[str, Path]:
 
 
 def write_original(repo: Path, file: Path) -> Path:
-    """The original checkpoint, one `.safetensors` file, of a repo."""
-    weightport.convert(repo, file, to="ldm")
+    """The original checkpoint, one `.safetensors` file, of a repo: the models' own tensors only."""
+    made = weightport.convert(repo, file, to="ldm").report["regenerated"]
+    save_file({key: tensor for key, tensor in load_file(file).items() if key not in made}, file, {"format": "pt"})
     return file

@@ -145,12 +145,13 @@ def test_the_way_back_loads_strictly_into_the_original_modules(repo, tmp_path, f
     for component in COMPONENTS:
         prefix = _prefix(family, component)
         state = {key.removeprefix(prefix): tensor for key, tensor in back.items() if key.startswith(prefix)}
-        if component == "text_encoder" and (family == "sd1" or not residue):
-            continue  # transformers' own names are not CompVis's; without residue OpenCLIP's last layer is gone
+        if (family, component) == ("sd1", "text_encoder"):
+            continue  # transformers' own names are not CompVis's
         model = _build(family, component)
-        model.load_state_dict(state, strict=True)
+        model.load_state_dict(state, strict=True)  # without residue OpenCLIP's last layer is made up
         ours, theirs = model.state_dict(), original(family, component).state_dict()
-        assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
+        made_up = () if residue else ("transformer.resblocks.23.", "text_projection", "logit_scale")
+        assert all(torch.equal(ours[key], theirs[key]) for key in theirs if not key.startswith(made_up))
     if residue:
         expected = checkpoint(family)
         assert back.keys() == expected.keys()

@@ -111,6 +111,7 @@ def _summary(conversion: Conversion) -> dict[str, Any]:
         "output": str(conversion.output) if conversion.output else None,
         "lacks": conversion.lacks,
         "notes": conversion.notes,
+        "regenerated": conversion.report.get("regenerated", {}),
         "files": conversion.report.get("files", {}),
     }
 
