@@ -70,7 +70,7 @@ def _residue(conversion: Conversion, family: Family, output: Path, settings: Set
     """Beside the repo, what it cannot hold of an original checkpoint; appears after the repo, if at all."""
     wanted = settings.residue and settings.component is None
     rest = residue_of(conversion.components, family) if wanted else None
-    if rest is None or not (rest.tensors or rest.keys or rest.metadata):
+    if rest is None:
         yield
         return
     path = residue_path(output)

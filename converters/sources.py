@@ -10,7 +10,7 @@ from .errors import ConversionError
 from .keras import read_keras
 from .keras_leaves import Lora
 from .ldm import is_ldm, refuse_unsupported, split
-from .safetensors import read_safetensors
+from .safetensors import is_index, read_safetensors
 from .sniff import sniff
 from .torch_file import read_torch
 
@@ -57,7 +57,8 @@ def _weights(folder: Path) -> Path | None:
     """The main variant of the weights in one folder of a repo."""
     for stem in dict.fromkeys(_STEMS.values()):
         index, single = folder / f"{stem}.safetensors.index.json", folder / f"{stem}.safetensors"
-        for file in (index, single, *sorted(folder.glob(f"{stem}.*.safetensors"))):
+        variants = sorted(path for path in folder.glob(f"{stem}.*.json") if is_index(path))
+        for file in (index, single, *variants, *sorted(folder.glob(f"{stem}.*.safetensors"))):
             if file.is_file():
                 return file
     return None
