@@ -78,7 +78,8 @@ def _residue(conversion: Conversion, family: Family, output: Path, settings: Set
         outputs, metadata = residue_outputs(rest)
         write_safetensors(staging.parent, staging.name, outputs, max_shard_size=1 << 62, metadata=metadata)
         yield
-    conversion.notes.append(f"what a repo cannot hold ({len(rest.tensors)} tensors) is in {path}, for the way back")
+    if rest.tensors:
+        conversion.notes.append(f"what a repo cannot hold ({len(rest.tensors)} tensors) is in {path}, for the way back")
 
 
 def _prediction(conversion: Conversion, family: Family, settings: Settings) -> Prediction | None:

@@ -1,4 +1,4 @@
-"""Twenty failures of other converters, each a test that this one does not fail so. The numbers are those of a survey."""
+"""Twenty failures of other converters, each with a test that this one does not fail so."""
 
 from __future__ import annotations
 
@@ -139,8 +139,8 @@ def test_08_a_vae_alone_is_shared_or_refused_by_its_channels(original, tmp_path)
     convert(part(original("sd1"), V), tmp_path, residue=False)
     (found,) = weightport.inspect(tmp_path / "model.safetensors").parts
     assert len(found.families) == 4
-    (note,) = json.loads((tmp_path / "repo" / "conversion.json").read_text())["notes"]
-    assert "the weights fit Stable Diffusion 2.x, Stable Diffusion XL" in note
+    notes = json.loads((tmp_path / "repo" / "conversion.json").read_text())["notes"]
+    assert any("the weights fit Stable Diffusion 2.x, Stable Diffusion XL" in note for note in notes)
     with pytest.raises(weightport.ConversionError, match="the VAE of Stable Diffusion 3 or Flux, of 16 channels"):
         convert({f"{V}decoder.conv_in.weight": np.ones((8, 16, 3, 3), np.float32)}, tmp_path)
 
@@ -251,7 +251,7 @@ def test_19_a_pickle_that_names_a_function_is_refused_and_not_run(original, tmp_
 
     for payload in (Payload(), System()):
         torch.save({"state_dict": {"a": torch.ones(1)}, "callbacks": payload}, tmp_path / "model.ckpt")
-        with pytest.raises(weightport.ConversionError, match="model.ckpt") as caught:
+        with pytest.raises(weightport.ConversionError, match=r"model\.ckpt") as caught:
             weightport.convert(tmp_path / "model.ckpt", tmp_path / "repo")
         assert "\n" not in str(caught.value)
         assert not (tmp_path / "ran").exists()
