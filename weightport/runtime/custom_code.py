@@ -10,7 +10,6 @@ import ast
 import hashlib
 import importlib
 import os
-import shutil
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -22,12 +21,12 @@ _PACKAGE = "weightport_custom_"
 
 
 class _Package(ModuleType):
-    """The package in which modules of a folder import each other."""
+    """The package in which modules of a folder import each other; `files` are their paths and texts."""
 
-    def __init__(self, name: str, root: Path, files: list[str]) -> None:
+    def __init__(self, name: str, root: Path, files: dict[str, bytes]) -> None:
         super().__init__(name)
         self.__path__ = [str(root)]
-        self.root, self.files = root, files
+        self.files = files
 
 
 def load_class(source: Source, module: str, name: str | None, trust: bool) -> Any:
@@ -71,12 +70,12 @@ def custom_file(kind: type) -> str | None:
 
 
 def copy_code(kind: type, folder: Path) -> None:
-    """Copy the module of a class, with what it imports relatively, into a folder."""
+    """Write the module of a class, with what it imports relatively, into a folder."""
     package = sys.modules[kind.__module__.split(".")[0]]
     assert isinstance(package, _Package)
-    for name in package.files:
+    for name, text in package.files.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(package.root / name, folder / name)
+        (folder / name).write_bytes(text)
 
 
 def _is_pipeline(kind: type) -> bool:
@@ -86,14 +85,13 @@ def _is_pipeline(kind: type) -> bool:
 
 def _import(source: Source, module: str) -> ModuleType:
     try:
-        names = _needed(source, f"{module}.py")
+        files = _needed(source, f"{module}.py")
     except SyntaxError as error:
         raise ValueError(f"{source.name}/{error.filename}: line {error.lineno} is not Python: {error.msg}") from None
-    root = source.fetch(names)
-    text = b"".join(name.encode() + (root / name).read_bytes() for name in names)
+    text = b"".join(name.encode() + files[name] for name in sorted(files))
     package = _PACKAGE + hashlib.sha256(text).hexdigest()[:16]
     if package not in sys.modules:
-        sys.modules[package] = _Package(package, root, names)
+        sys.modules[package] = _Package(package, source.fetch(files), files)
     importlib.invalidate_caches()  # for files that were written a moment ago
     quiet, sys.dont_write_bytecode = sys.dont_write_bytecode, True  # the folder is the user's, or the Hub's cache
     try:
@@ -109,22 +107,23 @@ def _import(source: Source, module: str) -> ModuleType:
         sys.dont_write_bytecode = quiet
 
 
-def _needed(source: Source, name: str) -> list[str]:
-    """A file and all that it imports relatively, by paths in the folder."""
-    found, queue = {name}, [name]
+def _needed(source: Source, name: str) -> dict[str, bytes]:
+    """The texts of a file and of all that it imports relatively, by paths in the folder."""
+    found: dict[str, bytes] = {}
+    queue = [name]
     source.path(name)
     while queue:
         path = queue.pop()
-        text = source.fetch([path]).joinpath(path).read_bytes()
-        imports = [node for node in ast.walk(ast.parse(text, path)) if isinstance(node, ast.ImportFrom) and node.level]
-        for node in imports:
-            package = path.split("/")[: -node.level] + (node.module.split(".") if node.module else [])
-            for parts in (package, *([*package, alias.name] for alias in node.names)):
-                for file in ("/".join(parts) + ".py", "/".join([*parts, "__init__.py"])):
-                    if file not in found and _exists(source, file):
-                        found.add(file)
-                        queue.append(file)
-    return sorted(found)
+        if path in found:
+            continue
+        found[path] = source.fetch([path]).joinpath(path).read_bytes()
+        for node in ast.walk(ast.parse(found[path], path)):
+            if isinstance(node, ast.ImportFrom) and node.level:
+                package = path.split("/")[: -node.level] + (node.module.split(".") if node.module else [])
+                for parts in (package, *([*package, alias.name] for alias in node.names)):
+                    candidates = ("/".join(parts) + ".py", "/".join([*parts, "__init__.py"]))
+                    queue += [file for file in candidates if _exists(source, file)]
+    return found
 
 
 def _exists(source: Source, path: str) -> bool:

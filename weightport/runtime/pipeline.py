@@ -20,7 +20,7 @@ from .loading import Request, load_arguments, read_dtypes, read_signature
 from .model import Model, one_device
 from .registry import PIPELINES, library_of, public_class
 from .saving import placed, write_json
-from .source import HubOptions, Source, open_source, split_hub_options
+from .source import HubOptions, LocalFolder, Source, open_source, split_hub_options
 
 INDEX = "model_index.json"
 Dtype = torch.dtype | Literal["auto"] | Mapping[str, Any]
@@ -194,7 +194,8 @@ class DiffusionPipeline:
     ) -> Any:
         """The class to load: that of the custom code, this one, or the one that the index names."""
         if custom is not None and Path(custom).suffix == ".py":
-            return load_class(open_source(Path(custom).parent), Path(custom).stem, None, trust)
+            file = Path(custom).expanduser()
+            return load_class(LocalFolder(file.parent), file.stem, None, trust)
         if custom is not None:
             return load_class(open_source(custom, **hub), "pipeline", None, trust)
         if cls is not DiffusionPipeline:
