@@ -17,12 +17,13 @@ from .files import find_weights, shard_names, sibling_files, why_no_weights
 from .registry import component_class
 from .saving import placed, write_json
 from .source import HubOptions, LocalFolder, Source, open_source, split_hub_options
+from .upload import PushOptions, PushToHub
 from .weights import Empty, load_weights, write_weights
 
 CONFIG = "config.json"
 
 
-class Model(nn.Module):
+class Model(nn.Module, PushToHub):
     """The base of the models.
 
     Attributes:
@@ -119,6 +120,9 @@ class Model(nn.Module):
         safe_serialization: bool = True,
         variant: str | None = None,
         max_shard_size: int | str = "10GB",
+        push_to_hub: bool = False,
+        repo_id: str | None = None,
+        **hub: Unpack[PushOptions],
     ) -> None:
         """Write `config.json` and the weights, as diffusers and transformers load them.
 
@@ -129,6 +133,7 @@ class Model(nn.Module):
             safe_serialization: False writes `.bin` in place of safetensors.
             variant: a part of the names of the weights; the config is the same for all variants.
             max_shard_size: bytes, or text such as `500MB`; larger weights are split.
+            push_to_hub: upload the folder afterwards, to `repo_id` or a repo of its name; see `push_to_hub`.
 
         Raises:
             OSError: the folder cannot be written.
@@ -139,6 +144,8 @@ class Model(nn.Module):
         with placed(folder, self.stale(folder, variant)) as staging:
             write_json(staging / CONFIG, self._saved_config())
             write_weights(staging, self.state_dict(), self.library, variant, _size(max_shard_size), safe_serialization)
+        if push_to_hub:
+            self.push_folder(folder, repo_id, **hub)
 
     @classmethod
     def stale(cls, folder: str | os.PathLike[str], variant: str | None) -> list[str]:

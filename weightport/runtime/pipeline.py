@@ -8,7 +8,7 @@ import os
 import warnings
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal, Self, Unpack
 
 import torch
 from torch import nn
@@ -21,12 +21,13 @@ from .model import Model, one_device
 from .registry import PIPELINES, library_of, public_class
 from .saving import placed, write_json
 from .source import HubOptions, LocalFolder, Source, open_source, split_hub_options
+from .upload import PushOptions, PushToHub
 
 INDEX = "model_index.json"
 Dtype = torch.dtype | Literal["auto"] | Mapping[str, Any]
 
 
-class DiffusionPipeline:
+class DiffusionPipeline(PushToHub):
     """A pipeline is made of components: models, a scheduler, a tokenizer.
 
     A subclass takes its components as arguments of `__init__`, hands them to `register_modules` and does its work in
@@ -242,6 +243,9 @@ class DiffusionPipeline:
         safe_serialization: bool = True,
         variant: str | None = None,
         max_shard_size: int | str = "10GB",
+        push_to_hub: bool = False,
+        repo_id: str | None = None,
+        **hub: Unpack[PushOptions],
     ) -> None:
         """Write every component into a folder of its name, and `model_index.json`, as diffusers loads them.
 
@@ -252,6 +256,7 @@ class DiffusionPipeline:
             safe_serialization: False writes `.bin` in place of safetensors, in components of diffusers.
             variant: a part of the names of the weights.
             max_shard_size: bytes, or text such as `500MB`; larger weights are split.
+            push_to_hub: upload the folder afterwards, to `repo_id` or a repo of its name; see `push_to_hub`.
 
         Raises:
             OSError: the folder cannot be written.
@@ -277,6 +282,8 @@ class DiffusionPipeline:
                 copy_code(type(self), staging)
                 index["_class_name"] = [module, type(self).__name__]
             write_json(staging / INDEX, index)
+        if push_to_hub:
+            self.push_folder(place, repo_id, **hub)
 
 
 def _entry(component: Any) -> list[str | None]:

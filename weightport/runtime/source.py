@@ -17,6 +17,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypedDict, Unpack, cast
 
+from .upload import explain
+
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?", re.ASCII)
 _MAX_JSON = 100_000_000  # bytes; a tokenizer.json has 3 million
 
@@ -223,8 +225,7 @@ def _open_hub(
                     repo_id, name, revision=commit, cache_dir=cache_dir, token=token, force_download=force_download
                 )
             except Exception as error:
-                reason = str(error).strip().split("\n")[0] or type(error).__name__
-                raise OSError(f"{repo_id}: {name} cannot be downloaded ({reason})") from None
+                raise OSError(f"{repo_id}: {name}: {explain(error)}") from None
         return fetched[name]
 
     return HubFolder(repo_id, [file.rfilename for file in info.siblings or ()], download)

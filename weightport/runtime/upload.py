@@ -8,37 +8,40 @@ import sys
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict, Unpack, cast
 
 CARD = "README.md"
 
 
-class PushToHub:
-    """Adds `push_to_hub` to what has `save_pretrained(folder, **options)`."""
+class PushOptions(TypedDict, total=False):
+    """Where on the Hub something goes, and how.
 
-    def push_to_hub(
-        self,
-        repo_id: str,
-        *,
-        subfolder: str | None = None,
-        commit_message: str | None = None,
-        private: bool | None = None,
-        token: str | bool | None = None,
-        create_pr: bool = False,
-        revision: str | None = None,
-        **saving: Any,
-    ) -> str:
-        """Save into a folder of the Hub repo, in one commit; makes the repo, and a model card if it has none.
+    Attributes:
+        subfolder: the folder in the repo; by default its top.
+        commit_message: by default `Upload` and the name of the class.
+        private: of a repo that is made.
+        token: instead of `HF_TOKEN` or the one of `hf auth login`.
+        create_pr: open a pull request instead.
+        revision: the branch; made from `main` if it is not there.
+    """
+
+    subfolder: str | None
+    commit_message: str | None
+    private: bool | None
+    token: str | bool | None
+    create_pr: bool
+    revision: str | None
+
+
+class PushToHub:
+    """Adds `push_to_hub` to what has `save_pretrained(folder, **saving)`."""
+
+    def push_to_hub(self, repo_id: str, **options: Any) -> str:
+        """Save into a repo on the Hub, in one commit; makes the repo, and a model card if it has none.
 
         Args:
             repo_id: `owner/name`, or `name` for one of your own.
-            subfolder: the folder in the repo; by default its top.
-            commit_message: by default `Upload` and the name of the class.
-            private: of a repo that is made.
-            token: instead of `HF_TOKEN` or the one of `hf auth login`.
-            create_pr: open a pull request instead.
-            revision: the branch; made from `main` if it is not there.
-            saving: options of `save_pretrained`, such as `variant`.
+            options: see `PushOptions`; others go to `save_pretrained`, such as `variant`.
 
         Returns:
             The address of the commit or the pull request.
@@ -46,29 +49,28 @@ class PushToHub:
         Raises:
             OSError: it could not be done; the repo is as it was, or empty if it was just made.
         """
+        place = {key: options.pop(key) for key in PushOptions.__annotations__ if key in options}
         with tempfile.TemporaryDirectory() as folder:
-            self.save_pretrained(folder, **saving)  # type: ignore[attr-defined]
-            return upload_folder(
-                folder,
-                repo_id,
-                subfolder=subfolder,
-                message=commit_message or f"Upload {type(self).__name__}",
-                card=_card(type(self).__name__),
-                private=private,
-                token=token,
-                create_pr=create_pr,
-                revision=revision,
-            )
+            self.save_pretrained(folder, **options)  # type: ignore[attr-defined]
+            return self.push_folder(folder, repo_id, **cast(PushOptions, place))
 
-
-def upload_folder(
-    folder: str | os.PathLike[str], repo_id: str, *, card: str, subfolder: str | None = None, **options: Any
-) -> str:
-    """`upload` every file of a folder, and the card if neither the folder nor the repo has one."""
-    prefix = f"{subfolder.strip('/')}/" if subfolder else ""
-    paths = sorted(path for path in Path(folder).rglob("*") if path.is_file())
-    files: dict[str, Path | bytes] = {prefix + path.relative_to(folder).as_posix(): path for path in paths}
-    return upload(files, repo_id, {CARD: card.encode()}, **options)
+    def push_folder(
+        self, folder: str | os.PathLike[str], repo_id: str | None = None, **options: Unpack[PushOptions]
+    ) -> str:
+        """Upload what was saved into a folder; by default to a repo of the folder's name. See `push_to_hub`."""
+        subfolder = options.get("subfolder")
+        paths = sorted(path for path in Path(folder).rglob("*") if path.is_file())
+        prefix = f"{subfolder.strip('/')}/" if subfolder else ""
+        return upload(
+            {prefix + path.relative_to(folder).as_posix(): path for path in paths},
+            repo_id or Path(folder).absolute().name,
+            {CARD: _card(type(self).__name__).encode()},
+            message=options.get("commit_message") or f"Upload {type(self).__name__}",
+            private=options.get("private"),
+            token=options.get("token"),
+            create_pr=options.get("create_pr", False),
+            revision=options.get("revision"),
+        )
 
 
 def upload(

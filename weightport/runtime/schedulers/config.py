@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Mapping
-from typing import Any, ClassVar, Self, cast
+from typing import Any, ClassVar, Self, Unpack, cast
 
 from ..config import DIFFUSERS_VERSION, Config
 from ..saving import placed, write_json
 from ..source import HubOptions, Source, open_source
+from ..upload import PushOptions, PushToHub
 
 FILE = "scheduler_config.json"
 COMPATIBLE = (  # with one another; in this order
@@ -31,7 +32,7 @@ COMPATIBLE = (  # with one another; in this order
 )
 
 
-class Configured:
+class Configured(PushToHub):
     """Something made from a `scheduler_config.json`.
 
     Attributes:
@@ -98,10 +99,19 @@ class Configured:
         hub = {key: options.pop(key) for key in HubOptions.__annotations__ if key in options}
         return cls.from_config(open_source(name_or_path, subfolder, **cast(HubOptions, hub)).json(FILE), **options)
 
-    def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
-        """Write `scheduler_config.json`, defaults included."""
+    def save_pretrained(
+        self,
+        folder: str | os.PathLike[str],
+        *,
+        push_to_hub: bool = False,
+        repo_id: str | None = None,
+        **hub: Unpack[PushOptions],
+    ) -> None:
+        """Write `scheduler_config.json`, defaults included; with `push_to_hub` upload the folder afterwards."""
         with placed(folder) as staging:
             write_json(staging / FILE, self._saved_config())
+        if push_to_hub:
+            self.push_folder(folder, repo_id, **hub)
 
     def _saved_config(self) -> dict[str, Any]:
         options = {key: value for key, value in self.config.items() if not key.startswith("_")}
