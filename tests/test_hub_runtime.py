@@ -13,7 +13,7 @@ import pytest
 
 import weightport
 
-from .command import run_python, spawn
+from .command import run_python
 from .hub_server import TOKEN, Fault, HubServer
 
 WEIGHTS = {"unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model", "text_encoder": "model"}
