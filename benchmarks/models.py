@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from weightport.converters.checkpoint import Array, Computed
+from weightport.converters.checkpoint import DTYPES, Array, Computed
 from weightport.converters.keras_writer import write_keras
 from weightport.converters.recognise import Candidate, candidates
 from weightport.converters.writer import Output, write_safetensors
@@ -27,15 +27,20 @@ def keras_unet(path: Path) -> None:
     os.sync()
 
 
-def original(path: Path) -> None:
-    """Stable Diffusion 1.5 under its original keys as `.safetensors`, 4.3 GB, with the noise schedule."""
+def original(path: Path, family: str, dtype: str) -> None:
+    """A whole model under its original keys as `.safetensors`, with the noise schedule."""
     random = _random()
     shapes = {"alphas_cumprod": (1000,), "betas": (1000,)}
     for candidate in candidates("ldm"):
-        if candidate.family.name == "sd1" and candidate.part in ("unet", "vae", "text_encoder"):
-            shapes |= {} if candidate.table.about.get("read_only") else _shapes(candidate)
-    tensors = [Computed(key, "F32", shape, (), functools.partial(random, shape), "") for key, shape in shapes.items()]
-    outputs = [Output(tensor.name, "F32", tensor.shape, (tensor,)) for tensor in tensors]
+        extends = bool(candidate.component.pipelines)  # a ControlNet
+        if candidate.family.name == family and not extends and not candidate.table.about.get("read_only"):
+            shapes |= _shapes(candidate)
+
+    def compute(shape: Shape) -> Array:
+        return random(shape).astype(DTYPES[dtype])
+
+    tensors = [Computed(key, dtype, shape, (), functools.partial(compute, shape), "") for key, shape in shapes.items()]
+    outputs = [Output(tensor.name, dtype, tensor.shape, (tensor,)) for tensor in tensors]
     write_safetensors(path.parent, path.name, outputs, max_shard_size=1 << 40)
     os.sync()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 from collections import defaultdict
@@ -64,10 +65,18 @@ def rename_back_script(source: Path, out: Path) -> None:
 
 
 def diffusers(source: Path, out: Path, repo: Path) -> None:
-    """diffusers' single-file loader, offline: the configs of a repo at hand."""
-    from diffusers import StableDiffusionPipeline
+    """diffusers' single-file loader, offline and in the precision of the file: the configs of a repo at hand."""
+    import diffusers as library
+    import torch
+    from safetensors import safe_open
 
-    pipeline = StableDiffusionPipeline.from_single_file(source, config=str(repo), local_files_only=True)
+    dtype = torch.float32
+    if source.suffix == ".safetensors":
+        with safe_open(source, "pt") as file:
+            dtype = file.get_tensor("betas").dtype
+    index = json.loads((repo / "model_index.json").read_text())
+    kind = getattr(library, index["_class_name"])
+    pipeline = kind.from_single_file(source, config=str(repo), local_files_only=True, torch_dtype=dtype)
     pipeline.save_pretrained(out)
 
 
