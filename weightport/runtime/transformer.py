@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
 from .layers import GEGLU, attend
+from .speed import ConstantContext
 
 
 class Attention(nn.Module):
@@ -19,12 +21,20 @@ class Attention(nn.Module):
         self.to_k = nn.Linear(context_dim, dim, bias=False)
         self.to_v = nn.Linear(context_dim, dim, bias=False)
         self.to_out = nn.Sequential(nn.Linear(dim, dim))
+        self.constant: ConstantContext | None = None
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """(b, n, dim) -> (b, n, dim)."""
-        context = x if context is None else context
-        x = self.to_out(attend(self.to_q(x), self.to_k(context), self.to_v(context), self.heads))
+        if context is None or self.constant is None or torch.compiler.is_compiling():
+            key, value = self.project(x if context is None else context)
+        else:
+            key, value = self.constant.get(context, self.project)
+        x = self.to_out(attend(self.to_q(x), key, value, self.heads))
         return x
+
+    def project(self, context: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values of what is attended to, (b, m, dim) each."""
+        return self.to_k(context), self.to_v(context)
 
 
 class FeedForward(nn.Module):
@@ -93,6 +103,7 @@ class Transformer2DModel(nn.Module):
         for block in self.transformer_blocks:
             h = block(h, context)
         h = self.proj_out(h) if self.linear else h
-        h = h.unflatten(1, (height, width)).permute(0, 3, 1, 2).contiguous()
+        h = h.unflatten(1, (height, width)).permute(0, 3, 1, 2)
+        h = h if x.is_contiguous(memory_format=torch.channels_last) else h.contiguous()
         h = h if self.linear else self.proj_out(h)
         return h + x
