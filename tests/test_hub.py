@@ -15,7 +15,7 @@ from huggingface_hub import ModelCard
 import weightport
 from weightport.hub import Reference, unverified
 
-from .command import Run, assert_refused, spawn
+from .command import Run, assert_refused, run_python, spawn
 from .hub_server import TOKEN, Fault, HubServer
 
 UNET = "unet/diffusion_pytorch_model.safetensors"
@@ -261,6 +261,22 @@ def test_push_gets_over_a_dropped_upload(hub: HubServer, own: Path, command: Com
     assert hub.faults[0].times == 0
     there = hub.repos["org/model"].files()[UNET]
     assert hashlib.sha256(there).hexdigest() == hashlib.sha256((own / UNET).read_bytes()).hexdigest()
+
+
+def test_the_example(hub: HubServer, sd1_keras: dict[str, Path], tmp_path: Path) -> None:
+    script = Path(__file__).parent.parent / "scripts" / "push_to_hub.py"
+    environment = hub.environment(tmp_path / "home")
+    ended = run_python(
+        "import runpy, sys; runpy.run_path(sys.argv.pop(1), run_name='__main__')",
+        script,
+        *sd1_keras.values(),
+        "org/model",
+        environment=environment,
+    )
+    assert ended.status == 0, ended.err
+    assert ended.out == f"{hub.endpoint}/org/model/commit/{hub.repos['org/model'].refs['main']}\n"
+    assert hub.repos["org/model"].private
+    assert UNET in hub.repos["org/model"].files()
 
 
 # ---- pull
