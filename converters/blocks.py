@@ -18,7 +18,7 @@ from ..mappings.ops import Op
 from .checkpoint import DTYPES, Array, Stored, Tensor
 from .transpose import Shape, coalesced, copy_view, panels, row_blocks
 
-_CHUNK = 1 << 18  # bytes copied at once: as fast as `cp`, where megabytes are several times slower
+_CHUNK = 1 << 19  # bytes copied at once: few hand-overs, and still in the cache when they are written
 _BLOCK = 4 << 20  # bytes transposed at once: whole tiles of output rows
 _PANEL = 64 << 20  # bytes of a transposed tensor that are held at once
 DEPTH = 3  # blocks that exist at a time: one written, one waiting, one being made

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
 import sys
 import types
@@ -389,3 +390,26 @@ def test_inspect_reads_no_weights(sd1_legacy, monkeypatch):
     monkeypatch.setattr(SourceFile, "read_into", None)
     weightport.inspect(sd1_legacy["text_encoder"])
     assert total < sd1_legacy["text_encoder"].stat().st_size / 10
+
+
+# --- without checksums, without waiting for the disk ------------------------------------------------------------------
+
+
+def test_hashes_and_sync_can_be_left_out(sd1_keras, tmp_path, monkeypatch):
+    """The files are the same; the report has no sha256, and nothing waits for the disk."""
+    source = sd1_keras["decoder"]
+    weightport.convert(source, tmp_path / "with")
+    synced: list[int] = []
+    for name in ("fsync", "fdatasync"):
+        monkeypatch.setattr(os, name, synced.append)
+    weightport.convert(source, tmp_path / "without", hashes=False, sync=False)
+    assert not synced
+    weights = "vae/diffusion_pytorch_model.safetensors"
+    assert (tmp_path / "with" / weights).read_bytes() == (tmp_path / "without" / weights).read_bytes()
+    reports = {name: json.loads((tmp_path / name / "conversion.json").read_text()) for name in ("with", "without")}
+    assert reports["with"]["sources"][0]["files"][source.name]
+    assert reports["with"]["files"][weights].keys() == {"nbytes", "sha256"}
+    assert reports["without"]["sources"][0]["files"] == {}
+    assert reports["without"]["files"][weights].keys() == {"nbytes"}
+    weightport.convert(source, tmp_path / "again", hashes=False)
+    assert synced
