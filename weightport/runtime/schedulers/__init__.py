@@ -1,21 +1,19 @@
 """The schedulers: diffusers' names, options and calls; few ideas. `base.py` says how they are made."""
 
+from . import diffusion, exponential, flow, karras, keras_cv
 from .base import Scheduler, SchedulerOutput
 from .config import COMPATIBLE
-from .diffusion import DDIMInverseScheduler, DDIMScheduler, DDPMScheduler, PNDMScheduler
-from .exponential import DPMSolverMultistepScheduler
-from .karras import EulerDiscreteScheduler
 
 SCHEDULERS: dict[str, type[Scheduler]] = {
-    scheduler.__name__: scheduler
-    for scheduler in (
-        DDIMInverseScheduler,
-        DDIMScheduler,
-        DDPMScheduler,
-        DPMSolverMultistepScheduler,
-        EulerDiscreteScheduler,
-        PNDMScheduler,
-    )
+    name: scheduler
+    for module in (diffusion, karras, exponential, flow, keras_cv)
+    for name, scheduler in vars(module).items()
+    if name.endswith("Scheduler") and scheduler.__module__ == module.__name__
 }
+__all__ = ["COMPATIBLE", "SCHEDULERS", "Scheduler", "SchedulerOutput"]
 
-__all__ = ["COMPATIBLE", "SCHEDULERS", "Scheduler", "SchedulerOutput", *SCHEDULERS]
+
+def __getattr__(name: str) -> type[Scheduler]:
+    if name in SCHEDULERS:
+        return SCHEDULERS[name]
+    raise AttributeError(f"there is no scheduler {name!r}")

@@ -4,6 +4,8 @@ Notation: x = α·x₀ + σ·ε is the noisy sample, x₀ the image, ε the nois
 ones, α² + σ² = 1, but for flows, α + σ = 1. Solvers are linear: what a step returns is a·x + Σ bₖ·mₖ + c·noise, where
 the mₖ are the model's outputs, turned into x₀ or ε, and the coefficients are known before the first step.
 
+A solver is a class that says which timesteps and σ a run visits, in `_plan`, and what a step does, in `_solve`.
+
 Coefficients are computed in float32, elementwise over whole tables: rounding differs between precisions by up to
 1e-3 where differences of logarithms cancel, and float32 is what everybody's images were made with. Samples of 16 bits
 are computed with in float32.
@@ -11,9 +13,10 @@ are computed with in float32.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -24,8 +27,11 @@ from .spacing import Array, beta, exponential, karras
 TINY = 1e-6  # instead of dividing by zero
 Generator = torch.Generator | list[torch.Generator] | None
 Timestep = Tensor | float
+Draw = Callable[..., Tensor]  # the noise of a step, like the output or what is given
+Numbers = Sequence[float] | Array | Tensor
+Options = dict[str, Any]
 
-TRAINING: dict[str, Any] = {
+TRAINING: Options = {
     "num_train_timesteps": 1000,
     "beta_start": 0.0001,
     "beta_end": 0.02,
@@ -33,11 +39,11 @@ TRAINING: dict[str, Any] = {
     "trained_betas": None,
     "prediction_type": "epsilon",
 }
-SPACING: dict[str, Any] = {"timestep_spacing": "linspace", "steps_offset": 0}
+SPACING: Options = {"timestep_spacing": "linspace", "steps_offset": 0}
 RESPACINGS = {"use_karras_sigmas": karras, "use_exponential_sigmas": exponential, "use_beta_sigmas": beta}
-RESPACING: dict[str, Any] = dict.fromkeys(RESPACINGS, False)
-THRESHOLDING: dict[str, Any] = {"thresholding": False, "dynamic_thresholding_ratio": 0.995, "sample_max_value": 1.0}
-CLIPPING: dict[str, Any] = {"clip_sample": True, "clip_sample_range": 1.0}
+RESPACING: Options = dict.fromkeys(RESPACINGS, False)
+THRESHOLDING: Options = {"thresholding": False, "dynamic_thresholding_ratio": 0.995, "sample_max_value": 1.0}
+CLIPPING: Options = {"clip_sample": True, "clip_sample_range": 1.0}
 
 
 class SchedulerOutput(NamedTuple):
@@ -48,11 +54,11 @@ class SchedulerOutput(NamedTuple):
 
 
 def combine(a: float, x: Tensor, *terms: tuple[float, Tensor | None]) -> Tensor:
-    """a·x + Σ b·m. A coefficient of 0 makes its tensor irrelevant, whatever is in it."""
+    """a·x + Σ b·m, products rounded before they are added. A coefficient of 0 leaves out its tensor, NaN or not."""
     total = None if a == 0 else x if a == 1 else x * a
     for b, m in terms:
         if b and m is not None:
-            total = m * b if total is None else torch.add(total, m, alpha=b)
+            total = m * b if total is None else total + m * b
     return torch.zeros_like(x) if total is None else total
 
 
@@ -64,11 +70,16 @@ def widened(sample: Tensor) -> Tensor:
 def draw_noise(like: Tensor, generator: Generator, dtype: torch.dtype | None = None) -> Tensor:
     """Standard normal noise in the shape of `like`, drawn where the generator is; of several, each draws a sample."""
     dtype = dtype or like.dtype
-    if isinstance(generator, list):
-        rows = [draw_noise(like[i : i + 1], one, dtype) for i, one in enumerate(generator)]
-        return torch.cat(rows) if len(rows) > 1 else draw_noise(like, generator[0], dtype)
-    device = generator.device if generator else like.device
-    return torch.randn(like.shape, generator=generator, device=device, dtype=dtype).to(like.device)
+    if isinstance(generator, list) and len(generator) > 1:
+        return torch.cat([draw_noise(like[i : i + 1], one, dtype) for i, one in enumerate(generator)])
+    one = generator[0] if isinstance(generator, list) else generator
+    device = one.device if one else like.device
+    return torch.randn(like.shape, generator=one, device=device, dtype=dtype).to(like.device)
+
+
+def beside(values: Tensor, like: Tensor) -> Tensor:
+    """(b,) in a shape that multiplies samples."""
+    return values.to(like.device).view(-1, *[1] * (like.ndim - 1))
 
 
 class Scheduler(Configured):
@@ -82,6 +93,8 @@ class Scheduler(Configured):
     """
 
     order: ClassVar[int] = 1
+    output: ClassVar[Any] = SchedulerOutput
+    takes: ClassVar[tuple[str, ...]] = ()  # which of `timesteps` and `sigmas` a run can be made of
     clips_alpha_bar: ClassVar[bool] = False  # whether σ must stay finite at a terminal SNR of zero
     timesteps: Tensor
     sigmas: Tensor
@@ -91,6 +104,7 @@ class Scheduler(Configured):
         if sum(bool(self._own(name)) for name in RESPACINGS) > 1:
             raise ValueError(f"{type(self).__name__}: only one of {', '.join(RESPACINGS)} can be set")
         self.num_inference_steps: int | None = None
+        self._mu: float | None = None
         self._set_training_noise()
         self._restart()
 
@@ -123,6 +137,81 @@ class Scheduler(Configured):
     def _restart(self) -> None:
         self._step_index: int | None = None
         self._begin_index: int | None = None
+
+    def set_timesteps(
+        self,
+        num_inference_steps: int | None = None,
+        device: str | torch.device | None = None,
+        timesteps: Numbers | None = None,
+        sigmas: Numbers | None = None,
+        mu: float | None = None,
+    ) -> None:
+        """Begin a run.
+
+        Args:
+            num_inference_steps: how many steps, or one of the next two.
+            device: for `timesteps`.
+            timesteps: what to call the model with.
+            sigmas: the noise levels, the end among them.
+            mu: how far to shift a flow, with `use_dynamic_shifting`.
+
+        Raises:
+            ValueError: not exactly one of the first three is given, or the scheduler does not take it.
+        """
+        given = {"num_inference_steps": num_inference_steps, "timesteps": timesteps, "sigmas": sigmas}
+        chosen = [key for key, value in given.items() if value is not None]
+        if len(chosen) != 1:
+            raise ValueError("give one of num_inference_steps, timesteps and sigmas")
+        if chosen[0] not in ("num_inference_steps", *self.takes):
+            raise ValueError(f"{type(self).__name__} does not take {chosen[0]}")
+        self._mu = mu
+        steps = num_inference_steps or len(timesteps if sigmas is None else sigmas)  # type: ignore[arg-type]
+        self.num_inference_steps = steps
+        self._begin(*self._plan(steps, timesteps, sigmas), device)
+
+    def _plan(self, steps: int, timesteps: Numbers | None, sigmas: Numbers | None) -> tuple[Array, Array]:
+        """The timesteps of a run, and its σ with the end."""
+        raise NotImplementedError
+
+    def _begin(self, timesteps: Array, sigmas: Array, device: str | torch.device | None = None) -> None:
+        """Take these timesteps and σ, and forget the run before."""
+        self.timesteps = torch.from_numpy(np.ascontiguousarray(timesteps)).to(device)
+        self.sigmas = torch.from_numpy(np.asarray(sigmas, np.float32))
+        self._levels: list[float] = self.sigmas.tolist()  # σ of every model call, and the end
+        self._restart()
+
+    def step(
+        self,
+        model_output: Tensor,
+        timestep: Timestep,
+        sample: Tensor,
+        generator: Generator = None,
+        variance_noise: Tensor | None = None,
+        return_dict: bool = True,
+    ) -> Any:
+        """Go to the next timestep.
+
+        Args:
+            model_output: what the model predicts, as `prediction_type` says.
+            timestep: the one that the model was called with.
+            sample: what it was called for, before `scale_model_input`.
+            generator: draws the noise of solvers that add some.
+            variance_noise: the noise, instead of drawing it.
+            return_dict: of no effect, the result is a tuple with names.
+        """
+
+        def draw(like: Tensor = model_output, dtype: torch.dtype = model_output.dtype) -> Tensor:
+            return draw_noise(like, generator, dtype) if variance_noise is None else variance_noise
+
+        if self.num_inference_steps is None:
+            raise ValueError("call set_timesteps before the first step")
+        x, x0 = self._solve(self._next(timestep), widened(sample), widened(model_output), draw)
+        dtype = model_output.dtype
+        return self.output(x.to(dtype), None if x0 is None else x0.to(dtype))
+
+    def _solve(self, i: int, x: Tensor, output: Tensor, draw: Draw) -> tuple[Tensor, Tensor | None]:
+        """The sample after step i, and x₀ where the solver has it."""
+        raise NotImplementedError
 
     @property
     def step_index(self) -> int | None:
@@ -157,8 +246,6 @@ class Scheduler(Configured):
 
     def _next(self, timestep: Timestep) -> int:
         """As `_here`, and the step is taken."""
-        if self.num_inference_steps is None:
-            raise ValueError("call set_timesteps before the first step")
         i = self._here(timestep)
         self._step_index = i + 1
         return i
@@ -177,7 +264,7 @@ class Scheduler(Configured):
         if self._own("thresholding"):
             flat = widened(x0).abs().flatten(1)
             bound = torch.quantile(flat, self.config.dynamic_thresholding_ratio, dim=1)
-            bound = bound.clamp(min=1, max=self.config.sample_max_value).view(-1, *[1] * (x0.ndim - 1))
+            bound = beside(bound.clamp(min=1, max=self.config.sample_max_value), x0)
             return x0.clamp(-bound, bound) / bound
         if self._own("clip_sample"):
             return x0.clamp(-self.config.clip_sample_range, self.config.clip_sample_range)
@@ -185,8 +272,7 @@ class Scheduler(Configured):
 
     def _noise_share(self, timesteps: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
         """α and σ of training timesteps, to multiply samples with."""
-        alpha_bar = self.alphas_cumprod.to(like.device)[timesteps.to(like.device, torch.int64)]
-        alpha_bar = alpha_bar.view(-1, *[1] * (like.ndim - 1))
+        alpha_bar = beside(self.alphas_cumprod[timesteps.long().cpu()], like)
         return alpha_bar.sqrt(), (1 - alpha_bar).sqrt()
 
     def add_noise(self, original_samples: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:

@@ -1,70 +1,56 @@
-"""Solvers that step between training timesteps, by their ᾱ: DDPM, DDIM, PNDM."""
+"""Solvers that step between training timesteps, by their ᾱ: DDPM, DDIM, PNDM, iPNDM, and the distilled LCM and TCD."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
 from itertools import pairwise
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from .base import (
-    CLIPPING,
-    SPACING,
-    THRESHOLDING,
-    TRAINING,
-    Generator,
-    Scheduler,
-    SchedulerOutput,
-    Timestep,
-    combine,
-    draw_noise,
-    to_image,
-    to_noise,
-    widened,
-)
-from .spacing import spaced
+from . import base
+from .base import Draw, Generator, Numbers, Options, Scheduler, Timestep, combine, to_image, to_noise
+from .spacing import Array, spaced
 
-LEADING: dict[str, Any] = SPACING | {"timestep_spacing": "leading"}
-PREDICTIONS: dict[str, tuple[Any, ...]] = {"prediction_type": ("epsilon", "sample", "v_prediction")}
+LEADING: Options = base.SPACING | {"timestep_spacing": "leading"}
+ENDS: Options = {"set_alpha_to_one": True, "rescale_betas_zero_snr": False}
+Choices = dict[str, tuple[Any, ...]]
 
 
-class DiscreteScheduler(Scheduler):
-    """A scheduler whose steps depend on the timestep alone, so that they may be taken in any order."""
+class DiscreteSolver(Scheduler):
+    """A scheduler whose steps depend on the timestep alone: step number and timestep are the same thing."""
 
-    choices = PREDICTIONS
+    choices: ClassVar[Choices] = {"prediction_type": ("epsilon", "sample", "v_prediction")}
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
         one = self._own("set_alpha_to_one") in (None, True)
         self.final_alpha_cumprod = torch.tensor(1.0) if one else self.alphas_cumprod[0]
-        self.timesteps = torch.arange(self.config.num_train_timesteps).flip(0)
+        self.timesteps = torch.arange(len(self)).flip(0)
 
-    def _spaced(self, steps: int) -> np.ndarray[Any, np.dtype[np.int64]]:
+    def _plan(self, steps: int, timesteps: Numbers | None, sigmas: Numbers | None) -> tuple[Array, Array]:
+        return self._spaced(steps), np.empty(0)
+
+    def _spaced(self, steps: int) -> Array:
         """Timesteps as the config wants them, descending.
 
         Raises:
             ValueError: more steps than training had.
         """
-        total = self.config.num_train_timesteps
-        if steps > total:
-            raise ValueError(f"{steps} steps: there are only {total} timesteps")
-        return spaced(self.config.timestep_spacing, steps, total, self.config.steps_offset).round().astype(np.int64)
+        if steps > len(self):
+            raise ValueError(f"{steps} steps: there are only {len(self)} timesteps")
+        config = self.config
+        return spaced(config.timestep_spacing, steps, len(self), config.steps_offset).round().astype(np.int64)
 
-    def set_timesteps(self, num_inference_steps: int, device: str | torch.device | None = None) -> None:
-        """Begin a run of so many steps."""
-        self.timesteps = torch.from_numpy(self._spaced(num_inference_steps)).to(device)
-        self.num_inference_steps = num_inference_steps
-        self._restart()
+    def _next(self, timestep: Timestep) -> int:
+        return int(timestep)
 
     @property
     def _stride(self) -> int:
         """Training timesteps a step."""
-        if self.num_inference_steps is None:
-            raise ValueError("call set_timesteps before the first step")
-        return int(self.config.num_train_timesteps) // self.num_inference_steps
+        return len(self) // int(self.num_inference_steps or 1)
 
     def _alpha_bar(self, timestep: int) -> np.float32:
         """ᾱ of a training timestep; before the first one, that of the clean image."""
@@ -77,14 +63,12 @@ class DiscreteScheduler(Scheduler):
         return to_noise(self.config.prediction_type, x, output, alpha_bar**0.5, (1 - alpha_bar) ** 0.5)
 
 
-class DDIMScheduler(DiscreteScheduler):
+class DDIMScheduler(DiscreteSolver):
     """DDIM (Song et al., Denoising Diffusion Implicit Models, eq. 12): deterministic at η = 0, DDPM-like at η = 1."""
 
-    defaults = (
-        TRAINING | LEADING | CLIPPING | THRESHOLDING | {"set_alpha_to_one": True, "rescale_betas_zero_snr": False}
-    )
+    defaults = base.TRAINING | LEADING | base.CLIPPING | base.THRESHOLDING | ENDS
 
-    def step(
+    def step(  # type: ignore[override]
         self,
         model_output: Tensor,
         timestep: Timestep,
@@ -94,204 +78,295 @@ class DDIMScheduler(DiscreteScheduler):
         generator: Generator = None,
         variance_noise: Tensor | None = None,
         return_dict: bool = True,
-    ) -> SchedulerOutput:
-        """Go to the next timestep.
+    ) -> Any:
+        """Go to the next timestep, with η = `eta`, and where asked in the direction away from the clipped image."""
+        self._eta, self._from_clipped = eta, use_clipped_model_output
+        return super().step(model_output, timestep, sample, generator, variance_noise)
 
-        Args:
-            model_output: what the model predicts, as `prediction_type` says.
-            timestep: the one that the model was called with.
-            sample: what it was called for, before `scale_model_input`.
-            eta: share of DDPM's noise.
-            use_clipped_model_output: go in the direction away from the clipped image.
-            generator: draws the noise.
-            variance_noise: the noise, instead of drawing it.
-            return_dict: of no effect, the result is a tuple with names.
-        """
-        t, x = int(timestep), widened(sample)
-        now, to = self._alpha_bar(t), self._alpha_bar(t - self._stride)
-        x0 = self._image(x, model_output, float(now))
-        if use_clipped_model_output:
-            sigma = float(1 - now) ** 0.5
-            eps = combine(1 / sigma, x, (-(float(now) ** 0.5) / sigma, x0))
+    def _solve(self, i: int, x: Tensor, output: Tensor, draw: Draw) -> tuple[Tensor, Tensor]:
+        now, to = self._alpha_bar(i), self._alpha_bar(i - self._stride)
+        x0 = self._image(x, output, float(now))
+        if self._from_clipped:
+            eps = to_noise("sample", x, x0, float(now) ** 0.5, float(1 - now) ** 0.5)
         else:
-            eps = self._noise(x, model_output, float(now))
-        variance = float(eta**2 * ((1 - to) / (1 - now) * (1 - now / to))) if eta else 0.0
+            eps = self._noise(x, output, float(now))
+        variance = float(self._eta**2 * ((1 - to) / (1 - now) * (1 - now / to))) if self._eta else 0.0
         direction = max(float(1 - to) - variance, 0.0) ** 0.5
-        noise = None
-        if eta > 0:
-            noise = draw_noise(model_output, generator) if variance_noise is None else variance_noise
-        x = combine(float(to) ** 0.5, x0, (direction, eps), (variance**0.5, noise))
-        return SchedulerOutput(x.to(sample.dtype), x0.to(sample.dtype))
+        noise = draw() if self._eta > 0 else None
+        return combine(float(to) ** 0.5, x0, (direction, eps), (variance**0.5, noise)), x0
 
 
-class DDIMInverseScheduler(DiscreteScheduler):
+class DDIMInverseScheduler(DiscreteSolver):
     """DDIM backwards, from an image to the noise that it is made of (Song et al., section 4.3)."""
 
     has_compatibles = False
-    defaults = TRAINING | LEADING | CLIPPING | {"set_alpha_to_one": True, "rescale_betas_zero_snr": False}
+    defaults = base.TRAINING | LEADING | base.CLIPPING | ENDS
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
         self.timesteps = self.timesteps.flip(0)
 
-    def set_timesteps(self, num_inference_steps: int, device: str | torch.device | None = None) -> None:
-        """Begin a run of so many steps."""
-        super().set_timesteps(num_inference_steps, device)
-        self.timesteps = self.timesteps.flip(0)
+    def _spaced(self, steps: int) -> Array:
+        return super()._spaced(steps)[::-1]
 
-    def step(
-        self, model_output: Tensor, timestep: Timestep, sample: Tensor, return_dict: bool = True
-    ) -> SchedulerOutput:
-        """Go from the timestep before to this one; see `DDIMScheduler.step`."""
-        t, x = int(timestep), widened(sample)
-        now = float(self._alpha_bar(min(t - self._stride, len(self) - 1)))
-        to = float(self._alpha_bar(t))
-        x0, eps = self._image(x, model_output, now), self._noise(x, model_output, now)
-        x = combine(to**0.5, x0, ((1 - to) ** 0.5, eps))
-        return SchedulerOutput(x.to(sample.dtype), x0.to(sample.dtype))
+    def _solve(self, i: int, x: Tensor, output: Tensor, draw: Draw) -> tuple[Tensor, Tensor]:
+        now, to = float(self._alpha_bar(min(i - self._stride, len(self) - 1))), float(self._alpha_bar(i))
+        x0, eps = self._image(x, output, now), self._noise(x, output, now)
+        return combine(to**0.5, x0, ((1 - to) ** 0.5, eps)), x0
 
 
-class DDPMScheduler(DiscreteScheduler):
+class DDPMScheduler(DiscreteSolver):
     """The reverse process of training (Ho et al., Denoising Diffusion Probabilistic Models, eq. 7 and algorithm 2)."""
 
+    takes = ("timesteps",)
     defaults = (
-        TRAINING
+        base.TRAINING
         | LEADING
-        | CLIPPING
-        | THRESHOLDING
+        | base.CLIPPING
+        | base.THRESHOLDING
         | {
             "variance_type": "fixed_small",
             "rescale_betas_zero_snr": False,
         }
     )
-    choices = PREDICTIONS | {
-        "variance_type": (
-            *("fixed_small", "fixed_small_log", "fixed_large", "fixed_large_log", "learned", "learned_range"),
-            None,
-        )
-    }
+    variances = ("fixed_small", "fixed_small_log", "fixed_large", "fixed_large_log", "learned", "learned_range", None)
+    choices: ClassVar[Choices] = DiscreteSolver.choices | {"variance_type": variances}
 
-    def set_timesteps(
-        self,
-        num_inference_steps: int | None = None,
-        device: str | torch.device | None = None,
-        timesteps: Sequence[int] | None = None,
-    ) -> None:
-        """Begin a run of so many steps, or of these timesteps.
-
-        Raises:
-            ValueError: not exactly one of both is given, or `timesteps` do not descend within the range of training.
-        """
-        if (num_inference_steps is None) == (timesteps is None):
-            raise ValueError("give either num_inference_steps or timesteps")
-        if timesteps is None:
-            super().set_timesteps(int(num_inference_steps or 0), device)
-        else:
-            if any(a <= b for a, b in pairwise(timesteps)) or timesteps[0] >= len(self):
-                raise ValueError(f"timesteps must descend, from less than {len(self)}")
-            self.timesteps = torch.tensor(timesteps, dtype=torch.int64, device=device)
-            self.num_inference_steps = len(timesteps)
-            self._restart()
-        points = [*self.timesteps.tolist(), -1]
-        self._following = dict(pairwise(points))
+    def _plan(self, steps: int, timesteps: Numbers | None, sigmas: Numbers | None) -> tuple[Array, Array]:
+        t = self._spaced(steps) if timesteps is None else np.asarray(timesteps, np.int64)
+        if (np.diff(t) >= 0).any() or t[0] >= len(self):
+            raise ValueError(f"timesteps must descend, from less than {len(self)}")
+        self._following = dict(pairwise([*t.tolist(), -1]))
+        return t, np.empty(0)
 
     def previous_timestep(self, timestep: Timestep) -> int:
         """The timestep that a step from this one goes to; -1 is the clean image."""
-        t = int(timestep)
-        return t - 1 if self.num_inference_steps is None else self._following[t]
+        return int(timestep) - 1 if self.num_inference_steps is None else self._following[int(timestep)]
 
-    def step(
-        self,
-        model_output: Tensor,
-        timestep: Timestep,
-        sample: Tensor,
-        generator: Generator = None,
-        return_dict: bool = True,
-    ) -> SchedulerOutput:
-        """Go to the next timestep; see `DDIMScheduler.step`."""
-        t, x = int(timestep), widened(sample)
-        now, to = self._alpha_bar(t), self._alpha_bar(self.previous_timestep(t))
+    def _solve(self, i: int, x: Tensor, output: Tensor, draw: Draw) -> tuple[Tensor, Tensor]:
+        now, to = self._alpha_bar(i), self._alpha_bar(self.previous_timestep(i))
         kind, learned = self.config.variance_type, None
         if kind in ("learned", "learned_range"):
-            if model_output.shape[1] != 2 * sample.shape[1]:
+            if output.shape[1] != 2 * x.shape[1]:
                 raise ValueError(f"variance_type = {kind!r} needs a model that predicts the variance too")
-            model_output, learned = model_output.chunk(2, dim=1)
-        x0 = self._image(x, model_output, float(now))
+            output, learned = output.chunk(2, dim=1)
+        x0 = self._image(x, output, float(now))
         alpha = now / to
         beta = 1 - alpha
         mean = combine(float(to**0.5 * beta / (1 - now)), x0, (float(alpha**0.5 * (1 - to) / (1 - now)), x))
-        if t > 0:
-            small, large = max(float((1 - to) / (1 - now) * beta), 1e-20), float(beta)
-            noise = draw_noise(model_output, generator)
-            if kind == "learned_range" and learned is not None:  # between both in the log; Nichol and Dhariwal, eq. 15
-                share = (widened(learned) + 1) / 2
-                noise = noise * torch.exp(0.5 * (share * np.log(large) + (1 - share) * np.log(small)))
-            elif learned is not None:
-                noise = noise * widened(learned).clamp(min=0).sqrt()
-            else:
-                noise = noise * (large if kind in ("fixed_large", "fixed_large_log") else small) ** 0.5
-            mean = mean + noise
-        return SchedulerOutput(mean.to(sample.dtype), x0.to(sample.dtype))
+        if i <= 0:
+            return mean, x0
+        small, large, noise = max(float((1 - to) / (1 - now) * beta), 1e-20), float(beta), draw(output)
+        if learned is None:
+            deviation: Tensor | float = (large if kind in ("fixed_large", "fixed_large_log") else small) ** 0.5
+        elif kind == "learned":
+            deviation = learned.clamp(min=0).sqrt()
+        else:  # between both in the log; Nichol and Dhariwal, Improved DDPM, eq. 15
+            deviation = torch.exp(0.25 * ((learned + 1) * math.log(large) + (1 - learned) * math.log(small)))
+        return mean + noise * deviation, x0
 
 
 ADAMS_BASHFORTH = ((1.0,), (3 / 2, -1 / 2), (23 / 12, -16 / 12, 5 / 12), (55 / 24, -59 / 24, 37 / 24, -9 / 24))
 
 
-class PNDMScheduler(DiscreteScheduler):
+def extrapolated(history: list[Tensor]) -> Tensor:
+    """The mean of the noise over the next step, from up to four values, newest first."""
+    first, *rest = zip(ADAMS_BASHFORTH[len(history) - 1], history, strict=True)
+    return combine(*first, *rest)
+
+
+class PNDMScheduler(DiscreteSolver):
     """Pseudo numerical methods (Liu et al., Pseudo Numerical Methods for Diffusion Models on Manifolds, algorithm 2).
 
     Four-step Adams-Bashforth on the noise. The first three steps are of a Runge-Kutta method, four calls each; or with
     `skip_prk_steps` of lower order, the first one repeated with the mean of both its ends.
     """
 
-    defaults = TRAINING | LEADING | {"skip_prk_steps": False, "set_alpha_to_one": False}
-    choices: ClassVar[dict[str, tuple[Any, ...]]] = {"prediction_type": ("epsilon", "v_prediction")}
+    defaults = base.TRAINING | LEADING | {"skip_prk_steps": False, "set_alpha_to_one": False}
+    choices: ClassVar[Choices] = {"prediction_type": ("epsilon", "v_prediction")}
 
-    def set_timesteps(self, num_inference_steps: int, device: str | torch.device | None = None) -> None:
-        """Begin a run of so many steps."""
-        grid, half = self._spaced(num_inference_steps), len(self) // num_inference_steps // 2
-        if self.config.skip_prk_steps:
-            calls, self._warm_up = np.concatenate([grid[:2], grid[1:2], grid[2:]]), []
-        else:
-            stages = [t for end in grid[:4] for t in (int(end) + half, int(end))]
-            self._warm_up = [t for stage in stages[1:] for t in (stage, stage)][1:-1]
-            calls = np.concatenate([self._warm_up, grid[3:]])
-        self.timesteps = torch.from_numpy(calls.astype(np.int64)).to(device)
-        self.num_inference_steps = num_inference_steps
+    def _plan(self, steps: int, timesteps: Numbers | None, sigmas: Numbers | None) -> tuple[Array, Array]:
+        grid, half = self._spaced(steps), len(self) // steps // 2
         self._history: list[Tensor] = []
         self._sum: Tensor | None = None
         self._calls = 0
-        self._restart()
+        self._warm_up: list[int] = []
+        if self.config.skip_prk_steps:
+            return np.concatenate([grid[:2], grid[1:2], grid[2:]]), np.empty(0)
+        stages = [t for end in grid[:4].tolist() for t in (end + half, end)]
+        self._warm_up = [t for stage in stages[1:] for t in (stage, stage)][1:-1]
+        return np.concatenate([self._warm_up, grid[3:]]).astype(np.int64), np.empty(0)
 
-    def step(
-        self, model_output: Tensor, timestep: Timestep, sample: Tensor, return_dict: bool = True
-    ) -> SchedulerOutput:
-        """Go to the next timestep, or a stage of it; see `DDIMScheduler.step`."""
-        t, x, out, stride = int(timestep), widened(sample), widened(model_output), self._stride
-        call, self._calls = self._calls, self._calls + 1
-        start, end = t, t - stride
+    def _solve(self, i: int, x: Tensor, output: Tensor, draw: Draw) -> tuple[Tensor, None]:
+        start, end, call = i, i - self._stride, self._calls
+        self._calls += 1
         if call < len(self._warm_up):
             stage = call % 4
-            start, end = self._warm_up[call - stage], t - (0 if stage % 2 else stride // 2)
-            mean = combine((1 / 6, 1 / 3, 1 / 3, 1 / 6)[stage], out, (1.0, self._sum if stage else None))
+            start, end = self._warm_up[call - stage], i - (0 if stage % 2 else self._stride // 2)
+            self._sum = mean = combine((1 / 6, 1 / 3, 1 / 3, 1 / 6)[stage], output, (1, self._sum if stage else None))
             if stage == 0:
-                self._history.append(out)
-                self._base = x
-            self._sum, x = mean, self._base
-            out = mean if stage == 3 else out
+                self._history, self._base = [output, *self._history], x
+            x, output = self._base, mean if stage == 3 else output
         elif call == 1 and not self._warm_up:
-            start, end = t + stride, t
-            x, out = self._base, combine(0.5, out, (0.5, self._history[-1]))
+            start, end = i + self._stride, i
+            x, output = self._base, combine(0.5, output, (0.5, self._history[0]))
         else:
-            self._history = [*self._history[-3:], out]
-            self._base = x
-            first, *rest = zip(ADAMS_BASHFORTH[len(self._history) - 1], reversed(self._history), strict=True)
-            out = combine(*first, *rest)
-        return SchedulerOutput(self._transfer(x, out, start, end).to(sample.dtype))
+            self._history, self._base = [output, *self._history[:3]], x
+            output = extrapolated(self._history)
+        return self._transfer(x, output, start, end), None
 
     def _transfer(self, x: Tensor, output: Tensor, start: int, end: int) -> Tensor:
         """Along the ODE with this output all the way (Liu et al., eq. 11)."""
         now, to = float(self._alpha_bar(min(start, len(self) - 1))), float(self._alpha_bar(end))
-        eps = self._noise(x, output, now)
         slope = (to - now) / (now * (1 - to) ** 0.5 + (now * (1 - now) * to) ** 0.5)
-        return combine((to / now) ** 0.5, x, (-slope, eps))
+        return combine((to / now) ** 0.5, x, (-slope, self._noise(x, output, now)))
+
+
+class IPNDMScheduler(Scheduler):
+    """PNDM's Adams-Bashforth steps in the angle of α and σ (Zhang and Chen, Fast Sampling with Exponential Integrator).
+
+    Its model predicts v, and its `timesteps` are angles, from 1 for noise to 0.
+    """
+
+    has_compatibles = False
+    defaults: ClassVar[Options] = {"num_train_timesteps": 1000, "trained_betas": None}
+
+    def _set_training_noise(self) -> None:
+        self._begin(*self._plan(len(self), None, None))
+
+    def _plan(self, steps: int, timesteps: Numbers | None, sigmas: Numbers | None) -> tuple[Array, Array]:
+        angles = torch.cat([torch.linspace(1, 0, steps + 1)[:-1], torch.zeros(1)])
+        trained = self.config.trained_betas
+        self.betas = (angles * math.pi / 2).sin() ** 2 if trained is None else torch.tensor(trained)
+        self.alphas = (1 - self.betas**2) ** 0.5
+        self._history: list[Tensor] = []
+        self._shares = list(zip(self.alphas.tolist(), self.betas.tolist(), strict=True))
+        return (torch.atan2(self.betas, self.alphas) / math.pi * 2)[:-1].numpy(), self.betas.numpy()
+
+    def _solve(self, i: int, x: Tensor, output: Tensor, draw: Draw) -> tuple[Tensor, None]:
+        (alpha, sigma), (alpha_to, sigma_to) = self._shares[i : i + 2]
+        self._history = [to_noise("v_prediction", x, output, alpha, sigma), *self._history[:3]]
+        eps = extrapolated(self._history)
+        x0 = combine(1, x, (-sigma, eps)) / max(alpha, 1e-8)
+        return combine(alpha_to, x0, (sigma_to, eps)), None
+
+
+class LCMSchedulerOutput(NamedTuple):
+    """The sample at the next timestep, and the image in it."""
+
+    prev_sample: Tensor
+    denoised: Tensor
+
+
+class TCDSchedulerOutput(NamedTuple):
+    """The sample at the next timestep, and before noise was added."""
+
+    prev_sample: Tensor
+    pred_noised_sample: Tensor
+
+
+class DistilledSolver(DiscreteSolver):
+    """For models distilled on few timesteps of a longer run, of `original_inference_steps`."""
+
+    has_compatibles = False
+    takes = ("timesteps",)
+    defaults = (
+        base.TRAINING
+        | LEADING
+        | base.CLIPPING
+        | base.THRESHOLDING
+        | ENDS
+        | {
+            "beta_start": 0.00085,
+            "beta_end": 0.012,
+            "beta_schedule": "scaled_linear",
+            "clip_sample": False,
+            "original_inference_steps": 50,
+            "timestep_scaling": 10.0,
+        }
+    )
+
+    def set_timesteps(  # type: ignore[override]
+        self,
+        num_inference_steps: int | None = None,
+        device: str | torch.device | None = None,
+        original_inference_steps: int | None = None,
+        timesteps: Numbers | None = None,
+        strength: float = 1.0,
+    ) -> None:
+        """Begin a run of so many distilled timesteps, or of these timesteps; `strength` leaves out noisy ones."""
+        self._original, self._strength = original_inference_steps, strength
+        super().set_timesteps(num_inference_steps, device, timesteps)
+
+    def _distilled(self) -> Array:
+        """The timesteps of the longer run, ascending."""
+        steps = self._original or self.config.original_inference_steps
+        return np.arange(1, int(steps * self._strength) + 1) * (len(self) // steps) - 1
+
+    def _plan(self, steps: int, timesteps: Numbers | None, sigmas: Numbers | None) -> tuple[Array, Array]:
+        if timesteps is not None:
+            t = np.asarray(timesteps, np.int64)
+            if (np.diff(t) >= 0).any() or t[0] >= len(self):
+                raise ValueError(f"timesteps must descend, from less than {len(self)}")
+            return t[steps - min(int(steps * self._strength), steps) :], np.empty(0)
+        all_of_them = self._distilled()[::-1]
+        if steps > len(all_of_them):
+            raise ValueError(f"{steps} steps: there are only {len(all_of_them)} distilled ones; raise strength")
+        return all_of_them[np.floor(np.linspace(0, len(all_of_them), steps, endpoint=False)).astype(int)], np.empty(0)
+
+    def _next(self, timestep: Timestep) -> int:
+        return Scheduler._next(self, timestep)
+
+    def _ends(self, i: int, last: int) -> tuple[int, int]:
+        """Timesteps at the ends of step i; at the end of the last one, `last`."""
+        t = self.timesteps.tolist()
+        return t[i], t[i + 1] if i + 1 < len(t) else last
+
+
+class LCMScheduler(DistilledSolver):
+    """Jump to the image, add noise, jump again (Luo et al., Latent Consistency Models, algorithm 3)."""
+
+    output = LCMSchedulerOutput
+
+    def _solve(self, i: int, x: Tensor, output: Tensor, draw: Draw) -> tuple[Tensor, Tensor]:
+        t, to = self._ends(i, last=-2)
+        scaled = t * self.config.timestep_scaling  # c_skip and c_out: section 4.2, with σ_data = 0.5
+        skip, out = 0.25 / (scaled**2 + 0.25), scaled / (scaled**2 + 0.25) ** 0.5
+        x0 = combine(out, self._image(x, output, float(self._alpha_bar(t))), (skip, x))
+        if i == int(self.num_inference_steps or 0) - 1:
+            return x0, x0
+        share = float(self._alpha_bar(t if to == -2 else to))
+        return combine(share**0.5, x0, ((1 - share) ** 0.5, draw())), x0
+
+
+class TCDScheduler(DistilledSolver):
+    """Jump beyond the next timestep, and back to it with noise (Zheng et al., Trajectory Consistency, algorithm 4)."""
+
+    output = TCDSchedulerOutput
+
+    def step(  # type: ignore[override]
+        self,
+        model_output: Tensor,
+        timestep: Timestep,
+        sample: Tensor,
+        eta: float = 0.3,
+        generator: Generator = None,
+        return_dict: bool = True,
+    ) -> Any:
+        """Go to the next timestep; `eta` is the γ of the paper, from 0 without noise to 1 with most."""
+        self._eta = eta
+        return super().step(model_output, timestep, sample, generator)
+
+    def _distilled(self) -> Array:
+        return np.arange(int(len(self) * self._strength)) if self._original else super()._distilled()
+
+    def _solve(self, i: int, x: Tensor, output: Tensor, draw: Draw) -> tuple[Tensor, Tensor]:
+        t, to = self._ends(i, last=0)
+        now, beyond = float(self._alpha_bar(t)), float(self._alpha_bar(int(np.float32(1 - self._eta) * np.float32(to))))
+        x0 = to_image(self.config.prediction_type, x, output, now**0.5, (1 - now) ** 0.5)
+        eps = self._noise(x, output, now)
+        x = combine(beyond**0.5, x0, ((1 - beyond) ** 0.5, eps))
+        if self._eta <= 0 or i == int(self.num_inference_steps or 0) - 1:
+            return x, x
+        ratio = float(self._alpha_bar(to) / np.float32(beyond))
+        return combine(ratio**0.5, x, ((1 - ratio) ** 0.5, draw())), x

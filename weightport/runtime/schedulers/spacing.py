@@ -36,12 +36,12 @@ def spaced(spacing: str, steps: int, total: int, offset: int = 0, *, spare: int 
     raise ValueError(f"timestep_spacing = {spacing!r} must be linspace, leading or trailing")
 
 
-def timestep_of(sigmas: Array, log_table: Array) -> Array:
+def timestep_of(sigmas: Array, log_table: Array, dtype: Any = np.float64) -> Array:
     """The training timesteps, not rounded, at which noise levels lie: `log_table` has log σ of each, ascending."""
     log_sigmas = np.log(np.maximum(sigmas, 1e-10))
     low = (np.searchsorted(log_table, log_sigmas, side="right") - 1).clip(0, len(log_table) - 2)
     weight = ((log_table[low] - log_sigmas) / (log_table[low] - log_table[low + 1])).clip(0, 1)
-    return np.asarray((1 - weight) * low + weight * (low + 1))
+    return np.asarray((1 - weight) * low.astype(dtype) + weight * (low + 1).astype(dtype))
 
 
 def karras(high: float, low: float, steps: int, rho: float = 7.0) -> Array:
@@ -83,3 +83,20 @@ def beta_quantile(p: Array, a: float) -> Array:
 def flow_shifted(sigmas: Array, shift: float) -> Array:
     """σ of a flow, moved towards noise (Esser et al., Scaling Rectified Flow Transformers, eq. 23)."""
     return np.asarray(shift * sigmas / (1 + (shift - 1) * sigmas))
+
+
+def time_shifted(sigmas: Array, mu: float | None, kind: str) -> Array:
+    """The same for a shift that the image size says: `mu`, or for `exponential` shifts its exponential.
+
+    Raises:
+        ValueError: `mu` is not given.
+    """
+    if mu is None:
+        raise ValueError("use_dynamic_shifting needs mu")
+    shift = math.exp(mu) if kind == "exponential" else mu
+    return np.asarray(shift / (shift + (1 / sigmas - 1)))
+
+
+def stretched(sigmas: Array, terminal: float) -> Array:
+    """σ of a flow, stretched so that the last one is `terminal`."""
+    return np.asarray(1 - (1 - sigmas) / ((1 - sigmas[-1]) / (1 - terminal)))
