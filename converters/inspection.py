@@ -94,7 +94,7 @@ def _inspected(found: Recognition) -> InspectedPart:
 def _evidence(found: Recognition) -> tuple[str, ...]:
     """Why the checkpoint is what it is said to be; of an original UNet also what it predicts."""
     if not found.known:
-        return (f"nearest: {found.candidates[0].table.about['title']}", *found.evidence)
+        return (f"nearest: {found.nearest}", *found.evidence)
     if (found.checkpoint.layout, found.part) != ("ldm", "unet"):
         return found.evidence
     facts = list(found.evidence)

@@ -73,6 +73,12 @@ class Recognition:
         """Names of the families it may belong to."""
         return tuple(candidate.family.name for candidate in self.candidates) if self.known else ()
 
+    @property
+    def nearest(self) -> str:
+        """The part that it resembles most, and whose."""
+        first = self.candidates[0]
+        return f"{first.table.about['title']} ({first.family.title})"
+
     def of_family(self, name: str) -> Candidate:
         """The candidate of one family."""
         return next(candidate for candidate in self.candidates if candidate.family.name == name)
@@ -136,7 +142,8 @@ def _evidence(keys: set[str], winners: Sequence[Candidate], score: float) -> tup
         f"{common} of the {len(first.links)} tensors of the {first.table.about['title']} are there ({score:.0%} match)"
     ]
     if len(winners) > 1:
-        facts.append(f"the same in {' and '.join(candidate.family.title for candidate in winners)}")
+        titles = " and ".join(candidate.family.title for candidate in winners)
+        facts.append(f"the same in {titles}: --family chooses")
     return tuple(facts)
 
 
@@ -173,8 +180,8 @@ def complete(recognition: Recognition) -> None:
         )
     if not recognition.known:
         raise ConversionError(
-            f"{where}: not recognised; nearest is the {nearest} ({recognition.score:.0%} of the keys agree), "
-            f"missing: {brief(recognition.missing)}"
+            f"{where}: not recognised; nearest is the {recognition.nearest}, of whose keys "
+            f"{recognition.score:.0%} agree; missing: {brief(recognition.missing)}"
         )
     if recognition.missing and _lost_lists(recognition):
         raise ConversionError(

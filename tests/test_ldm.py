@@ -157,6 +157,7 @@ def test_a_vae_alone_is_shared_and_the_choice_is_told(sd1, prefix, tmp_path):
     assert "Stable Diffusion 2.x, Stable Diffusion XL" in note
     (inspected,) = weightport.inspect(tmp_path / "model.safetensors").parts
     assert len(inspected.families) == 4
+    assert any(fact.startswith("the same in ") and "--family" in fact for fact in inspected.evidence)
 
     chosen = convert(state, tmp_path, family="sdxl", overwrite=True)
     assert scaling(chosen.output) == 0.13025

@@ -307,6 +307,7 @@ def test_unknown_says_unknown(what, tmp_path):
     for part in weightport.inspect(tmp_path / "model.safetensors").parts:
         assert (part.part, part.families, part.becomes) == ("unknown", (), "nothing")
         assert part.evidence[0].startswith("nearest: ")
+        assert any(family.title in part.evidence[0] for family in families().values())
         assert part.missing
     with pytest.raises(weightport.ConversionError, match="not recognised") as caught:
         weightport.convert(tmp_path / "model.safetensors", tmp_path / "repo")
