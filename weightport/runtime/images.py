@@ -1,0 +1,213 @@
+"""Images and masks on their way into a pipeline and out of it. Tensors are (b, c, h, w), arrays (b, h, w, c)."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image, ImageOps
+from torch import Tensor
+
+OutputType = Literal["pil", "np", "pt", "latent"]
+ResizeMode = Literal["default", "fill", "crop"]
+Box = tuple[int, int, int, int]
+RESAMPLING = {"lanczos": Image.Resampling.LANCZOS, "bicubic": Image.Resampling.BICUBIC}
+
+
+class VaeImageProcessor:
+    """What pipelines do to pixels before the VAE encodes and after it decodes them.
+
+    Args:
+        vae_scale_factor: sizes are rounded down to a multiple of it.
+        resample: the filter for PIL images; tensors and arrays are resized to the nearest neighbour.
+        do_normalize: map [0, 1] to [-1, 1].
+        do_binarize: make every value 0 or 1, as masks need.
+        do_convert_rgb: convert PIL images to RGB.
+        do_convert_grayscale: convert PIL images to one channel, and let tensors and arrays have none.
+        vae_latent_channels: a tensor of so many channels is latents, which are left alone.
+    """
+
+    def __init__(
+        self,
+        vae_scale_factor: int = 8,
+        resample: Literal["lanczos", "bicubic"] = "lanczos",
+        *,
+        do_normalize: bool = True,
+        do_binarize: bool = False,
+        do_convert_rgb: bool = False,
+        do_convert_grayscale: bool = False,
+        vae_latent_channels: int = 4,
+    ) -> None:
+        self.vae_scale_factor, self.resample = vae_scale_factor, RESAMPLING[resample]
+        self.do_normalize, self.do_binarize = do_normalize, do_binarize
+        self.do_convert_rgb, self.do_convert_grayscale = do_convert_rgb, do_convert_grayscale
+        self.vae_latent_channels = vae_latent_channels
+
+    def preprocess(
+        self,
+        image: Any,
+        height: int | None = None,
+        width: int | None = None,
+        resize_mode: ResizeMode = "default",
+        crops_coords: Box | None = None,
+    ) -> Tensor:
+        """One image or several -> float32 (b, c, h, w).
+
+        Args:
+            image: a PIL image, an array (h, w, c), a tensor (c, h, w), a batch of either, or a list of any of these;
+                arrays and tensors are in [0, 1], or in [-1, 1] if they have negative values.
+            height: in pixels; by default the image's.
+            width: in pixels; by default the image's.
+            resize_mode: for PIL images: `default` stretches, `fill` and `crop` keep the proportions.
+            crops_coords: cut this box (left, top, right, bottom) out of PIL images first.
+
+        Raises:
+            ValueError: it is no image.
+        """
+        images = self._listed(image)
+        first = images[0]
+        if isinstance(first, Image.Image):
+            images = [one.crop(crops_coords) if crops_coords else one for one in images]
+            size = self._size(images[0].height, images[0].width, height, width)
+            pixels = torch.cat([self._from_pil(self.resize(one, *size, resize_mode)) for one in images])
+        else:
+            join = np.concatenate if first.ndim == 4 else np.stack
+            pixels = _to_tensor(join(images)) if isinstance(first, np.ndarray) else _join(images)
+            if isinstance(first, Tensor) and pixels.shape[1] == self.vae_latent_channels:
+                return pixels
+            pixels = F.interpolate(pixels, self._size(*pixels.shape[-2:], height, width))
+        if self.do_normalize and pixels.min() < 0:
+            warnings.warn("the image has negative values: it is taken to be in [-1, 1] already", stacklevel=2)
+        elif self.do_normalize:
+            pixels = 2.0 * pixels - 1.0
+        return (pixels >= 0.5).to(pixels.dtype) if self.do_binarize else pixels
+
+    def _listed(self, image: Any) -> list[Any]:
+        if self.do_convert_grayscale and isinstance(image, (Tensor, np.ndarray)) and image.ndim == 3:
+            channel = 1 if isinstance(image, Tensor) else 0 if image.shape[-1] == 1 else -1
+            image = image.unsqueeze(1) if isinstance(image, Tensor) else np.expand_dims(image, channel)
+        images = list(image) if isinstance(image, (list, tuple)) else [image]
+        kinds = {type(one) for one in images if isinstance(one, (Tensor, np.ndarray))}
+        if not images or len(kinds) > 1 or (not kinds and not all(isinstance(one, Image.Image) for one in images)):
+            raise ValueError("an image must be a PIL image, a numpy array, a tensor, or a list of one of these")
+        return images
+
+    def _size(self, height: int, width: int, want_height: int | None, want_width: int | None) -> tuple[int, int]:
+        unit = self.vae_scale_factor
+        return (want_height or height) // unit * unit, (want_width or width) // unit * unit
+
+    def _from_pil(self, image: Image.Image) -> Tensor:
+        image = image.convert("RGB") if self.do_convert_rgb else image
+        image = image.convert("L") if self.do_convert_grayscale else image
+        array = np.asarray(image, dtype=np.float32) / 255.0
+        return _to_tensor(array.reshape(1, *array.shape[:2], -1))
+
+    def resize(self, image: Image.Image, height: int, width: int, resize_mode: ResizeMode = "default") -> Image.Image:
+        """A PIL image at a size: stretched, or scaled and then cropped or filled up with its outermost pixels."""
+        if resize_mode == "default":
+            return image.resize((width, height), self.resample)
+        fits_width = (width / height < image.width / image.height) == (resize_mode == "fill")
+        size = (
+            (width, image.height * width // image.width) if fits_width else (image.width * height // image.height, height)
+        )
+        scaled, result = image.resize(size, RESAMPLING["lanczos"]), Image.new("RGB", (width, height))
+        left, top = width // 2 - size[0] // 2, height // 2 - size[1] // 2
+        result.paste(scaled, (left, top))
+        if top > 0 and resize_mode == "fill":
+            for y, edge in ((0, 0), (top + size[1], size[1])):
+                result.paste(scaled.resize((width, top), box=(0, edge, width, edge)), (0, y))
+        elif left > 0 and resize_mode == "fill":
+            for x, edge in ((0, 0), (left + size[0], size[0])):
+                result.paste(scaled.resize((left, height), box=(edge, 0, edge, height)), (x, 0))
+        return result
+
+    def postprocess(self, image: Tensor, output_type: OutputType = "pil", do_denormalize: Sequence[bool] = ()) -> Any:
+        """What the VAE returns -> PIL images, an array (b, h, w, c) or a tensor, in [0, 1]; latents as they are.
+
+        Args:
+            image: (b, c, h, w).
+            output_type: pil, np, pt or latent.
+            do_denormalize: for each image, whether it is in [-1, 1]; by default all are.
+
+        Raises:
+            ValueError: the output type is unknown.
+        """
+        if output_type == "latent":
+            return image
+        if do_denormalize and not all(do_denormalize):
+            image = torch.stack(
+                [_denormalised(x) if flag else x for x, flag in zip(image, do_denormalize, strict=True)]
+            )
+        else:
+            image = _denormalised(image)
+        match output_type:
+            case "pt":
+                return image
+            case "np":
+                return _to_array(image)
+            case "pil":
+                return to_pil(_to_array(image))
+        raise ValueError(f"output_type = {output_type!r} must be one of pil, np, pt, latent")
+
+
+def _join(images: list[Tensor]) -> Tensor:
+    return torch.cat(images) if images[0].ndim == 4 else torch.stack(images)
+
+
+def _to_tensor(array: np.ndarray[Any, Any]) -> Tensor:
+    array = array if array.ndim == 4 else array[..., None]
+    return torch.from_numpy(np.ascontiguousarray(array.transpose(0, 3, 1, 2)))
+
+
+def _to_array(image: Tensor) -> np.ndarray[Any, Any]:
+    return image.cpu().permute(0, 2, 3, 1).float().numpy()
+
+
+def _denormalised(image: Tensor) -> Tensor:
+    return (image * 0.5 + 0.5).clamp(0, 1)
+
+
+def to_pil(array: np.ndarray[Any, Any]) -> list[Image.Image]:
+    """An array (b, h, w, c) in [0, 1] -> one PIL image each, grey if c is 1."""
+    pixels = (array * 255).round().astype("uint8")
+    return [Image.fromarray(one.squeeze(-1) if one.shape[-1] == 1 else one) for one in pixels]
+
+
+def crop_region(mask: Image.Image, width: int, height: int, pad: int) -> Box:
+    """The box (left, top, right, bottom) around a mask, `pad` pixels wider, with the proportions of width and height.
+
+    It is as in masked inpainting of the web UIs: grown on its shorter side, and moved back inside the image.
+    """
+    left, top, right, bottom = mask.convert("L").getbbox() or (0, 0, 0, 0)
+    x = max(left - pad, 0), min(right + pad, mask.width)
+    y = max(top - pad, 0), min(bottom + pad, mask.height)
+    if (x[1] - x[0]) / (y[1] - y[0]) > width / height:
+        y = _grown(*y, int((x[1] - x[0]) / (width / height)), mask.height)
+    else:
+        x = _grown(*x, int((y[1] - y[0]) * (width / height)), mask.width)
+    return x[0], y[0], x[1], y[1]
+
+
+def _grown(start: int, stop: int, length: int, limit: int) -> tuple[int, int]:
+    """An interval grown to a length around its middle, but inside [0, limit]."""
+    start -= (length - (stop - start)) // 2
+    start = max(min(start, limit - length), 0)
+    return start, min(start + length, limit)
+
+
+def apply_overlay(
+    processor: VaeImageProcessor, mask: Image.Image, original: Image.Image, image: Image.Image, box: Box
+) -> Image.Image:
+    """An inpainted crop put back into the original image: new where the mask is white, original where it is black."""
+    left, top, right, bottom = box
+    kept = Image.new("RGBa", original.size)
+    kept.paste(original.convert("RGBA").convert("RGBa"), mask=ImageOps.invert(mask.convert("L")))
+    result = Image.new("RGBA", original.size)
+    result.paste(processor.resize(image, bottom - top, right - left, "crop"), (left, top))
+    result = result.convert("RGB").convert("RGBA")
+    result.alpha_composite(kept.convert("RGBA"))
+    return result.convert("RGB")
