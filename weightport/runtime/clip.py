@@ -206,8 +206,14 @@ class CLIPTextModel(CLIPTextEncoder):
         """As of both text encoders; a projection is of no use here."""
         return None if key == "text_projection.weight" else super().rename(key)
 
-    def forward(self, input_ids: Tensor) -> CLIPTextOutput:
-        """Encode token ids (b, n)."""
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: None = None,
+        output_hidden_states: bool = True,
+        return_dict: bool = True,
+    ) -> CLIPTextOutput:
+        """Encode token ids (b, n); the other arguments, which transformers has, change nothing."""
         output: CLIPTextOutput = self.text_model(input_ids)
         return output
 
@@ -229,7 +235,13 @@ class CLIPTextModelWithProjection(CLIPTextEncoder):
         self.text_projection = nn.Linear(self.config.hidden_size, self.config.projection_dim, bias=False)
         apply_semantics(self, semantics)
 
-    def forward(self, input_ids: Tensor) -> CLIPTextProjectionOutput:
-        """Encode token ids (b, n)."""
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: None = None,
+        output_hidden_states: bool = True,
+        return_dict: bool = True,
+    ) -> CLIPTextProjectionOutput:
+        """Encode token ids (b, n); the other arguments, which transformers has, change nothing."""
         last, pooled, states = self.text_model(input_ids)
         return CLIPTextProjectionOutput(self.text_projection(pooled), last, states)

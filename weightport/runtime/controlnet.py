@@ -6,10 +6,11 @@ Zhang et al. 2023, https://arxiv.org/abs/2302.05543
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -102,6 +103,8 @@ class ControlNetModel(Conditioned):
         conditioning_scale: float = 1.0,
         class_labels: Tensor | None = None,
         added_cond_kwargs: Mapping[str, Tensor] | None = None,
+        guess_mode: bool = False,
+        return_dict: bool = True,
     ) -> ControlNetOutput:
         """What to add inside the UNet.
 
@@ -113,6 +116,8 @@ class ControlNetModel(Conditioned):
             conditioning_scale: factor of all outputs.
             class_labels: as of the UNet.
             added_cond_kwargs: as of the UNet.
+            guess_mode: weaken the outputs, from a tenth at the finest to all of it in the middle block.
+            return_dict: of no effect; the result is a tuple with names.
 
         Raises:
             ValueError: a condition that the config requires is missing.
@@ -127,7 +132,20 @@ class ControlNetModel(Conditioned):
         x = self.mid_block(x, emb, encoder_hidden_states)
 
         convs = [*self.controlnet_down_blocks, self.controlnet_mid_block]
-        outputs = [conv(y) * conditioning_scale for conv, y in zip(convs, [*skips, x], strict=True)]
+        scales = torch.full((len(convs),), 1.0, device=x.device)
+        if guess_mode and not c.global_pool_conditions:
+            scales = torch.logspace(-1, 0, len(convs), device=x.device)
+        outputs = [conv(y) * s for conv, y, s in zip(convs, [*skips, x], scales * conditioning_scale, strict=True)]
         if c.global_pool_conditions:
             outputs = [output.mean((2, 3), keepdim=True) for output in outputs]
         return ControlNetOutput(tuple(outputs[:-1]), outputs[-1])
+
+
+class MultiControlNetModel(nn.Module):
+    """Several ControlNets whose outputs are added. In a repository they are `controlnet`, `controlnet_1`, and so on."""
+
+    library = "diffusers"
+
+    def __init__(self, controlnets: Sequence[ControlNetModel]) -> None:
+        super().__init__()
+        self.nets = nn.ModuleList(controlnets)

@@ -72,14 +72,14 @@ class VaeImageProcessor:
         first = images[0]
         if isinstance(first, Image.Image):
             images = [one.crop(crops_coords) if crops_coords else one for one in images]
-            size = self._size(images[0].height, images[0].width, height, width)
-            pixels = torch.cat([self._from_pil(self.resize(one, *size, resize_mode)) for one in images])
+            target = self._size(images[0].height, images[0].width, height, width)
+            pixels = torch.cat([self._from_pil(self.resize(one, *target, resize_mode)) for one in images])
         else:
             join = np.concatenate if first.ndim == 4 else np.stack
             pixels = _to_tensor(join(images)) if isinstance(first, np.ndarray) else _join(images)
             if isinstance(first, Tensor) and pixels.shape[1] == self.vae_latent_channels:
                 return pixels
-            pixels = F.interpolate(pixels, self._size(*pixels.shape[-2:], height, width))
+            pixels = F.interpolate(pixels, self._size(pixels.shape[-2], pixels.shape[-1], height, width))
         if self.do_normalize and pixels.min() < 0:
             warnings.warn("the image has negative values: it is taken to be in [-1, 1] already", stacklevel=2)
         elif self.do_normalize:
@@ -112,7 +112,9 @@ class VaeImageProcessor:
             return image.resize((width, height), self.resample)
         fits_width = (width / height < image.width / image.height) == (resize_mode == "fill")
         size = (
-            (width, image.height * width // image.width) if fits_width else (image.width * height // image.height, height)
+            (width, image.height * width // image.width)
+            if fits_width
+            else (image.width * height // image.height, height)
         )
         scaled, result = image.resize(size, RESAMPLING["lanczos"]), Image.new("RGB", (width, height))
         left, top = width // 2 - size[0] // 2, height // 2 - size[1] // 2

@@ -20,11 +20,16 @@ from .images import VaeImageProcessor
 from .pipeline import DiffusionPipeline
 from .sampling import Options, Run, join, last_state, sample, tokenize
 
+LATENT = "vae text_encoder tokenizer unet"
+XL = "vae text_encoder text_encoder_2 tokenizer tokenizer_2 unet"
+CHECKER = "safety_checker=None feature_extractor=None"
 TEXT = "guidance_scale negative_prompt num_images_per_prompt eta generator"
 EMBEDS = "prompt_embeds negative_prompt_embeds"
 ADAPTER = "ip_adapter_image ip_adapter_image_embeds"
 OUTPUT = "output_type return_dict cross_attention_kwargs"
+REST = f"{ADAPTER} {OUTPUT}"
 CALLBACK = "callback_on_step_end callback_on_step_end_tensor_inputs"
+LAST = f"clip_skip {CALLBACK}"
 CONTROL = "controlnet_conditioning_scale guess_mode control_guidance_start control_guidance_end"
 XL_TEXT = "guidance_scale negative_prompt negative_prompt_2 num_images_per_prompt eta generator"
 XL_EMBEDS = f"{EMBEDS} pooled_prompt_embeds negative_pooled_prompt_embeds"
@@ -32,7 +37,30 @@ SIZES = "original_size crops_coords_top_left target_size"
 ALL_SIZES = f"{SIZES} negative_original_size negative_crops_coords_top_left negative_target_size"
 AESTHETIC = "aesthetic_score negative_aesthetic_score"
 SCHEDULE = "num_inference_steps timesteps sigmas"
+# the watermark is accepted and ignored: nothing is ever watermarked
+WATERMARK: dict[str, Any] = {"force_zeros_for_empty_prompt": True, "add_watermarker": None}
 DEFAULTS = {field.name: field.default for field in fields(Options)}
+
+
+def make_init(parts: str, options: dict[str, Any]) -> Callable[..., None]:
+    """A pipeline's constructor: the names of its components, those that may be missing with `=None`; its options."""
+    parameter, kind = inspect.Parameter, inspect.Parameter.POSITIONAL_OR_KEYWORD
+    names = [part.removesuffix("=None") for part in parts.split()]
+    optional = {part.removesuffix("=None") for part in parts.split() if part.endswith("=None")}
+    parameters = [parameter(name, kind, default=None if name in optional else parameter.empty) for name in names]
+    parameters += [parameter(name, kind, default=value) for name, value in options.items()]
+    signature = inspect.Signature(parameters)
+
+    def __init__(self: LatentDiffusionPipeline, *args: Any, **kwargs: Any) -> None:
+        bound = signature.bind(*args, **kwargs)
+        bound.apply_defaults()
+        self.register_to_config(**{name: bound.arguments[name] for name in options if name != "add_watermarker"})
+        self.register_modules(**{name: bound.arguments[name] for name in names})
+
+    __init__.__signature__ = signature.replace(  # type: ignore[attr-defined]
+        parameters=[parameter("self", kind), *parameters]
+    )
+    return __init__
 
 
 def make_call(arguments: list[str], defaults: dict[str, Any]) -> Callable[..., Any]:
@@ -56,6 +84,8 @@ class LatentDiffusionPipeline(DiffusionPipeline):
     """The base of all pipelines of this family.
 
     Attributes:
+        parts: the names of the components, for the constructor.
+        options: its other arguments.
         call: the names of the call's arguments, in diffusers' order.
         defaults: of the arguments, where they are not those of `Options`.
         start: what sets the first latents.
@@ -64,13 +94,15 @@ class LatentDiffusionPipeline(DiffusionPipeline):
         is_lcm: whether guidance is a condition of the UNet, as in a latent consistency model.
     """
 
+    parts: ClassVar[str] = ""
+    options: ClassVar[dict[str, Any]] = {}
     call: ClassVar[str] = ""
     defaults: ClassVar[dict[str, Any]] = {}
     start: Callable[[LatentDiffusionPipeline, Options, Run], None] = staticmethod(sampling.start_from_noise)
     control_argument: ClassVar[str] = "control_image"
     is_xl: ClassVar[bool] = False
     is_lcm: ClassVar[bool] = False
-    _callback_tensor_inputs: ClassVar[list[str]] = ["latents", "prompt_embeds", "negative_prompt_embeds"]
+    _callback_tensor_inputs: ClassVar[tuple[str, ...]] = ("latents", "prompt_embeds", "negative_prompt_embeds")
 
     num_timesteps: int = 0
     _guidance_scale: float = 1.0
@@ -81,8 +113,10 @@ class LatentDiffusionPipeline(DiffusionPipeline):
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
+        if "parts" in cls.__dict__:
+            cls.__init__ = make_init(cls.parts, cls.options)  # type: ignore[method-assign]
         if "call" in cls.__dict__:
-            cls.__call__ = make_call(cls.call.split(), cls.defaults)  # type: ignore[attr-defined]
+            cls.__call__ = make_call(cls.call.split(), cls.defaults)  # type: ignore[method-assign]
 
     @classmethod
     def takes(cls, name: str) -> bool:
@@ -149,9 +183,7 @@ class LatentDiffusionPipeline(DiffusionPipeline):
     @property
     def mask_processor(self) -> VaeImageProcessor:
         """What masks go through."""
-        return VaeImageProcessor(
-            self.vae_scale_factor, do_normalize=False, do_binarize=True, do_convert_grayscale=True
-        )
+        return VaeImageProcessor(self.vae_scale_factor, do_normalize=False, do_binarize=True, do_convert_grayscale=True)
 
     @property
     def control_image_processor(self) -> VaeImageProcessor:
@@ -170,10 +202,16 @@ class LatentDiffusionPipeline(DiffusionPipeline):
         return bool(self.config.get("is_cosxl_edit"))
 
     def register_modules(self, **components: Any) -> None:
-        """Make these the components; several ControlNets become one model."""
+        """Make these the components; several ControlNets become one model.
+
+        Raises:
+            ValueError: there is a safety checker but nothing that prepares images for it.
+        """
         net = components.get("controlnet")
         if isinstance(net, (list, tuple)):
             components["controlnet"] = MultiControlNetModel(list(net))
+        if components.get("safety_checker") is not None and components.get("feature_extractor") is None:
+            raise ValueError("a safety_checker needs a feature_extractor; pass both, or safety_checker=None")
         super().register_modules(**components)
 
     @contextmanager
@@ -280,43 +318,16 @@ def listed(text: str | list[str] | None, count: int) -> list[str]:
 class StableDiffusionPipeline(LatentDiffusionPipeline):
     """Text-to-image."""
 
+    parts = f"{LATENT} scheduler {CHECKER} image_encoder=None"
+    options: ClassVar[dict[str, Any]] = {"requires_safety_checker": True}
     _optional_components: ClassVar[list[str]] = ["safety_checker", "feature_extractor", "image_encoder"]
-    call = (
-        f"prompt height width {SCHEDULE} {TEXT} latents {EMBEDS} {ADAPTER} {OUTPUT} guidance_rescale clip_skip {CALLBACK}"
-    )
-
-    def __init__(
-        self,
-        vae: Any,
-        text_encoder: Any,
-        tokenizer: Any,
-        unet: Any,
-        scheduler: Any,
-        safety_checker: Any = None,
-        feature_extractor: Any = None,
-        image_encoder: Any = None,
-        requires_safety_checker: bool = True,
-    ) -> None:
-        super().__init__()
-        if safety_checker is not None and feature_extractor is None:
-            raise ValueError("a safety_checker needs a feature_extractor; pass both, or safety_checker=None")
-        self.register_modules(
-            vae=vae,
-            text_encoder=text_encoder,
-            tokenizer=tokenizer,
-            unet=unet,
-            scheduler=scheduler,
-            safety_checker=safety_checker,
-            feature_extractor=feature_extractor,
-            image_encoder=image_encoder,
-        )
-        self.register_to_config(requires_safety_checker=requires_safety_checker)
+    call = f"prompt height width {SCHEDULE} {TEXT} latents {EMBEDS} {REST} guidance_rescale {LAST}"
 
 
 class StableDiffusionImg2ImgPipeline(StableDiffusionPipeline):
     """Image-to-image."""
 
-    call = f"prompt image strength {SCHEDULE} {TEXT} {EMBEDS} {ADAPTER} {OUTPUT} clip_skip {CALLBACK}"
+    call = f"prompt image strength {SCHEDULE} {TEXT} {EMBEDS} {REST} {LAST}"
     start = staticmethod(sampling.start_from_image)
 
 
@@ -324,36 +335,36 @@ class StableDiffusionInpaintPipeline(StableDiffusionPipeline):
     """Inpainting, by a UNet made for it (9 channels) or by any other (4)."""
 
     call = (
-        f"prompt image mask_image masked_image_latents height width padding_mask_crop strength {SCHEDULE} {TEXT} latents "
-        f"{EMBEDS} {ADAPTER} {OUTPUT} clip_skip {CALLBACK}"
+        f"prompt image mask_image masked_image_latents height width padding_mask_crop strength {SCHEDULE} {TEXT} "
+        f"latents {EMBEDS} {REST} {LAST}"
     )
     defaults: ClassVar[dict[str, Any]] = {"strength": 1.0}
     start = staticmethod(sampling.start_from_mask)
-    _callback_tensor_inputs = [*StableDiffusionPipeline._callback_tensor_inputs, "mask", "masked_image_latents"]
+    _callback_tensor_inputs = (*StableDiffusionPipeline._callback_tensor_inputs, "mask", "masked_image_latents")
 
 
 class StableDiffusionInstructPix2PixPipeline(StableDiffusionPipeline):
     """Edit an image by an instruction."""
 
     call = (
-        "prompt image num_inference_steps guidance_scale image_guidance_scale negative_prompt num_images_per_prompt eta "
-        f"generator latents {EMBEDS} {ADAPTER} output_type return_dict {CALLBACK} cross_attention_kwargs"
+        "prompt image num_inference_steps guidance_scale image_guidance_scale negative_prompt num_images_per_prompt "
+        f"eta generator latents {EMBEDS} {ADAPTER} output_type return_dict {CALLBACK} cross_attention_kwargs"
     )
     defaults: ClassVar[dict[str, Any]] = {"num_inference_steps": 100}
     start = staticmethod(sampling.start_from_edited)
-    _callback_tensor_inputs = [*StableDiffusionPipeline._callback_tensor_inputs, "image_latents"]
+    _callback_tensor_inputs = (*StableDiffusionPipeline._callback_tensor_inputs, "image_latents")
 
 
 class LatentConsistencyModelPipeline(StableDiffusionPipeline):
     """Text-to-image in few steps (Luo et al., https://arxiv.org/abs/2310.04378)."""
 
     call = (
-        "prompt height width num_inference_steps original_inference_steps timesteps guidance_scale num_images_per_prompt "
-        f"generator latents prompt_embeds {ADAPTER} {OUTPUT} clip_skip {CALLBACK}"
+        "prompt height width num_inference_steps original_inference_steps timesteps guidance_scale "
+        f"num_images_per_prompt generator latents prompt_embeds {REST} {LAST}"
     )
     defaults: ClassVar[dict[str, Any]] = {"num_inference_steps": 4, "guidance_scale": 8.5}
     is_lcm = True
-    _callback_tensor_inputs = ["latents", "denoised", "prompt_embeds", "w_embedding"]
+    _callback_tensor_inputs = ("latents", "denoised", "prompt_embeds", "w_embedding")
 
 
 class LatentConsistencyModelImg2ImgPipeline(LatentConsistencyModelPipeline):
@@ -361,7 +372,7 @@ class LatentConsistencyModelImg2ImgPipeline(LatentConsistencyModelPipeline):
 
     call = (
         "prompt image num_inference_steps strength original_inference_steps timesteps guidance_scale "
-        f"num_images_per_prompt generator latents prompt_embeds {ADAPTER} {OUTPUT} clip_skip {CALLBACK}"
+        f"num_images_per_prompt generator latents prompt_embeds {REST} {LAST}"
     )
     start = staticmethod(sampling.start_from_image)
 
@@ -369,40 +380,15 @@ class LatentConsistencyModelImg2ImgPipeline(LatentConsistencyModelPipeline):
 class StableDiffusionUpscalePipeline(LatentDiffusionPipeline):
     """Enlarge an image four times."""
 
+    parts = f"{LATENT} low_res_scheduler scheduler {CHECKER} watermarker=None"
+    options: ClassVar[dict[str, Any]] = {"max_noise_level": 350}
     _optional_components: ClassVar[list[str]] = ["watermarker", "safety_checker", "feature_extractor"]
     call = (
-        "prompt image num_inference_steps guidance_scale noise_level negative_prompt num_images_per_prompt eta generator "
-        f"latents {EMBEDS} {OUTPUT} clip_skip {CALLBACK}"
+        "prompt image num_inference_steps guidance_scale noise_level negative_prompt num_images_per_prompt eta "
+        f"generator latents {EMBEDS} {OUTPUT} {LAST}"
     )
     defaults: ClassVar[dict[str, Any]] = {"num_inference_steps": 75, "guidance_scale": 9.0}
     start = staticmethod(sampling.start_from_small)
-
-    def __init__(
-        self,
-        vae: Any,
-        text_encoder: Any,
-        tokenizer: Any,
-        unet: Any,
-        low_res_scheduler: Any,
-        scheduler: Any,
-        safety_checker: Any = None,
-        feature_extractor: Any = None,
-        watermarker: None = None,
-        max_noise_level: int = 350,
-    ) -> None:
-        super().__init__()
-        self.register_modules(
-            vae=vae,
-            text_encoder=text_encoder,
-            tokenizer=tokenizer,
-            unet=unet,
-            low_res_scheduler=low_res_scheduler,
-            scheduler=scheduler,
-            safety_checker=safety_checker,
-            feature_extractor=feature_extractor,
-            watermarker=watermarker,
-        )
-        self.register_to_config(max_noise_level=max_noise_level)
 
     @property
     def image_processor(self) -> VaeImageProcessor:
@@ -415,86 +401,35 @@ class StableDiffusionUpscalePipeline(LatentDiffusionPipeline):
 class StableDiffusionDepth2ImgPipeline(LatentDiffusionPipeline):
     """Image-to-image that keeps to a depth map."""
 
+    parts = f"{LATENT} scheduler depth_estimator=None feature_extractor=None"
     _optional_components: ClassVar[list[str]] = ["depth_estimator", "feature_extractor"]
-    call = (
-        f"prompt image depth_map strength num_inference_steps {TEXT} {EMBEDS} {OUTPUT} clip_skip {CALLBACK}"
-    )
+    call = f"prompt image depth_map strength num_inference_steps {TEXT} {EMBEDS} {OUTPUT} {LAST}"
     start = staticmethod(sampling.start_from_depth)
-    _callback_tensor_inputs = [*LatentDiffusionPipeline._callback_tensor_inputs, "depth_mask"]
-
-    def __init__(
-        self,
-        vae: Any,
-        text_encoder: Any,
-        tokenizer: Any,
-        unet: Any,
-        scheduler: Any,
-        depth_estimator: Any = None,
-        feature_extractor: Any = None,
-    ) -> None:
-        super().__init__()
-        self.register_modules(
-            vae=vae,
-            text_encoder=text_encoder,
-            tokenizer=tokenizer,
-            unet=unet,
-            scheduler=scheduler,
-            depth_estimator=depth_estimator,
-            feature_extractor=feature_extractor,
-        )
+    _callback_tensor_inputs = (*LatentDiffusionPipeline._callback_tensor_inputs, "depth_mask")
 
 
 class StableDiffusionControlNetPipeline(LatentDiffusionPipeline):
     """Text-to-image, led by one or several ControlNets."""
 
+    parts = f"{LATENT} controlnet scheduler {CHECKER} image_encoder=None"
+    options: ClassVar[dict[str, Any]] = {"requires_safety_checker": True}
     _optional_components: ClassVar[list[str]] = ["safety_checker", "feature_extractor", "image_encoder"]
-    call = (
-        f"prompt image height width {SCHEDULE} {TEXT} latents {EMBEDS} {ADAPTER} {OUTPUT} {CONTROL} clip_skip {CALLBACK}"
-    )
+    call = f"prompt image height width {SCHEDULE} {TEXT} latents {EMBEDS} {REST} {CONTROL} {LAST}"
     control_argument = "image"
-    _callback_tensor_inputs = [*LatentDiffusionPipeline._callback_tensor_inputs, "image"]
-
-    def __init__(
-        self,
-        vae: Any,
-        text_encoder: Any,
-        tokenizer: Any,
-        unet: Any,
-        controlnet: Any,
-        scheduler: Any,
-        safety_checker: Any = None,
-        feature_extractor: Any = None,
-        image_encoder: Any = None,
-        requires_safety_checker: bool = True,
-    ) -> None:
-        super().__init__()
-        if safety_checker is not None and feature_extractor is None:
-            raise ValueError("a safety_checker needs a feature_extractor; pass both, or safety_checker=None")
-        self.register_modules(
-            vae=vae,
-            text_encoder=text_encoder,
-            tokenizer=tokenizer,
-            unet=unet,
-            controlnet=controlnet,
-            scheduler=scheduler,
-            safety_checker=safety_checker,
-            feature_extractor=feature_extractor,
-            image_encoder=image_encoder,
-        )
-        self.register_to_config(requires_safety_checker=requires_safety_checker)
+    _callback_tensor_inputs = (*LatentDiffusionPipeline._callback_tensor_inputs, "image")
 
 
 class StableDiffusionControlNetImg2ImgPipeline(StableDiffusionControlNetPipeline):
     """Image-to-image, led by ControlNets."""
 
     call = (
-        f"prompt image control_image height width strength num_inference_steps {TEXT} latents {EMBEDS} {ADAPTER} "
-        f"{OUTPUT} {CONTROL} clip_skip {CALLBACK}"
+        f"prompt image control_image height width strength num_inference_steps {TEXT} latents {EMBEDS} {REST} "
+        f"{CONTROL} {LAST}"
     )
     defaults: ClassVar[dict[str, Any]] = {"controlnet_conditioning_scale": 0.8}
     start = staticmethod(sampling.start_from_image)
     control_argument = "control_image"
-    _callback_tensor_inputs = [*LatentDiffusionPipeline._callback_tensor_inputs, "control_image"]
+    _callback_tensor_inputs = (*LatentDiffusionPipeline._callback_tensor_inputs, "control_image")
 
 
 class StableDiffusionControlNetInpaintPipeline(StableDiffusionControlNetPipeline):
@@ -502,15 +437,15 @@ class StableDiffusionControlNetInpaintPipeline(StableDiffusionControlNetPipeline
 
     call = (
         "prompt image mask_image control_image height width padding_mask_crop strength num_inference_steps "
-        f"{TEXT} latents {EMBEDS} {ADAPTER} {OUTPUT} {CONTROL} clip_skip {CALLBACK}"
+        f"{TEXT} latents {EMBEDS} {REST} {CONTROL} {LAST}"
     )
     defaults: ClassVar[dict[str, Any]] = {"strength": 1.0, "controlnet_conditioning_scale": 0.5}
     start = staticmethod(sampling.start_from_mask)
     control_argument = "control_image"
-    _callback_tensor_inputs = [*StableDiffusionInpaintPipeline._callback_tensor_inputs, "control_image"]
+    _callback_tensor_inputs = (*StableDiffusionInpaintPipeline._callback_tensor_inputs, "control_image")
 
 
-# --- SDXL ---------------------------------------------------------------------------------------------------------------
+# --- SDXL -----------------------------------------------------------------------------------------------------------
 
 
 class _XLPipeline(LatentDiffusionPipeline):
@@ -520,10 +455,10 @@ class _XLPipeline(LatentDiffusionPipeline):
         *("tokenizer", "tokenizer_2", "text_encoder", "text_encoder_2", "image_encoder", "feature_extractor")
     ]
     is_xl = True
-    _callback_tensor_inputs = [
+    _callback_tensor_inputs = (
         *LatentDiffusionPipeline._callback_tensor_inputs,
         *("add_text_embeds", "add_time_ids", "negative_pooled_prompt_embeds"),
-    ]
+    )
 
     def encode(self, o: Options) -> Run:
         """Encode the prompts: the beginning of a run."""
@@ -635,57 +570,26 @@ class _XLPipeline(LatentDiffusionPipeline):
 class StableDiffusionXLPipeline(_XLPipeline):
     """Text-to-image with SDXL; `denoising_end` leaves the rest to a refiner."""
 
+    parts = f"{XL} scheduler image_encoder=None feature_extractor=None"
+    options: ClassVar[dict[str, Any]] = WATERMARK
     call = (
-        f"prompt prompt_2 height width {SCHEDULE} denoising_end {XL_TEXT} latents {XL_EMBEDS} {ADAPTER} {OUTPUT} "
-        f"guidance_rescale {ALL_SIZES} clip_skip {CALLBACK}"
+        f"prompt prompt_2 height width {SCHEDULE} denoising_end {XL_TEXT} latents {XL_EMBEDS} {REST} "
+        f"guidance_rescale {ALL_SIZES} {LAST}"
     )
     defaults: ClassVar[dict[str, Any]] = {"guidance_scale": 5.0}
-
-    def __init__(
-        self,
-        vae: Any,
-        text_encoder: Any,
-        text_encoder_2: Any,
-        tokenizer: Any,
-        tokenizer_2: Any,
-        unet: Any,
-        scheduler: Any,
-        image_encoder: Any = None,
-        feature_extractor: Any = None,
-        force_zeros_for_empty_prompt: bool = True,
-        add_watermarker: bool | None = None,
-    ) -> None:
-        super().__init__()
-        register_xl(self, locals(), ["force_zeros_for_empty_prompt"])
 
 
 class StableDiffusionXLImg2ImgPipeline(_XLPipeline):
     """Image-to-image with SDXL or its refiner; `denoising_start` takes over where another model left off."""
 
+    parts = f"{XL} scheduler image_encoder=None feature_extractor=None"
+    options: ClassVar[dict[str, Any]] = {"requires_aesthetics_score": False} | WATERMARK
     call = (
-        f"prompt prompt_2 image strength {SCHEDULE} denoising_start denoising_end {XL_TEXT} latents {XL_EMBEDS} {ADAPTER} "
-        f"{OUTPUT} guidance_rescale {ALL_SIZES} {AESTHETIC} clip_skip {CALLBACK}"
+        f"prompt prompt_2 image strength {SCHEDULE} denoising_start denoising_end {XL_TEXT} latents {XL_EMBEDS} {REST} "
+        f"guidance_rescale {ALL_SIZES} {AESTHETIC} {LAST}"
     )
     defaults: ClassVar[dict[str, Any]] = {"guidance_scale": 5.0, "strength": 0.3}
     start = staticmethod(sampling.start_from_image)
-
-    def __init__(
-        self,
-        vae: Any,
-        text_encoder: Any,
-        text_encoder_2: Any,
-        tokenizer: Any,
-        tokenizer_2: Any,
-        unet: Any,
-        scheduler: Any,
-        image_encoder: Any = None,
-        feature_extractor: Any = None,
-        requires_aesthetics_score: bool = False,
-        force_zeros_for_empty_prompt: bool = True,
-        add_watermarker: bool | None = None,
-    ) -> None:
-        super().__init__()
-        register_xl(self, locals(), ["requires_aesthetics_score", "force_zeros_for_empty_prompt"])
 
 
 class StableDiffusionXLInpaintPipeline(StableDiffusionXLImg2ImgPipeline):
@@ -693,17 +597,19 @@ class StableDiffusionXLInpaintPipeline(StableDiffusionXLImg2ImgPipeline):
 
     call = (
         f"prompt prompt_2 image mask_image masked_image_latents height width padding_mask_crop strength {SCHEDULE} "
-        f"denoising_start denoising_end {XL_TEXT} latents {XL_EMBEDS} {ADAPTER} {OUTPUT} guidance_rescale {ALL_SIZES} "
-        f"{AESTHETIC} clip_skip {CALLBACK}"
+        f"denoising_start denoising_end {XL_TEXT} latents {XL_EMBEDS} {REST} guidance_rescale {ALL_SIZES} "
+        f"{AESTHETIC} {LAST}"
     )
     defaults: ClassVar[dict[str, Any]] = {"guidance_scale": 7.5, "strength": 0.9999}
     start = staticmethod(sampling.start_from_mask)
-    _callback_tensor_inputs = [*_XLPipeline._callback_tensor_inputs, "mask", "masked_image_latents"]
+    _callback_tensor_inputs = (*_XLPipeline._callback_tensor_inputs, "mask", "masked_image_latents")
 
 
 class StableDiffusionXLInstructPix2PixPipeline(_XLPipeline):
     """Edit an image by an instruction, with SDXL."""
 
+    parts = f"{XL} scheduler"
+    options: ClassVar[dict[str, Any]] = WATERMARK | {"is_cosxl_edit": False}
     call = (
         "prompt prompt_2 image height width num_inference_steps denoising_end guidance_scale image_guidance_scale "
         f"negative_prompt negative_prompt_2 num_images_per_prompt eta generator latents {XL_EMBEDS} output_type "
@@ -712,82 +618,33 @@ class StableDiffusionXLInstructPix2PixPipeline(_XLPipeline):
     defaults: ClassVar[dict[str, Any]] = {"guidance_scale": 5.0, "num_inference_steps": 100}
     start = staticmethod(sampling.start_from_edited)
 
-    def __init__(
-        self,
-        vae: Any,
-        text_encoder: Any,
-        text_encoder_2: Any,
-        tokenizer: Any,
-        tokenizer_2: Any,
-        unet: Any,
-        scheduler: Any,
-        force_zeros_for_empty_prompt: bool = True,
-        add_watermarker: bool | None = None,
-        is_cosxl_edit: bool = False,
-    ) -> None:
-        super().__init__()
-        register_xl(self, locals(), ["force_zeros_for_empty_prompt", "is_cosxl_edit"])
-
 
 class StableDiffusionXLControlNetPipeline(_XLPipeline):
     """Text-to-image with SDXL, led by ControlNets."""
 
+    parts = f"{XL} controlnet scheduler feature_extractor=None image_encoder=None"
+    options: ClassVar[dict[str, Any]] = WATERMARK
     call = (
-        f"prompt prompt_2 image height width {SCHEDULE} denoising_end {XL_TEXT} latents {XL_EMBEDS} {ADAPTER} {OUTPUT} "
-        f"{CONTROL} {ALL_SIZES} clip_skip {CALLBACK}"
+        f"prompt prompt_2 image height width {SCHEDULE} denoising_end {XL_TEXT} latents {XL_EMBEDS} {REST} "
+        f"{CONTROL} {ALL_SIZES} {LAST}"
     )
     defaults: ClassVar[dict[str, Any]] = {"guidance_scale": 5.0}
     control_argument = "image"
-    _callback_tensor_inputs = [*_XLPipeline._callback_tensor_inputs, "image"]
-
-    def __init__(
-        self,
-        vae: Any,
-        text_encoder: Any,
-        text_encoder_2: Any,
-        tokenizer: Any,
-        tokenizer_2: Any,
-        unet: Any,
-        controlnet: Any,
-        scheduler: Any,
-        force_zeros_for_empty_prompt: bool = True,
-        add_watermarker: bool | None = None,
-        feature_extractor: Any = None,
-        image_encoder: Any = None,
-    ) -> None:
-        super().__init__()
-        register_xl(self, locals(), ["force_zeros_for_empty_prompt"])
+    _callback_tensor_inputs = (*_XLPipeline._callback_tensor_inputs, "image")
 
 
 class StableDiffusionXLControlNetImg2ImgPipeline(_XLPipeline):
     """Image-to-image with SDXL, led by ControlNets."""
 
+    parts = f"{XL} controlnet scheduler feature_extractor=None image_encoder=None"
+    options: ClassVar[dict[str, Any]] = {"requires_aesthetics_score": False} | WATERMARK
     call = (
         f"prompt prompt_2 image control_image height width strength num_inference_steps {XL_TEXT} latents {XL_EMBEDS} "
-        f"{ADAPTER} {OUTPUT} {CONTROL} {ALL_SIZES} {AESTHETIC} clip_skip {CALLBACK}"
+        f"{REST} {CONTROL} {ALL_SIZES} {AESTHETIC} {LAST}"
     )
     defaults: ClassVar[dict[str, Any]] = {"guidance_scale": 5.0, "controlnet_conditioning_scale": 0.8}
     start = staticmethod(sampling.start_from_image)
-    _callback_tensor_inputs = [*_XLPipeline._callback_tensor_inputs, "control_image"]
-
-    def __init__(
-        self,
-        vae: Any,
-        text_encoder: Any,
-        text_encoder_2: Any,
-        tokenizer: Any,
-        tokenizer_2: Any,
-        unet: Any,
-        controlnet: Any,
-        scheduler: Any,
-        requires_aesthetics_score: bool = False,
-        force_zeros_for_empty_prompt: bool = True,
-        add_watermarker: bool | None = None,
-        feature_extractor: Any = None,
-        image_encoder: Any = None,
-    ) -> None:
-        super().__init__()
-        register_xl(self, locals(), ["requires_aesthetics_score", "force_zeros_for_empty_prompt"])
+    _callback_tensor_inputs = (*_XLPipeline._callback_tensor_inputs, "control_image")
 
 
 class StableDiffusionXLControlNetInpaintPipeline(StableDiffusionXLControlNetImg2ImgPipeline):
@@ -796,15 +653,8 @@ class StableDiffusionXLControlNetInpaintPipeline(StableDiffusionXLControlNetImg2
     call = (
         "prompt prompt_2 image mask_image control_image height width padding_mask_crop strength num_inference_steps "
         f"denoising_start denoising_end {XL_TEXT} latents {EMBEDS} {ADAPTER} pooled_prompt_embeds "
-        f"negative_pooled_prompt_embeds {OUTPUT} {CONTROL} guidance_rescale {SIZES} {AESTHETIC} clip_skip {CALLBACK}"
+        f"negative_pooled_prompt_embeds {OUTPUT} {CONTROL} guidance_rescale {SIZES} {AESTHETIC} {LAST}"
     )
     defaults: ClassVar[dict[str, Any]] = {"guidance_scale": 5.0, "strength": 0.9999}
     start = staticmethod(sampling.start_from_mask)
-    _callback_tensor_inputs = [*StableDiffusionXLInpaintPipeline._callback_tensor_inputs, "control_image"]
-
-
-def register_xl(pipe: LatentDiffusionPipeline, arguments: dict[str, Any], options: list[str]) -> None:
-    """Register what the constructor of an SDXL pipeline got. Nothing is ever watermarked."""
-    ignored = {"self", "__class__", "add_watermarker", *options}
-    pipe.register_modules(**{name: value for name, value in arguments.items() if name not in ignored})
-    pipe.register_to_config(**{name: arguments[name] for name in options})
+    _callback_tensor_inputs = (*StableDiffusionXLInpaintPipeline._callback_tensor_inputs, "control_image")

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .images import OutputType, VaeImageProcessor, apply_overlay, crop_region
+from .images import OutputType, apply_overlay, crop_region
 from .layers import timestep_embedding
 
 if TYPE_CHECKING:
@@ -270,7 +270,7 @@ def keep_unmasked(scheduler: Any, run: Run, i: int) -> Tensor:
     return (1 - mask) * kept + mask * run.latents
 
 
-# --- before the loop ----------------------------------------------------------------------------------------------------
+# --- before the loop --------------------------------------------------------------------------------------------------
 
 
 def choose_timesteps(pipe: LatentDiffusionPipeline, o: Options, device: torch.device) -> Tensor:
@@ -280,7 +280,11 @@ def choose_timesteps(pipe: LatentDiffusionPipeline, o: Options, device: torch.de
         ValueError: the scheduler cannot take them, or none is left.
     """
     scheduler, takes = pipe.scheduler, inspect.signature(pipe.scheduler.set_timesteps).parameters
-    special = {"timesteps": o.timesteps, "sigmas": o.sigmas, "original_inference_steps": o.original_inference_steps}
+    special: dict[str, Any] = {
+        "timesteps": o.timesteps,
+        "sigmas": o.sigmas,
+        "original_inference_steps": o.original_inference_steps,
+    }
     if pipe.is_lcm and pipe.takes("strength"):
         special["strength"] = o.strength
     given = {name: value for name, value in special.items() if value is not None}
@@ -288,7 +292,9 @@ def choose_timesteps(pipe: LatentDiffusionPipeline, o: Options, device: torch.de
         if name not in takes:
             raise ValueError(f"{type(scheduler).__name__} does not support {name}; choose another scheduler")
     custom = o.timesteps is not None or o.sigmas is not None
-    scheduler.set_timesteps(**({} if custom else {"num_inference_steps": o.num_inference_steps}), device=device, **given)
+    scheduler.set_timesteps(
+        **({} if custom else {"num_inference_steps": o.num_inference_steps}), device=device, **given
+    )
     timesteps: Tensor = scheduler.timesteps
     steps = len(timesteps) if custom else o.num_inference_steps
     trained = scheduler.config.num_train_timesteps
@@ -338,26 +344,31 @@ def encode_image(pipe: LatentDiffusionPipeline, image: Tensor, generator: Genera
             latents: Tensor = posterior.mode() if mode else posterior.sample(generator)
             return latents
         return torch.cat(
-            [vae.encode(one).latent_dist.sample(seed) for one, seed in zip(image.split(1), generator, strict=False)]
+            [
+                vae.encode(one).latent_dist.sample(seed)
+                for one, seed in zip(image.chunk(len(image)), generator, strict=False)
+            ]
         )
 
 
 def scale(pipe: LatentDiffusionPipeline, latents: Tensor) -> Tensor:
     """Latents of the VAE -> what the UNet was trained on."""
     config = pipe.vae.config
+    factor = float(config.scaling_factor)
     if config.get("latents_mean") is None or config.get("latents_std") is None:
-        return latents * config.scaling_factor
+        return latents * factor
     mean, std = (torch.tensor(config[f"latents_{name}"]).view(1, -1, 1, 1).to(latents) for name in ("mean", "std"))
-    return (latents - mean) * config.scaling_factor / std
+    return (latents - mean) * factor / std
 
 
 def unscale(pipe: LatentDiffusionPipeline, latents: Tensor) -> Tensor:
     """The inverse of `scale`."""
     config = pipe.vae.config
+    factor = float(config.scaling_factor)
     if config.get("latents_mean") is None or config.get("latents_std") is None:
-        return latents / config.scaling_factor
+        return latents / factor
     mean, std = (torch.tensor(config[f"latents_{name}"]).view(1, -1, 1, 1).to(latents) for name in ("mean", "std"))
-    return latents * std / config.scaling_factor + mean
+    return latents * std / factor + mean
 
 
 def is_latents(pipe: LatentDiffusionPipeline, image: Tensor) -> bool:
@@ -479,7 +490,7 @@ def start_from_small(pipe: LatentDiffusionPipeline, o: Options, run: Run) -> Non
     start_from_noise(pipe, o, run)
 
 
-# --- ControlNet ---------------------------------------------------------------------------------------------------------
+# --- ControlNet -------------------------------------------------------------------------------------------------------
 
 
 def per_net(value: Any, count: int, name: str) -> list[Any]:
@@ -555,7 +566,7 @@ def control(
     return {"down_block_additional_residuals": tuple(sums[:-1]), "mid_block_additional_residual": sums[-1]}
 
 
-# --- after the loop -----------------------------------------------------------------------------------------------------
+# --- after the loop ---------------------------------------------------------------------------------------------------
 
 
 def finish(pipe: LatentDiffusionPipeline, o: Options, run: Run) -> Any:
@@ -585,7 +596,7 @@ def check_safety(pipe: LatentDiffusionPipeline, pixels: Tensor, dtype: torch.dty
     return checked, [bool(flag) for flag in flagged]
 
 
-# --- the prompt ---------------------------------------------------------------------------------------------------------
+# --- the prompt -------------------------------------------------------------------------------------------------------
 
 
 def tokenize(tokenizer: Any, prompts: list[str]) -> Tensor:
@@ -598,8 +609,8 @@ def tokenize(tokenizer: Any, prompts: list[str]) -> Tensor:
             rest = tokenizer.decode(ids[limit - 1 : -1])
             warnings.warn(f"the prompt is longer than {limit} tokens; this is left out: {rest}", stacklevel=2)
     tokens = tokenizer(prompts, padding="max_length", max_length=limit, truncation=True, return_tensors="pt")
-    ids: Tensor = tokens.input_ids
-    return ids
+    result: Tensor = tokens.input_ids
+    return result
 
 
 def last_state(encoder: Any, ids: Tensor, clip_skip: int | None) -> Tensor:
@@ -612,7 +623,7 @@ def last_state(encoder: Any, ids: Tensor, clip_skip: int | None) -> Tensor:
     return state
 
 
-# --- checks -------------------------------------------------------------------------------------------------------------
+# --- checks -----------------------------------------------------------------------------------------------------------
 
 
 def check(pipe: LatentDiffusionPipeline, o: Options) -> None:
@@ -646,7 +657,9 @@ def check(pipe: LatentDiffusionPipeline, o: Options) -> None:
         if (getattr(o, name) or 0) % 8:
             raise ValueError(f"{name} = {getattr(o, name)} must be a multiple of 8")
     for name in ("image", "mask_image", "control_image"):
-        spared = name == "image" and o.latents is not None and "latents" in pipe.arguments and "strength" in pipe.arguments
+        spared = (
+            name == "image" and o.latents is not None and "latents" in pipe.arguments and "strength" in pipe.arguments
+        )
         if pipe.takes(name) and getattr(o, name) is None and not spared:
             raise ValueError(f"{name} is needed")
     if not 0 <= o.strength <= 1:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -112,6 +112,9 @@ class UNet2DConditionModel(Conditioned):
         class_labels: Tensor | None = None,
         timestep_cond: Tensor | None = None,
         added_cond_kwargs: Mapping[str, Tensor] | None = None,
+        down_block_additional_residuals: Sequence[Tensor] = (),
+        mid_block_additional_residual: Tensor | None = None,
+        return_dict: bool = True,
     ) -> UNet2DConditionOutput:
         """Predict the noise, or what else the model was trained to predict.
 
@@ -123,6 +126,9 @@ class UNet2DConditionModel(Conditioned):
                 `projection`.
             timestep_cond: (b, time_cond_proj_dim), the embedded guidance scale of LCM.
             added_cond_kwargs: `text_embeds` (b, d) and `time_ids` (b, k) of SDXL.
+            down_block_additional_residuals: what a ControlNet adds to each skip.
+            mid_block_additional_residual: what it adds to the output of the middle block.
+            return_dict: of no effect; the result is a tuple with names.
 
         Raises:
             ValueError: a condition that the config requires is missing.
@@ -133,6 +139,10 @@ class UNet2DConditionModel(Conditioned):
         for block in self.down_blocks:
             x = block(x, emb, encoder_hidden_states, skips)
         x = self.mid_block(x, emb, encoder_hidden_states)
+        if mid_block_additional_residual is not None:
+            x = x + mid_block_additional_residual
+        if down_block_additional_residuals:
+            skips = [skip + more for skip, more in zip(skips, down_block_additional_residuals, strict=True)]
         for block in self.up_blocks:
             x = block(x, emb, encoder_hidden_states, skips)
         return UNet2DConditionOutput(self.conv_out(F.silu(self.conv_norm_out(x))))

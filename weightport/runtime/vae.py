@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -206,6 +206,8 @@ class AutoencoderKL(Model):
         self.post_quant_conv = nn.Conv2d(c.latent_channels, c.latent_channels, 1)
         apply_semantics(self, semantics)
 
+        self.use_tiling = self.use_slicing = False
+
     @classmethod
     def rename(cls, key: str) -> str | None:
         """Files from before diffusers 0.18 have other names in the attention of the middle."""
@@ -214,10 +216,79 @@ class AutoencoderKL(Model):
                 key = key.replace(f".{old}.", f".{new}.")
         return key
 
-    def encode(self, image: Tensor) -> AutoencoderKLOutput:
-        """Image (b, in_channels, h, w) in [-1, 1] -> distribution of latents (b, latent_channels, h / 8, w / 8)."""
-        return AutoencoderKLOutput(DiagonalGaussianDistribution(self.quant_conv(self.encoder(image))))
+    def enable_tiling(self, use_tiling: bool = True) -> None:
+        """Take images larger than `sample_size` in overlapping tiles: less memory, a slightly different result."""
+        self.use_tiling = use_tiling
 
-    def decode(self, latents: Tensor) -> DecoderOutput:
+    def disable_tiling(self) -> None:
+        """Take images whole."""
+        self.use_tiling = False
+
+    def enable_slicing(self) -> None:
+        """Take the images of a batch one at a time."""
+        self.use_slicing = True
+
+    def disable_slicing(self) -> None:
+        """Take the images of a batch at once."""
+        self.use_slicing = False
+
+    def encode(self, x: Tensor, return_dict: bool = True) -> AutoencoderKLOutput:
+        """Image (b, in_channels, h, w) in [-1, 1] -> distribution of latents (b, latent_channels, h / 8, w / 8)."""
+        pixels, latents = self._tile_sizes()
+        moments = self._in_parts(lambda x: self.quant_conv(self.encoder(x)), x, pixels, latents)
+        return AutoencoderKLOutput(DiagonalGaussianDistribution(moments))
+
+    def decode(self, z: Tensor, return_dict: bool = True, generator: torch.Generator | None = None) -> DecoderOutput:
         """Latents (b, latent_channels, h, w) -> image (b, out_channels, 8 h, 8 w), about in [-1, 1]."""
-        return DecoderOutput(self.decoder(self.post_quant_conv(latents)))
+        pixels, latents = self._tile_sizes()
+        return DecoderOutput(self._in_parts(lambda z: self.decoder(self.post_quant_conv(z)), z, latents, pixels))
+
+    def _tile_sizes(self) -> tuple[int, int]:
+        """The edge of a tile, in pixels and in latents."""
+        size = self.config.get("sample_size") or 32
+        pixels = size[0] if isinstance(size, (list, tuple)) else size
+        return pixels, int(pixels / 2 ** (len(self.config.block_out_channels) - 1))
+
+    def _in_parts(self, function: Callable[[Tensor], Tensor], x: Tensor, tile_in: int, tile_out: int) -> Tensor:
+        """`function` of whole images or, as slicing and tiling ask for, of parts of them."""
+        if self.use_slicing and len(x) > 1:
+            return torch.cat([self._in_parts(function, one, tile_in, tile_out) for one in x.chunk(len(x))])
+        if self.use_tiling and max(x.shape[-2:]) > tile_in:
+            return in_tiles(function, x, tile_in, tile_out)
+        return function(x)
+
+
+def in_tiles(function: Callable[[Tensor], Tensor], x: Tensor, tile_in: int, tile_out: int) -> Tensor:
+    """`function` of tiles of `x` that overlap by a quarter, where one result fades into the next.
+
+    Args:
+        function: maps tiles of edge `tile_in` to tiles of edge `tile_out`.
+        x: (b, c, h, w).
+        tile_in: the edge of a tile of `x`.
+        tile_out: the edge of what becomes of it.
+    """
+    stride, overlap = int(tile_in * 0.75), int(tile_out * 0.25)
+    kept, rows = tile_out - overlap, []
+    above: list[Tensor] = []
+    for top in range(0, x.shape[-2], stride):
+        row: list[Tensor] = []
+        for left in range(0, x.shape[-1], stride):
+            tile = function(x[..., top : top + tile_in, left : left + tile_in])
+            if above:
+                fade(above[len(row)], tile, overlap, dim=-2)
+            if row:
+                fade(row[-1], tile, overlap, dim=-1)
+            row.append(tile)
+        rows.append(torch.cat([tile[..., :kept, :kept] for tile in row], dim=-1))
+        above = row
+    return torch.cat(rows, dim=-2)
+
+
+def fade(before: Tensor, after: Tensor, overlap: int, dim: int) -> None:
+    """Let the first rows or columns of `after` come out of the last ones of `before`, in place."""
+    n = min(before.shape[dim], after.shape[dim], overlap)
+    share = torch.arange(n, dtype=torch.float64) / n
+    shape = (-1, 1) if dim == -2 else (-1,)
+    old, new = ((1 - share).view(shape).to(after), share.view(shape).to(after))
+    head = after.narrow(dim, 0, n)
+    head.copy_(before.narrow(dim, before.shape[dim] - n, n) * old + head * new)
