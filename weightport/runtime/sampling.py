@@ -8,6 +8,7 @@ posterior, then the noise of the latents, then the posterior of the masked image
 from __future__ import annotations
 
 import inspect
+import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,7 +19,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .images import OutputType, apply_overlay, crop_region
-from .layers import timestep_embedding
 
 if TYPE_CHECKING:
     from .pipelines import LatentDiffusionPipeline
@@ -202,8 +202,7 @@ def sample(pipe: LatentDiffusionPipeline, o: Options) -> Any:
     pipe.start(pipe, o, run)
     pipe.describe_size(o, run)
     if dim := pipe.unet.config.get("time_cond_proj_dim"):
-        weights = torch.full((run.batch,), o.guidance_scale - 1) * 1000
-        run.w_embedding = timestep_embedding(weights, dim, False, freq_shift=1).to(run.device, run.dtype)
+        run.w_embedding = embed_guidance(o.guidance_scale, dim).expand(run.batch, dim).to(run.device, run.dtype)
     random = {"eta": o.eta, "generator": o.generator}
     random = {name: value for name, value in random.items() if name in inspect.signature(scheduler.step).parameters}
 
@@ -250,6 +249,17 @@ def guide(pipe: LatentDiffusionPipeline, prediction: Tensor) -> Tensor:
         rescaled = guided * (text.std(dims, keepdim=True) / guided.std(dims, keepdim=True))
         guided = pipe.guidance_rescale * rescaled + (1 - pipe.guidance_rescale) * guided
     return guided
+
+
+def embed_guidance(guidance_scale: float, dim: int) -> Tensor:
+    """Sinusoidal features (1, dim) of the guidance scale, for a UNet that has it as a condition.
+
+    Meng et al., On Distillation of Guided Diffusion Models, https://arxiv.org/abs/2210.03142; the frequencies are LCM's.
+    """
+    half = dim // 2
+    frequencies = torch.exp(torch.arange(half, dtype=torch.float32) * -(math.log(10000) / (half - 1)))
+    angles = (torch.tensor([guidance_scale - 1]) * 1000)[:, None] * frequencies
+    return F.pad(torch.cat([angles.sin(), angles.cos()], dim=1), (0, dim % 2))
 
 
 def join(pipe: LatentDiffusionPipeline, positive: Tensor, negative: Tensor | None) -> Tensor:
@@ -307,7 +317,8 @@ def choose_timesteps(pipe: LatentDiffusionPipeline, o: Options, device: torch.de
         begin = (steps - min(int(steps * o.strength), steps)) * scheduler.order if partial else 0
     if begin:
         timesteps = timesteps[begin:]
-        scheduler.set_begin_index(begin)
+        if hasattr(scheduler, "set_begin_index"):  # else it looks the first timestep up
+            scheduler.set_begin_index(begin)
     if o.denoising_end is not None and 0 < o.denoising_end < 1:
         timesteps = timesteps[: int((timesteps >= round(trained - o.denoising_end * trained)).sum())]
     if not len(timesteps):
