@@ -87,8 +87,7 @@ def randomise(model: torch.nn.Module, seed: int) -> torch.nn.Module:
 
 def pair(theirs: Any, ours: Any, seed: int) -> tuple[Any, Any]:
     """Random weights for both."""
-    state = {key: tensor for key, tensor in randomise(theirs, seed).state_dict().items()}
-    renamed = {ours.rename(key): tensor for key, tensor in state.items()}
+    renamed = {ours.rename(key): tensor for key, tensor in randomise(theirs, seed).state_dict().items()}
     ours.load_state_dict(renamed, strict=True)
     return theirs, ours.eval()
 
@@ -147,11 +146,9 @@ def schedulers(kind: str = "DDIMScheduler", **options: Any) -> tuple[Any, Any]:
 
 
 def our_scheduler(kind: str) -> Any:
-    try:
-        from weightport.runtime import schedulers as ours
-    except ImportError:
-        return getattr(diffusers, kind)
-    return getattr(ours, kind)
+    from weightport.runtime import schedulers as ours
+
+    return getattr(ours, kind, None) or getattr(diffusers, kind)
 
 
 def build(name: str, unet: str = "sd", scheduler: tuple[Any, Any] | None = None, **parts: Any) -> tuple[Any, Any]:

@@ -254,7 +254,7 @@ def guide(pipe: LatentDiffusionPipeline, prediction: Tensor) -> Tensor:
 def embed_guidance(guidance_scale: float, dim: int) -> Tensor:
     """Sinusoidal features (1, dim) of the guidance scale, for a UNet that has it as a condition.
 
-    Meng et al., On Distillation of Guided Diffusion Models, https://arxiv.org/abs/2210.03142; the frequencies are LCM's.
+    Meng et al., On Distillation of Guided Diffusion Models, arXiv 2210.03142; the frequencies are LCM's.
     """
     half = dim // 2
     frequencies = torch.exp(torch.arange(half, dtype=torch.float32) * -(math.log(10000) / (half - 1)))
