@@ -68,8 +68,11 @@ UNETS: dict[str, dict[str, Any]] = {
     "xl pix2pix": {**UNET, **XL, "in_channels": 8},
     "refiner": {**UNET, **XL, "cross_attention_dim": 16, "projection_class_embeddings_input_dim": 12 + 5 * 8},
 }
-VAES = {"sd": VAE, "force_upcast": {**VAE, "force_upcast": True}, "means": {
-    **VAE, "latents_mean": [0.1, -0.2, 0.3, 0.0], "latents_std": [0.5, 1.5, 1.0, 2.0]}}  # fmt: skip
+VAES: dict[str, dict[str, Any]] = {
+    "sd": VAE,
+    "upscale": {**VAE, "scaling_factor": 0.08333},
+    "means": {**VAE, "latents_mean": [0.1, -0.2, 0.3, 0.0], "latents_std": [0.5, 1.5, 1.0, 2.0]},
+}
 NOISE = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "steps_offset": 1}
 
 
@@ -155,7 +158,7 @@ def build(name: str, unet: str = "sd", scheduler: tuple[Any, Any] | None = None,
     """A pipeline in two versions. `parts`: pairs for components, plain values for options."""
     xl, refiner = "XL" in name, unet == "refiner"
     pairs: dict[str, Any] = {
-        "vae": vaes(),
+        "vae": vaes("upscale" if unet == "upscale" else "sd"),
         "unet": unets(unet),
         "scheduler": scheduler or schedulers(),
         "text_encoder": (None, None) if refiner else encoders(),

@@ -343,7 +343,7 @@ def tile(x: Tensor, rows: int) -> Tensor:
     """
     if rows % len(x):
         raise ValueError(f"{len(x)} images cannot be shared by {rows} results")
-    return x.repeat(rows // len(x), *[1] * (x.ndim - 1))
+    return torch.cat([x] * (rows // len(x)))
 
 
 def encode_image(pipe: LatentDiffusionPipeline, image: Tensor, generator: Generator, *, mode: bool = False) -> Tensor:
@@ -668,9 +668,7 @@ def check(pipe: LatentDiffusionPipeline, o: Options) -> None:
         if (getattr(o, name) or 0) % 8:
             raise ValueError(f"{name} = {getattr(o, name)} must be a multiple of 8")
     for name in ("image", "mask_image", "control_image"):
-        spared = (
-            name == "image" and o.latents is not None and "latents" in pipe.arguments and "strength" in pipe.arguments
-        )
+        spared = name == "image" and o.latents is not None and pipe.takes("latents") and pipe.takes("strength")
         if pipe.takes(name) and getattr(o, name) is None and not spared:
             raise ValueError(f"{name} is needed")
     if not 0 <= o.strength <= 1:
