@@ -5,15 +5,21 @@ With one of diffusers' schedulers in both, latents are bit-equal; with ours they
 
 from __future__ import annotations
 
+import inspect
 import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch")
 diffusers = pytest.importorskip("diffusers")
 pytest.importorskip("transformers")
+
+from PIL import Image  # noqa: E402
+
+from weightport.runtime import pipelines  # noqa: E402
 
 from . import pipeline_pairs as pairs  # noqa: E402
 
@@ -47,6 +53,7 @@ TWO = {"prompt": ["a cat", "dogs"], "num_images_per_prompt": 2}
 ONE = {"prompt": "a cat", "num_images_per_prompt": 2}
 SIZES = {"negative_original_size": (10, 20), "negative_target_size": (30, 40)}
 CROPS = {"crops_coords_top_left": (1, 2), "negative_crops_coords_top_left": (3, 4)}
+EDIT = {**ONE, "image": IMAGE}
 INPAINT = {"image": IMAGE, "mask_image": MASK}
 LED = {"image": IMAGE, "control_image": CONTROL}
 WINDOW = {"control_guidance_start": 0.2, "control_guidance_end": 0.8, "controlnet_conditioning_scale": 0.7}
@@ -89,7 +96,7 @@ CASES: dict[str, tuple[str, str, str, dict[str, Any]]] = {
     "inpaint 9": ("Inpaint", "inpaint", "none", {**ONE, **INPAINT}),
     "inpaint 9, weak": ("Inpaint", "inpaint", "none", {**ONE, **INPAINT, "strength": 0.6}),
     "inpaint 9, encoded": ("Inpaint", "inpaint", "none", {**ONE, **INPAINT, "masked_image_latents": LATENTS}),
-    "pix2pix": ("InstructPix2Pix", "pix2pix", "none", {**ONE, "image": IMAGE}),
+    "pix2pix": ("InstructPix2Pix", "pix2pix", "none", EDIT),
     "pix2pix, no guidance": (
         "InstructPix2Pix",
         "pix2pix",
@@ -192,3 +199,175 @@ def test_latents_are_bit_equal_with_one_scheduler(name: str) -> None:
 def test_latents_agree_with_each_scheduler(name: str, kind: str) -> None:
     theirs, ours, arguments = make(name, pairs.schedulers(kind))
     assert distance(*results(theirs, ours, arguments)) <= ROUNDING
+
+
+@pytest.mark.parametrize("name", ["text", "text, negative", "xl, two negatives", "inpaint 4, weak", "image"])
+def test_a_list_of_generators_ties_seeds_to_images(name: str) -> None:
+    theirs, ours, arguments = make(name, one_scheduler())
+    count = 4 if CASES[name][3]["prompt"] == TWO["prompt"] else 2
+    assert torch.equal(*results(theirs, ours, arguments, seeds=count))
+
+
+@pytest.mark.parametrize("output_type", ["pil", "np", "pt"])
+@pytest.mark.parametrize("name", ["text", "inpaint 4", "control", "xl image", "upscale", "lcm"])
+def test_images_are_identical(name: str, output_type: str) -> None:
+    scheduler = one_scheduler("LCMScheduler" if "lcm" in CASES[name][2] else "DDIMScheduler")
+    theirs, ours, arguments = make(name, scheduler)
+    for mine, their in zip(*results(theirs, ours, {**arguments, "output_type": output_type}), strict=True):
+        assert type(mine) is type(their)
+        assert np.array_equal(np.asarray(mine), np.asarray(their))
+
+
+def picture(seed: int, size: tuple[int, int], mode: str = "RGB") -> Image.Image:
+    channels = () if mode == "L" else (3,)
+    values = np.random.default_rng(seed).integers(0, 256, (size[1] // 4, size[0] // 4, *channels), dtype=np.uint8)
+    return Image.fromarray(values).resize(size)
+
+
+@pytest.mark.parametrize("name", ["image", "inpaint 4", "inpaint 9, weak", "pix2pix", "upscale", "control", "xl image"])
+def test_pil_images_go_in_and_come_out_identical(name: str) -> None:
+    theirs, ours, arguments = make(name, one_scheduler())
+    arguments |= {"output_type": "pil", "image": picture(1, (37, 33))}
+    if "mask_image" in arguments:
+        arguments["mask_image"] = picture(2, (37, 33), "L")
+    for mine, their in zip(*results(theirs, ours, arguments), strict=True):
+        assert mine.size == their.size
+        assert np.array_equal(np.asarray(mine), np.asarray(their))
+
+
+@pytest.mark.parametrize("name", ["inpaint 4", "xl inpaint 9"])
+def test_padding_mask_crop_paints_the_surroundings_only(name: str) -> None:
+    theirs, ours, arguments = make(name, one_scheduler())
+    mask = Image.new("L", (60, 44))
+    mask.paste(255, (10, 8, 22, 30))
+    arguments |= {"image": picture(1, (60, 44)), "mask_image": mask, "padding_mask_crop": 4, "output_type": "pil"}
+    for mine, their in zip(*results(theirs, ours, arguments), strict=True):
+        assert np.array_equal(np.asarray(mine), np.asarray(their))
+
+
+def test_clip_skip_works_where_upstream_breaks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """transformers 5.6 took away what diffusers reaches for (diffusers #14124); given back, both agree."""
+    theirs, ours, arguments = make("text, negative", one_scheduler())
+    arguments["clip_skip"] = 1
+    mine = ours(**arguments, generator=seeded(7))[0]
+    if not hasattr(theirs.text_encoder, "text_model"):
+        with pytest.raises(AttributeError, match="text_model"):
+            theirs(**arguments, generator=seeded(7))
+        monkeypatch.setattr(type(theirs.text_encoder), "text_model", property(lambda self: self), raising=False)
+    assert torch.equal(mine, theirs(**arguments, generator=seeded(7))[0])
+    assert not torch.equal(mine, ours(**{**arguments, "clip_skip": None}, generator=seeded(7))[0])
+
+
+def test_embeddings_take_the_place_of_prompts() -> None:
+    _, ours, arguments = make("xl, two negatives")
+    names = ("prompt_embeds", "negative_prompt_embeds", "pooled_prompt_embeds", "negative_pooled_prompt_embeds")
+    embeds = ours.encode_prompt(TWO["prompt"], negative_prompt="x", negative_prompt_2="y")
+    given = {"num_inference_steps": 4, "output_type": "latent", "num_images_per_prompt": 2}
+    given |= dict(zip(names, embeds, strict=True))
+    assert torch.equal(ours(**given, generator=seeded(7)).images, ours(**arguments, generator=seeded(7)).images)
+    _, sd, arguments = make("text")
+    positive, negative = sd.encode_prompt(TWO["prompt"])
+    given = {key: value for key, value in arguments.items() if key != "prompt"}
+    given |= {"prompt_embeds": positive, "negative_prompt_embeds": negative}
+    assert torch.equal(sd(**given, generator=seeded(7))[0], sd(**arguments, generator=seeded(7))[0])
+
+
+def test_callbacks_see_and_change_tensors_and_stop_the_run() -> None:
+    def no_guidance_after_two_steps(pipe: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+        seen.append((type(pipe).__name__, step, int(timestep), sorted(tensors)))
+        if step == 1:
+            pipe._guidance_scale = 0.0
+            tensors["prompt_embeds"] = tensors["prompt_embeds"].chunk(2)[-1]
+        return tensors
+
+    def stop_after_two_steps(pipe: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+        pipe._interrupt = step == 1
+        return tensors
+
+    theirs, ours, arguments = make("text", one_scheduler())
+    for callback in (no_guidance_after_two_steps, stop_after_two_steps):
+        seen: list[Any] = []
+        arguments |= {
+            "callback_on_step_end": callback,
+            "callback_on_step_end_tensor_inputs": ["latents", "prompt_embeds"],
+        }
+        assert torch.equal(*results(theirs, ours, arguments))
+        assert seen[: len(seen) // 2] == seen[len(seen) // 2 :]
+    with pytest.raises(ValueError, match="nonsense"):
+        ours(**{**arguments, "callback_on_step_end_tensor_inputs": ["nonsense"]})
+
+
+def test_custom_timesteps_and_sigmas() -> None:
+    steps, levels = [900, 600, 300, 5], [10.0, 5.0, 2.0, 0.5, 0.0]
+    for given in ({"timesteps": steps}, {"sigmas": levels}):
+        theirs, ours, arguments = make("xl", one_scheduler("EulerDiscreteScheduler"))
+        assert torch.equal(*results(theirs, ours, {**arguments, **given}))
+    _, ours, arguments = make("text")
+    with pytest.raises(ValueError, match="DDIMScheduler does not support sigmas"):
+        ours(**arguments, sigmas=levels)
+    with pytest.raises(ValueError, match="either timesteps or sigmas"):
+        ours(**arguments, sigmas=levels, timesteps=steps)
+
+
+@pytest.mark.parametrize("vae", ["tiling", "slicing"])
+def test_vae_tiling_and_slicing(vae: str) -> None:
+    theirs, ours, arguments = make("image", one_scheduler())
+    arguments |= {"image": picture(3, (52, 44)), "output_type": "pt"}
+    try:
+        for pipe in (theirs, ours):
+            getattr(pipe.vae, f"enable_{vae}")()
+        first, second = results(theirs, ours, arguments)
+    finally:
+        for pipe in (theirs, ours):
+            getattr(pipe.vae, f"disable_{vae}")()
+    assert distance(first, second) <= ROUNDING
+    whole = ours(**arguments, generator=seeded(7))[0]
+    assert (distance(whole, second) <= ROUNDING) == (vae == "slicing")
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "message"),
+    [
+        ("text", {"prompt": None}, "give a prompt or prompt_embeds"),
+        ("text", {"height": 30}, "height = 30"),
+        ("text", {"output_type": "jpg"}, "output_type = 'jpg'"),
+        ("text", {"negative_prompt": ["a", "b", "c"]}, "3 negative prompts"),
+        ("text", {"generator": [seeded(1)] * 3}, "3 generators are given for 4 images"),
+        ("text", {"prompt_embeds": torch.zeros(1, 12, 16)}, "not both"),
+        ("image", {"strength": 1.5}, "strength = 1.5"),
+        ("image", {"strength": 0.0}, "no step is left"),
+        ("image", {"image": None}, "image is needed"),
+        ("depth", {"depth_map": None}, "depth_map is needed"),
+        ("upscale", {"noise_level": 351}, "noise_level = 351"),
+        ("controls", {"image": [CONTROL]}, "1 values for 2 ControlNets"),
+        ("controls", {"control_guidance_start": 0.9, "control_guidance_end": 0.5}, "control_guidance_start"),
+        ("xl", {"prompt": None, "prompt_embeds": torch.zeros(1, 12, 32)}, "pooled_prompt_embeds"),
+        ("refiner, middle part", {"denoising_end": 0.1}, "denoising_start = 0.2"),
+    ],
+)
+def test_contradictions_are_named(name: str, arguments: dict[str, Any], message: str) -> None:
+    _, ours, usual = make(name)
+    with pytest.raises(ValueError, match=message):
+        ours(**{**usual, **arguments})
+
+
+def test_unknown_arguments_are_refused() -> None:
+    _, ours, arguments = make("text")
+    with pytest.raises(TypeError, match="strenght"):
+        ours(**arguments, strenght=1)
+
+
+def test_signatures_are_those_of_diffusers() -> None:
+    names = [name for name, kind in vars(pipelines).items() if getattr(kind, "call", "") and name[0] != "_"]
+    assert len(names) == 18
+    for name in names:
+        theirs = inspect.signature(getattr(diffusers, name).__call__).parameters
+        mine = inspect.signature(getattr(pipelines, name).__call__).parameters
+        old = {"kwargs", "callback", "callback_steps"}
+        shared = [key for key in theirs if key not in old]
+        assert [key for key in mine if key in shared] == shared, name
+        for key in shared:
+            if key != "callback_on_step_end_tensor_inputs":
+                assert mine[key].default == theirs[key].default, (name, key)
+        init = inspect.signature(getattr(diffusers, name).__init__).parameters
+        assert set(inspect.signature(getattr(pipelines, name).__init__).parameters) == set(init), name

@@ -162,7 +162,7 @@ def _join(images: list[Tensor]) -> Tensor:
 
 def _to_tensor(array: np.ndarray[Any, Any]) -> Tensor:
     array = array if array.ndim == 4 else array[..., None]
-    return torch.from_numpy(np.ascontiguousarray(array.transpose(0, 3, 1, 2)))
+    return torch.from_numpy(array.transpose(0, 3, 1, 2))
 
 
 def _to_array(image: Tensor) -> np.ndarray[Any, Any]:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from . import sampling
+from .config import Config
 from .controlnet import MultiControlNetModel
 from .images import VaeImageProcessor
 from .pipeline import DiffusionPipeline
@@ -88,6 +89,7 @@ class LatentDiffusionPipeline(DiffusionPipeline):
         options: its other arguments.
         call: the names of the call's arguments, in diffusers' order.
         defaults: of the arguments, where they are not those of `Options`.
+        scheduler_fixes: options that early configs have wrong; the constructor changes them in the scheduler.
         start: what sets the first latents.
         control_argument: the argument that brings the ControlNet's image.
         is_xl: whether the text encoders and conditions are SDXL's.
@@ -98,6 +100,7 @@ class LatentDiffusionPipeline(DiffusionPipeline):
     options: ClassVar[dict[str, Any]] = {}
     call: ClassVar[str] = ""
     defaults: ClassVar[dict[str, Any]] = {}
+    scheduler_fixes: ClassVar[dict[str, Any]] = {}
     start: Callable[[LatentDiffusionPipeline, Options, Run], None] = staticmethod(sampling.start_from_noise)
     control_argument: ClassVar[str] = "control_image"
     is_xl: ClassVar[bool] = False
@@ -202,7 +205,7 @@ class LatentDiffusionPipeline(DiffusionPipeline):
         return bool(self.config.get("is_cosxl_edit"))
 
     def register_modules(self, **components: Any) -> None:
-        """Make these the components; several ControlNets become one model.
+        """Make these the components; several ControlNets become one model, and options of old schedulers are put right.
 
         Raises:
             ValueError: there is a safety checker but nothing that prepares images for it.
@@ -212,6 +215,10 @@ class LatentDiffusionPipeline(DiffusionPipeline):
             components["controlnet"] = MultiControlNetModel(list(net))
         if components.get("safety_checker") is not None and components.get("feature_extractor") is None:
             raise ValueError("a safety_checker needs a feature_extractor; pass both, or safety_checker=None")
+        if isinstance(config := getattr(components.get("scheduler"), "config", None), Config):
+            fixes = {key: value for key, value in self.scheduler_fixes.items() if key in config}
+            unset = [key for key in config.get("_use_default_values", ()) if key not in fixes]
+            config.update(fixes | {"_use_default_values": unset})
         super().register_modules(**components)
 
     @contextmanager
@@ -322,6 +329,7 @@ class StableDiffusionPipeline(LatentDiffusionPipeline):
     options: ClassVar[dict[str, Any]] = {"requires_safety_checker": True}
     _optional_components: ClassVar[list[str]] = ["safety_checker", "feature_extractor", "image_encoder"]
     call = f"prompt height width {SCHEDULE} {TEXT} latents {EMBEDS} {REST} guidance_rescale {LAST}"
+    scheduler_fixes: ClassVar[dict[str, Any]] = {"steps_offset": 1, "clip_sample": False}
 
 
 class StableDiffusionImg2ImgPipeline(StableDiffusionPipeline):
@@ -339,6 +347,7 @@ class StableDiffusionInpaintPipeline(StableDiffusionPipeline):
         f"latents {EMBEDS} {REST} {LAST}"
     )
     defaults: ClassVar[dict[str, Any]] = {"strength": 1.0}
+    scheduler_fixes: ClassVar[dict[str, Any]] = {"steps_offset": 1, "skip_prk_steps": True}
     start = staticmethod(sampling.start_from_mask)
     _callback_tensor_inputs = (*StableDiffusionPipeline._callback_tensor_inputs, "mask", "masked_image_latents")
 
@@ -351,6 +360,7 @@ class StableDiffusionInstructPix2PixPipeline(StableDiffusionPipeline):
         f"eta generator latents {EMBEDS} {ADAPTER} output_type return_dict {CALLBACK} cross_attention_kwargs"
     )
     defaults: ClassVar[dict[str, Any]] = {"num_inference_steps": 100}
+    scheduler_fixes: ClassVar[dict[str, Any]] = {}
     start = staticmethod(sampling.start_from_edited)
     _callback_tensor_inputs = (*StableDiffusionPipeline._callback_tensor_inputs, "image_latents")
 
@@ -363,6 +373,7 @@ class LatentConsistencyModelPipeline(StableDiffusionPipeline):
         f"num_images_per_prompt generator latents prompt_embeds {REST} {LAST}"
     )
     defaults: ClassVar[dict[str, Any]] = {"num_inference_steps": 4, "guidance_scale": 8.5}
+    scheduler_fixes: ClassVar[dict[str, Any]] = {}
     is_lcm = True
     _callback_tensor_inputs = ("latents", "denoised", "prompt_embeds", "w_embedding")
 

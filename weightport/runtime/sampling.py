@@ -449,7 +449,7 @@ def start_from_mask(pipe: LatentDiffusionPipeline, o: Options, run: Run) -> None
 
     def encode(image: Tensor) -> Tensor:
         latents = image if is_latents(pipe, image) else scale(pipe, encode_image(pipe, image, o.generator))
-        return tile(latents.to(run.device, run.dtype), run.batch)
+        return tile(latents.to(run.device, run.dtype), run.batch).contiguous()
 
     clean = encode(pixels) if encoded or channels == 4 or (o.latents is None and not whole) else None
     shape = (run.batch, pipe.vae.config.latent_channels, *(edge // pipe.vae_scale_factor for edge in run.size))

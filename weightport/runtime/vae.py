@@ -49,7 +49,7 @@ class AttentionBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(b, c, h, w) -> (b, c, h, w)."""
-        h: Tensor = self.group_norm(x).flatten(2).transpose(1, 2)
+        h: Tensor = self.group_norm(x.flatten(2)).transpose(1, 2)
         h = self.to_out(attend(self.to_q(h), self.to_k(h), self.to_v(h), heads=1))
         return h.transpose(1, 2).reshape(x.shape) + x
 
