@@ -1,0 +1,252 @@
+"""A recipe is all that an image depends on. It is stored in the PNG, so that the image can be made again.
+
+The bits are the same on the same machine with the same repository and the same torch; the recipe notes its version.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import io
+import json
+import os
+import tempfile
+import types
+import typing
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .converters.errors import ConversionError
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+CHUNK = "weightport"  # the name of the PNG's text chunk
+DTYPES = ("float32", "float16", "bfloat16")
+ARGUMENTS = {  # of a recipe -> of a pipeline's call
+    "prompt": "prompt",
+    "negative": "negative_prompt",
+    "steps": "num_inference_steps",
+    "guidance": "guidance_scale",
+    "strength": "strength",
+}
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How to make one image. None stands for the default of the pipeline or of the repository.
+
+    Attributes:
+        repo: a folder, as an absolute path, or a Hub id.
+        prompt: what to draw.
+        revision: of the repository on the Hub.
+        negative: what not to draw.
+        scheduler: the name of its class.
+        steps: of the scheduler.
+        seed: of the generator, which draws on the CPU.
+        guidance: weight of the prompt.
+        size: width and height in pixels.
+        image: the image to start from or, for a ControlNet, to follow.
+        mask: white where to paint.
+        strength: how much of the image to replace, from 0 to 1.
+        controlnet: a folder or Hub id.
+        dtype: what to compute in.
+        device: where to.
+        sha256: of the files of `image` and `mask`.
+        torch: the version that made the image.
+    """
+
+    repo: str
+    prompt: str
+    revision: str | None = None
+    negative: str | None = None
+    scheduler: str | None = None
+    steps: int | None = None
+    seed: int = 0
+    guidance: float | None = None
+    size: tuple[int, int] | None = None
+    image: str | None = None
+    mask: str | None = None
+    strength: float | None = None
+    controlnet: str | None = None
+    dtype: str = "float32"
+    device: str = "cpu"
+    sha256: dict[str, str] | None = None
+    torch: str | None = None
+
+
+def read_recipe(path: Path) -> Recipe:
+    """The recipe in a PNG.
+
+    Raises:
+        ConversionError: it has none, or a damaged one.
+        OSError: the file cannot be read.
+    """
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        with Image.open(path) as image:
+            text = getattr(image, "text", {}).get(CHUNK)
+    except (UnidentifiedImageError, ValueError):
+        raise ConversionError(f"{path}: not a PNG") from None
+    if text is None:
+        raise ConversionError(f"{path}: holds no settings of weightport; give the repo and the prompt instead")
+    try:
+        content = json.loads(text)
+        if isinstance(content["size"], list):
+            content["size"] = tuple(content["size"])
+        recipe = Recipe(**content)
+        for name, kind in typing.get_type_hints(Recipe).items():
+            _check_kind(name, getattr(recipe, name), kind)
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
+        raise ConversionError(f"{path}: the settings in it are damaged: {error}") from None
+    return recipe
+
+
+def _check_kind(name: str, value: object, kind: Any) -> None:
+    kinds = typing.get_args(kind) if isinstance(kind, types.UnionType) else (kind,)
+    plain = tuple(typing.get_origin(one) or one for one in kinds)
+    inside = value if isinstance(value, tuple) else ()
+    if not isinstance(value, (*plain, *((int,) if float in plain else ()))) or not all(type(v) is int for v in inside):
+        raise ValueError(f"{name} = {value!r}")
+
+
+def write_image(image: Image, recipe: Recipe, path: Path, overwrite: bool = False) -> None:
+    """Write a PNG with its recipe, whole or not at all.
+
+    Raises:
+        OSError: it cannot be written, or is there already and `overwrite` is not set.
+    """
+    from PIL.PngImagePlugin import PngInfo
+
+    info = PngInfo()
+    info.add_text(CHUNK, json.dumps(asdict(recipe)))
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG", pnginfo=info)
+    descriptor, partial = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(buffer.getvalue())
+            file.flush()
+            os.fchmod(file.fileno(), 0o666 & ~_umask())
+            os.fsync(file.fileno())
+        if overwrite:
+            Path(partial).replace(path)
+        else:
+            path.hardlink_to(partial)
+    finally:
+        Path(partial).unlink(missing_ok=True)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+class Maker:
+    """A pipeline that is ready to make the images of a recipe, whatever their seeds.
+
+    Raises:
+        ConversionError: the recipe does not fit the repository, or a file is not what it was.
+        OSError, ValueError: the repository cannot be loaded.
+    """
+
+    def __init__(self, recipe: Recipe, quiet: bool = False) -> None:
+        import torch
+
+        from .runtime.pipeline import INDEX, DiffusionPipeline
+        from .runtime.source import HubFolder, open_source
+
+        self.images = {name: _open(recipe, name) for name in ("image", "mask") if getattr(recipe, name)}
+        dtype = getattr(torch, recipe.dtype)
+        source = open_source(recipe.repo, revision=recipe.revision)
+        if isinstance(source, HubFolder):  # a branch may move, its commit does not
+            recipe = replace(recipe, revision=source.path(INDEX).parent.name)
+        pipe: Any = DiffusionPipeline.from_pretrained(source, dtype=dtype)
+        pipe = _for_task(pipe, recipe, dtype)
+        if recipe.scheduler:
+            pipe.scheduler = _scheduler_class(recipe.scheduler).from_config(pipe.scheduler.config)
+        pipe.set_progress_bar_config(**({"disable": True} if quiet else {"leave": False}))
+        self.pipe = pipe.to(recipe.device)
+        sha256 = {name: digest for name, (_, digest) in self.images.items()}
+        self.recipe = replace(
+            recipe,
+            scheduler=type(pipe.scheduler).__name__,
+            sha256=sha256 or None,
+            torch=torch.__version__,
+        )
+        self.arguments = self._arguments(recipe)
+
+    def _arguments(self, recipe: Recipe) -> dict[str, Any]:
+        """The arguments of the pipeline's call, but for the generator."""
+        known = inspect.signature(type(self.pipe).__call__).parameters
+        given = {argument: getattr(recipe, name) for name, argument in ARGUMENTS.items()}
+        given |= {"mask_image" if name == "mask" else name: image for name, (image, _) in self.images.items()}
+        if recipe.size and "height" in known:
+            given |= {"width": recipe.size[0], "height": recipe.size[1]}
+        elif recipe.size and "image" in given:
+            given["image"] = given["image"].resize(recipe.size)
+        given = {name: value for name, value in given.items() if value is not None}
+        for name in given:
+            if name not in known:
+                raise ConversionError(f"{recipe.repo}: its {type(self.pipe).__name__} takes no {name}")
+        return given
+
+    def make(self, seed: int) -> tuple[Image, Recipe]:
+        """Make the image of one seed, and the recipe for just this one."""
+        import torch
+
+        generator = torch.Generator("cpu").manual_seed(seed)
+        image = self.pipe(**self.arguments, generator=generator).images[0]
+        return image, replace(self.recipe, seed=seed)
+
+
+def _open(recipe: Recipe, name: str) -> tuple[Image, str]:
+    """An input image and the sha256 of its file, which must be the recipe's if that has one."""
+    from PIL import Image, ImageOps, UnidentifiedImageError
+
+    path = Path(getattr(recipe, name))
+    data = path.read_bytes()
+    digest = hashlib.sha256(data).hexdigest()
+    if (recipe.sha256 or {}).get(name, digest) != digest:
+        raise ConversionError(f"{path}: has changed since the image was made; give the old one with --{name}")
+    try:
+        image: Image.Image = ImageOps.exif_transpose(Image.open(io.BytesIO(data)))
+        return image.convert("L" if name == "mask" else "RGB"), digest
+    except (UnidentifiedImageError, OSError, ValueError):
+        raise ConversionError(f"{path}: not an image") from None
+
+
+def _for_task(pipe: Any, recipe: Recipe, dtype: Any) -> Any:
+    """The pipeline that takes the recipe's images, with the components of another."""
+    from .runtime import auto
+    from .runtime.controlnet import ControlNetModel
+
+    known = inspect.signature(type(pipe).__call__).parameters
+    if recipe.controlnet:
+        net = ControlNetModel.from_pretrained(recipe.controlnet, dtype=dtype)
+        return auto.AutoPipelineForText2Image.from_pipe(pipe, controlnet=net)
+    if recipe.mask:
+        return pipe if "mask_image" in known else auto.AutoPipelineForInpainting.from_pipe(pipe)
+    if recipe.image:
+        return pipe if "image" in known else auto.AutoPipelineForImage2Image.from_pipe(pipe)
+    return pipe if "image" not in known else auto.AutoPipelineForText2Image.from_pipe(pipe)
+
+
+def _scheduler_class(name: str) -> Any:
+    """A scheduler by the name of its class, in any case, with or without its ending."""
+    from difflib import get_close_matches
+
+    from .runtime.registry import MODULES, public_class
+
+    known = {_short(one): one for one in MODULES["schedulers"]}
+    if _short(name) not in known:
+        close = get_close_matches(_short(name), known, 1, 0)
+        raise ConversionError(f"there is no scheduler {name!r}; did you mean {known[close[0]]}?")
+    return public_class(known[_short(name)])
+
+
+def _short(name: str) -> str:
+    return name.lower().replace("-", "").removesuffix("scheduler").removesuffix("discrete").removesuffix("multistep")
