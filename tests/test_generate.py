@@ -14,13 +14,13 @@ torch = pytest.importorskip("torch")
 
 from PIL import Image  # noqa: E402
 from PIL.PngImagePlugin import PngInfo  # noqa: E402
-from weightport.runtime.pipelines import StableDiffusionPipeline  # noqa: E402
-from weightport.runtime.schedulers import DDIMScheduler  # noqa: E402
 
 from weightport.converters.tokenizer import write_tokenizer  # noqa: E402
 from weightport.recipe import CHUNK, Recipe, read_recipe  # noqa: E402
 from weightport.runtime.clip import CLIPTextModel  # noqa: E402
 from weightport.runtime.controlnet import ControlNetModel  # noqa: E402
+from weightport.runtime.pipelines import StableDiffusionPipeline  # noqa: E402
+from weightport.runtime.schedulers import DDIMScheduler  # noqa: E402
 from weightport.runtime.tokenizer import CLIPTokenizer  # noqa: E402
 from weightport.runtime.unet import UNet2DConditionModel  # noqa: E402
 from weightport.runtime.vae import AutoencoderKL  # noqa: E402
