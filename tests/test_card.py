@@ -146,13 +146,18 @@ def test_wrong_metadata(place: Path, sd1_keras: dict[str, Path], option: str) ->
     assert_refused(ended, option.split("=")[0], "as the Hub does|not a Hub id")
 
 
-def test_the_diffusers_snippet_runs(place: Path, sd1_keras: dict[str, Path]) -> None:
+def test_the_snippets_run(place: Path, sd1_keras: dict[str, Path]) -> None:
     weightport.convert(list(sd1_keras.values()), place / "repo", image_size=64)
-    _, code = snippets((place / "repo" / "README.md").read_text())
-    quick = code.replace('horse")', 'horse", num_inference_steps=2)')
-    ended = run_python(f"import os, sys; os.chdir(sys.argv[1])\n{quick}", place / "repo")
-    assert ended.status == 0, ended.err
-    assert (place / "repo" / "image.png").stat().st_size > 0
+    ours, theirs = snippets((place / "repo" / "README.md").read_text())
+    assert "from weightport import" in ours
+    assert "from diffusers import" in theirs
+    for code in (ours, theirs):
+        quick = code.replace('horse")', 'horse", num_inference_steps=2)')
+        ended = run_python(f"import os, sys; os.chdir(sys.argv[1])\n{quick}", place / "repo")
+        assert ended.status == 0, ended.err
+        image = place / "repo" / "image.png"
+        assert image.stat().st_size > 0
+        image.unlink()
 
 
 def test_a_controlnet(place: Path) -> None:

@@ -13,7 +13,7 @@ import pytest
 
 import weightport
 
-from .command import run_python
+from .command import run_python, spawn
 from .hub_server import TOKEN, Fault, HubServer
 
 WEIGHTS = {"unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model", "text_encoder": "model"}
@@ -137,7 +137,63 @@ def test_pushing_fails_in_one_line(hub: HubServer, repo: Path, client: Client) -
     assert hub.repos["org/model"].files().keys() == {".gitattributes"}
 
 
+# ---- round trip
+
+
+def test_the_round_trip_gives_the_same_image(hub: HubServer, repo: Path, tmp_path: Path, client: Client) -> None:
+    environment = hub.environment(tmp_path / "home")
+    pushed = spawn("push", repo, "org/model", "--allow-unverified", environment=environment)
+    assert pushed.status == 0, pushed.err
+    before = client("result = draw(StableDiffusionPipeline.from_pretrained(args[0]))", repo)
+    code = "pipe = DiffusionPipeline.from_pretrained('org/model'); result = [type(pipe).__name__, draw(pipe)]"
+    assert client(code, home="empty") == ["StableDiffusionPipeline", before]
+    shutil.rmtree(tmp_path / "empty")
+
+    push = "result = DiffusionPipeline.from_pretrained('org/model').push_to_hub('copy', private=True)"
+    assert client(push).startswith(f"{hub.endpoint}/tester/copy/commit/")
+    assert hub.repos["tester/copy"].history()[0].title == "Upload StableDiffusionPipeline"
+    assert client("result = draw(DiffusionPipeline.from_pretrained('tester/copy'))", home="empty") == before
+
+
 # ---- pull
+
+
+def test_only_what_is_needed(model: HubServer, client: Client, repo: Path) -> None:
+    common = {
+        "model_index.json", "scheduler/scheduler_config.json", "text_encoder/config.json", "tokenizer/merges.txt",
+        "tokenizer/tokenizer_config.json", "tokenizer/vocab.json", "unet/config.json", "vae/config.json",
+    }  # fmt: skip
+    files = model.repos["org/model"].files()
+    for options, part in (("", ""), (", variant='fp16'", ".fp16")):
+        model.requests.clear()
+        code = f"result = type(DiffusionPipeline.from_pretrained('org/model'{options})).__name__"
+        assert client(code, home=f"home{part}") == "StableDiffusionPipeline"
+        fetched = model.downloads()
+        weights = {f"{name}/{stem}{part}.safetensors" for name, stem in WEIGHTS.items()}
+        assert weights | common <= fetched.keys() <= weights | common | {"tokenizer/special_tokens_map.json"}
+        assert fetched == {name: len(files[name]) for name in fetched}, "every byte once"
+
+        model.requests.clear()
+        assert client(code, home=f"home{part}") == "StableDiffusionPipeline"
+        assert model.downloads() == {}
+        assert [request.path for request in model.requests if "agent" not in request.path] == ["/api/models/org/model"]
+
+        model.requests.clear()
+        offline = client(code, home=f"home{part}", HF_HUB_OFFLINE="1")
+        assert (offline, model.requests) == ("StableDiffusionPipeline", [])
+        local = code.replace("org/model'", "org/model', local_files_only=True")
+        assert client(local, home=f"home{part}") == "StableDiffusionPipeline"
+        assert model.requests == []
+
+
+def test_components_that_are_given_are_not_fetched(model: HubServer, client: Client, repo: Path) -> None:
+    code = """
+vae = AutoencoderKL.from_pretrained(args[0], subfolder="vae")
+pipe = DiffusionPipeline.from_pretrained("org/model", vae=vae, text_encoder=None)
+result = pipe.vae is vae
+"""
+    assert client(code, repo) is True
+    assert not [name for name in model.downloads() if name.startswith(("vae/", "text_encoder/"))]
 
 
 def test_one_model_one_scheduler(model: HubServer, client: Client) -> None:
