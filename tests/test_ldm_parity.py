@@ -115,9 +115,8 @@ def _as_users_load_it(repo: Path, component: str) -> torch.nn.Module:
 
 
 def _in_our_runtime(repo: Path, component: str) -> torch.nn.Module:
-    from scripts.quickstart_parity import load
-
-    return load(repo / component, "diffusers")
+    kinds = {"unet": weightport.UNet2DConditionModel, "vae": weightport.AutoencoderKL}
+    return kinds.get(component, weightport.CLIPTextModel).from_pretrained(repo / component)
 
 
 @pytest.mark.parametrize("component", COMPONENTS)
@@ -127,6 +126,20 @@ def test_a_repo_computes_what_the_original_does(repo, family, component):
     for load in (_as_users_load_it, _in_our_runtime):
         outputs = _outputs(family, component, load(repo(family, ".safetensors"), component), is_original=False)
         assert max(map(_relative_l2, outputs, expected)) <= EQUAL[component]
+
+
+@pytest.mark.parametrize(("family", "suffix"), [("sd1", ".safetensors"), ("sd2", ".ckpt")])
+def test_the_parity_command_runs_the_real_modules(repo, family, suffix):
+    folder = repo(family, suffix)
+    found = weightport.parity(folder, folder.with_name(f"model{suffix}"), layers=True)
+    assert found.passed
+    against = {check.name: check.against for check in found.checks}
+    text = {"sd1": "ldm", "sd2": "diffusers"}[family]  # which loads OpenCLIP's weights into transformers
+    assert against == {"unet": "ldm", "decoder": "ldm", "image_encoder": "ldm", "text_encoder": text}
+    for check in found.checks:
+        assert check.weights
+        assert not check.weights.wrong
+        assert len(check.layers) > 60
 
 
 @pytest.mark.parametrize("family", FAMILIES)

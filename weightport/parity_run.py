@@ -95,7 +95,7 @@ class Parity:
 
 
 @dataclass(frozen=True)
-class _Pair:
+class Pair:
     """One model of the repo, and where the other side finds it."""
 
     name: str
@@ -141,16 +141,15 @@ def parity(
     Raises:
         ConversionError: a file that cannot be read, a framework that is not installed or does not take the file.
     """
-    pairs = [pair for pair in _pairs(repo, sources, state_dict_shapes) if _asked(pair, component)]
+    pairs = [pair for pair in pairs_of(repo, sources, state_dict_shapes) if _asked(pair, component)]
     if not pairs:
         raise ConversionError(f"--component {component}: not in the sources, or not in {repo}")
-    weights = {pair.name: _weights(pair) for pair in pairs}
     with tempfile.TemporaryDirectory(prefix="weightport-parity-") as folder:
         bench = Bench(Path(folder), dtype, latent_side, source_python, progress)
-        checks = bench.judge(pairs, weights, layers)
+        checks = bench.judge(pairs, layers)
         failed = [pair for pair, check in zip(pairs, checks, strict=True) if not check.passed]
         if failed and not layers:
-            again = {check.name: check for check in bench.judge(failed, weights, True)}
+            again = {check.name: check for check in bench.judge(failed, True)}
             checks = [again.get(check.name, check) for check in checks]
     files = [file for pair in pairs for part in _parts(pair) for file in part.checkpoint.files]
     hashes = {str(file.path): file.sha256() for file in {file.path: file for file in files}.values()}
@@ -158,19 +157,20 @@ def parity(
     return Parity(str(repo), pairs[0].family.name, dtype, tuple(checks), machine | bench.reports, hashes)
 
 
-def _asked(pair: _Pair, component: str | None) -> bool:
+def _asked(pair: Pair, component: str | None) -> bool:
     return component in (None, pair.name, pair.component.name)
 
 
-def _parts(pair: _Pair) -> list[Recognition]:
+def _parts(pair: Pair) -> list[Recognition]:
     return [*pair.component.parts, *([pair.part] if pair.part else [])]
 
 
-def _weights(pair: _Pair) -> Weights | None:
+def weights_of(pair: Pair) -> Weights | None:
+    """The comparison of the source with the repo, if both sides do not read the repo."""
     return compare_weights(pair.part, pair.family.name, pair.component.tensors) if pair.part else None
 
 
-def _pairs(repo: Path, sources: Sequence[Path], state_dict_shapes: StateDictShapes) -> list[_Pair]:
+def pairs_of(repo: Path, sources: Sequence[Path], state_dict_shapes: StateDictShapes) -> list[Pair]:
     """What can be compared, in the family's order."""
     mine, theirs = gather([repo], Settings()), gather(sources, Settings())
     family = choose_family([*mine, *theirs], None)
@@ -180,12 +180,12 @@ def _pairs(repo: Path, sources: Sequence[Path], state_dict_shapes: StateDictShap
     for name, component in components.items():
         if not sources:
             modules = {key.rpartition(".")[0] for key in component.tensors}
-            pairs += [_Pair(check, component, family, None, {m: m for m in modules}, {}) for check in _names(name)]
+            pairs += [Pair(check, component, family, None, {m: m for m in modules}, {}) for check in _names(name)]
         for part in theirs:
             candidate = part.of_family(family.name)
             if candidate.component.name == name:
                 watch, rows = watched(dict.fromkeys(candidate.links.values()), candidate.table.prefix)
-                pairs += [_Pair(check, component, family, part, watch, rows) for check in _names(part.part)]
+                pairs += [Pair(check, component, family, part, watch, rows) for check in _names(part.part)]
     return pairs
 
 
@@ -212,26 +212,33 @@ class Bench:
     progress: Progress
     reports: dict[str, Any] = field(default_factory=dict)
 
-    def judge(self, pairs: Sequence[_Pair], weights: Mapping[str, Weights | None], layers: bool) -> list[Check]:
-        """Run all pairs on both sides and compare."""
+    def judge(self, pairs: Sequence[Pair], layers: bool) -> list[Check]:
+        """Run all pairs on both sides, the source's first, and compare."""
+        total = sum(1 + len(_semantics(pair)) for pair in pairs)
+        step = partial(self.progress, 1, total)
+        self.run_theirs(pairs, layers, step)
+        self.run_ours(pairs, layers, step)
+        return [self.check(pair) for pair in pairs]
+
+    def run_theirs(self, pairs: Sequence[Pair], layers: bool, step: Callable[[], None]) -> None:
+        """Run the other side of pairs, one framework after the other."""
         for pair in pairs:
             given = inputs(pair.name, pair.config, self.latent_side, self.dtype)
             np.savez(self.folder / f"{pair.name}.inputs.npz", allow_pickle=False, **given)
-        runners = list(dict.fromkeys(pair.against for pair in pairs))
-        total = sum(1 + len(_semantics(pair)) for pair in pairs)
-        step = partial(self.progress, 1, total)
-        for runner in runners:
-            mine = [pair for pair in pairs if pair.against == runner]
-            self._run(runner, runner, [_their_check(pair, self.latent_side) for pair in mine], layers, step)
-        for semantics in ("kerascv", "diffusers"):
-            mine = [pair for pair in pairs if semantics in _semantics(pair)]
-            if mine:
-                checks = [_our_check(pair, semantics) for pair in mine]
-                self._run("weightport", f"weightport, {semantics} semantics", checks, layers, step)
-        return [self._check(pair, weights[pair.name]) for pair in pairs]
+        for runner in dict.fromkeys(pair.against for pair in pairs):
+            checks = [_their_check(pair, self.latent_side) for pair in pairs if pair.against == runner]
+            self._run(runner, runner, checks, layers, step)
 
-    def _check(self, pair: _Pair, weights: Weights | None) -> Check:
-        semantics = _semantics(pair)
+    def run_ours(self, pairs: Sequence[Pair], layers: bool, step: Callable[[], None]) -> None:
+        """Run our side of pairs, once with the source's maths and once with that of diffusers."""
+        for semantics in ("kerascv", "diffusers"):
+            checks = [_our_check(pair, semantics) for pair in pairs if semantics in _semantics(pair)]
+            if checks:
+                self._run("weightport", f"weightport, {semantics} semantics", checks, layers, step)
+
+    def check(self, pair: Pair) -> Check:
+        """The verdict, from what both sides wrote."""
+        semantics, weights = _semantics(pair), weights_of(pair)
         allowed = tolerance(pair.name, self.dtype, list(weights.rounded) if weights else [])
         errors, layers = [], []
         for ours in semantics:
@@ -257,7 +264,7 @@ class Bench:
         with np.load(self._file(label, name, "outputs")) as arrays:
             return [arrays[f"output {i}"] for i in range(len(arrays.files))]
 
-    def _layers(self, label: str, pair: _Pair) -> tuple[Layer, ...]:
+    def _layers(self, label: str, pair: Pair) -> tuple[Layer, ...]:
         paths = self._file(label, pair.name, "layers"), self._file(pair.against, pair.name, "layers")
         if not all(path.exists() for path in paths):
             return ()
@@ -282,14 +289,14 @@ class Bench:
         self.reports[label] = json.loads(report.read_text())
 
 
-def _semantics(pair: _Pair) -> tuple[str, ...]:
+def _semantics(pair: Pair) -> tuple[str, ...]:
     """Whose maths our runtime follows: first the source's, then diffusers' if that may differ."""
     if pair.against != "kerascv":
         return ("diffusers",)
     return ("kerascv",) if pair.name == "text_encoder" else ("kerascv", "diffusers")
 
 
-def _our_check(pair: _Pair, semantics: str) -> dict[str, Any]:
+def _our_check(pair: Pair, semantics: str) -> dict[str, Any]:
     repo, root = pair.folder
     modules = dict.fromkeys(pair.watch.values())
     return {
@@ -301,7 +308,7 @@ def _our_check(pair: _Pair, semantics: str) -> dict[str, Any]:
     }
 
 
-def _their_check(pair: _Pair, latent_side: int) -> dict[str, Any]:
+def _their_check(pair: Pair, latent_side: int) -> dict[str, Any]:
     repo, root = pair.folder
     described = pair.family.components[pair.component.name]
     return {
@@ -322,7 +329,7 @@ def _their_check(pair: _Pair, latent_side: int) -> dict[str, Any]:
     }
 
 
-def _kerascv_widths(pair: _Pair) -> dict[str, dict[int, int]]:
+def _kerascv_widths(pair: Pair) -> dict[str, dict[int, int]]:
     """Stock width -> the repo's, for each kind of model, or nothing for a stock one."""
     config, stock = pair.config, pair.family.components[pair.component.name].config
     context: Any = config.get("cross_attention_dim", config.get("hidden_size"))

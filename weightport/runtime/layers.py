@@ -119,8 +119,8 @@ def kerascv_gelu(x: Tensor) -> Tensor:
 def apply_semantics(model: nn.Module, semantics: Semantics) -> None:
     """Choose whose maths `model` follows, where two sources of the same weights differ.
 
-    KerasCV differs from diffusers in two things: the GELU of GEGLU is the tanh approximation, and the epsilon of
-    every GroupNorm is 1e-5 (diffusers has 1e-6 in the VAE and in front of transformer blocks).
+    KerasCV differs from diffusers in two things: the GELU of GEGLU is the tanh approximation, and the epsilon of a
+    GroupNorm is 1e-5 also where diffusers fixes 1e-6: in the VAE and in front of transformer blocks.
 
     Raises:
         ValueError: an unknown name.
@@ -131,5 +131,5 @@ def apply_semantics(model: nn.Module, semantics: Semantics) -> None:
         for module in model.modules():
             if isinstance(module, GEGLU):
                 module.tanh_gelu = True
-            elif isinstance(module, nn.GroupNorm):
+            elif isinstance(module, nn.GroupNorm) and module.eps == 1e-6:  # not one that the config has set
                 module.eps = 1e-5
