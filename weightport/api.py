@@ -181,6 +181,7 @@ def parity(
     layers: bool = False,
     dtype: Literal["float32", "float64"] = "float32",
     image_size: int = 128,
+    images: bool = True,
     report: StrPath | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Parity:
@@ -195,6 +196,7 @@ def parity(
         layers: record the error after every module, not only where a check fails.
         dtype: what both sides compute in.
         image_size: in pixels.
+        images: also compare KerasCV's `generate_image` with ours, where the sources have all that it takes.
         report: a folder that receives `parity.html` and `parity.json`.
         progress: called with (checks just done, checks in all).
 
@@ -211,6 +213,7 @@ def parity(
         layers=layers,
         dtype=dtype,
         latent_side=image_size // 8,
+        images=images,
     )
     if report is not None:
         from .parity_report import write_report

@@ -76,6 +76,9 @@ def log_plot(
         axes.annotate(labels[marked], (marked, 1), xycoords=("data", "axes fraction"), xytext=(6, -11),
                       textcoords="offset points", fontsize=8, color="#c02626")  # fmt: skip
     axes.set_yscale("log")
+    low, high = axes.get_ylim()
+    axes.set_ylim(10 ** math.floor(math.log10(low)), 10 ** math.ceil(math.log10(high)))
+    axes.tick_params(axis="y", which="minor", left=False, labelleft=False)
     axes.set_xticks([0, len(labels) - 1], [labels[0], labels[-1]])
     for label, side in zip(axes.get_xticklabels(), ("left", "right"), strict=True):
         label.set_horizontalalignment(side)

@@ -56,6 +56,14 @@ def inputs(name: str, config: Mapping[str, Any], latent_side: int, dtype: str) -
     return given
 
 
+def pipeline_inputs(vocabulary: int, channels: int, latent_side: int) -> Arrays:
+    """Token ids of a prompt and of none, and the noise to begin with."""
+    rng = np.random.default_rng(1)
+    tokens = _tokens(vocabulary, rng)[1:]
+    noise = rng.standard_normal((1, channels, latent_side, latent_side)).astype(np.float32)
+    return {"tokens": tokens, "no_tokens": np.where(np.arange(LENGTH) == 0, START, END)[None], "noise": noise}
+
+
 def _tokens(vocabulary: int, rng: np.random.Generator) -> np.ndarray[Any, Any]:
     """A short prompt and a longer one, padded with the end of text; added token rows come in the second."""
     tokens = np.full((2, LENGTH), END, np.int64)

@@ -9,10 +9,10 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from .html import Line, badge, facts, log_plot, page, table
+from .html import Line, badge, facts, figure, log_plot, page, table
 from .parity_layers import Layer
 from .parity_measure import Error
-from .parity_run import TITLES, Check, Parity
+from .parity_run import TITLES, Check, Images, Parity
 
 # What diffusers computes differently from KerasCV: docs/parity.md, keras_cv/models/stable_diffusion
 DIFFERENCES = {
@@ -31,6 +31,11 @@ def describe(parity: Parity) -> Iterator[str]:
         if check.as_diffusers:
             yield f"{'  as diffusers':14} {_columns(check.as_diffusers)}"
         yield from (f"  {line}" for line in _findings(check))
+    if parity.images:
+        images = parity.images
+        yield f"{'image':14} {_columns(images.matched)} {images.tolerance:10.0e}  {'pass' if images.passed else 'FAIL'}"
+        yield f"{'  as diffusers':14} {_columns(images.as_diffusers)}"
+        yield f"  {_image_words(images)}"
     yield "passed" if parity.passed else "FAILED"
 
 
@@ -89,7 +94,8 @@ def _findings(check: Check) -> Iterator[str]:
 
 def html(parity: Parity) -> str:
     """The page, self-contained."""
-    count, good = len(parity.checks), sum(check.passed for check in parity.checks)
+    judged: list[Check | Images] = [*parity.checks, *([parity.images] if parity.images else [])]
+    count, good = len(judged), sum(one.passed for one in judged)
     against = " and ".join(dict.fromkeys(TITLES[check.against] for check in parity.checks))
     verdict = badge(parity.passed, f"{good} of {count} checks passed")
     parts = [
@@ -98,6 +104,7 @@ def html(parity: Parity) -> str:
         f"{parity.dtype}</p><p>{verdict}</p>",
         f'<div class="card">{_overview(parity.checks)}</div>',
         _explained(parity.checks),
+        _images(parity.images) if parity.images else "",
         *(_section(check) for check in parity.checks),
         "<h2>Environment</h2>",
         f'<div class="card">{facts(_environment(parity.environment))}</div>',
@@ -148,6 +155,25 @@ def _explained(checks: Sequence[Check]) -> str:
         "conversion. Right: the same weights as diffusers runs them; here functions differ, not weights."
     )
     return f'<h2>Explained differences</h2><div class="card"><p>{words}</p>{table(head, rows, numbers=(1, 2))}</div>'
+
+
+def _images(images: Images) -> str:
+    """The images of both sides and what is between them."""
+    figures = "".join(figure(picture, title) for title, picture in images.pictures.items())
+    verdict = badge(images.passed, "pass" if images.passed else "FAIL")
+    errors = (
+        f"relative L2 of the decoder's output {images.matched.relative_l2:.1e} (tolerance {images.tolerance:.0e}), as "
+        f"diffusers runs it {images.as_diffusers.relative_l2:.1e}"
+    )
+    words = f"<p>{verdict} {escape(errors)}</p><p>{escape(_image_words(images))}</p>"
+    return f'<h2>End to end</h2><div class="card">{words}<div class="images">{figures}</div></div>'
+
+
+def _image_words(images: Images) -> str:
+    return (
+        f"{images.steps} steps of the sampler of {images.sampler} from the same token ids and noise: "
+        f"{images.differing:.2%} of the image's values differ, by {images.levels} of 255 at most"
+    )
 
 
 def _section(check: Check) -> str:

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from .converters.errors import ConversionError, printable
 from .converters.plan import PlannedComponent, StateDictShapes, choose_family, plan
 from .converters.recognise import Recognition
 from .mappings.families import Family
-from .parity_inputs import inputs
+from .parity_inputs import inputs, pipeline_inputs
 from .parity_layers import Fault, Layer, compare_layers, first_fault, watched
 from .parity_measure import Error, measure, tolerance
 from .parity_weights import Weights, compare_weights
@@ -32,6 +32,9 @@ RUNNERS = Path(__file__).resolve().parent / "runners"
 EXTRAS = {"weightport": "torch", "kerascv": "keras", "ldm": "ldm", "diffusers": "oracle"}
 TITLES = {"kerascv": "KerasCV", "ldm": "the original modules", "diffusers": "diffusers"}
 LDM = {"sd1": ("unet", "decoder", "image_encoder", "text_encoder"), "sd2": ("unet", "decoder", "image_encoder")}
+PIPELINE = ("text_encoder", "unet", "decoder")
+STEPS, GUIDANCE_SCALE = 5, 7.5
+PIPELINE_TOLERANCE = 3e-5  # guidance multiplies the rounding of the UNet by 14, and every step builds on the last
 Progress = Callable[[int, int], None]
 
 
@@ -68,10 +71,40 @@ class Check:
 
 
 @dataclass(frozen=True)
+class Images:
+    """Both sides from the same token ids and noise to an image; errors are those of the decoder's output.
+
+    Attributes:
+        differing: share of the image's uint8 values that are not the same.
+        levels: by how much at most, of 255.
+        pictures: title -> uint8 (h, w, 3).
+    """
+
+    steps: int
+    sampler: str
+    tolerance: float
+    matched: Error
+    as_diffusers: Error
+    differing: float
+    levels: int
+    pictures: Mapping[str, np.ndarray[Any, Any]] = field(repr=False, compare=False)
+
+    @property
+    def passed(self) -> bool:
+        """Whether the outputs agree."""
+        return self.matched.relative_l2 <= self.tolerance
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data, without the pictures."""
+        return {**asdict(replace(self, pictures={})), "passed": self.passed}
+
+
+@dataclass(frozen=True)
 class Parity:
     """The answer of `weightport.parity`.
 
     Attributes:
+        images: of the pipelines; None where the sources do not make one of KerasCV.
         environment: machine, versions, seconds and peak memory of each process.
         files: path of a source or repo file -> its sha256.
     """
@@ -80,18 +113,20 @@ class Parity:
     family: str
     dtype: str
     checks: tuple[Check, ...]
+    images: Images | None
     environment: Mapping[str, Any]
     files: Mapping[str, str]
 
     @property
     def passed(self) -> bool:
-        """Whether every check passed."""
-        return all(check.passed for check in self.checks)
+        """Whether every check passed, and the images agree."""
+        return all(check.passed for check in self.checks) and (self.images is None or self.images.passed)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data, ready for JSON."""
         checks = [{**asdict(check), "passed": check.passed} for check in self.checks]
-        return {**asdict(self), "passed": self.passed, "checks": checks}
+        images = self.images and self.images.to_dict()
+        return {**asdict(replace(self, images=None)), "passed": self.passed, "checks": checks, "images": images}
 
 
 @dataclass(frozen=True)
@@ -135,6 +170,7 @@ def parity(
     layers: bool = False,
     dtype: str = "float32",
     latent_side: int = 16,
+    images: bool = True,
 ) -> Parity:
     """Compare a repo with its sources, or with what diffusers makes of it where none is given.
 
@@ -151,10 +187,12 @@ def parity(
         if failed and not layers:
             again = {check.name: check for check in bench.judge(failed, True)}
             checks = [again.get(check.name, check) for check in checks]
+        parts = {pair.name: pair for pair in pairs if pair.against == "kerascv" and pair.name in PIPELINE}
+        pictures = bench.images(parts) if images and len(parts) == len(PIPELINE) and dtype == "float32" else None
     files = [file for pair in pairs for part in _parts(pair) for file in part.checkpoint.files]
     hashes = {str(file.path): file.sha256() for file in {file.path: file for file in files}.values()}
     machine = {"machine": f"{platform.system()} {platform.machine()}", "cores": os.cpu_count()}
-    return Parity(str(repo), pairs[0].family.name, dtype, tuple(checks), machine | bench.reports, hashes)
+    return Parity(str(repo), pairs[0].family.name, dtype, tuple(checks), pictures, machine | bench.reports, hashes)
 
 
 def _asked(pair: Pair, component: str | None) -> bool:
@@ -260,6 +298,48 @@ class Bench:
             fault=None if errors[0].relative_l2 <= allowed else first_fault(layers[0], allowed, pair.rows),
         )
 
+    def images(self, parts: Mapping[str, Pair]) -> Images:
+        """Run both pipelines from the same token ids and noise."""
+        side = -(-self.latent_side // 16) * 16  # KerasCV makes sizes multiples of 128 pixels
+        encoder, unet = parts["text_encoder"].config, parts["unet"].config
+        given = pipeline_inputs(encoder["vocab_size"], unet["in_channels"], side)
+        np.savez(self.folder / "pipeline.inputs.npz", allow_pickle=False, **given)
+        common = {"name": "pipeline", "watch": {}, "steps": STEPS, "guidance_scale": GUIDANCE_SCALE}
+        theirs = {name: _their_check(pair, side) for name, pair in parts.items()}
+        family = parts["unet"].family.name
+        step = partial(self.progress, 1, 3)
+        check = {**common, "family": family, "image_size": 8 * side, "parts": theirs}
+        self._run("kerascv", "KerasCV, generate_image", [check], False, step)
+        version = self.reports["KerasCV, generate_image"]["versions"]["keras-cv"]
+        generation = "0.7" if tuple(map(int, version.split(".")[:2])) < (0, 8) else "0.8"
+        labels = {}
+        for semantics in ("kerascv", "diffusers"):
+            ours = {name: _our_check(pair, semantics) for name, pair in parts.items()}
+            labels[semantics] = f"weightport, pipeline, {semantics} semantics"
+            check = {**common, "semantics": semantics, "generation": generation, "parts": ours}
+            self._run("weightport", labels[semantics], [check], False, step)
+        expected, theirs_uint8 = self._outputs("KerasCV, generate_image", "pipeline")
+        (matched, pixels), (diffusers, diffusers_pixels) = (
+            self._outputs(labels[semantics], "pipeline") for semantics in ("kerascv", "diffusers")
+        )
+        distance = np.abs(pixels.astype(int) - theirs_uint8)
+        return Images(
+            steps=STEPS,
+            sampler=f"keras-cv {version}",
+            tolerance=PIPELINE_TOLERANCE,
+            matched=measure([matched], [expected]),
+            as_diffusers=measure([diffusers], [expected]),
+            differing=float((distance > 0).mean()),
+            levels=int(distance.max()),
+            pictures={
+                "KerasCV": _picture(theirs_uint8),
+                "weightport, KerasCV's maths": _picture(pixels),
+                "difference, 100 times": _picture(_magnified(matched - expected)),
+                "weightport, as diffusers runs it": _picture(diffusers_pixels),
+                "its difference, 100 times": _picture(_magnified(diffusers - expected)),
+            },
+        )
+
     def _outputs(self, label: str, name: str) -> list[np.ndarray[Any, Any]]:
         with np.load(self._file(label, name, "outputs")) as arrays:
             return [arrays[f"output {i}"] for i in range(len(arrays.files))]
@@ -287,6 +367,16 @@ class Bench:
         (self.folder / "job.json").write_text(json.dumps({"checks": checks, "report": str(report)}))
         run_process(runner, self.folder / "job.json", self.source_python, step)
         self.reports[label] = json.loads(report.read_text())
+
+
+def _picture(images: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """The first of (b, 3, h, w) as (h, w, 3)."""
+    return np.ascontiguousarray(images[0].transpose(1, 2, 0))
+
+
+def _magnified(difference: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """A difference of images in [-1, 1], 100 times as large, around grey."""
+    return np.clip(127.5 + 100 * 127.5 * difference, 0, 255).astype(np.uint8)
 
 
 def _semantics(pair: Pair) -> tuple[str, ...]:

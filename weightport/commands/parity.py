@@ -31,6 +31,7 @@ def add(commands: Any, common: argparse.ArgumentParser) -> None:
     option("--layers", action="store_true", help="record the error after every module, not only where a check fails")
     option("--dtype", choices=["float32", "float64"], default="float32", help="to compute in (default: float32)")
     option("--image-size", type=int, default=128, metavar="PIXELS", help="default: 128")
+    option("--no-images", action="store_false", dest="images", help="do not run KerasCV's generate_image")
     option("-o", "--output", metavar="FOLDER", help="receives parity.html and parity.json")
     option("-q", "--quiet", action="store_true", help="print errors only")
     parser.set_defaults(run=run)
@@ -50,6 +51,7 @@ def run(arguments: argparse.Namespace) -> int:
             layers=arguments.layers,
             dtype=arguments.dtype,
             image_size=arguments.image_size,
+            images=arguments.images,
             report=arguments.output,
             progress=progress,
             **python,
