@@ -1,10 +1,10 @@
 """Make real KerasCV checkpoints: Stable Diffusion components with random weights, saved by Keras itself.
 
 Runs in an environment with keras-cv (0.6.4 on Keras 2.15, or 0.9.0 on Keras 3) and needs nothing of this project.
-OUT receives the files, `<component>.npz` with every weight by structural path (see `kerascv_models.leaves`),
-`outputs_<component>.npz` with reference inputs and outputs, and `made.json`, which lists it all.
+OUT receives the files, `<component>.npz` with every weight by structural path (see `kerascv_models.leaves`), and
+`made.json`, which lists it all.
 
-    python make_kerascv.py OUT --components unet,decoder --formats weights.h5,keras --outputs
+    python make_kerascv.py OUT --components unet,decoder --formats weights.h5,keras
 """
 
 import argparse
@@ -63,15 +63,12 @@ def parse_arguments():
     parser.add_argument("--trainer", action="store_true", help="save through one subclassed model that holds them all")
     parser.add_argument("--lora", action="store_true", help="enable LoRA wherever Keras can (Keras 3)")
     parser.add_argument("--quantize", choices=("int8", "int4"), help="quantise wherever Keras can (Keras 3)")
-    parser.add_argument("--outputs", action="store_true", help="record reference inputs and outputs")
     parser.add_argument("--no-truth", action="store_true", help="do not write <component>.npz")
     arguments = parser.parse_args()
     if (arguments.lora or arguments.quantize) and not KERAS_3:
         parser.error("--lora and --quantize need Keras 3")
     if arguments.deepcopy and (KERAS_3 or not {"unet", "text_encoder"}.issuperset(arguments.components)):
         parser.error("--deepcopy needs Keras 2, which can copy the unet and the text_encoder only")
-    if arguments.quantize and arguments.outputs:
-        parser.error("--outputs has no meaning with --quantize: Keras rounds activations too")
     return arguments
 
 
@@ -174,25 +171,12 @@ def save(model, name, arguments, made):
             print(f"{path}  {time.perf_counter() - begin:.1f} s", flush=True)
 
 
-def record(model, component, arguments, made):
-    """Write the true weights and the reference run of a component."""
-    if not arguments.no_truth:
-        made["truth"][component] = f"{component}.npz"
-        np.savez(arguments.out / f"{component}.npz", **models.truth(model))
-    if arguments.outputs:
-        begin = time.perf_counter()
-        made["outputs"][component] = f"outputs_{component}.npz"
-        reference = models.reference(component, model, arguments.seed)
-        np.savez(arguments.out / f"outputs_{component}.npz", **reference)
-        print(f"{arguments.out / f'outputs_{component}.npz'}  {time.perf_counter() - begin:.1f} s", flush=True)
-
-
 def make(arguments):
     """Build and save every component; returns the content of `made.json`."""
     packages = ("keras", "keras-cv", "tensorflow-cpu", "numpy", "h5py")
     flags = {**vars(arguments), "out": "."}
     versions = {name: importlib.metadata.version(name) for name in packages}
-    made = {"versions": versions, "flags": flags, "files": [], "skipped": [], "truth": {}, "outputs": {}}
+    made = {"versions": versions, "flags": flags, "files": [], "skipped": [], "truth": {}}
     rng, built = np.random.default_rng([arguments.seed, 3]), {}
     for component in arguments.components if arguments.second else ():
         models.build(component, arguments.version, arguments.vocab)
@@ -200,7 +184,9 @@ def make(arguments):
         if arguments.shuffle:
             create_unrelated_layers(rng)
         model = prepare(component, arguments)
-        record(model, component, arguments, made)
+        if not arguments.no_truth:
+            made["truth"][component] = f"{component}.npz"
+            np.savez(arguments.out / f"{component}.npz", **models.truth(model))
         if arguments.trainer:
             built[component] = model
         else:

@@ -40,10 +40,6 @@ class KerasFiles:
         """Every weight by structural path, such as `res_block.3.entry_flow.padded_conv2d.conv2d.weight`."""
         return _read(self.folder / self.made["truth"][component])
 
-    def outputs(self, component: str) -> dict[str, np.ndarray[Any, Any]]:
-        """Reference inputs, and what Keras computed for them: `output`."""
-        return _read(self.folder / self.made["outputs"][component])
-
 
 def keras_files(environment: str, *arguments: str) -> KerasFiles:
     """What `make_kerascv.py` makes in the environment `k2` or `k3`; made once, then found in the cache.

@@ -31,7 +31,7 @@ RUNS = {
     "k3 optimizer": "--optimizer --components decoder --formats weights.h5,model.h5,keras,tf_checkpoint,sharded",
     "k3 trainer": "--trainer --components text_encoder,unet,image_encoder --formats weights.h5,sharded",
     "k3 float16": "--dtype float16 --vocab 49410 --components text_encoder --formats weights.h5,model.h5,sharded",
-    "k3 v2": "--size small --version v2 --formats weights.h5,model.h5 --outputs",  # as test_parity makes it
+    "k3 v2": "--version v2 --formats weights.h5,model.h5",
     "k3 bfloat16": "--dtype bfloat16 --components image_encoder --formats weights.h5,model.h5,keras,tf_checkpoint",
 }
 MORE_RUNS = {

@@ -26,7 +26,7 @@ from weightport.converters.recognise import candidates
 from weightport.parity_run import Bench, Check, pairs_of
 
 from .command import assert_refused, run
-from .keras_files import KerasFiles, interpreter, keras_files
+from .keras_files import interpreter, keras_files
 
 pytest.importorskip("torch")
 
@@ -36,14 +36,21 @@ COUNTS = {"text_encoder": {196, 372}, "unet": {686}, "decoder": {140}, "image_en
 State = dict[str, np.ndarray[Any, Any]]
 
 
-@cache
-def _made(environment: str, version: str, kind: str, size: str = "small") -> KerasFiles:
-    arguments = ("--size", size, "--version", version, "--formats", kind, "--no-truth")
-    return keras_files(environment, *arguments)
+MADE = {  # as test_keras_files makes them: what is in the cache serves both
+    ("k2", "v1"): "--formats weights.h5,h5,model.h5,keras,ckpt,tf_checkpoint",
+    ("k3", "v1"): "--formats weights.h5,model.h5,keras,tf_checkpoint,sharded",
+    ("k3", "v2"): "--version v2 --formats weights.h5,model.h5",
+}
 
 
 def _sources(environment: str, version: str, kind: str) -> list[Path]:
-    return [_made(environment, version, kind).path(part, kind) for part in PARTS]
+    made = keras_files(environment, *MADE[environment, version].split())
+    return [made.path(part, kind) for part in PARTS]
+
+
+def _full_size(version: str) -> list[Path]:
+    made = keras_files("k3", "--size", "full", "--version", version, "--formats", "weights.h5", "--no-truth")
+    return [made.path(part, "weights.h5") for part in PARTS]
 
 
 @pytest.fixture(scope="session")
@@ -67,8 +74,14 @@ def repo_of_keras(tmp_path_factory):
 def test_a_repo_computes_what_keras_cv_does(repo_of_keras, tmp_path, environment, version, kind):
     repo, python = repo_of_keras(environment, version, kind), interpreter(environment)
     found = weightport.parity(
-        repo, _sources(environment, version, kind), source_python=python, report=tmp_path, image_size=64
+        repo, _sources(environment, version, kind), source_python=python, report=tmp_path, images=version == "v1"
     )
+    if version == "v1":  # both generations of the sampler: keras-cv 0.6 and 0.9
+        assert found.images
+        assert found.images.sampler == {"k2": "keras-cv 0.6.4", "k3": "keras-cv 0.9.0"}[environment]
+        assert found.images.passed
+        assert found.images.levels <= 1
+        assert found.images.as_diffusers.relative_l2 > 3 * found.images.matched.relative_l2
     assert {check.name for check in found.checks} == set(PARTS)
     for check in found.checks:
         assert check.against == "kerascv"
@@ -85,7 +98,9 @@ def test_a_repo_computes_what_keras_cv_does(repo_of_keras, tmp_path, environment
     assert found.passed
     assert found.environment["kerascv"]["versions"]["keras"][0] == environment[1]
     assert json.loads((tmp_path / "parity.json").read_text())["passed"] is True
-    assert "4 of 4 checks passed" in (tmp_path / "parity.html").read_text()
+    assert (
+        f"{4 + bool(found.images)} of {4 + bool(found.images)} checks passed" in (tmp_path / "parity.html").read_text()
+    )
 
 
 # --- planted faults ---------------------------------------------------------------------------------------------------
@@ -263,7 +278,7 @@ def test_an_interpreter_that_is_none(sd1_repo, sd1_keras, tmp_path):
 
 
 def test_a_file_that_keras_cannot_load(repo_of_keras):
-    made = _made("k2", "v1", "ckpt").path("decoder", "ckpt")
+    made = _sources("k2", "v1", "ckpt")[PARTS.index("decoder")]
     ended = run("parity", repo_of_keras("k2", "v1", "ckpt"), "--source", made, "--source-python", interpreter("k3"))
     assert_refused(ended, made, r"Keras 3\.\S+ cannot load it \(")
 
@@ -284,7 +299,7 @@ def test_a_component_that_is_not_there(sd1_repo, sd1_keras):
 @pytest.mark.parametrize("version", ["v1", "v2"])
 def test_full_size_models_match_keras(tmp_path, version):
     """860 M parameters: the figures of docs/parity.md."""
-    sources = [_made("k3", version, "weights.h5", "full").path(part, "weights.h5") for part in PARTS]
+    sources = _full_size(version)
     weightport.convert(sources, tmp_path / "repo")
     found = weightport.parity(tmp_path / "repo", sources, source_python=interpreter("k3"))
     for check in found.checks:
@@ -298,7 +313,7 @@ def test_full_size_models_match_keras(tmp_path, version):
 @pytest.mark.full
 @pytest.mark.parametrize("component", ["unet", "image_encoder"])
 def test_full_size_models_in_float64(tmp_path, component):
-    source = _made("k3", "v1", "weights.h5", "full").path(component, "weights.h5")
+    source = _full_size("v1")[PARTS.index(component)]
     weightport.convert(source, tmp_path / "repo")
     found = weightport.parity(
         tmp_path / "repo", source, source_python=interpreter("k3"), component=component, dtype="float64"
