@@ -23,11 +23,10 @@ from weightport import (  # noqa: E402
     DDIMScheduler,
     DiffusionPipeline,
     EulerDiscreteScheduler,
-    PNDMScheduler,
     UNet2DConditionModel,
 )
 from weightport.converters.tokenizer import write_tokenizer  # noqa: E402
-from weightport.runtime.loading import correct_old_configs  # noqa: E402
+from weightport.runtime.loading import correct_sample_size  # noqa: E402
 
 D = "diffusion_pytorch_model"
 NAMES = ["vae", "text_encoder", "tokenizer", "unet", "scheduler"]
@@ -483,22 +482,19 @@ pipe.save_pretrained(sys.argv[2])
 # --- configs of 2022 --------------------------------------------------------------------------------------------------
 
 
-def test_old_configs(repo: Path) -> None:
-    unet = UNet2DConditionModel.from_config(
-        {"_diffusers_version": "0.8.1", "sample_size": 32, "cross_attention_dim": 8, "block_out_channels": [32] * 4}
-    )
-    scheduler = PNDMScheduler.from_config({"clip_sample": True, "steps_offset": 0})
-    correct_old_configs(unet, scheduler, steps_offset=1, clip_sample=False)
-    assert unet.config.sample_size == 64
-    assert (scheduler.config.steps_offset, scheduler.config.clip_sample) == (1, False)
-    theirs = diffusers.PNDMScheduler(steps_offset=0)
-    correct_old_configs(None, theirs, steps_offset=1, clip_sample=False)
-    assert theirs.config.steps_offset == 1
-    assert "clip_sample" not in theirs.config
-    for version, size in (("0.9.0", 32), ("0.8.0", 96), ("1.0.0", 32)):
+def test_old_configs() -> None:
+    unet = UNet2DConditionModel.from_config(UNET)
+    for version, size, expected in (
+        ("0.8.1", 32, 64),
+        ("0.8.1", 96, 96),
+        ("0.9.0", 32, 32),
+        ("1.0.0", 32, 32),
+        ("0.8.1", [32, 48], [32, 48]),
+    ):
         unet.config.update({"_diffusers_version": version, "sample_size": size})
-        correct_old_configs(unet, None)
-        assert unet.config.sample_size == size
+        correct_sample_size(unet)
+        assert unet.config.sample_size == expected
+    correct_sample_size(None)
 
 
 def test_nothing_warns(repo: Path, tmp_path: Path) -> None:

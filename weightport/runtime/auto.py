@@ -51,7 +51,7 @@ class AutoPipeline:
     @classmethod
     def _find(cls, name: str, options: dict[str, Any]) -> Any:
         """The class for the task, of the family that a pipeline belongs to; `controlnet` given or None changes it."""
-        families = {family + ending: family for family in _FAMILIES for ending in _TASKS.values()}
+        families = {family + _TASKS[task]: family for family, tasks in _FAMILIES.items() for task in tasks}
         family = families.get(name, name)
         if "controlnet" in options:
             family = family.removesuffix("ControlNet") + ("ControlNet" if options["controlnet"] is not None else "")

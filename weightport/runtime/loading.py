@@ -20,28 +20,13 @@ from .registry import component_class
 from .source import Source
 
 
-def correct_old_configs(unet: Any, scheduler: Any, **expected: Any) -> None:
-    """Correct in place what configs of 2022 say by mistake; pipelines of Stable Diffusion 1 and 2 do in constructors.
-
-    Args:
-        unet: its `sample_size` is 64 if a diffusers before 0.9 wrote less.
-        scheduler: takes the expected options.
-        expected: options and their values, where the config has the option: `steps_offset=1`, `clip_sample=False`.
-    """
-    if scheduler is not None:
-        _set(scheduler, {key: value for key, value in expected.items() if scheduler.config.get(key, value) != value})
-    if unet is not None:
-        version = re.match(r"0\.(\d+)\.", str(unet.config.get("_diffusers_version", "")))
-        size = unet.config.get("sample_size")
-        if version and int(version[1]) < 9 and isinstance(size, int) and size < 64:
-            _set(unet, {"sample_size": 64})
-
-
-def _set(part: Any, options: dict[str, Any]) -> None:
-    if isinstance(part.config, Config):
-        part.config.update(options)
-    elif options:  # of diffusers, whose config is not to be written to
-        part.register_to_config(**options)
+def correct_sample_size(unet: Any) -> None:
+    """Set `sample_size` to 64 in a config in which a diffusers before 0.9 wrote less, which was a mistake."""
+    if not isinstance(config := getattr(unet, "config", None), Config):
+        return
+    version, size = re.match(r"0\.(\d+)\.", str(config.get("_diffusers_version", ""))), config.get("sample_size")
+    if version and int(version[1]) < 9 and isinstance(size, int) and size < 64:
+        config["sample_size"] = 64
 
 
 @dataclass(frozen=True)

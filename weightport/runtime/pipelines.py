@@ -18,6 +18,7 @@ from . import sampling
 from .config import Config
 from .controlnet import MultiControlNetModel
 from .images import VaeImageProcessor
+from .loading import correct_sample_size
 from .pipeline import DiffusionPipeline
 from .sampling import Options, Run, join, last_state, sample, tokenize
 
@@ -219,6 +220,8 @@ class LatentDiffusionPipeline(DiffusionPipeline):
             fixes = {key: value for key, value in self.scheduler_fixes.items() if key in config}
             unset = [key for key in config.get("_use_default_values", ()) if key not in fixes]
             config.update(fixes | {"_use_default_values": unset})
+        if self.scheduler_fixes:
+            correct_sample_size(components.get("unet"))
         super().register_modules(**components)
 
     @contextmanager
