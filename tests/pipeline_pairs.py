@@ -12,6 +12,7 @@ import diffusers
 import torch
 import transformers
 
+import weightport
 from weightport.runtime import pipelines
 from weightport.runtime.clip import CLIPTextModel, CLIPTextModelWithProjection
 from weightport.runtime.controlnet import ControlNetModel
@@ -143,18 +144,12 @@ def tokenizers(pad: str = END) -> tuple[Any, Any]:
 
 
 def schedulers(kind: str = "DDIMScheduler", **options: Any) -> tuple[Any, Any]:
-    """Two of diffusers' or one of each, where ours is there."""
+    """One of each library."""
     config = {**NOISE, **options}
     if kind == "DDIMScheduler":
         config.setdefault("clip_sample", False)
     theirs = getattr(diffusers, kind)(**config)
-    return theirs, our_scheduler(kind)(**config)
-
-
-def our_scheduler(kind: str) -> Any:
-    from weightport.runtime import schedulers as ours
-
-    return getattr(ours, kind, None) or getattr(diffusers, kind)
+    return theirs, getattr(weightport, kind)(**config)
 
 
 def build(name: str, unet: str = "sd", scheduler: tuple[Any, Any] | None = None, **parts: Any) -> tuple[Any, Any]:

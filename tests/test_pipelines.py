@@ -163,7 +163,7 @@ def make(name: str, scheduler: tuple[Any, Any] | None = None) -> tuple[Any, Any,
     """Two pipelines for a case, and the arguments of their calls."""
     short, unet, parts, arguments = CASES[name]
     full = f"{short}Pipeline" if short.startswith("Latent") else f"StableDiffusion{short}Pipeline"
-    theirs, ours = pairs.build(full, unet, **{"scheduler": scheduler, **PARTS[parts]()})
+    theirs, ours = pairs.build(full, unet, **PARTS[parts]() | ({"scheduler": scheduler} if scheduler else {}))
     return theirs, ours, {"num_inference_steps": 4, "output_type": "latent", **arguments}
 
 
