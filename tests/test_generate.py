@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 from pathlib import Path
@@ -22,6 +23,7 @@ from weightport.runtime.controlnet import ControlNetModel  # noqa: E402
 from weightport.runtime.pipelines import StableDiffusionPipeline  # noqa: E402
 from weightport.runtime.schedulers import DDIMScheduler  # noqa: E402
 from weightport.runtime.tokenizer import CLIPTokenizer  # noqa: E402
+from weightport.runtime.transformer import Attention  # noqa: E402
 from weightport.runtime.unet import UNet2DConditionModel  # noqa: E402
 from weightport.runtime.vae import AutoencoderKL  # noqa: E402
 
@@ -238,3 +240,27 @@ def test_overwrite(repo: Path, place: Path) -> None:
     photo(place / "photo.png")
     assert generate(repo, "a", *SMALL, "-o", place / "photo.png", "--overwrite").status == 0
     assert read_recipe(place / "photo.png").prompt == "a"
+
+
+def test_a_pipeline_learns_a_word_and_projects_the_text_once(repo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pipe: Any = StableDiffusionPipeline.from_pretrained(repo)
+    pipe.load_textual_inversion({"<dot>": torch.randn(2, 16)})
+    assert pipe.tokenizer.added_tokens_encoder["<dot>_1"] == 49409
+    attention = next(module for module in pipe.unet.modules() if isinstance(module, Attention) and is_cross(module))
+    calls: list[int] = []
+    attention.to_k.register_forward_hook(lambda *_: calls.append(1))
+
+    def image(prompt: str) -> np.ndarray[Any, Any]:
+        generator = torch.Generator().manual_seed(0)
+        return np.asarray(pipe(prompt, num_inference_steps=4, generator=generator).images[0])
+
+    learnt = image("a <dot>")
+    assert len(calls) == 1
+    monkeypatch.setattr("weightport.runtime.sampling.constant_context", lambda *_: contextlib.nullcontext())
+    assert np.array_equal(image("a <dot>"), learnt), "bits do not change"
+    assert len(calls) == 5
+    assert not np.array_equal(image("a"), learnt)
+
+
+def is_cross(module: Attention) -> bool:
+    return module.to_k.in_features != module.to_q.in_features

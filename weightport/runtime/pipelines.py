@@ -21,6 +21,8 @@ from .images import VaeImageProcessor
 from .loading import correct_sample_size
 from .pipeline import DiffusionPipeline
 from .sampling import Options, Run, join, last_state, sample, tokenize
+from .speed import compile_model
+from .textual_inversion import load_textual_inversion
 
 LATENT = "vae text_encoder tokenizer unet"
 XL = "vae text_encoder text_encoder_2 tokenizer tokenizer_2 unet"
@@ -235,6 +237,27 @@ class LatentDiffusionPipeline(DiffusionPipeline):
         finally:
             if upcast:
                 self.vae.to(torch.float16)
+
+    def load_textual_inversion(
+        self,
+        pretrained_model_name_or_path: Any,
+        token: str | list[str | None] | None = None,
+        tokenizer: Any = None,
+        text_encoder: Any = None,
+        **options: Any,
+    ) -> None:
+        """Teach the pipeline new words; see `textual_inversion.load_textual_inversion`."""
+        load_textual_inversion(
+            tokenizer or self.tokenizer,
+            text_encoder or self.text_encoder,
+            pretrained_model_name_or_path,
+            token,
+            **options,
+        )
+
+    def compile(self) -> None:
+        """Compile the UNet for speed; images then differ by rounding. See `speed.compile_model`."""
+        compile_model(self.unet)
 
     def enable_vae_slicing(self) -> None:
         """Let the VAE take one image at a time."""

@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .images import OutputType, apply_overlay, crop_region
+from .speed import constant_context
 
 if TYPE_CHECKING:
     from .pipelines import LatentDiffusionPipeline
@@ -206,7 +207,7 @@ def sample(pipe: LatentDiffusionPipeline, o: Options) -> Any:
     random = {"eta": o.eta, "generator": o.generator}
     random = {name: value for name, value in random.items() if name in inspect.signature(scheduler.step).parameters}
 
-    with pipe.progress_bar(total=len(run.timesteps)) as bar:
+    with constant_context(pipe.unet, *pipe.controlnets), pipe.progress_bar(total=len(run.timesteps)) as bar:
         for i, t in enumerate(run.timesteps):
             if pipe.interrupt:
                 break
