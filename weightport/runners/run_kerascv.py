@@ -141,13 +141,20 @@ def run(check: Mapping[str, Any], inputs: exchange.Arrays) -> tuple[exchange.Out
     model = load(build(check), Path(check["source"]))
     given = [tf.constant(array) for array in arguments(check, inputs, check["dtype"])]
 
-    def call(*args: Any) -> Any:
-        with recorded(model, check["watch"]) as found:
-            output = model(list(args) if len(args) > 1 else args[0], training=False)
-        return output, found
+    def predict(*args: Any) -> Any:
+        return model(list(args) if len(args) > 1 else args[0], training=False)
 
-    output, found = tf.function(call, jit_compile=check["dtype"] == "float32")(*given)
-    return [channels_first(output)], {name: channels_first(array) for name, array in found.items()}
+    def predict_recorded(*args: Any) -> Any:
+        with recorded(model, check["watch"]) as found:
+            predict(*args)
+        return found
+
+    compiled = partial(tf.function, jit_compile=check["dtype"] == "float32")
+    output = channels_first(compiled(predict)(*given))
+    if not check["watch"]:
+        return [output], {}
+    found = compiled(predict_recorded)(*given)  # apart: XLA fuses, and rounds, otherwise where layers are to be seen
+    return [output], {name: channels_first(array) for name, array in found.items()}
 
 
 if __name__ == "__main__":
