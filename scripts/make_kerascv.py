@@ -20,6 +20,7 @@ import absl.logging
 import kerascv_models as models
 import numpy as np
 import tensorflow as tf
+from keras_cv.src.models.stable_diffusion import diffusion_model, text_encoder
 from kerascv_models import COMPONENTS, KERAS_3, KERAS_VERSION, keras
 
 KERAS_2_FORMATS = ("weights.h5", "h5", "model.h5", "keras", "ckpt", "tf_checkpoint", "saved_model")
@@ -122,8 +123,8 @@ def create_unrelated_layers(rng):
     """Move the counters that Keras names layers by, as other models in the process would."""
     unrelated = (
         keras.layers.LayerNormalization,
-        lambda: models.diffusion_model.ResBlock(8),
-        lambda: models.text_encoder.CLIPAttention(8, 1),
+        lambda: diffusion_model.ResBlock(8),
+        lambda: text_encoder.CLIPAttention(8, 1),
     )
     for create in unrelated:
         for _ in range(rng.integers(1, 12)):

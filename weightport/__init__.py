@@ -21,6 +21,7 @@ if TYPE_CHECKING:
         Inspection,
         Parity,
         Push,
+        compare_schedulers,
         convert,
         diff,
         inspect,
@@ -29,8 +30,8 @@ if TYPE_CHECKING:
     )
 
 __all__ = [
-    "Comparison", "Conversion", "ConversionError", "Inspection", "Parity", "Push", "convert", "diff", "inspect",
-    "parity", "push",
+    "Comparison", "Conversion", "ConversionError", "Inspection", "Parity", "Push", "compare_schedulers", "convert",
+    "diff", "inspect", "parity", "push",
 ]  # fmt: skip
 __all__ += [*_RUNTIME]
 

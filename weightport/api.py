@@ -7,7 +7,7 @@ import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from .converters.card import check_base_model, check_license
 from .converters.compare import Comparison
@@ -22,9 +22,13 @@ from .hub import Push, Reference, fetch, push
 from .parity_run import Parity
 from .parity_run import parity as _parity
 
+if TYPE_CHECKING:
+    from .compare_schedulers import SchedulerComparison
+    from .runtime.pipeline import DiffusionPipeline
+
 __all__ = [
-    "Comparison", "Conversion", "ConversionError", "Inspection", "Parity", "Push", "convert", "diff", "inspect",
-    "parity", "push",
+    "Comparison", "Conversion", "ConversionError", "Inspection", "Parity", "Push", "compare_schedulers", "convert",
+    "diff", "inspect", "parity", "push",
 ]  # fmt: skip
 
 StrPath = str | os.PathLike[str]
@@ -220,6 +224,69 @@ def parity(
 
         write_report(found, Path(report))
     return found
+
+
+def compare_schedulers(
+    repo: StrPath | DiffusionPipeline,
+    prompts: str | Sequence[str],
+    output: StrPath,
+    *,
+    schedulers: Sequence[str] | None = None,
+    steps: Sequence[int] = (5, 10, 20, 50),
+    seed: int = 0,
+    size: tuple[int, int] | None = None,
+    guidance_scale: float = 7.5,
+    reference_steps: int = 200,
+    dtype: str = "float32",
+    device: str = "cpu",
+    progress: Callable[[int, int], None] | None = None,
+) -> tuple[SchedulerComparison, list[str]]:
+    """Draw prompts with several schedulers and numbers of steps, and measure speed and distance to a reference.
+
+    Args:
+        repo: a diffusers repo, a Hub id, or a text-to-image pipeline, whose dtype and device then count.
+        prompts: one or several.
+        output: a folder that receives `report.html`, `results.json` and `results.csv`; finished images are kept in it,
+            and an interrupted comparison goes on where it stopped.
+        schedulers: short names (`euler`, `dpm++2m-karras`, ...) or class names; by default the usual ones.
+        steps: numbers of steps to try with each.
+        seed: of the noise that all start from.
+        size: (width, height) in pixels; by default the model's own.
+        guidance_scale: weight of the prompt.
+        reference_steps: steps of the reference, DPM-Solver++ of second order.
+        dtype: `float32`, `float16` or `bfloat16`.
+        device: such as `cuda`.
+        progress: called with (images just made, images in all).
+
+    Returns:
+        The comparison, and why scores that are not installed are lacking.
+
+    Raises:
+        ValueError: there is no such scheduler, or the model is not one that a prompt alone will do for.
+    """
+    import torch
+
+    from .compare_schedulers import SCHEDULERS, Experiment, compare
+    from .quality import installed_metrics
+    from .runtime.pipeline import DiffusionPipeline
+    from .scheduler_report import write_report
+
+    pipe = repo
+    if not isinstance(pipe, DiffusionPipeline):
+        pipe = DiffusionPipeline.from_pretrained(pipe, dtype=getattr(torch, dtype)).to(device)
+    experiment = Experiment(
+        prompts=(prompts,) if isinstance(prompts, str) else tuple(prompts),
+        schedulers=tuple(schedulers or SCHEDULERS),
+        steps=tuple(steps),
+        seed=seed,
+        size=size,
+        guidance_scale=guidance_scale,
+        reference_steps=reference_steps,
+    )
+    metrics, notes = installed_metrics()
+    comparison = compare(pipe, experiment, Path(output), metrics, progress or (lambda count, total: None))
+    write_report(comparison, Path(output), notes)
+    return comparison, notes
 
 
 def _runtime_state_dict(class_name: str, config: Mapping[str, Any]) -> Mapping[str, tuple[int, ...]]:

@@ -13,7 +13,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
-from .commands import convert, diff, generate, inspect, parity, push
+from .commands import compare_schedulers, convert, diff, generate, inspect, parity, push
 
 
 class _Parser(argparse.ArgumentParser):
@@ -82,6 +82,6 @@ def _parser() -> argparse.ArgumentParser:
     common.add_argument("--json", action="store_true", help="print the result as JSON")
     parser = _Parser(prog="weightport", description="Convert Stable Diffusion checkpoints, exactly and offline.")
     commands = parser.add_subparsers(metavar="COMMAND", required=True, parser_class=_Parser)
-    for command in (convert, generate, inspect, diff, parity, push):
+    for command in (convert, inspect, diff, generate, compare_schedulers, parity, push):
         command.add(commands, common)
     return parser

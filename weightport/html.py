@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import itertools
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -25,6 +26,15 @@ class Line:
 
     title: str
     values: Sequence[float]
+
+
+@dataclass(frozen=True)
+class Series:
+    """Points of one kind, (x, y, label) each; hollow ones are not to be compared with the others."""
+
+    title: str
+    points: Sequence[tuple[float, float, str]]
+    hollow: bool = False
 
 
 def page(title: str, body: str) -> str:
@@ -86,13 +96,46 @@ def log_plot(
     return _svg(figure)
 
 
-def _axes() -> tuple[Any, Any]:
-    """An empty figure as wide as the page, in its colours."""
+def scatter_plot(
+    series: Sequence[Series], x_title: str, y_title: str, front: Sequence[tuple[float, float]], limit: float | None
+) -> str:
+    """Points on two logarithmic axes, as SVG.
+
+    Args:
+        front: points to join by a line, in order.
+        limit: drawn across, below which y says nothing.
+    """
+    figure, axes = _axes(height=4.2)
+    for index, (one, marker) in enumerate(zip(series, itertools.cycle("os^Dv"), strict=False)):
+        shown = [point for point in one.points if 0 < point[1] < math.inf]
+        colour = COLOURS[index % len(COLOURS)]
+        style = {"color": colour, "markerfacecolor": "none" if one.hollow else colour, "label": one.title}
+        axes.plot(
+            [x for x, _, _ in shown], [y for _, y, _ in shown], linestyle="", marker=marker, markersize=5, **style
+        )
+        for x, y, label in shown:
+            axes.annotate(label, (x, y), xytext=(4, 3), textcoords="offset points", fontsize=7, color="#66707f")
+    above = [point for point in front if point[1] > 0]
+    axes.plot(
+        [x for x, _ in above], [y for _, y in above], color="#1c2430", linewidth=1, label="Pareto front", zorder=1
+    )
+    if limit:
+        axes.axhline(limit, color="#c02626", linewidth=0.9, linestyle=(0, (2, 3)), label="reference's own error")
+    axes.set_xscale("log")
+    axes.set_yscale("log")
+    axes.set_xlabel(x_title, fontsize=8, color="#66707f")
+    axes.set_ylabel(y_title, fontsize=8, color="#66707f")
+    axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False, fontsize=8)
+    return _svg(figure)
+
+
+def _axes(height: float = 3) -> tuple[Any, Any]:
+    """An empty figure as wide as the page, in its colours; `height` is in tenths of the width."""
     try:
         from matplotlib.figure import Figure
     except ImportError:
         raise ConversionError('a report needs matplotlib; run `pip install "weightport[report]"`') from None
-    figure = Figure(figsize=(10, 3), layout="constrained")
+    figure = Figure(figsize=(10, height), layout="constrained")
     axes = figure.add_subplot()
     axes.spines[["top", "right"]].set_visible(False)
     axes.spines[["left", "bottom"]].set_color("#c9d0d8")
