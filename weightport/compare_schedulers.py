@@ -125,6 +125,8 @@ def compare(
     Raises:
         ValueError: an unknown scheduler, or one that cannot serve the model.
     """
+    for name in experiment.schedulers:
+        named_scheduler(name, pipe.scheduler.config)  # before the long work: does it exist, can it serve the model
     session = Session(pipe, experiment, output)
     jobs = [(p, s, n) for p in experiment.prompts for s in experiment.schedulers for n in experiment.steps]
     total = len(jobs) + 2 * len(experiment.prompts)
