@@ -149,7 +149,7 @@ def _negate_first(bias: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
 
 
 ATTENTION = "down_blocks.0.attentions.0.transformer_blocks.0.attn1"
-TRANSFORMER = "up_blocks.2.attentions.1.transformer_blocks.0.attn1"
+ATTEND = "up_blocks.2.attentions.1.transformer_blocks.0.attn1"
 CONV = "decoder.up_blocks.2.resnets.1.conv2"
 UPSAMPLE = "decoder.up_blocks.1.upsamplers.0.conv"
 ENCODER = "encoder.down_blocks.2.resnets.1"
@@ -159,7 +159,7 @@ LAYER = "text_model.encoder.layers.0"
 FAULTS: dict[str, tuple[str, str, Spoil]] = {  # wrong weights: name -> the check that fails, the module named, how
     "two rows swapped": ("unet", "mid_block.resnets.1.conv1", _tensor("mid_block.resnets.1.conv1.weight", _swap_rows)),
     "a kernel transposed": ("unet", f"{ATTENTION}.to_q", _tensor(f"{ATTENTION}.to_q.weight", np.transpose)),
-    "query and key exchanged": ("unet", f"{TRANSFORMER}.to_q", _exchange(f"{TRANSFORMER}.to_q", f"{TRANSFORMER}.to_k")),
+    "two layers of attention": ("unet", f"{ATTEND}.to_q", _exchange(f"{ATTEND}.to_q", f"{ATTEND}.to_out.0")),
     "a kernel mirrored": ("decoder", CONV, _tensor(f"{CONV}.weight", lambda kernel: kernel[..., ::-1])),
     "a bias lost": ("decoder", UPSAMPLE, _tensor(f"{UPSAMPLE}.bias", np.zeros_like)),
     "two layers exchanged": ("image_encoder", f"{ENCODER}.conv1", _exchange(f"{ENCODER}.conv1", f"{ENCODER}.conv2")),
@@ -231,12 +231,10 @@ def test_a_wrong_table_is_different_maths_not_wrong_weights(laboratory, tmp_path
     """Two rows of a table swapped: the inverse gives the source back all the same, and only running it tells."""
     (candidate,) = (c for c in candidates("kerascv") if c.table.name == "kerascv_unet")
     for slot in ("weight", "bias"):
-        first, second = (f"res_block.4.{flow}.group_normalization.{slot}" for flow in ("entry_flow", "exit_flow"))
-        links = candidate.links[first], candidate.links[second]
-        if links[0].targets[0].startswith("down_blocks.2.resnets.0"):
-            first_links = candidate.links
-            monkeypatch.setitem(first_links, first, replace(links[0], targets=links[1].targets))
-            monkeypatch.setitem(first_links, second, replace(links[1], targets=links[0].targets))
+        first, second = (f"res_block.5.{flow}.group_normalization.{slot}" for flow in ("entry_flow", "exit_flow"))
+        a, b = candidate.links[first], candidate.links[second]
+        monkeypatch.setitem(candidate.links, first, replace(a, targets=b.targets))
+        monkeypatch.setitem(candidate.links, second, replace(b, targets=a.targets))
     weightport.convert(laboratory.sources, tmp_path / "repo")
     check = laboratory.check(tmp_path / "repo", "unet")
     assert check.weights
@@ -244,7 +242,7 @@ def test_a_wrong_table_is_different_maths_not_wrong_weights(laboratory, tmp_path
     assert not check.weights.wrong
     assert not check.passed
     assert check.fault
-    assert check.fault.block == "down_blocks.2.resnets.0"
+    assert check.fault.block == "down_blocks.2.resnets.1"
 
 
 # --- the command ------------------------------------------------------------------------------------------------------

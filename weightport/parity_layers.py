@@ -82,13 +82,11 @@ def compare_layers(ours: Mapping[str, Array], theirs: Mapping[str, Array]) -> li
 
 
 def _like(theirs: Array, ours: Array) -> Array:
-    """Pixels (b, c, h, w) as a sequence (b, n, c), or back from that or (b, c, n), where the sides differ in it."""
-    if theirs.ndim == 4 and ours.ndim == 3:
-        return theirs.reshape(*theirs.shape[:2], -1).swapaxes(1, 2)
-    if theirs.ndim == 3 and ours.ndim == 4:
-        channels_first = theirs.shape[1] == ours.shape[1]
-        return (theirs if channels_first else theirs.swapaxes(1, 2)).reshape(ours.shape)
-    return theirs
+    """Theirs in our shape: the pixels of an image are (b, c, h, w), a sequence (b, n, c), or (b, c, n) for a norm."""
+    flat = theirs.reshape(*theirs.shape[:2], -1)
+    if theirs.ndim + ours.ndim == 7 and flat.shape[1] != ours.shape[1]:
+        flat = flat.swapaxes(1, 2)
+    return flat.reshape(ours.shape) if flat.size == ours.size and theirs.shape != ours.shape else theirs
 
 
 def first_fault(layers: Sequence[Layer], tolerance: float, rows: Mapping[str, str]) -> Fault | None:
