@@ -10,6 +10,8 @@ from typing import Any
 import diffusers
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor
 
 from weightport.runtime import schedulers
@@ -152,3 +154,109 @@ def test_unknown_options_warn_by_name() -> None:
 def test_a_prediction_type_that_cannot_be_served_is_refused() -> None:
     with pytest.raises(ValueError, match="PNDMScheduler: prediction_type = 'sample'"):
         schedulers.PNDMScheduler(prediction_type="sample")
+
+
+NOT_FINITE: dict[str, tuple[str, Config]] = {  # in diffusers
+    "a last step of no length, second derivative": (
+        "DPMSolverMultistepScheduler",
+        {"use_karras_sigmas": True, "final_sigmas_type": "sigma_min", "solver_type": "heun"},
+    ),
+    "a last step of no length, third order": (
+        "DPMSolverMultistepScheduler",
+        {"use_exponential_sigmas": True, "final_sigmas_type": "sigma_min", "solver_order": 3},
+    ),
+    "UniPC on the noise, to zero": ("UniPCMultistepScheduler", {"predict_x0": False}),
+    "UniPC with bh1, to zero": ("UniPCMultistepScheduler", {"solver_type": "bh1"}),
+    "the logarithm of a variance as a variance": ("DDPMScheduler", {"variance_type": "fixed_large_log"}),
+    "no image at the first timestep": (
+        "DDIMScheduler",
+        {"rescale_betas_zero_snr": True, "clip_sample": False, "timestep_spacing": "trailing"},
+    ),
+}
+
+
+@pytest.mark.parametrize("case", NOT_FINITE)
+def test_runs_that_are_not_finite_in_diffusers_are_here(case: str) -> None:
+    name, config = NOT_FINITE[case]
+    theirs, ours = (trajectory(getattr(library, name)(**config), 20)[-1] for library in (diffusers, schedulers))
+    assert not theirs.isfinite().all()
+    assert ours.isfinite().all()
+
+
+def solved(name: str, config: Config, steps: int) -> float:
+    """The error of a run down an ODE with a known solution, for data of variance 1/4 around 0.
+
+    The best prediction of x₀ from x = α·x₀ + σ·ε is x·α·v / (α²·v + σ²), v = 1/4, and along the ODE x grows with the
+    standard deviation √(α²·v + σ²).
+    """
+    scheduler = getattr(schedulers, name)(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012, **config)
+    scheduler.set_timesteps(steps)
+    alpha_bar = scheduler.alphas_cumprod.double()
+    ratio = ((1 - alpha_bar) / alpha_bar).sqrt()
+    variance_exploding = float(scheduler.init_noise_sigma) != 1
+    sigmas = scheduler._levels if scheduler._levels else [float(ratio[int(t)]) for t in scheduler.timesteps]
+
+    def deviation(sigma: float) -> float:
+        return (0.25 + sigma**2) ** 0.5 / (1 if variance_exploding else (1 + sigma**2) ** 0.5)
+
+    sample = torch.full((1, 1, 1, 1), deviation(sigmas[0]), dtype=torch.float64)
+    for sigma, t in zip(sigmas, scheduler.timesteps, strict=False):
+        plain = sample if variance_exploding else sample * (1 + sigma**2) ** 0.5
+        eps = plain * sigma / (0.25 + sigma**2)
+        sample = scheduler.step(eps, t, sample)[0]
+    end = sigmas[-1] if scheduler._levels else 0.0
+    return abs(float(sample) - deviation(end))
+
+
+ORDERS: list[tuple[str, Config, float]] = [
+    ("DDIMScheduler", {"clip_sample": False}, 1),
+    ("EulerDiscreteScheduler", {}, 1),
+    ("HeunDiscreteScheduler", {"use_karras_sigmas": True}, 2),
+    ("LMSDiscreteScheduler", {"use_karras_sigmas": True}, 2),
+    ("KDPM2DiscreteScheduler", {"use_karras_sigmas": True}, 2),
+    ("DPMSolverMultistepScheduler", {"solver_order": 1}, 1),
+    *(
+        (
+            "DPMSolverMultistepScheduler",
+            {
+                "solver_order": order,
+                "solver_type": "heun",
+                "use_lu_lambdas": True,
+                "final_sigmas_type": "sigma_min",
+                "algorithm_type": algorithm,
+            },
+            2,  # of order 3 too: its first step is of order 1
+        )
+        for order in (2, 3)
+        for algorithm in ("dpmsolver++", "dpmsolver")
+    ),
+    (
+        "DPMSolverSinglestepScheduler",
+        {"solver_order": 2, "use_exponential_sigmas": True, "final_sigmas_type": "sigma_min"},
+        2,
+    ),
+    ("DEISMultistepScheduler", {"solver_order": 2, "use_exponential_sigmas": True}, 2),
+    (
+        "UniPCMultistepScheduler",
+        {"solver_order": 2, "use_exponential_sigmas": True, "final_sigmas_type": "sigma_min"},
+        2,
+    ),
+]
+
+
+@pytest.mark.parametrize(("name", "config", "order"), ORDERS)
+def test_halving_the_steps_raises_the_error_as_the_paper_says(name: str, config: Config, order: float) -> None:
+    assert solved(name, config, 16) >= 2 ** (order - 0.25) * solved(name, config, 32)
+
+
+@given(data=st.data())
+@settings(max_examples=60, deadline=None, derandomize=True)
+def test_random_configurations_step_as_in_diffusers(data: st.DataObject) -> None:
+    name = data.draw(
+        st.sampled_from(sorted(CASES.keys() - {"KDPM2DiscreteScheduler", "KDPM2AncestralDiscreteScheduler"}))
+    )
+    config, steps = data.draw(st.sampled_from(CASES[name])), data.draw(st.integers(4, 24))
+    if "beta_start" in getattr(schedulers, name).defaults:
+        start = data.draw(st.floats(1e-4, 1e-3))
+        config = config | {"beta_start": start, "beta_end": start * data.draw(st.floats(5, 20))}
+    assert difference(name, config, steps) <= 2 * tolerance(name, config)

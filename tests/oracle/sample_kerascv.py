@@ -1,0 +1,60 @@
+"""Sample images with the real keras-cv's `generate_image`, from small random models; runs in a Keras environment.
+
+    python sample_kerascv.py OUT.npz SEED STEPS...
+
+The models are those that `scripts/make_kerascv.py --size small --seed SEED` saves. OUT holds the noise, the contexts,
+and `images_N` for every N of STEPS.
+"""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "scripts"))
+
+import kerascv_models as models
+import numpy as np
+from keras_cv.src.models.stable_diffusion.stable_diffusion import StableDiffusionBase
+
+
+class Small(StableDiffusionBase):
+    """KerasCV's pipeline around two given models."""
+
+    def __init__(self, unet, decoder, unconditional):
+        super().__init__(models.IMAGE_SIZE, models.IMAGE_SIZE, jit_compile=False)
+        self._unet, self._decoder, self._unconditional = unet, decoder, unconditional
+
+    @property
+    def diffusion_model(self):
+        """The UNet."""
+        return self._unet
+
+    def _get_unconditional_context(self):
+        return self._unconditional
+
+    def _get_timestep_embedding(self, timestep, batch_size):
+        width = self._unet.inputs[1].shape[-1]
+        return super()._get_timestep_embedding(timestep, batch_size, dim=width)
+
+
+def main(out, seed, *steps):
+    """Build, sample and save."""
+    with models.narrow("v1"):
+        unet, decoder = models.build("unet", "v1"), models.build("decoder", "v1")
+    models.randomise(unet, "unet", int(seed))
+    models.randomise(decoder, "decoder", int(seed))
+    rng = np.random.default_rng(0)
+    side, width = models.IMAGE_SIZE // 8, unet.inputs[2].shape[-1]
+    noise = rng.standard_normal((1, side, side, 4)).astype("f4")
+    contexts = rng.standard_normal((2, 1, models.LENGTH, width)).astype("f4")
+    pipeline = Small(unet, decoder, contexts[0])
+    images = {
+        f"images_{n}": pipeline.generate_image(
+            contexts[1], num_steps=int(n), unconditional_guidance_scale=3.0, diffusion_noise=noise
+        )
+        for n in steps
+    }
+    np.savez(out, noise=noise, contexts=contexts, **images)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
