@@ -17,6 +17,7 @@ from .synthetic import weights, write_controlnet, write_repo
 
 BASES = ("sd1", "sd2", "sdxl")
 WEIGHTS = "diffusion_pytorch_model.safetensors"
+FILES = {"README.md", "config.json", "conversion.json", WEIGHTS}
 
 
 def _json(path: Path) -> dict:
@@ -50,7 +51,7 @@ def test_a_controlnet_alone_becomes_a_folder_that_diffusers_loads(family, contro
     conversion = weightport.convert(original, tmp_path / "out")
     assert conversion.family == family
     assert conversion.lacks == []
-    assert {path.name for path in (tmp_path / "out").iterdir()} == {"README.md", "config.json", "conversion.json", WEIGHTS}
+    assert {path.name for path in (tmp_path / "out").iterdir()} == FILES
     assert _same(load_file(repo / WEIGHTS), load_file(tmp_path / "out" / WEIGHTS))
     model, info = diffusers.ControlNetModel.from_pretrained(tmp_path / "out", output_loading_info=True)
     assert not any(info.values())
@@ -114,7 +115,7 @@ def test_a_whole_checkpoint_with_a_controlnet_becomes_its_pipeline(controlnet, f
     assert _same(both, load_file(tmp_path / "again.safetensors"))
 
     weightport.convert(tmp_path / "both.safetensors", tmp_path / "alone", component="controlnet")
-    assert {path.name for path in (tmp_path / "alone").iterdir()} == {"README.md", "config.json", "conversion.json", WEIGHTS}
+    assert {path.name for path in (tmp_path / "alone").iterdir()} == FILES
     assert not (tmp_path / "alone.residue.safetensors").exists()
 
 

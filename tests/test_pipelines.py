@@ -307,7 +307,7 @@ def test_custom_timesteps_and_sigmas() -> None:
         theirs, ours, arguments = make("xl", one_scheduler("EulerDiscreteScheduler"))
         assert torch.equal(*results(theirs, ours, {**arguments, **given}))
     _, ours, arguments = make("text")
-    with pytest.raises(ValueError, match="DDIMScheduler does not support sigmas"):
+    with pytest.raises(ValueError, match="DDIMScheduler does not take sigmas"):
         ours(**arguments, sigmas=levels)
     with pytest.raises(ValueError, match="either timesteps or sigmas"):
         ours(**arguments, sigmas=levels, timesteps=steps)
