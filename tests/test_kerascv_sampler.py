@@ -24,9 +24,7 @@ STEPS = (5, 30)  # 30 are 31 for the older generation
 @pytest.mark.parametrize(("environment", "generation"), [("k2", "0.7"), ("k3", "0.8")])
 @torch.no_grad()
 def test_images_are_those_of_kerascv(environment: str, generation: str, tmp_path: Path) -> None:
-    made = keras_files(
-        environment, "--size", "small", "--version", "v1", "--formats", "weights.h5,model.h5", "--outputs"
-    )
+    made = keras_files(environment, "--size", "small", "--version", "v1", "--formats", "weights.h5,model.h5")
     command = [
         interpreter(environment),
         ORACLE,

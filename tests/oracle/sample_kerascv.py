@@ -15,6 +15,8 @@ import kerascv_models as models
 import numpy as np
 from keras_cv.src.models.stable_diffusion.stable_diffusion import StableDiffusionBase
 
+LENGTH = 77  # tokens of a prompt
+
 
 class Small(StableDiffusionBase):
     """KerasCV's pipeline around two given models."""
@@ -45,7 +47,7 @@ def main(out, seed, *steps):
     rng = np.random.default_rng(0)
     side, width = models.IMAGE_SIZE // 8, unet.inputs[2].shape[-1]
     noise = rng.standard_normal((1, side, side, 4)).astype("f4")
-    contexts = rng.standard_normal((2, 1, models.LENGTH, width)).astype("f4")
+    contexts = rng.standard_normal((2, 1, LENGTH, width)).astype("f4")
     pipeline = Small(unet, decoder, contexts[0])
     images = {
         f"images_{n}": pipeline.generate_image(
