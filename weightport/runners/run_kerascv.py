@@ -134,8 +134,8 @@ def pipeline(check: Mapping[str, Any], inputs: exchange.Arrays) -> exchange.Outp
 def run(check: Mapping[str, Any], inputs: exchange.Arrays) -> tuple[exchange.Outputs, exchange.Arrays]:
     """Under XLA, as KerasCV compiles its models: TensorFlow's own GroupNormalization loses ten times as much."""
     keras.backend.clear_session()
-    policy = getattr(keras, "mixed_precision", keras).set_global_policy
-    policy(check["dtype"])
+    keras.backend.set_floatx(check["dtype"])  # of the inputs
+    keras.mixed_precision.set_global_policy(check["dtype"])  # of the layers
     if check["name"] == "pipeline":
         return pipeline(check, inputs), {}
     model = load(build(check), Path(check["source"]))
