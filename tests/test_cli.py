@@ -194,7 +194,11 @@ def test_interrupted(place: Path, sd1_keras: dict[str, Path], number: signal.Sig
         "sys.exit(main(sys.argv[1:]))"
     )
     command = [sys.executable, "-c", code, "convert", *map(str, sd1_keras.values()), "-o", str(place / "out")]
-    ended = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+
+    def heed() -> None:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # a test run in the background ignores it, and so would a child
+
+    ended = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60, preexec_fn=heed)
     assert (ended.returncode, ended.stdout) == (status, "")
     assert ended.stderr.count("\n") <= 1
     assert "Traceback" not in ended.stderr
