@@ -137,7 +137,7 @@ class EulerDiscreteScheduler(SigmaSolver):
 
     def _calls(self, timesteps: Array, sigmas: Array, end: float) -> tuple[Array, Array]:
         if self.config.timestep_type == "continuous" and self.config.prediction_type == "v_prediction":
-            timesteps = 0.25 * torch.from_numpy(np.array(sigmas, np.float32)).log().numpy()[: len(timesteps)]
+            timesteps = 0.25 * torch.from_numpy(np.array(sigmas, np.float32)).log().numpy()
         return super()._calls(timesteps, sigmas, end)
 
     def _interpolated(self, timesteps: Array) -> Array:
