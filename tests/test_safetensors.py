@@ -122,7 +122,7 @@ def test_reads_what_the_reference_implementation_writes(tmp_path: Path) -> None:
 
 def test_progress_and_file_mode(tmp_path: Path) -> None:
     seen: list[int] = []
-    output = Output("x", "F32", (1 << 18,), (stored(tmp_path, {"x": np.zeros(1 << 18, "f4")})["x"],))
+    output = Output("x", "F32", (1 << 20,), (stored(tmp_path, {"x": np.zeros(1 << 20, "f4")})["x"],))
     written = write_safetensors(tmp_path, "w.safetensors", [output], max_shard_size=1 << 40, progress=seen.append)
     assert sum(seen) == written.files[0].nbytes
     assert len(seen) > 3
