@@ -23,8 +23,8 @@ from .parity_run import Parity
 from .parity_run import parity as _parity
 
 if TYPE_CHECKING:
-    from .compare_schedulers import SchedulerComparison
     from .runtime.pipeline import DiffusionPipeline
+    from .scheduler_comparison import SchedulerComparison
 
 __all__ = [
     "Comparison", "Conversion", "ConversionError", "Inspection", "Parity", "Push", "compare_schedulers", "convert",
@@ -266,9 +266,9 @@ def compare_schedulers(
     """
     import torch
 
-    from .compare_schedulers import SCHEDULERS, Experiment, compare
     from .quality import installed_metrics
     from .runtime.pipeline import DiffusionPipeline
+    from .scheduler_comparison import SCHEDULERS, Experiment, compare
     from .scheduler_report import write_report
 
     pipe = repo

@@ -15,8 +15,8 @@ from statistics import fmean
 import numpy as np
 from PIL import Image
 
-from .compare_schedulers import REFERENCE, Run, SchedulerComparison, pareto_front
 from .html import Series, figure, page, scatter_plot, table
+from .scheduler_comparison import REFERENCE, Run, SchedulerComparison, pareto_front
 
 
 @dataclass(frozen=True)

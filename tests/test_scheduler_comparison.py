@@ -18,9 +18,9 @@ from .command import run
 
 torch = pytest.importorskip("torch")
 
-from weightport.compare_schedulers import Experiment, compare, pareto_front  # noqa: E402
 from weightport.quality import installed_metrics  # noqa: E402
 from weightport.runtime.pipeline import DiffusionPipeline  # noqa: E402
+from weightport.scheduler_comparison import Experiment, compare, pareto_front  # noqa: E402
 
 EXPERIMENT = Experiment(
     ("a red fox",), ("euler", "heun", "euler-a", "dpm++2m"), (4, 8), size=(64, 64), reference_steps=32
