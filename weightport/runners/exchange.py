@@ -37,7 +37,7 @@ def refuse(why: str) -> NoReturn:
 
 def save(path: str, arrays: Arrays) -> None:
     """Write arrays by name."""
-    np.savez(path, allow_pickle=False, **arrays)
+    np.savez(path, **arrays)  # type: ignore[arg-type]  # numpy 1 would store allow_pickle as one more array
 
 
 def serve(run: Callable[[Mapping[str, Any], Arrays], tuple[Outputs, Arrays]], versions: Mapping[str, str]) -> None:
