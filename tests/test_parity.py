@@ -256,12 +256,12 @@ def test_the_command_prints_a_table_and_the_fault(original_of, repo_of, tmp_path
     assert {path.name for path in (tmp_path / "report").iterdir()} == {"parity.html", "parity.json"}
 
     shutil.copytree(repo_of("sdxl"), tmp_path / "repo")
-    _tensor("mid_block.resnets.0.conv1.weight", _swap_rows)(tmp_path / "repo" / "unet")
+    _tensor("conv_in.weight", _swap_rows)(tmp_path / "repo" / "unet")
     failed = run("parity", tmp_path / "repo", "--source", original_of("sdxl"), "--component", "unet")
     assert failed.status == 1
     assert "FAIL: wrong weights" in failed.out
-    assert "wrong weight: mid_block.resnets.0.conv1.weight is not model.diffusion_model.middle_block.0" in failed.out
-    assert "first wrong: mid_block.resnets.0.conv1," in failed.out
+    assert "wrong weight: conv_in.weight is not model.diffusion_model.input_blocks.0.0.weight" in failed.out
+    assert "first wrong: conv_in," in failed.out
     assert failed.out.splitlines()[-1] == "FAILED"
 
 
