@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from .converters.card import body, check_base_model, check_license, metadata, model_card, refresh
 from .converters.errors import ConversionError, printable
 from .converters.output_repo import pipeline_class
-from .runtime.upload import CARD, explain, silent_in_a_pipe, upload
+from .upload import CARD, explain, silent_in_a_pipe, upload
 
 if TYPE_CHECKING:
     from huggingface_hub import ModelCard

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -13,6 +13,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 OutputType = Literal["pil", "np", "pt", "latent"]
+OUTPUT_TYPES = get_args(OutputType)
 ResizeMode = Literal["default", "fill", "crop"]
 Box = tuple[int, int, int, int]
 RESAMPLING = {"lanczos": Image.Resampling.LANCZOS, "bicubic": Image.Resampling.BICUBIC}

@@ -12,12 +12,12 @@ from typing import Any, ClassVar, Literal, Self, Unpack
 import torch
 from torch import nn
 
+from ..upload import PushOptions, PushToHub
 from .config import DIFFUSERS_VERSION, Config
 from .files import find_weights, shard_names, sibling_files, why_no_weights
 from .registry import component_class
 from .saving import placed, write_json
 from .source import HubOptions, LocalFolder, Source, open_source, split_hub_options
-from .upload import PushOptions, PushToHub
 from .weights import Empty, load_weights, write_weights
 
 CONFIG = "config.json"

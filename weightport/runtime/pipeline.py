@@ -14,6 +14,7 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
+from ..upload import PushOptions, PushToHub
 from .config import DIFFUSERS_VERSION, Config
 from .custom_code import copy_code, custom_file, load_class
 from .loading import Request, load_arguments, read_dtypes, read_signature
@@ -21,7 +22,6 @@ from .model import Model, one_device
 from .registry import PIPELINES, library_of, public_class
 from .saving import placed, write_json
 from .source import HubOptions, LocalFolder, Source, open_source, split_hub_options
-from .upload import PushOptions, PushToHub
 
 INDEX = "model_index.json"
 Dtype = torch.dtype | Literal["auto"] | Mapping[str, Any]

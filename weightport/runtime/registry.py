@@ -8,67 +8,36 @@ from __future__ import annotations
 from importlib import import_module
 from typing import Any
 
-MODULES: dict[str, tuple[str, ...]] = {  # of weightport.runtime -> public classes
-    "unet": ("UNet2DConditionModel",),
-    "controlnet": ("ControlNetModel",),
-    "vae": ("AutoencoderKL",),
-    "clip": ("CLIPTextModel", "CLIPTextModelWithProjection"),
-    "tokenizer": ("CLIPTokenizer",),
-    "safety_checker": ("CLIPImageProcessor", "StableDiffusionSafetyChecker"),
-    "model": ("AutoModel",),
-    "pipeline": ("DiffusionPipeline",),
-    "auto": ("AutoPipelineForText2Image", "AutoPipelineForImage2Image", "AutoPipelineForInpainting"),
-    "pipelines": (
-        "StableDiffusionPipeline",
-        "StableDiffusionImg2ImgPipeline",
-        "StableDiffusionInpaintPipeline",
-        "StableDiffusionInstructPix2PixPipeline",
-        "LatentConsistencyModelPipeline",
-        "LatentConsistencyModelImg2ImgPipeline",
-        "StableDiffusionUpscalePipeline",
-        "StableDiffusionDepth2ImgPipeline",
-        "StableDiffusionControlNetPipeline",
-        "StableDiffusionControlNetImg2ImgPipeline",
-        "StableDiffusionControlNetInpaintPipeline",
-        "StableDiffusionXLPipeline",
-        "StableDiffusionXLImg2ImgPipeline",
-        "StableDiffusionXLInpaintPipeline",
-        "StableDiffusionXLInstructPix2PixPipeline",
-        "StableDiffusionXLControlNetPipeline",
-        "StableDiffusionXLControlNetImg2ImgPipeline",
-        "StableDiffusionXLControlNetInpaintPipeline",
-    ),
-    "schedulers": (
-        "CMStochasticIterativeScheduler",
-        "CosineDPMSolverMultistepScheduler",
-        "DDIMScheduler",
-        "DDIMInverseScheduler",
-        "DDPMScheduler",
-        "DEISMultistepScheduler",
-        "DPMSolverMultistepScheduler",
-        "DPMSolverMultistepInverseScheduler",
-        "DPMSolverSDEScheduler",
-        "DPMSolverSinglestepScheduler",
-        "EDMDPMSolverMultistepScheduler",
-        "EDMEulerScheduler",
-        "EulerAncestralDiscreteScheduler",
-        "EulerDiscreteScheduler",
-        "FlowMatchEulerDiscreteScheduler",
-        "FlowMatchHeunDiscreteScheduler",
-        "FlowMatchLCMScheduler",
-        "HeunDiscreteScheduler",
-        "IPNDMScheduler",
-        "KDPM2AncestralDiscreteScheduler",
-        "KDPM2DiscreteScheduler",
-        "KerasCVScheduler",
-        "LCMScheduler",
-        "LMSDiscreteScheduler",
-        "PNDMScheduler",
-        "SASolverScheduler",
-        "TCDScheduler",
-        "UniPCMultistepScheduler",
-    ),
+_NAMES = {  # modules of weightport.runtime -> public classes
+    "unet": "UNet2DConditionModel",
+    "controlnet": "ControlNetModel",
+    "vae": "AutoencoderKL",
+    "clip": "CLIPTextModel CLIPTextModelWithProjection",
+    "tokenizer": "CLIPTokenizer",
+    "safety_checker": "CLIPImageProcessor StableDiffusionSafetyChecker",
+    "model": "AutoModel",
+    "pipeline": "DiffusionPipeline",
+    "auto": "AutoPipelineForText2Image AutoPipelineForImage2Image AutoPipelineForInpainting",
+    "pipelines": """
+        StableDiffusionPipeline StableDiffusionImg2ImgPipeline StableDiffusionInpaintPipeline
+        StableDiffusionInstructPix2PixPipeline LatentConsistencyModelPipeline LatentConsistencyModelImg2ImgPipeline
+        StableDiffusionUpscalePipeline StableDiffusionDepth2ImgPipeline StableDiffusionControlNetPipeline
+        StableDiffusionControlNetImg2ImgPipeline StableDiffusionControlNetInpaintPipeline StableDiffusionXLPipeline
+        StableDiffusionXLImg2ImgPipeline StableDiffusionXLInpaintPipeline StableDiffusionXLInstructPix2PixPipeline
+        StableDiffusionXLControlNetPipeline StableDiffusionXLControlNetImg2ImgPipeline
+        StableDiffusionXLControlNetInpaintPipeline
+    """,
+    "schedulers": """
+        CMStochasticIterativeScheduler CosineDPMSolverMultistepScheduler DDIMScheduler DDIMInverseScheduler
+        DDPMScheduler DEISMultistepScheduler DPMSolverMultistepScheduler DPMSolverMultistepInverseScheduler
+        DPMSolverSDEScheduler DPMSolverSinglestepScheduler EDMDPMSolverMultistepScheduler EDMEulerScheduler
+        EulerAncestralDiscreteScheduler EulerDiscreteScheduler FlowMatchEulerDiscreteScheduler
+        FlowMatchHeunDiscreteScheduler FlowMatchLCMScheduler HeunDiscreteScheduler IPNDMScheduler
+        KDPM2AncestralDiscreteScheduler KDPM2DiscreteScheduler KerasCVScheduler LCMScheduler LMSDiscreteScheduler
+        PNDMScheduler SASolverScheduler TCDScheduler UniPCMultistepScheduler
+    """,
 }
+MODULES = {module: tuple(names.split()) for module, names in _NAMES.items()}
 PUBLIC = {name: module for module, names in MODULES.items() for name in names}
 PIPELINES = MODULES["pipelines"]
 COMPONENTS: dict[str, tuple[str, ...]] = {  # library in model_index.json -> classes

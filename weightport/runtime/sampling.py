@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .images import OutputType, apply_overlay, crop_region
+from .images import OUTPUT_TYPES, Box, OutputType, apply_overlay, crop_region
 from .speed import constant_context
 
 if TYPE_CHECKING:
@@ -140,6 +140,7 @@ class Run:
         extras: names of the tensors that the UNet sees as further channels.
         clean: latents of the image that an inpainting UNet of 4 channels keeps outside the mask.
         noise: what was added to them.
+        crop: the box of the image that is painted, where it is not all of it.
     """
 
     batch: int
@@ -147,12 +148,12 @@ class Run:
     device: torch.device
     prompt_embeds: Tensor
     negative_prompt_embeds: Tensor | None
-    add_text_embeds: Tensor | None = None
-    add_time_ids: Tensor | None = None
-    negative_pooled_prompt_embeds: Tensor | None = None
-    timesteps: Tensor = field(default_factory=lambda: torch.empty(0))
-    latents: Tensor = field(default_factory=lambda: torch.empty(0))
+    add_text_embeds: Tensor | None
+    negative_pooled_prompt_embeds: Tensor | None
+    timesteps: Tensor = field(init=False)
+    latents: Tensor = field(init=False)
     denoised: Tensor | None = None
+    add_time_ids: Tensor | None = None
     w_embedding: Tensor | None = None
     class_labels: Tensor | None = None
     image: Any = None
@@ -164,7 +165,7 @@ class Run:
     extras: tuple[str, ...] = ()
     clean: Tensor | None = None
     noise: Tensor | None = None
-    crop: tuple[int, int, int, int] | None = None
+    crop: Box | None = None
 
     @property
     def dtype(self) -> torch.dtype:
@@ -195,17 +196,16 @@ def sample(pipe: LatentDiffusionPipeline, o: Options) -> Any:
     """
     check(pipe, o)
     pipe.begin(o)
-    scheduler = pipe.scheduler
-    run = pipe.encode(o)
+    scheduler, run = pipe.scheduler, begin_run(pipe, o)
     run.timesteps = choose_timesteps(pipe, o, run.device)
     pipe.num_timesteps = len(run.timesteps)
     prepare_control(pipe, o, run)
-    pipe.start(pipe, o, run)
+    pipe.start(o, run)
     pipe.describe_size(o, run)
     if dim := pipe.unet.config.get("time_cond_proj_dim"):
         run.w_embedding = embed_guidance(o.guidance_scale, dim).expand(run.batch, dim).to(run.device, run.dtype)
-    random = {"eta": o.eta, "generator": o.generator}
-    random = {name: value for name, value in random.items() if name in inspect.signature(scheduler.step).parameters}
+    taken = inspect.signature(scheduler.step).parameters
+    random = {name: getattr(o, name) for name in ("eta", "generator") if name in taken}
 
     with constant_context(pipe.unet, *pipe.controlnets), pipe.progress_bar(total=len(run.timesteps)) as bar:
         for i, t in enumerate(run.timesteps):
@@ -241,7 +241,7 @@ def guide(pipe: LatentDiffusionPipeline, prediction: Tensor) -> Tensor:
         return prediction
     if pipe.branches == 3:
         text, image, none = prediction.chunk(3)
-        guided = none + pipe.guidance_scale * (text - image) + pipe.image_guidance_scale * (image - none)
+        guided: Tensor = none + pipe.guidance_scale * (text - image) + pipe.image_guidance_scale * (image - none)
     else:
         none, text = prediction.chunk(2)
         guided = none + pipe.guidance_scale * (text - none)
@@ -263,7 +263,7 @@ def embed_guidance(guidance_scale: float, dim: int) -> Tensor:
     return F.pad(torch.cat([angles.sin(), angles.cos()], dim=1), (0, dim % 2))
 
 
-def join(pipe: LatentDiffusionPipeline, positive: Tensor, negative: Tensor | None) -> Tensor:
+def join(pipe: LatentDiffusionPipeline, positive: Any, negative: Any) -> Any:
     """The rows of a condition in the order of the guidance's branches."""
     if negative is None or pipe.branches == 1:
         return positive
@@ -274,7 +274,7 @@ def keep_unmasked(scheduler: Any, run: Run, i: int) -> Tensor:
     """The latents after step `i`, replaced by those of the image where the mask is black."""
     assert run.clean is not None
     assert run.mask is not None
-    kept = run.clean
+    kept: Tensor = run.clean
     if i < len(run.timesteps) - 1:
         kept = scheduler.add_noise(kept, run.noise, run.timesteps[i + 1 : i + 2])
     mask = run.mask[: run.batch]
@@ -284,56 +284,81 @@ def keep_unmasked(scheduler: Any, run: Run, i: int) -> Tensor:
 # --- before the loop --------------------------------------------------------------------------------------------------
 
 
+def begin_run(pipe: LatentDiffusionPipeline, o: Options) -> Run:
+    """Encode the prompts: the beginning of a run.
+
+    Raises:
+        ValueError: the generators are not as many as the images.
+    """
+    positive, negative, pooled, negative_pooled = encode_prompts(pipe, o, pipe.device, pipe.branches > 1)
+    edges = pipe.unet.config.get("sample_size") or 64
+    height, width = (
+        edge * pipe.vae_scale_factor for edge in (edges if isinstance(edges, (list, tuple)) else [edges] * 2)
+    )
+    if isinstance(o.generator, list):
+        count = len(o.generator)
+        require(count in (1, len(positive)), f"{count} generators are given for {len(positive)} images")
+        o.generator = o.generator[0] if count == 1 else o.generator
+    return Run(
+        batch=len(positive),
+        size=(o.height or height, o.width or width),
+        device=pipe.device,
+        prompt_embeds=join(pipe, positive, negative),
+        negative_prompt_embeds=negative,
+        add_text_embeds=join(pipe, pooled, negative_pooled),
+        negative_pooled_prompt_embeds=negative_pooled,
+    )
+
+
 def choose_timesteps(pipe: LatentDiffusionPipeline, o: Options, device: torch.device) -> Tensor:
     """The timesteps of a run: of the scheduler, or the user's; then the part that strength and start and end leave.
 
     Raises:
         ValueError: the scheduler cannot take them, or none is left.
     """
-    scheduler, takes = pipe.scheduler, inspect.signature(pipe.scheduler.set_timesteps).parameters
-    special: dict[str, Any] = {
-        "timesteps": o.timesteps,
-        "sigmas": o.sigmas,
-        "original_inference_steps": o.original_inference_steps,
-    }
-    if pipe.is_lcm and pipe.takes("strength"):
-        special["strength"] = o.strength
-    given = {name: value for name, value in special.items() if value is not None}
-    for name in given:
-        if name not in takes:
-            raise ValueError(f"{type(scheduler).__name__} does not support {name}; choose another scheduler")
-    custom = o.timesteps is not None or o.sigmas is not None
+    scheduler, partial = pipe.scheduler, pipe.takes("strength")
+    names = ["timesteps", "sigmas", "original_inference_steps", *(["strength"] if pipe.is_lcm and partial else [])]
+    given: dict[str, Any] = {name: getattr(o, name) for name in names if getattr(o, name) is not None}
+    for name in given.keys() - inspect.signature(scheduler.set_timesteps).parameters.keys():
+        raise ValueError(f"{type(scheduler).__name__} does not support {name}; choose another scheduler")
+    custom = not given.keys().isdisjoint(("timesteps", "sigmas"))
     scheduler.set_timesteps(
-        **({} if custom else {"num_inference_steps": o.num_inference_steps}), device=device, **given
+        **given if custom else {"num_inference_steps": o.num_inference_steps, **given}, device=device
     )
     timesteps: Tensor = scheduler.timesteps
     steps = len(timesteps) if custom else o.num_inference_steps
     trained = scheduler.config.num_train_timesteps
+    begin = 0
     if o.denoising_start is not None:
         left = int((timesteps < round(trained - o.denoising_start * trained)).sum())
         left += scheduler.order == 2 and left % 2 == 0  # a step of two calls is not torn apart
         begin = len(timesteps) - left
-    else:
-        partial = pipe.takes("strength") and not pipe.is_lcm
-        begin = (steps - min(int(steps * o.strength), steps)) * scheduler.order if partial else 0
+    elif partial and not pipe.is_lcm:
+        begin = (steps - min(int(steps * o.strength), steps)) * scheduler.order
     if begin:
         timesteps = timesteps[begin:]
         if hasattr(scheduler, "set_begin_index"):  # else it looks the first timestep up
             scheduler.set_begin_index(begin)
     if o.denoising_end is not None and 0 < o.denoising_end < 1:
         timesteps = timesteps[: int((timesteps >= round(trained - o.denoising_end * trained)).sum())]
-    if not len(timesteps):
-        raise ValueError(f"no step is left of {steps}: raise num_inference_steps, strength or denoising_end")
+    left_over = f"no step is left of {steps}: raise num_inference_steps, strength or denoising_end"
+    require(len(timesteps) > 0, left_over)
     return timesteps
 
 
 def draw(shape: Sequence[int], run: Run, generator: Generator) -> Tensor:
     """Normal noise, drawn on the generator's device. With a list of generators, each draws one row."""
     if isinstance(generator, list):
-        rows = [draw((1, *shape[1:]), run, one) for one in generator]
-        return torch.cat(rows) if len(rows) > 1 else draw(shape, run, generator[0])
+        return torch.cat([draw((1, *shape[1:]), run, one) for one in generator])
     device = generator.device if generator is not None else run.device
     return torch.randn(tuple(shape), generator=generator, device=device, dtype=run.dtype).to(run.device)
+
+
+def draw_latents(pipe: LatentDiffusionPipeline, o: Options, run: Run, given: Tensor | None) -> Tensor:
+    """Noise in the size of the result, unless it is given."""
+    height, width = (edge // pipe.vae_scale_factor for edge in run.size)
+    shape = (run.batch, pipe.vae.config.latent_channels, height, width)
+    return draw(shape, run, o.generator) if given is None else given.to(run.device)
 
 
 def tile(x: Tensor, rows: int) -> Tensor:
@@ -342,8 +367,7 @@ def tile(x: Tensor, rows: int) -> Tensor:
     Raises:
         ValueError: it does not divide them.
     """
-    if rows % len(x):
-        raise ValueError(f"{len(x)} images cannot be shared by {rows} results")
+    require(rows % len(x) == 0, f"{len(x)} images cannot be shared by {rows} results")
     return torch.cat([x] * (rows // len(x)))
 
 
@@ -351,36 +375,29 @@ def encode_image(pipe: LatentDiffusionPipeline, image: Tensor, generator: Genera
     """Pixels (b, 3, h, w) -> unscaled latents: random ones, or the most probable."""
     with pipe.full_precision_vae() as vae:
         image = image.to(vae.device, vae.dtype)
-        if mode or not isinstance(generator, list):
-            posterior = vae.encode(image).latent_dist
-            latents: Tensor = posterior.mode() if mode else posterior.sample(generator)
-            return latents
-        return torch.cat(
-            [
-                vae.encode(one).latent_dist.sample(seed)
-                for one, seed in zip(image.chunk(len(image)), generator, strict=False)
-            ]
-        )
+        if isinstance(generator, list):
+            each = zip(image.chunk(len(image)), generator, strict=False)
+            return torch.cat([vae.encode(one).latent_dist.sample(seed) for one, seed in each])
+        posterior = vae.encode(image).latent_dist
+        latents: Tensor = posterior.mode() if mode else posterior.sample(generator)
+        return latents
 
 
-def scale(pipe: LatentDiffusionPipeline, latents: Tensor) -> Tensor:
-    """Latents of the VAE -> what the UNet was trained on."""
+def statistics(pipe: LatentDiffusionPipeline, latents: Tensor) -> tuple[Any, Any, float]:
+    """Mean, deviation and scale of the VAE's latents, by which they become what the UNet was trained on."""
     config = pipe.vae.config
-    factor = float(config.scaling_factor)
-    if config.get("latents_mean") is None or config.get("latents_std") is None:
-        return latents * factor
-    mean, std = (torch.tensor(config[f"latents_{name}"]).view(1, -1, 1, 1).to(latents) for name in ("mean", "std"))
-    return (latents - mean) * factor / std
+    given = [config.get(name) for name in ("latents_mean", "latents_std")]
+    mean, std = (0.0, 1.0) if None in given else (torch.tensor(x).view(1, -1, 1, 1).to(latents) for x in given)
+    return mean, std, float(config.scaling_factor)
 
 
-def unscale(pipe: LatentDiffusionPipeline, latents: Tensor) -> Tensor:
-    """The inverse of `scale`."""
-    config = pipe.vae.config
-    factor = float(config.scaling_factor)
-    if config.get("latents_mean") is None or config.get("latents_std") is None:
-        return latents / factor
-    mean, std = (torch.tensor(config[f"latents_{name}"]).view(1, -1, 1, 1).to(latents) for name in ("mean", "std"))
-    return latents * std / factor + mean
+def to_latents(pipe: LatentDiffusionPipeline, o: Options, run: Run, image: Tensor) -> Tensor:
+    """An image as scaled latents, one row for each result; what comes as latents stays what it is."""
+    if not is_latents(pipe, image):
+        latents = encode_image(pipe, image, o.generator).to(run.dtype)
+        mean, std, factor = statistics(pipe, latents)
+        image = (latents - mean) * factor / std
+    return tile(image.to(run.device, run.dtype), run.batch).contiguous()
 
 
 def is_latents(pipe: LatentDiffusionPipeline, image: Tensor) -> bool:
@@ -388,12 +405,15 @@ def is_latents(pipe: LatentDiffusionPipeline, image: Tensor) -> bool:
     return bool(image.shape[1] == pipe.vae.config.latent_channels != pipe.vae.config.in_channels)
 
 
+def add_noise(pipe: LatentDiffusionPipeline, run: Run, latents: Tensor, noise: Tensor) -> Tensor:
+    """Latents as they are before the first step of the run."""
+    noisy: Tensor = pipe.scheduler.add_noise(latents, noise, run.timesteps[:1].repeat(run.batch))
+    return noisy
+
+
 def start_from_noise(pipe: LatentDiffusionPipeline, o: Options, run: Run) -> None:
     """Text-to-image: noise in the size of the result."""
-    latent_size = (edge // pipe.vae_scale_factor for edge in run.size)
-    shape = (run.batch, pipe.vae.config.latent_channels, *latent_size)
-    noise = draw(shape, run, o.generator) if o.latents is None else o.latents.to(run.device)
-    run.latents = noise * pipe.scheduler.init_noise_sigma
+    run.latents = draw_latents(pipe, o, run, o.latents) * pipe.scheduler.init_noise_sigma
 
 
 def start_from_image(pipe: LatentDiffusionPipeline, o: Options, run: Run) -> None:
@@ -402,16 +422,10 @@ def start_from_image(pipe: LatentDiffusionPipeline, o: Options, run: Run) -> Non
         run.latents = o.latents.to(run.device)
         return
     image = pipe.image_processor.preprocess(o.image, o.height, o.width)
-    if is_latents(pipe, image):
-        latents = image.to(run.device, run.dtype)
-    else:
-        image = tile(image, run.batch) if isinstance(o.generator, list) and len(image) < run.batch else image
-        latents = scale(pipe, encode_image(pipe, image, o.generator).to(run.dtype))
-    run.latents = latents = tile(latents, run.batch)
-    run.size = latents.shape[-2] * pipe.vae_scale_factor, latents.shape[-1] * pipe.vae_scale_factor
+    run.latents = to_latents(pipe, o, run, tile(image, run.batch) if isinstance(o.generator, list) else image)
+    run.size = pipe.pixels(run.latents)
     if o.denoising_start is None:
-        first = run.timesteps[:1].repeat(run.batch)
-        run.latents = pipe.scheduler.add_noise(latents, draw(latents.shape, run, o.generator), first)
+        run.latents = add_noise(pipe, run, run.latents, draw(run.latents.shape, run, o.generator))
 
 
 def start_from_depth(pipe: LatentDiffusionPipeline, o: Options, run: Run) -> None:
@@ -427,8 +441,7 @@ def start_from_depth(pipe: LatentDiffusionPipeline, o: Options, run: Run) -> Non
     depth = F.interpolate(depth, run.latents.shape[-2:], mode="bicubic", align_corners=False)
     low, high = depth.amin((1, 2, 3), keepdim=True), depth.amax((1, 2, 3), keepdim=True)
     depth = 2.0 * (depth - low) / (high - low) - 1.0
-    run.depth_mask = torch.cat([tile(depth, run.batch)] * pipe.branches)
-    run.extras = ("depth_mask",)
+    run.depth_mask, run.extras = torch.cat([tile(depth, run.batch)] * pipe.branches), ("depth_mask",)
 
 
 def start_from_mask(pipe: LatentDiffusionPipeline, o: Options, run: Run) -> None:
@@ -438,56 +451,50 @@ def start_from_mask(pipe: LatentDiffusionPipeline, o: Options, run: Run) -> None
         ValueError: the UNet is not of a kind that can inpaint.
     """
     channels, whole = pipe.unet.config.in_channels, o.strength == 1.0
-    if channels not in (4, 9):
-        raise ValueError(f"inpainting needs a UNet of 4 or 9 input channels, not {channels}")
+    require(channels in (4, 9), f"inpainting needs a UNet of 4 or 9 input channels, not {channels}")
     height, width = run.size
     mode: Any = "default"
     if o.padding_mask_crop is not None:
         run.crop, mode = crop_region(o.mask_image, width, height, o.padding_mask_crop), "fill"
     pixels = pipe.image_processor.preprocess(o.image, height, width, mode, run.crop)
     mask = pipe.mask_processor.preprocess(o.mask_image, height, width, mode, run.crop)
-    encoded = is_latents(pipe, pixels)
-
-    def encode(image: Tensor) -> Tensor:
-        latents = image if is_latents(pipe, image) else scale(pipe, encode_image(pipe, image, o.generator))
-        return tile(latents.to(run.device, run.dtype), run.batch).contiguous()
-
-    clean = encode(pixels) if encoded or channels == 4 or (o.latents is None and not whole) else None
-    shape = (run.batch, pipe.vae.config.latent_channels, *(edge // pipe.vae_scale_factor for edge in run.size))
-    run.noise = draw(shape, run, o.generator) if o.latents is None or o.denoising_start is not None else o.latents
-    run.noise = run.noise.to(run.device)
-    if o.denoising_start is not None:
-        assert clean is not None
+    encoded, later = is_latents(pipe, pixels), o.denoising_start is not None
+    clean = None
+    if encoded or channels == 4 or (o.latents is None and not whole):
+        clean = to_latents(pipe, o, run, pixels)
+    run.noise = draw_latents(pipe, o, run, None if later else o.latents)
+    if later and clean is not None:
         run.latents = clean
     elif whole or o.latents is not None or clean is None:
         run.latents = run.noise * pipe.scheduler.init_noise_sigma
     else:
-        run.latents = pipe.scheduler.add_noise(clean, run.noise, run.timesteps[:1].repeat(run.batch))
+        run.latents = add_noise(pipe, run, clean, run.noise)
 
-    small = F.interpolate(mask, (height // pipe.vae_scale_factor, width // pipe.vae_scale_factor))
-    run.mask = torch.cat([tile(small.to(run.device, run.dtype), run.batch)] * pipe.branches)
+    def for_each_branch(x: Tensor) -> Tensor:
+        return torch.cat([tile(x.to(run.device, run.dtype), run.batch)] * pipe.branches)
+
+    run.mask = for_each_branch(F.interpolate(mask, run.latents.shape[-2:]))
     masked = o.masked_image_latents
     if masked is None and not encoded:
-        masked = encode(pixels * (mask < 0.5))  # with 4 channels for the sake of the random draw
-    if channels == 9:
-        if masked is None:
-            raise ValueError("masked_image_latents is needed where the image is given as latents")
-        run.masked_image_latents = torch.cat([tile(masked.to(run.device, run.dtype), run.batch)] * pipe.branches)
-        run.extras = ("mask", "masked_image_latents")
-    else:
+        masked = to_latents(pipe, o, run, pixels * (mask < 0.5))  # with 4 channels for the sake of the random draw
+    if channels == 4:
         run.clean = clean
+        return
+    if masked is None:
+        raise ValueError("masked_image_latents is needed where the image is given as latents")
+    run.masked_image_latents, run.extras = for_each_branch(masked), ("mask", "masked_image_latents")
 
 
 def start_from_edited(pipe: LatentDiffusionPipeline, o: Options, run: Run) -> None:
     """InstructPix2Pix: noise, and the image to edit beside it; the third branch sees none."""
     image = pipe.image_processor.preprocess(o.image, o.height, o.width)
-    latents = image.to(run.device, run.dtype) if is_latents(pipe, image) else encode_image(pipe, image, None, mode=True)
-    latents = tile(latents.to(run.dtype), run.batch)
-    if pipe.scales_edited:
+    latents = image if is_latents(pipe, image) else encode_image(pipe, image, None, mode=True)
+    latents = tile(latents.to(run.device, run.dtype), run.batch)
+    if pipe.config.get("is_cosxl_edit"):  # here only the image is scaled as latents are
         latents = latents * pipe.vae.config.scaling_factor
     branches = [latents, latents, torch.zeros_like(latents)]
     run.image_latents, run.extras = torch.cat(branches[: pipe.branches]), ("image_latents",)
-    run.size = latents.shape[-2] * pipe.vae_scale_factor, latents.shape[-1] * pipe.vae_scale_factor
+    run.size = pipe.pixels(latents)
     start_from_noise(pipe, o, run)
 
 
@@ -496,7 +503,7 @@ def start_from_small(pipe: LatentDiffusionPipeline, o: Options, run: Run) -> Non
     image = pipe.image_processor.preprocess(o.image).to(run.device, run.dtype)
     level = torch.tensor([o.noise_level], dtype=torch.long, device=run.device)
     image = pipe.low_res_scheduler.add_noise(image, draw(image.shape, run, o.generator), level)
-    run.size = image.shape[-2] * pipe.vae_scale_factor, image.shape[-1] * pipe.vae_scale_factor
+    run.size = pipe.pixels(image)
     run.image, run.extras = tile(image, run.batch * pipe.branches), ("image",)
     run.class_labels = level.expand(len(run.image))
     start_from_noise(pipe, o, run)
@@ -505,15 +512,15 @@ def start_from_small(pipe: LatentDiffusionPipeline, o: Options, run: Run) -> Non
 # --- ControlNet -------------------------------------------------------------------------------------------------------
 
 
-def per_net(value: Any, count: int, name: str) -> list[Any]:
-    """One value for each ControlNet.
+def per_net(pipe: LatentDiffusionPipeline, o: Options, name: str) -> list[Any]:
+    """The values of an argument, one for each ControlNet.
 
     Raises:
         ValueError: there is another number of them.
     """
+    value, count = getattr(o, name), max(len(pipe.controlnets), 1)
     values = list(value) if isinstance(value, (list, tuple)) else [value] * count
-    if len(values) != count:
-        raise ValueError(f"{name} has {len(values)} values for {count} ControlNets")
+    require(len(values) == count, f"{name} has {len(values)} values for {count} ControlNets")
     return values
 
 
@@ -530,17 +537,15 @@ def prepare_control(pipe: LatentDiffusionPipeline, o: Options, run: Run) -> None
     """
     if not pipe.controlnets:
         return
-    given = getattr(o, pipe.control_argument)
-    many = len(pipe.controlnets) > 1
-    images = per_net(given, len(pipe.controlnets), pipe.control_argument) if many else [given]
+    name, many = pipe.control_argument, len(pipe.controlnets) > 1
     rows = run.batch * (1 if guesses(pipe, o) else pipe.branches)
     prepared = []
-    for image in images:
+    for image in per_net(pipe, o, name) if many else [getattr(o, name)]:
         pixels = pipe.control_image_processor.preprocess(image, o.height, o.width)
         once = run.batch if len(pixels) == 1 else o.num_images_per_prompt
         prepared.append(tile(pixels.repeat_interleave(once, 0), rows).to(run.device, pipe.controlnets[0].dtype))
     run.size = prepared[0].shape[-2], prepared[0].shape[-1]
-    setattr(run, pipe.control_argument, prepared if many else prepared[0])
+    setattr(run, name, prepared if many else prepared[0])
 
 
 def control(
@@ -553,22 +558,16 @@ def control(
     one_sided = guesses(pipe, o) and pipe.branches > 1
     rows = slice(run.batch, None) if one_sided else slice(None)
     images = getattr(run, pipe.control_argument)
+    names = ("controlnet_conditioning_scale", "control_guidance_start", "control_guidance_end")
+    options = zip(*(per_net(pipe, o, name) for name in names), strict=True)
     sums: list[Tensor] = []
-    for net, image, weight, start, end in zip(
-        nets,
-        images if len(nets) > 1 else [images],
-        per_net(o.controlnet_conditioning_scale, len(nets), "controlnet_conditioning_scale"),
-        per_net(o.control_guidance_start, len(nets), "control_guidance_start"),
-        per_net(o.control_guidance_end, len(nets), "control_guidance_end"),
-        strict=True,
-    ):
-        acts = start <= i / total and (i + 1) / total <= end
+    for net, image, (weight, start, end) in zip(nets, images if len(nets) > 1 else [images], options, strict=True):
         down, mid = net(
             x[rows],
             run.timesteps[i],
             encoder_hidden_states=run.prompt_embeds[rows],
             controlnet_cond=image,
-            conditioning_scale=weight * float(acts),
+            conditioning_scale=weight * float(start <= i / total and (i + 1) / total <= end),
             guess_mode=guesses(pipe, o),
             added_cond_kwargs=added and {name: value[rows] for name, value in added.items()},
         )
@@ -583,13 +582,12 @@ def control(
 
 def finish(pipe: LatentDiffusionPipeline, o: Options, run: Run) -> Any:
     """Latents -> what the caller asked for."""
-    latents = run.denoised if pipe.is_lcm and run.denoised is not None else run.latents
+    images: Any = run.denoised if pipe.is_lcm and run.denoised is not None else run.latents
     flagged: list[bool] | None = None
-    if o.output_type == "latent":
-        images: Any = latents
-    else:
+    if o.output_type != "latent":
         with pipe.full_precision_vae() as vae:
-            pixels = vae.decode(unscale(pipe, latents.to(vae.dtype))).sample
+            mean, std, factor = statistics(pipe, images.to(vae.dtype))
+            pixels = vae.decode(images.to(vae.dtype) * std / factor + mean).sample
         pixels, flagged = check_safety(pipe, pixels, run.dtype)
         images = pipe.image_processor.postprocess(pixels, o.output_type, [not flag for flag in flagged or ()])
     if run.crop is not None:
@@ -601,7 +599,7 @@ def finish(pipe: LatentDiffusionPipeline, o: Options, run: Run) -> Any:
 
 def check_safety(pipe: LatentDiffusionPipeline, pixels: Tensor, dtype: torch.dtype) -> tuple[Any, list[bool] | None]:
     """The images, black where the safety checker objects, and where it does; None without a safety checker."""
-    if pipe.is_xl or pipe.safety_checker is None:
+    if pipe.components.get("safety_checker") is None:
         return pixels, None
     seen = pipe.feature_extractor(pipe.image_processor.postprocess(pixels), return_tensors="pt")
     checked, flagged = pipe.safety_checker(images=pixels, clip_input=seen.pixel_values.to(pixels.device, dtype))
@@ -611,31 +609,97 @@ def check_safety(pipe: LatentDiffusionPipeline, pixels: Tensor, dtype: torch.dty
 # --- the prompt -------------------------------------------------------------------------------------------------------
 
 
+class Embeddings(NamedTuple):
+    """Of the prompts and the negative prompts: (b, tokens, d), and for SDXL pooled, (b, d)."""
+
+    prompt: Tensor
+    negative_prompt: Tensor | None
+    pooled_prompt: Tensor | None
+    negative_pooled_prompt: Tensor | None
+
+
+def encode_prompts(pipe: LatentDiffusionPipeline, o: Options, device: Any, guided: bool) -> Embeddings:
+    """Encode the prompts, and with guidance the negative ones, unless embeddings are given in their place."""
+    positive, pooled = o.prompt_embeds, o.pooled_prompt_embeds
+    if positive is None:
+        positive, pooled = embed(pipe, listed(o.prompt, 1), o.prompt_2, o.clip_skip or 0)
+    negative, negative_pooled = o.negative_prompt_embeds, o.negative_pooled_prompt_embeds
+    if negative is None and guided:
+        if o.negative_prompt is None and pipe.config.get("force_zeros_for_empty_prompt"):
+            negative, negative_pooled = (
+                torch.zeros_like(positive),
+                pooled if pooled is None else torch.zeros_like(pooled),
+            )
+        else:
+            negative, negative_pooled = embed(pipe, listed(o.negative_prompt, len(positive)), o.negative_prompt_2, 0)
+    encoder = pipe.text_encoder_2 if pipe.is_xl else pipe.text_encoder
+    dtype = (pipe.unet if encoder is None else encoder).dtype
+
+    def repeated(x: Tensor | None, to: torch.dtype | None) -> Any:
+        return None if x is None else x.to(device, to).repeat_interleave(o.num_images_per_prompt, 0)
+
+    kept = None if pooled is None else pooled.dtype
+    return Embeddings(
+        repeated(positive, dtype), repeated(negative, dtype), repeated(pooled, kept), repeated(negative_pooled, kept)
+    )
+
+
+def embed(
+    pipe: LatentDiffusionPipeline, prompts: list[str], prompts_2: str | list[str] | None, clip_skip: int
+) -> tuple[Tensor, Tensor | None]:
+    """What the UNet sees of texts, and for SDXL the projected pooled state of the last text encoder.
+
+    In SD it is the last hidden state after the final norm, or an earlier one after that norm; in SDXL the penultimate
+    states of both text encoders, or earlier ones, side by side.
+    """
+    if not pipe.is_xl:
+        output = pipe.text_encoder(
+            tokenize(pipe.tokenizer, prompts).to(pipe.text_encoder.device), output_hidden_states=True
+        )
+        if not clip_skip:
+            return output.last_hidden_state, None
+        return pipe.text_encoder.text_model.final_layer_norm(output.hidden_states[-(clip_skip + 1)]), None
+    pairs = [(pipe.tokenizer, pipe.text_encoder), (pipe.tokenizer_2, pipe.text_encoder_2)]
+    pairs = [(tokenizer, encoder) for tokenizer, encoder in pairs if tokenizer is not None]
+    states, pooled = [], None
+    # the refiner's one encoder gets the first prompt
+    for (tokenizer, encoder), texts in zip(pairs, (prompts, listed(prompts_2 or prompts, len(prompts))), strict=False):
+        output = encoder(tokenize(tokenizer, texts).to(encoder.device), output_hidden_states=True)
+        states.append(output.hidden_states[-(clip_skip + 2)])
+        pooled = output[0]
+    return torch.cat(states, dim=-1), pooled
+
+
+def listed(text: str | list[str] | None, count: int) -> list[str]:
+    """Texts for `count` prompts: one for all, or one for each.
+
+    Raises:
+        ValueError: there is another number of them.
+    """
+    texts = [text or ""] * count if text is None or isinstance(text, str) else text
+    require(count == 1 or len(texts) == count, f"{len(texts)} negative prompts are given for {count} prompts")
+    return texts
+
+
 def tokenize(tokenizer: Any, prompts: list[str]) -> Tensor:
     """Texts -> token ids (b, model_max_length); warns of what does not fit."""
     prompts = [tokenizer.expand(prompt) for prompt in prompts]
     limit = tokenizer.model_max_length
     for prompt in prompts:
-        ids = tokenizer(prompt).input_ids
-        if len(ids) > limit:
-            rest = tokenizer.decode(ids[limit - 1 : -1])
+        if rest := tokenizer.cut_off(prompt):
             warnings.warn(f"the prompt is longer than {limit} tokens; this is left out: {rest}", stacklevel=2)
     tokens = tokenizer(prompts, padding="max_length", max_length=limit, truncation=True, return_tensors="pt")
     result: Tensor = tokens.input_ids
     return result
 
 
-def last_state(encoder: Any, ids: Tensor, clip_skip: int | None) -> Tensor:
-    """What SD's UNet sees of a text: the last hidden state, or an earlier one, after the final norm."""
-    output = encoder(ids.to(encoder.device), output_hidden_states=True)
-    if clip_skip is None:
-        state: Tensor = output.last_hidden_state
-    else:
-        state = encoder.text_model.final_layer_norm(output.hidden_states[-(clip_skip + 1)])
-    return state
-
-
 # --- checks -----------------------------------------------------------------------------------------------------------
+
+
+def require(holds: bool, message: str) -> None:
+    """Raise ValueError with the message unless the condition holds."""
+    if not holds:
+        raise ValueError(message)
 
 
 def check(pipe: LatentDiffusionPipeline, o: Options) -> None:
@@ -646,51 +710,44 @@ def check(pipe: LatentDiffusionPipeline, o: Options) -> None:
         ValueError: arguments contradict each other, or one is missing or out of range.
     """
     for name in ("ip_adapter_image", "ip_adapter_image_embeds", "cross_attention_kwargs"):
-        if getattr(o, name) is not None:
-            raise ValueError(f"{name} is not supported")
-    for text, embeds in (("prompt", "prompt_embeds"), ("negative_prompt", "negative_prompt_embeds")):
-        if getattr(o, text) is not None and getattr(o, embeds) is not None:
-            raise ValueError(f"give either {text} or {embeds}, not both")
-    if o.prompt is None and o.prompt_embeds is None:
-        raise ValueError("give a prompt or prompt_embeds")
+        require(getattr(o, name) is None, f"{name} is not supported")
+    for one, other in (
+        ("prompt", "prompt_embeds"),
+        ("negative_prompt", "negative_prompt_embeds"),
+        ("timesteps", "sigmas"),
+    ):
+        require(getattr(o, one) is None or getattr(o, other) is None, f"give either {one} or {other}, not both")
+    require(o.prompt is not None or o.prompt_embeds is not None, "give a prompt or prompt_embeds")
     for name in ("prompt", "prompt_2", "negative_prompt", "negative_prompt_2"):
         value = getattr(o, name)
         if not (value is None or isinstance(value, str) or (isinstance(value, list) and value)):
             raise TypeError(f"{name} must be a text or a list of texts, not {value!r}")
     if o.prompt_embeds is not None and o.negative_prompt_embeds is not None:
         ours, theirs = tuple(o.prompt_embeds.shape), tuple(o.negative_prompt_embeds.shape)
-        if ours != theirs:
-            raise ValueError(f"prompt_embeds {ours} and negative_prompt_embeds {theirs} must have the same shape")
+        require(ours == theirs, f"prompt_embeds {ours} and negative_prompt_embeds {theirs} must have the same shape")
     for prefix in ("", "negative_"):
         embeds, pooled = getattr(o, f"{prefix}prompt_embeds"), getattr(o, f"{prefix}pooled_prompt_embeds")
-        if pipe.is_xl and embeds is not None and pooled is None:
-            raise ValueError(f"{prefix}prompt_embeds needs {prefix}pooled_prompt_embeds")
+        complete = not pipe.is_xl or embeds is None or pooled is not None
+        require(complete, f"{prefix}prompt_embeds needs {prefix}pooled_prompt_embeds")
     for name in ("height", "width"):
-        if (getattr(o, name) or 0) % 8:
-            raise ValueError(f"{name} = {getattr(o, name)} must be a multiple of 8")
+        require((getattr(o, name) or 0) % 8 == 0, f"{name} = {getattr(o, name)} must be a multiple of 8")
     for name in ("image", "mask_image", "control_image"):
         spared = name == "image" and o.latents is not None and pipe.takes("latents") and pipe.takes("strength")
-        if pipe.takes(name) and getattr(o, name) is None and not spared:
-            raise ValueError(f"{name} is needed")
-    if not 0 <= o.strength <= 1:
-        raise ValueError(f"strength = {o.strength} must be between 0 and 1")
-    if o.denoising_start is not None and o.denoising_end is not None and o.denoising_start >= o.denoising_end:
-        raise ValueError(f"denoising_start = {o.denoising_start} must be less than denoising_end = {o.denoising_end}")
-    if o.timesteps is not None and o.sigmas is not None:
-        raise ValueError("give either timesteps or sigmas, not both")
-    if pipe.takes("noise_level") and o.noise_level > pipe.config.get("max_noise_level", 350):
-        raise ValueError(f"noise_level = {o.noise_level} must be at most {pipe.config.max_noise_level}")
-    if o.output_type not in ("pil", "np", "pt", "latent"):
-        raise ValueError(f"output_type = {o.output_type!r} must be one of pil, np, pt, latent")
-    if o.padding_mask_crop is not None and not (o.output_type == "pil" and hasattr(o.image, "crop")):
-        raise ValueError("padding_mask_crop needs PIL images and output_type = 'pil'")
-    unknown = set(o.callback_on_step_end_tensor_inputs) - set(pipe._callback_tensor_inputs)
-    if unknown:
-        raise ValueError(f"callback_on_step_end_tensor_inputs: {sorted(unknown)} not in {pipe._callback_tensor_inputs}")
-    for start, end in zip(
-        per_net(o.control_guidance_start, max(len(pipe.controlnets), 1), "control_guidance_start"),
-        per_net(o.control_guidance_end, max(len(pipe.controlnets), 1), "control_guidance_end"),
-        strict=True,
-    ):
-        if not 0 <= start < end <= 1:
-            raise ValueError(f"control_guidance_start = {start} and _end = {end} must be 0 <= start < end <= 1")
+        require(spared or not pipe.takes(name) or getattr(o, name) is not None, f"{name} is needed")
+    require(0 <= o.strength <= 1, f"strength = {o.strength} must be between 0 and 1")
+    start, end = o.denoising_start, o.denoising_end
+    ordered = start is None or end is None or start < end
+    require(ordered, f"denoising_start = {start} must be less than denoising_end = {end}")
+    if pipe.takes("noise_level"):
+        limit = pipe.config.get("max_noise_level", 350)
+        require(o.noise_level <= limit, f"noise_level = {o.noise_level} must be at most {limit}")
+    require(o.output_type in OUTPUT_TYPES, f"output_type = {o.output_type!r} must be one of {', '.join(OUTPUT_TYPES)}")
+    cropped = o.padding_mask_crop is None or (o.output_type == "pil" and hasattr(o.image, "crop"))
+    require(cropped, "padding_mask_crop needs PIL images and output_type = 'pil'")
+    known = pipe._callback_tensor_inputs
+    unknown = sorted(set(o.callback_on_step_end_tensor_inputs) - set(known))
+    require(not unknown, f"callback_on_step_end_tensor_inputs: {unknown} not in {known}")
+    starts, ends = (per_net(pipe, o, f"control_guidance_{edge}") for edge in ("start", "end"))
+    for first, last in zip(starts, ends, strict=True):
+        fits = 0 <= first < last <= 1
+        require(fits, f"control_guidance_start = {first} and _end = {last} must be 0 <= start < end <= 1")

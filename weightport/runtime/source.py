@@ -17,7 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypedDict, Unpack, cast
 
-from .upload import explain
+from ..upload import explain
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?", re.ASCII)
 _MAX_JSON = 100_000_000  # bytes; a tokenizer.json has 3 million

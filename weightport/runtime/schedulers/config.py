@@ -7,10 +7,10 @@ import warnings
 from collections.abc import Mapping
 from typing import Any, ClassVar, Self, Unpack, cast
 
+from ...upload import PushOptions, PushToHub
 from ..config import DIFFUSERS_VERSION, Config
 from ..saving import placed, write_json
 from ..source import HubOptions, Source, open_source
-from ..upload import PushOptions, PushToHub
 
 FILE = "scheduler_config.json"
 COMPATIBLE = (  # with one another; in this order
