@@ -1,7 +1,7 @@
 """Makes the bytes of output tensors, block by block, from lazy sources: copied, transposed, cast, counted.
 
-Bytes that stay as they are pass through a small buffer that stays in the cache. Stored tensors and their axis
-permutations take constant memory; a tensor that is computed, or merged from several, is held whole.
+Bytes that stay as they are, parts of a fused tensor among them, pass through a small buffer that stays in the cache.
+Stored tensors and their axis permutations take constant memory; a tensor that is computed is held whole.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
@@ -98,13 +98,13 @@ class Blocks:
 
     def _pieces(self, output: Output) -> Iterator[tuple[Shape, _Fill]]:
         """Shapes of the output's blocks in order, each with the function that fills it."""
-        source = output.sources[0]
-        moves = _moves(output)
+        source, moves = output.sources[0], _moves(output)
+        if _in_order(output):
+            for place in _places(output):
+                yield from _chunks(place)
+            return
         if moves is None or not isinstance(source, Stored):
             views = iter([_computed(output)])
-        elif len(moves[0]) < 2:
-            yield from _chunks(source)
-            return
         else:
             views = panels(source, _bits(source.dtype), *moves, self._panel)
         width = max(DTYPES[source.dtype].itemsize, DTYPES[output.dtype].itemsize)
@@ -120,15 +120,29 @@ def results(output: Output) -> int:
     return elements // result if output.op is not None and result else 1
 
 
+def _in_order(output: Output) -> bool:
+    """Whether the output is bytes of its sources as they lie."""
+    moves = _moves(output)
+    still = output.op is None or output.op.keeps_order or (moves is not None and len(moves[0]) < 2)
+    return still and all(isinstance(source, Stored) for source in output.sources)
+
+
+def _places(output: Output) -> Iterator[Stored]:
+    """The stored bytes of an output whose elements stay in their order: its sources, or its part of one."""
+    for source in output.sources:
+        assert isinstance(source, Stored)
+        nbytes = source.nbytes // results(output)
+        count = nbytes // DTYPES[source.dtype].itemsize
+        yield replace(source, shape=(count,), offset=source.offset + output.part * nbytes)
+
+
 def _moves(output: Output) -> tuple[Shape, Shape] | None:
     """Coalesced (shape, permutation) of an output that is one source with its axes permuted; None for the rest."""
-    shape = output.sources[0].shape
-    if output.op is None:
-        return coalesced(shape, tuple(range(len(shape))))
-    permutation = output.op.permutation(len(shape))
-    if permutation is None or len(output.sources) > 1 or results(output) > 1:
+    if output.op is None or len(output.sources) > 1 or results(output) > 1:
         return None
-    return coalesced(shape, permutation)
+    shape = output.sources[0].shape
+    permutation = output.op.permutation(len(shape))
+    return None if permutation is None else coalesced(shape, permutation)
 
 
 def _computed(output: Output) -> Array:

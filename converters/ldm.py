@@ -41,15 +41,14 @@ def refuse_unsupported(checkpoint: Checkpoint) -> None:
     Raises:
         ConversionError: the checkpoint holds a tensor that only such a model has.
     """
-    tensors = checkpoint.tensors.items()
+    tensors = checkpoint.tensors
     for pattern, model in ldm_facts()["unsupported"].items():
-        found = next((key for key, _ in tensors if fnmatch.fnmatchcase(key, pattern)), None)
-        if found is not None:
-            _refuse(checkpoint, found, model)
+        for key in fnmatch.filter(tensors, pattern):
+            _refuse(checkpoint, key, model)
     for place, model in ldm_facts()["unsupported_sizes"].items():
         pattern, axis, size = place.split()
-        for key, tensor in tensors:
-            if fnmatch.fnmatchcase(key, pattern) and tensor.shape[int(axis) :][:1] == (int(size),):
+        for key in fnmatch.filter(tensors, pattern):
+            if tensors[key].shape[int(axis) :][:1] == (int(size),):
                 _refuse(checkpoint, key, model)
 
 
@@ -119,15 +118,10 @@ def _renamed(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def _without_skipped(tensors: Mapping[str, Tensor], skipped: dict[str, str]) -> dict[str, Tensor]:
     """The tensors that a table may know; the reasons for the others go to `skipped`."""
-    patterns = ldm_facts()["skip"]
-    kept = {}
-    for key, tensor in tensors.items():
-        reason = next((why for pattern, why in patterns.items() if fnmatch.fnmatchcase(key, pattern)), None)
-        if reason is None:
-            kept[key] = tensor
-        else:
-            skipped[key] = reason
-    return kept
+    for pattern, reason in ldm_facts()["skip"].items():
+        for key in fnmatch.filter(tensors, pattern):
+            skipped.setdefault(key, reason)
+    return {key: tensor for key, tensor in tensors.items() if key not in skipped}
 
 
 def _with_ema(raw: Checkpoint, tensors: dict[str, Tensor], skipped: dict[str, str], ema: bool) -> dict[str, Tensor]:

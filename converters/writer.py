@@ -2,8 +2,8 @@
 
 One thread reads, transposes and casts blocks; the caller's thread hashes and writes them. Bytes that stay as they are
 pass through a small buffer that stays in the cache. Stored tensors and their axis permutations take constant memory;
-a tensor that is computed, or merged from several, is held whole. The file is the one that `safetensors` itself
-writes for the same tensors. Format: https://github.com/huggingface/safetensors#format
+a tensor that is computed is held whole. The file is the one that `safetensors` itself writes for the same tensors.
+Format: https://github.com/huggingface/safetensors#format
 """
 
 from __future__ import annotations

@@ -58,6 +58,11 @@ class Op:
         """The op that undoes this one."""
         return Op(self.target, self.source)
 
+    @cached_property
+    def keeps_order(self) -> bool:
+        """Whether the elements stay in their order: sources one after another are the results one after another."""
+        return [name for axis in self.source for name in axis] == [name for axis in self.target for name in axis]
+
     def permutation(self, ndim: int) -> tuple[int, ...] | None:
         """Source axes in target order, if that (and dropping or adding size-1 axes) is all this op does.
 

@@ -7,6 +7,7 @@ import json
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
+from . import without_blas
 from .choices import COMPONENTS, FAMILIES
 from .terminal import print_lines, progress_bar
 
@@ -64,6 +65,7 @@ def add(commands: Any, common: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Run the command; returns the exit status."""
+    without_blas()
     from ..api import convert
 
     names = [

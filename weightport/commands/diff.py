@@ -6,6 +6,7 @@ import argparse
 import json
 from typing import Any
 
+from . import without_blas
 from .choices import FAMILIES
 from .terminal import print_lines, progress_bar
 
@@ -27,6 +28,7 @@ def add(commands: Any, common: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Run the command; returns the exit status."""
+    without_blas()
     from ..api import diff
     from ..converters.compare import describe
 

@@ -7,6 +7,7 @@ import json
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
+from . import without_blas
 from .terminal import print_lines, size
 
 if TYPE_CHECKING:
@@ -27,6 +28,7 @@ def add(commands: Any, common: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Run the command; returns the exit status."""
+    without_blas()
     from ..api import inspect
 
     inspection = inspect(arguments.file)
