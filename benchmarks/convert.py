@@ -6,7 +6,7 @@ Works on a Stable Diffusion 1.x UNet of KerasCV (3.4 GB; every kernel has to be 
 1.5 checkpoint (4.3 GB, as `.safetensors`, `.ckpt` and repo; tensors are renamed), and on SDXL in float16 (6.9 GB), all
 with random weights. The rows of one work take turns, N times; medians are printed. The ratio is to `cp` and `sync` of
 the source in the same round, and every row ends with its output on the disk; rows that say `no sync` compare with the
-plain `cp` before them. Needs h5py, safetensors, torch and, for its row, diffusers; takes 12 GB of disk for the UNet,
+plain `cp`. Needs h5py, safetensors, torch and, for its row, diffusers; takes 12 GB of disk for the UNet,
 18 GB for the checkpoint, 28 GB for SDXL.
 """
 
@@ -117,7 +117,9 @@ def main() -> None:
                     chosen = {name: row for name, row in rows.items() if arguments.rows in name or "cp" in name}
                     if arguments.work in title:
                         print(f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}")
-                        print(table(title, list(rounds(chosen, outputs, arguments.repeat))), flush=True)
+                        unsynced = {name: "cp" for name in chosen if "no sync" in name}
+                        measured = list(rounds(chosen, outputs, arguments.repeat))
+                        print(table(title, measured, unsynced), flush=True)
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 Command = list[str]
 
@@ -72,12 +73,12 @@ def rounds(commands: Mapping[str, Command], outputs: Path, repeat: int) -> Itera
         yield runs
 
 
-def table(title: str, measured: list[dict[str, Run]]) -> str:
-    """Medians, one line a row; the ratio is to the first row in the same round."""
-    base = next(iter(measured[0]))
+def table(title: str, measured: list[dict[str, Run]], bases: Mapping[str, str] = MappingProxyType({})) -> str:
+    """Medians, one line a row; the ratio is to the row that `bases` names, or the first, in the same round."""
+    first = next(iter(measured[0]))
     lines = [f"{title:34}{'wall s':>8}{'CPU s':>8}{'ratio':>8}{'RSS MB':>8}{'anon MB':>8}"]
     for name in measured[0]:
-        runs = [round_[name] for round_ in measured]
+        runs, base = [round_[name] for round_ in measured], bases.get(name, first)
         ratio = statistics.median(round_[name].wall / round_[base].wall for round_ in measured)
         wall, cpu = (statistics.median(values) for values in ([r.wall for r in runs], [r.cpu for r in runs]))
         rss, anon = (max(values) / 1000 for values in ([r.rss for r in runs], [r.anon for r in runs]))
