@@ -92,7 +92,7 @@ def test_an_image_and_its_settings(repo: Path, place: Path) -> None:
     assert (ran.status, ran.err) == (0, "")
     assert ran.out == f"wrote {out} (seed 7, 16x16)\n"
     recipe = read_recipe(out)
-    expected = Recipe(repo=str(repo), prompt="a cat", scheduler="EulerDiscreteScheduler", steps=2, seed=7, guidance=3.0)
+    expected = Recipe(repo=str(repo), prompt="a cat", scheduler="euler", steps=2, seed=7, guidance=3.0)
     assert recipe == Recipe(**{**vars(expected), "torch": torch.__version__})
     pipe: Any = StableDiffusionPipeline.from_pretrained(repo)
     from weightport.runtime.schedulers import EulerDiscreteScheduler
@@ -112,7 +112,7 @@ def options(place: Path, repo: Path) -> dict[str, list[str | Path]]:
             "--guidance",
             "2.5",
             "--scheduler",
-            "DPMSolverMultistepScheduler",
+            "dpm++2m-karras",
             "--size",
             "24x32",
         ],
@@ -207,7 +207,7 @@ def test_damaged_settings(place: Path, text: str | None, message: str) -> None:
     [
         (["{repo}"], 2, "required: REPO, PROMPT"),
         (["{place}/none", "a"], 1, "none: there is no such folder"),
-        (["{repo}", "a", "--scheduler", "dim"], 1, "no scheduler 'dim'; did you mean DDIMScheduler"),
+        (["{repo}", "a", "--scheduler", "dim"], 1, "no scheduler 'dim'; did you mean ddim"),
         (["{repo}", "a", "--size", "13x16"], 1, "multiple of 8"),
         (["{repo}", "a", "--size", "ax16"], 2, "argument --size: invalid"),
         (["{repo}", "a", "--steps", "0"], 2, "argument --steps: invalid"),

@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
-import subprocess
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,6 +13,8 @@ from weightport.parity_measure import Error, measure, tolerance
 from weightport.parity_report import describe, html, write_report
 from weightport.parity_run import Check, Images, Parity
 from weightport.parity_weights import Weights, WrongTensor
+
+from .browser import laid_out, photographed
 
 pytest.importorskip("matplotlib")
 
@@ -126,31 +124,6 @@ def test_the_page_is_self_contained_and_escapes_names():
     assert html(_parity()) == html(_parity())  # nothing but the result is in it
 
 
-def _browser() -> str:
-    """Chromium, which `scripts/test --full` must find (it sets WEIGHTPORT_BROWSER) and other runs may lack."""
-    found = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-    if found is None and "WEIGHTPORT_BROWSER" in os.environ:
-        pytest.fail("no Chromium is installed; Debian's package is `chromium`")
-    if found is None:
-        pytest.skip("no Chromium is installed; Debian's package is `chromium`")
-    return found
-
-
-def _chromium(folder: Path, *arguments: str) -> bytes:
-    flags = ("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync")
-    quiet = ("--disable-background-networking", "--disable-component-update", "--hide-scrollbars")
-    command = [_browser(), *flags, *quiet, f"--user-data-dir={folder / 'profile'}", *arguments]
-    return subprocess.run(command, check=True, capture_output=True, timeout=120).stdout
-
-
-MEASURE = """addEventListener('load', () => {
-    const measure = e => {
-        const box = e.getBoundingClientRect();
-        return [e.tagName, box.width, box.height, e.naturalWidth || 0, e.querySelectorAll('path').length];
-    };
-    const boxes = [...document.querySelectorAll('svg, img')].map(measure);
-    document.body.dataset.boxes = JSON.stringify(boxes).replaceAll('"', "'");
-});"""
 COLOURS = {
     "image, and the first line": (37, 99, 235),
     "second line": (217, 119, 6),
@@ -162,21 +135,17 @@ COLOURS = {
 def test_a_browser_shows_plots_and_images(tmp_path):
     """The browser itself says how large plots and images came out, and its screenshot has their colours."""
     image = pytest.importorskip("PIL.Image")
-    page = tmp_path / "parity.html"
-    page.write_text(html(_parity(wrong=True)).replace("</body>", f"<script>{MEASURE}</script></body>"))
-    seen = _chromium(tmp_path, "--dump-dom", page.as_uri()).decode().partition('data-boxes="')[2].partition('"')[0]
-    boxes = json.loads(seen.replace("'", '"'))
-    plots = [box for box in boxes if box[0] == "svg"]
-    pictures = [box for box in boxes if box[0] == "IMG"]
-    assert len(plots) == 1
-    assert plots[0][1] > 600
-    assert plots[0][2] > 150
-    assert plots[0][4] > 10
-    assert [box[3] for box in pictures] == [16, 16]
-    assert all(box[1] == box[2] == 256 for box in pictures)
+    boxes = laid_out(html(_parity(wrong=True)), tmp_path)
+    (plot,) = (box for box in boxes if box.tag == "svg")
+    assert plot.width > 600
+    assert plot.height > 150
+    assert len([box for box in boxes if box.tag == "g" and box.id.startswith("line2d")]) > 10
+    pictures = [box for box in boxes if box.tag == "img"]
+    assert [box.pixels for box in pictures] == [16, 16]
+    assert all(box.width == box.height == 256 for box in pictures)
 
-    _chromium(tmp_path, "--window-size=1180,2000", f"--screenshot={tmp_path / 'page.png'}", page.as_uri())
-    pixels = np.asarray(image.open(tmp_path / "page.png").convert("RGB")).reshape(-1, 3)
+    picture = photographed(html(_parity(wrong=True)), tmp_path)
+    pixels = np.asarray(image.open(picture).convert("RGB")).reshape(-1, 3)
     counts = {name: int((pixels == colour).all(axis=1).sum()) for name, colour in COLOURS.items()}
     assert counts["image, and the first line"] > 2 * 250 * 250
     assert counts["second line"] > 300

@@ -14,6 +14,7 @@ import pytest
 
 import weightport
 
+from .browser import laid_out, photographed
 from .command import run
 
 torch = pytest.importorskip("torch")
@@ -21,6 +22,8 @@ torch = pytest.importorskip("torch")
 from weightport.quality import installed_metrics  # noqa: E402
 from weightport.runtime.pipeline import DiffusionPipeline  # noqa: E402
 from weightport.scheduler_comparison import Experiment, compare, pareto_front  # noqa: E402
+from weightport.scheduler_names import is_stochastic, named_scheduler  # noqa: E402
+from weightport.scheduler_report import fronts, means, write_report  # noqa: E402
 
 EXPERIMENT = Experiment(
     ("a red fox",), ("euler", "heun", "euler-a", "dpm++2m"), (4, 8), size=(64, 64), reference_steps=32
@@ -65,6 +68,17 @@ def test_errors_shrink_with_the_steps_and_vanish_at_the_reference(pipe: Any, tmp
     assert errors[0] > errors[1] > errors[2] > errors[3] == 0
     assert comparison.runs[-1].psnr == float("inf")
     assert comparison.uncertainty["a red fox"] == pytest.approx(errors[2])
+
+
+def test_whatever_timesteps_the_repo_asks_for_all_approach_one_image(model: Path, tmp_path: Path) -> None:
+    pipe = DiffusionPipeline.from_pretrained(model)
+    pipe.set_progress_bar_config(disable=True)
+    pipe.scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config, timestep_spacing="leading")
+    names = ("dpm++2m-karras", "unipc")
+    experiment = Experiment(("a red fox",), names, (2, 8), size=(64, 64), reference_steps=20)
+    comparison = compare(pipe, experiment, tmp_path)
+    for few, many in zip(comparison.runs[::2], comparison.runs[1::2], strict=True):
+        assert many.rmse < few.rmse / 2 < 0.05, many.scheduler
 
 
 def test_the_scheduler_of_the_pipeline_stays(pipe: Any, compared: tuple[Any, Path]) -> None:
@@ -115,6 +129,58 @@ def test_nothing_is_taken_from_another_experiment(model: Path, tmp_path: Path, c
         with torch.no_grad():
             pipe.unet.conv_out.bias[0] += 1
     assert made(pipe, experiment, tmp_path) == first
+
+
+@pytest.mark.browser
+def test_a_browser_shows_grid_plots_and_table(compared: tuple[Any, Path], tmp_path: Path) -> None:
+    comparison, output = compared
+    write_report(comparison, output)
+    page, rows = (output / "report.html").read_text(), means(comparison)
+    boxes = laid_out(page, tmp_path)
+    plots = [box for box in boxes if box.tag == "svg"]
+    assert len(plots) == 2
+    assert all(box.width > 900 and box.height > 300 for box in plots)
+    marked = [box for box in boxes if box.id == "front"]
+    assert len(marked) == 2
+    assert all(box.width > 10 and box.height > 10 for box in marked)
+    images = [box for box in boxes if box.tag == "img"]
+    assert len(images) == 1 + len(rows)
+    assert all(box.pixels == 64 and box.width == box.height >= 150 for box in images)
+    assert len([box for box in boxes if box.tag == "tr"]) == 1 + len(rows) + 1 + len(EXPERIMENT.schedulers)
+    assert page.count("Pareto front</span>") == len(fronts(rows)[0]) > 0
+
+    image = pytest.importorskip("PIL.Image").open(photographed(page, tmp_path)).convert("RGB")
+    seen = {colour: count for count, colour in image.getcolors(2**24)}
+    for colour in ((37, 99, 235), (217, 119, 6), (5, 150, 105), (190, 24, 93)):  # a scheduler each
+        assert seen.get(colour, 0) > 50
+
+
+@pytest.mark.parametrize(
+    ("name", "found"),
+    [
+        ("euler", "EulerDiscreteScheduler"),
+        ("EULER", "EulerDiscreteScheduler"),
+        ("eulerDiscrete", "EulerDiscreteScheduler"),
+        ("dpm++2m-karras", "DPMSolverMultistepScheduler"),
+        ("DPMSolverMultistepScheduler", "DPMSolverMultistepScheduler"),
+        ("kerascv", "KerasCVScheduler"),
+    ],
+)
+def test_schedulers_by_name(name: str, found: str) -> None:
+    scheduler = named_scheduler(name, {"beta_end": 0.012})
+    assert type(scheduler).__name__ == found
+    assert scheduler.config.beta_end == 0.012
+    assert bool(scheduler.config.get("use_karras_sigmas")) == name.endswith("karras")
+
+
+def test_which_schedulers_are_stochastic() -> None:
+    names = ("ddim", "DDPMScheduler", "dpm++2m", "dpm++2m-sde", "dpm++2s", "euler-a", "tcd", "unipc")
+    assert [name for name in names if is_stochastic(named_scheduler(name, {}))] == [
+        "DDPMScheduler",
+        "dpm++2m-sde",
+        "euler-a",
+        "tcd",
+    ]
 
 
 def test_pareto_front() -> None:

@@ -97,36 +97,65 @@ def log_plot(
 
 
 def scatter_plot(
-    series: Sequence[Series], x_title: str, y_title: str, front: Sequence[tuple[float, float]], limit: float | None
+    series: Sequence[Series],
+    x_title: str,
+    y_title: str,
+    front: Sequence[tuple[float, float, str]],
+    limit: float | None,
 ) -> str:
-    """Points on two logarithmic axes, as SVG.
+    """Points on two logarithmic axes, those of a series joined by a thin line, as SVG.
 
     Args:
-        front: points to join by a line, in order.
-        limit: drawn across, below which y says nothing.
+        front: points to mark, name, and join by a staircase, in the order of x.
+        limit: drawn across if it is near the points; below it y says nothing.
     """
-    figure, axes = _axes(height=4.2)
+    figure, axes = _axes(height=4.4)
+    lowest = math.inf
     for index, (one, marker) in enumerate(zip(series, itertools.cycle("os^Dv"), strict=False)):
-        shown = [point for point in one.points if 0 < point[1] < math.inf]
+        shown = [(x, y) for x, y, _ in one.points if 0 < y < math.inf]
+        lowest = min([lowest, *(y for _, y in shown)])
         colour = COLOURS[index % len(COLOURS)]
-        style = {"color": colour, "markerfacecolor": "none" if one.hollow else colour, "label": one.title}
-        axes.plot(
-            [x for x, _, _ in shown], [y for _, y, _ in shown], linestyle="", marker=marker, markersize=5, **style
-        )
-        for x, y, label in shown:
-            axes.annotate(label, (x, y), xytext=(4, 3), textcoords="offset points", fontsize=7, color="#66707f")
-    above = [point for point in front if point[1] > 0]
-    axes.plot(
-        [x for x, _ in above], [y for _, y in above], color="#1c2430", linewidth=1, label="Pareto front", zorder=1
-    )
-    if limit:
+        fill = "white" if one.hollow else colour
+        axes.plot(*_columns(shown), color=colour, linewidth=0.5, marker=marker, markersize=5, markerfacecolor=fill,
+                  label=one.title)  # fmt: skip
+    marked = [(x, y) for x, y, _ in front if y > 0]
+    axes.plot(*_columns(marked), color="#1c2430", drawstyle="steps-post", linewidth=1.1, marker="o", markersize=11,
+              markerfacecolor="none", label="Pareto front", gid="front")  # fmt: skip
+    if limit and limit > lowest / 10:
         axes.axhline(limit, color="#c02626", linewidth=0.9, linestyle=(0, (2, 3)), label="reference's own error")
-    axes.set_xscale("log")
-    axes.set_yscale("log")
-    axes.set_xlabel(x_title, fontsize=8, color="#66707f")
-    axes.set_ylabel(y_title, fontsize=8, color="#66707f")
+    for axis, title in ((axes.xaxis, x_title), (axes.yaxis, y_title)):
+        _logarithmic(axis)
+        axis.set_label_text(title, fontsize=8, color="#66707f")
+    axes.margins(0.06)
+    _name(axes, [point for point in front if point[1] > 0])
     axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False, fontsize=8)
     return _svg(figure)
+
+
+def _name(axes: Any, points: Sequence[tuple[float, float, str]]) -> None:
+    """Write names beside falling points, but for those that would cover the one before."""
+    last, low = -math.inf, math.inf
+    for x, y, name in points:
+        across, up = axes.transData.transform((x, y))
+        if across - last > 110 or low - up > 12:
+            axes.annotate(name, (x, y), xytext=(8, 5), textcoords="offset points", fontsize=8)
+            last, low = across, up
+
+
+def _columns(points: Sequence[tuple[float, float]]) -> tuple[list[float], list[float]]:
+    return [x for x, _ in points], [y for _, y in points]
+
+
+def _logarithmic(axis: Any) -> None:
+    """Powers of ten, and between them 2 and 5, written as numbers."""
+    from matplotlib.ticker import FuncFormatter, LogLocator
+
+    axis.axes.set(**{f"{axis.axis_name}scale": "log"})
+    axis.set_minor_locator(LogLocator(subs=(2, 5)))
+    plain = FuncFormatter(lambda value, _: f"{value:g}")
+    axis.set_major_formatter(plain)
+    axis.set_minor_formatter(plain)
+    axis.set_tick_params(which="minor", colors="#66707f", labelsize=8, length=2)
 
 
 def _axes(height: float = 3) -> tuple[Any, Any]:

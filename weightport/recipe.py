@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .converters.errors import ConversionError
+from .scheduler_names import named_scheduler
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -42,7 +43,7 @@ class Recipe:
         prompt: what to draw.
         revision: of the repository on the Hub.
         negative: what not to draw.
-        scheduler: the name of its class.
+        scheduler: a name that `named_scheduler` knows.
         steps: of the scheduler.
         seed: of the generator, which draws on the CPU.
         guidance: weight of the prompt.
@@ -167,13 +168,13 @@ class Maker:
         pipe: Any = DiffusionPipeline.from_pretrained(source, dtype=dtype)
         pipe = _for_task(pipe, recipe, dtype)
         if recipe.scheduler:
-            pipe.scheduler = _scheduler_class(recipe.scheduler).from_config(pipe.scheduler.config)
+            pipe.scheduler = named_scheduler(recipe.scheduler, pipe.scheduler.config)
         pipe.set_progress_bar_config(**({"disable": True} if quiet else {"leave": False}))
         self.pipe = pipe.to(recipe.device)
         sha256 = {name: digest for name, (_, digest) in self.images.items()}
         self.recipe = replace(
             recipe,
-            scheduler=type(pipe.scheduler).__name__,
+            scheduler=recipe.scheduler or type(pipe.scheduler).__name__,
             sha256=sha256 or None,
             torch=torch.__version__,
         )
@@ -233,20 +234,3 @@ def _for_task(pipe: Any, recipe: Recipe, dtype: Any) -> Any:
     if recipe.image:
         return pipe if "image" in known else auto.AutoPipelineForImage2Image.from_pipe(pipe)
     return pipe if "image" not in known else auto.AutoPipelineForText2Image.from_pipe(pipe)
-
-
-def _scheduler_class(name: str) -> Any:
-    """A scheduler by the name of its class, in any case, with or without its ending."""
-    from difflib import get_close_matches
-
-    from .runtime.registry import MODULES, public_class
-
-    known = {_short(one): one for one in MODULES["schedulers"]}
-    if _short(name) not in known:
-        close = get_close_matches(_short(name), known, 1, 0)
-        raise ConversionError(f"there is no scheduler {name!r}; did you mean {known[close[0]]}?")
-    return public_class(known[_short(name)])
-
-
-def _short(name: str) -> str:
-    return name.lower().replace("-", "").removesuffix("scheduler").removesuffix("discrete").removesuffix("multistep")

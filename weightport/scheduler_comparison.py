@@ -1,7 +1,9 @@
 """Schedulers side by side on one model: speed, and distance to the exact solution of the same equation.
 
 Every run starts from the same noise, so that all deterministic schedulers approach one image, the solution of the
-probability flow ODE (Song et al. 2021, https://arxiv.org/abs/2011.13456); what is left between them is error.
+probability flow ODE (Song et al. 2021, https://arxiv.org/abs/2011.13456); what is left between them is error. For that
+they all begin at the last training timestep, whatever timesteps the repo asks for: those of `leading` runs begin the
+earlier the fewer they are (Lin et al. 2023, https://arxiv.org/abs/2305.08891), and lead to different images.
 Stochastic schedulers solve another equation: their distance says how far they wander, not how wrong they are.
 
 Each run is kept in the output folder as it ends, so that an interrupted comparison goes on where it stopped.
@@ -13,7 +15,7 @@ import hashlib
 import json
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -24,7 +26,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from .quality import Metric, psnr, rmse
-from .scheduler_names import STOCHASTIC, named_scheduler
+from .scheduler_names import is_stochastic, named_scheduler
 
 REFERENCE = "dpm++2m"  # of second order, and without error of its own when the steps are many
 SCHEDULERS = ("ddim", "pndm", "lms", "euler", "heun", "kdpm2", "deis", "dpm++2m", "dpm++2m-karras", "unipc", "euler-a")
@@ -99,13 +101,14 @@ class SchedulerComparison:
     uncertainty: dict[str, float]
 
     def to_dict(self) -> dict[str, Any]:
-        """The content of `results.json`."""
+        """The content of `results.json`; the PSNR of equal images, which is infinite, is None."""
+        runs = [asdict(run) | {"psnr": run.psnr if math.isfinite(run.psnr) else None} for run in self.runs]
         return {
             "model": self.model,
             "experiment": asdict(self.experiment),
             "references": self.references,
             "uncertainty": self.uncertainty,
-            "runs": [asdict(run) for run in self.runs],
+            "runs": runs,
         }
 
 
@@ -125,8 +128,9 @@ def compare(
     Raises:
         ValueError: an unknown scheduler, or one that cannot serve the model.
     """
-    for name in experiment.schedulers:
-        named_scheduler(name, pipe.scheduler.config)  # before the long work: does it exist, can it serve the model
+    stochastic = {  # before the long work: do they exist, can they serve the model
+        name: is_stochastic(named_scheduler(name, _from_noise(pipe.scheduler.config))) for name in experiment.schedulers
+    }
     session = Session(pipe, experiment, output)
     jobs = [(p, s, n) for p in experiment.prompts for s in experiment.schedulers for n in experiment.steps]
     total = len(jobs) + 2 * len(experiment.prompts)
@@ -145,7 +149,7 @@ def compare(
                 prompt=prompt,
                 scheduler=scheduler,
                 steps=steps,
-                stochastic=scheduler in STOCHASTIC,
+                stochastic=stochastic[scheduler],
                 seconds=sample.seconds,
                 model_calls=sample.model_calls,
                 rmse=rmse(sample.latents, reference.latents),
@@ -208,7 +212,7 @@ class Session:
 
     def _sample(self, prompt: str, scheduler: str, steps: int) -> Sample:
         pipe, experiment = self.pipe, self.experiment
-        pipe.scheduler = named_scheduler(scheduler, self.own.config)
+        pipe.scheduler = named_scheduler(scheduler, _from_noise(self.own.config))
         last: list[Tensor] = []
         calls = 0
 
@@ -237,6 +241,13 @@ class Session:
             counting.remove()
             pipe.scheduler = self.own
         return Sample(last[0].float().cpu(), image, time.perf_counter() - start, calls)
+
+
+def _from_noise(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A scheduler's config with timesteps that begin at the last one of training, however few they are."""
+    unset = config.get("_use_default_values", ())
+    given = {key: value for key, value in config.items() if key not in (*unset, "_use_default_values")}
+    return given | {"timestep_spacing": "trailing"}
 
 
 def _beside(path: Path) -> Path:

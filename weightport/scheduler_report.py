@@ -15,7 +15,7 @@ from statistics import fmean
 import numpy as np
 from PIL import Image
 
-from .html import Series, figure, page, scatter_plot, table
+from .html import Series, badge, figure, page, scatter_plot, table
 from .scheduler_comparison import REFERENCE, Run, SchedulerComparison, pareto_front
 
 
@@ -88,7 +88,7 @@ def describe(comparison: SchedulerComparison, notes: Sequence[str] = ()) -> Iter
 
 def write_report(comparison: SchedulerComparison, output: Path, notes: Sequence[str] = ()) -> None:
     """Write the three files into the folder of the comparison."""
-    _write(output / "results.json", json.dumps(_finite(comparison.to_dict()), indent=1, ensure_ascii=False) + "\n")
+    _write(output / "results.json", json.dumps(comparison.to_dict(), indent=1, ensure_ascii=False) + "\n")
     _write(output / "results.csv", _csv(comparison))
     _write(output / "report.html", html(comparison, output, notes))
 
@@ -97,15 +97,6 @@ def _write(path: Path, text: str) -> None:
     beside = path.with_name(f".{path.name}.part")
     beside.write_text(text)
     beside.replace(path)
-
-
-def _finite(value: object) -> object:
-    """JSON has no infinity: the PSNR of equal images is null."""
-    if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _csv(comparison: SchedulerComparison) -> str:
@@ -133,7 +124,7 @@ def html(comparison: SchedulerComparison, output: Path, notes: Sequence[str] = (
         f"{len(experiment.schedulers)} schedulers, {len(experiment.prompts)} prompts, seed {experiment.seed}, {size}, "
         f"guidance {experiment.guidance_scale:g}. The reference is {REFERENCE} with "
         f"{experiment.reference_steps} steps; with half as many it is {uncertainty:.2g} away from itself, so errors "
-        "below that say nothing."
+        "below that say nothing. All begin at the last training timestep."
     )
     plots = "".join(
         f'<div class="card">{_plot(rows, front, column, title, uncertainty)}</div>'
@@ -144,8 +135,9 @@ def html(comparison: SchedulerComparison, output: Path, notes: Sequence[str] = (
         f'<p class="soft"><code>{escape(comparison.model)}</code></p><p>{escape(words)}</p>',
         *(f'<p class="soft">{escape(note)}</p>' for note in notes),
         "<h2>Speed and quality</h2>",
-        "<p>Points on the line are the Pareto front: nothing is both faster and nearer to the reference. Hollow points "
-        "are stochastic schedulers, which follow another equation.</p>",
+        "<p>Ringed points are the Pareto front: nothing is both faster and nearer to the reference. A thin line goes "
+        "from few steps of a scheduler to many. Hollow points are stochastic schedulers, which follow another "
+        "equation.</p>",
         plots,
         f'<div class="card">{_table(rows, fast)}</div>',
         *(_grid(comparison, output, prompt) for prompt in experiment.prompts),
@@ -159,7 +151,11 @@ def _plot(rows: Sequence[Mean], front: set[int], column: str, title: str, uncert
         own = [row for row in rows if row.scheduler == name]
         points = [(float(getattr(row, column)), row.rmse, str(row.steps)) for row in own]
         series.append(Series(name, points, hollow=own[0].stochastic))
-    best = [(float(getattr(row, column)), row.rmse) for index, row in enumerate(rows) if index in front]
+    best = [
+        (float(getattr(row, column)), row.rmse, f"{row.scheduler} {row.steps}")
+        for index, row in enumerate(rows)
+        if index in front
+    ]
     return scatter_plot(series, title, "latent RMSE to the reference", sorted(best), limit=uncertainty)
 
 
@@ -168,17 +164,23 @@ def _table(rows: Sequence[Mean], front: set[int]) -> str:
     head = ["scheduler", "steps", "s/image", "model calls", "latent RMSE", "PSNR dB", *map(escape, names)]
     cells = [
         [
-            escape(row.scheduler) + (" <b>front</b>" if i in front else " stochastic" if row.stochastic else ""),
+            escape(row.scheduler) + _mark(i in front, row.stochastic),
             str(row.steps),
             f"{row.seconds:.3f}",
             f"{row.model_calls:.0f}",
             f"{row.rmse:.4f}",
-            f"{row.psnr:.2f}",
+            f"{row.psnr:.2f}".replace("inf", "∞"),
             *(f"{row.scores[name]:.4f}" for name in names),
         ]
         for i, row in enumerate(rows)
     ]
     return table(head, cells, numbers=range(1, len(head)))
+
+
+def _mark(front: bool, stochastic: bool) -> str:
+    if front:
+        return f" {badge(True, 'Pareto front')}"
+    return ' <span class="soft">stochastic</span>' if stochastic else ""
 
 
 def _grid(comparison: SchedulerComparison, output: Path, prompt: str) -> str:

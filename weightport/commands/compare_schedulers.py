@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import json
 from typing import Any
 
-from .terminal import print_lines, progress_bar
+from ..recipe import DTYPES
+from .terminal import print_result, progress_bar
+from .values import names, natural, numbers, positive, size
 
 
 def add(commands: Any, common: argparse.ArgumentParser) -> None:
@@ -22,14 +23,15 @@ def add(commands: Any, common: argparse.ArgumentParser) -> None:
     option("repo", metavar="REPO", help="a diffusers repo, or a Hub id")
     option("-p", "--prompt", action="append", required=True, help="what to draw; repeat for more")
     option("-o", "--output", required=True, metavar="FOLDER", help="gets report.html, results.json and results.csv")
-    option("--schedulers", type=_names, metavar="A,B,...", help="short names or class names (default: the usual ones)")
-    option("--steps", type=_numbers, metavar="N,M,...", help="numbers of steps (default: 5,10,20,50)")
-    option("--seed", type=int, default=0, help="of the noise (default: 0)")
-    option("--size", type=_size, metavar="WxH", help="in pixels (default: the model's)")
+    option("--schedulers", type=names, metavar="A,B,...", help="short names or class names (default: the usual ones)")
+    option("--steps", type=numbers, metavar="N,M,...", help="numbers of steps (default: 5,10,20,50)")
+    option("--seed", type=natural, default=0, help="of the noise (default: 0)")
+    option("--size", type=size, metavar="WxH", help="in pixels (default: the model's)")
     option("--guidance", type=float, default=7.5, help="guidance scale (default: 7.5)")
-    option("--reference-steps", type=int, default=200, metavar="N", help="steps of the reference (default: 200)")
-    option("--dtype", choices=["float32", "float16", "bfloat16"], default="float32", help="default: float32")
+    option("--reference-steps", type=positive, default=200, metavar="N", help="steps of the reference (default: 200)")
+    option("--dtype", choices=DTYPES, default="float32", help="default: float32")
     option("--device", default="cpu", help="default: cpu")
+    option("-q", "--quiet", action="store_true", help="print errors only")
     parser.set_defaults(run=run)
 
 
@@ -39,7 +41,7 @@ def run(arguments: argparse.Namespace) -> int:
     from ..scheduler_report import describe
 
     chosen = {name: getattr(arguments, name) for name in ("schedulers", "steps") if getattr(arguments, name)}
-    with progress_bar(quiet=False, unit="image") as progress:
+    with progress_bar(arguments.quiet, unit=" images") as progress:
         comparison, notes = compare_schedulers(
             arguments.repo,
             arguments.prompt,
@@ -53,24 +55,6 @@ def run(arguments: argparse.Namespace) -> int:
             progress=progress,
             **chosen,
         )
-    if arguments.json:
-        print(json.dumps(comparison.to_dict(), indent=2))
-    else:
-        print_lines([*describe(comparison, notes), f"wrote {arguments.output}/report.html"])
+    lines = [*describe(comparison, notes), f"wrote {arguments.output}/report.html"]
+    print_result(comparison.to_dict(), lines, arguments)
     return 0
-
-
-def _names(text: str) -> tuple[str, ...]:
-    return tuple(name.strip() for name in text.split(",") if name.strip())
-
-
-def _numbers(text: str) -> tuple[int, ...]:
-    numbers = tuple(int(part) for part in text.split(","))
-    if min(numbers) < 1:
-        raise argparse.ArgumentTypeError("must be positive")
-    return numbers
-
-
-def _size(text: str) -> tuple[int, int]:
-    width, _, height = text.partition("x")
-    return int(width), int(height)

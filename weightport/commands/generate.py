@@ -13,6 +13,7 @@ from typing import Any
 
 from ..recipe import DTYPES, Maker, Recipe, read_recipe, write_image
 from .terminal import print_lines
+from .values import natural, positive, size
 
 
 def add(commands: Any, common: argparse.ArgumentParser) -> None:
@@ -28,19 +29,19 @@ def add(commands: Any, common: argparse.ArgumentParser) -> None:
     option("prompt", nargs="?", metavar="PROMPT", help="what to draw")
     option("--from", dest="source", type=Path, metavar="PNG", help="take the settings from it; options override them")
     option("--revision", help="branch, tag or commit of a Hub repo")
-    option("--scheduler", metavar="NAME", help="such as EulerDiscreteScheduler or ddim (default: the repo's)")
-    option("--steps", type=_positive, help="default: the pipeline's, most often 50")
-    option("--seed", type=_natural, help="of the first image, the next has the next (default: random)")
+    option("--scheduler", metavar="NAME", help="such as ddim or dpm++2m-karras (default: the repo's)")
+    option("--steps", type=positive, help="default: the pipeline's, most often 50")
+    option("--seed", type=natural, help="of the first image, the next has the next (default: random)")
     option("--guidance", type=float, metavar="SCALE", help="weight of the prompt (default: the pipeline's)")
     option("--negative", metavar="PROMPT", help="what not to draw")
-    option("--size", type=_size, metavar="WxH", help="in pixels (default: the repo's)")
+    option("--size", type=size, metavar="WxH", help="in pixels (default: the repo's)")
     option("--image", type=_absolute, metavar="FILE", help="change this image; with --controlnet, follow it")
     option("--mask", type=_absolute, metavar="FILE", help="paint where it is white")
     option("--strength", type=float, help="how much of the image to replace, from 0 to 1")
     option("--controlnet", metavar="REPO", help="a folder or a Hub id")
     option("--dtype", choices=DTYPES, help="to compute in (default: float32)")
     option("--device", help="default: cuda if there is one, else cpu")
-    option("-n", "--number", type=_positive, default=1, metavar="N", help="images to make (default: 1)")
+    option("-n", "--number", type=positive, default=1, metavar="N", help="images to make (default: 1)")
     option("-o", "--output", type=Path, default=Path("image.png"), metavar="PNG", help="default: image.png")
     option("--overwrite", action="store_true", help="replace an earlier output")
     option("-q", "--quiet", action="store_true", help="print errors only")
@@ -123,20 +124,3 @@ def _show(message: Warning | str, *_: object, **__: object) -> None:
 
 def _absolute(path: str) -> str:
     return str(Path(path).expanduser().absolute())
-
-
-def _positive(text: str) -> int:
-    if (value := int(text)) < 1:
-        raise ValueError
-    return value
-
-
-def _natural(text: str) -> int:
-    if not 0 <= (value := int(text)) < 2**63:
-        raise ValueError
-    return value
-
-
-def _size(text: str) -> tuple[int, int]:
-    width, _, height = text.partition("x")
-    return _positive(width), _positive(height or width)

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import json
 from typing import Any
 
 from .choices import COMPONENTS
-from .terminal import print_lines, progress_bar
+from .terminal import print_result, progress_bar
 
 
 def add(commands: Any, common: argparse.ArgumentParser) -> None:
@@ -56,8 +55,5 @@ def run(arguments: argparse.Namespace) -> int:
             progress=progress,
             **python,
         )
-    if arguments.json:
-        print(json.dumps(found.to_dict(), indent=2))
-    elif not arguments.quiet:
-        print_lines(describe(found))
+    print_result(found.to_dict(), describe(found), arguments)
     return 0 if found.passed else 1

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
+import json
 import sys
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -23,6 +25,14 @@ def progress_bar(quiet: bool, unit: str = "B") -> Iterator[Any]:
             bar.update(done)
 
         yield step
+
+
+def print_result(content: dict[str, Any], lines: Iterable[str], arguments: argparse.Namespace) -> None:
+    """What a command found: as JSON with `--json`, else for people, and with `--quiet` not at all."""
+    if arguments.json:
+        print(json.dumps(content, indent=2))
+    elif not arguments.quiet:
+        print_lines(lines)
 
 
 def print_lines(lines: Iterable[str]) -> None:
