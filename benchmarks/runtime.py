@@ -1,9 +1,10 @@
-"""The runtime beside diffusers, in the same run and in turns: runtime.py [start] [load] [step] [compile] [--repeat N]
+"""The runtime beside diffusers, in the same run and in turns: runtime.py [start] [load] [step] [compile] [cuda]
 
 start    import, and process start to a loaded pipeline
-load     a UNet of Stable Diffusion 1.5 in float32 cast to float16 and bfloat16
-step     one step of that UNet, eager, batch 2, on one thread
-compile  the same, compiled (several minutes)
+load     a UNet of Stable Diffusion 1.5 in float32 cast to float16 and bfloat16, from the page cache and from the disk
+step     one step of that UNet on the CPU, eager, batch 2, on one thread
+compile  the same, compiled (many minutes); --small takes a UNet of half the layers
+cuda     eager and compiled steps on a GPU, float16 and bfloat16, at 512x512 and 1024x1024
 
 Weights are random; they are written to a temporary folder. Ratios are of ours to diffusers' in the same round, and the
 median over rounds; CPU seconds are user and system time, which a busy machine disturbs less than wall time.
@@ -12,13 +13,15 @@ median over rounds; CPU seconds are user and system time, which a busy machine d
 from __future__ import annotations
 
 import argparse
+import functools
 import json
+import os
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from measure import Run, measure
@@ -57,23 +60,38 @@ def write_repo(folder: Path) -> None:
     ).save_pretrained(folder / "repo")
 
 
-def processes(programs: dict[str, str], repeat: int) -> dict[str, list[Run]]:
-    """Each program in a process of its own, all of them once a round; the first round warms the caches."""
-    rounds = [
-        {name: measure([sys.executable, "-c", code]) for name, code in programs.items()} for _ in range(repeat + 1)
-    ]
+def processes(programs: dict[str, str], repeat: int, cold: Iterable[Path] = ()) -> dict[str, list[Run]]:
+    """Each program in a process of its own, all of them once a round; the first round warms the caches.
+
+    Files in `cold` are dropped from the page cache before each.
+    """
+    rounds = []
+    for _ in range(repeat + 1):
+        rounds.append({})
+        for name, code in programs.items():
+            for path in cold:
+                with path.open("rb") as file:
+                    os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+            rounds[-1][name] = measure([sys.executable, "-c", code])
     return {name: [one[name] for one in rounds[1:]] for name in programs}
 
 
-def show(title: str, runs: dict[str, list[Run]], peer: str) -> None:
-    """One line a program: medians, and ratios to the peer of the same round."""
-    print(f"\n{title:44}{'wall s':>8}{'CPU s':>8}{'ratio':>8}{'RSS MB':>8}{'ratio':>8}")
-    for name, mine in runs.items():
-        wall, cpu = (statistics.median(getattr(run, kind) for run in mine) for kind in ("wall", "cpu"))
-        ratio = statistics.median(a.cpu / b.cpu for a, b in zip(mine, runs[peer], strict=True))
-        memory = max(run.rss for run in mine) / max(run.rss for run in runs[peer])
-        rss = max(run.rss for run in mine) / 1000
-        print(f"  {name:42}{wall:8.2f}{cpu:8.2f}{ratio:8.2f}{rss:8.0f}{memory:8.2f}")
+def show(title: str, runs: dict[str, list[Run]], peer: str, before: dict[str, str] | None = None) -> None:
+    """One line a program: medians, and ratios to the peer of the same round; `before` is what to leave out of times."""
+    print(f"\n{title:44}{'wall s':>8}{'ratio':>8}{'CPU s':>8}{'ratio':>8}{'RSS MB':>8}{'ratio':>8}")
+
+    def times(name: str, kind: str) -> list[float]:
+        parts = runs[before[name]] if before else [Run(0, 0, 0, 0)] * len(runs[name])
+        return [getattr(run, kind) - getattr(part, kind) for run, part in zip(runs[name], parts, strict=True)]
+
+    for name in before or runs:
+        line = f"  {name:42}"
+        for kind in ("wall", "cpu"):
+            mine, theirs = times(name, kind), times(peer, kind)
+            ratio = statistics.median(a / b for a, b in zip(mine, theirs, strict=True))
+            line += f"{statistics.median(mine):8.2f}{ratio:8.2f}"
+        rss, theirs_rss = (max(run.rss for run in runs[one]) for one in (name, peer))
+        print(f"{line}{rss / 1000:8.0f}{rss / theirs_rss:8.2f}")
 
 
 def start(folder: Path, repeat: int) -> None:
@@ -83,63 +101,71 @@ def start(folder: Path, repeat: int) -> None:
 
 
 def load(folder: Path, repeat: int) -> None:
-    """float32 file -> float16 and bfloat16; what the imports take is shown, and is in the other rows."""
-    for dtype in ("float16", "bfloat16"):
-        body = CAST.format(unet=str(folder / "repo" / "unet"), dtype=dtype)
-        programs = {f"{p}, imports": LOAD.format(package=p, body="") for p in ("diffusers", "weightport")}
-        programs |= {p: LOAD.format(package=p, body=body) for p in ("diffusers", "weightport")}
-        runs = processes(programs, repeat)
-        show(f"float32 -> {dtype}", runs, "diffusers")
-        net = {
-            p: [a.cpu - b.cpu for a, b in zip(runs[p], runs[f"{p}, imports"], strict=True)]
-            for p in ("diffusers", "weightport")
-        }
-        ratio = statistics.median(a / b for a, b in zip(net["weightport"], net["diffusers"], strict=True))
-        print(f"  without the imports: {statistics.median(net['weightport']):.2f} CPU s, ratio {ratio:.2f}")
+    """float32 file -> float16 and bfloat16, without what the imports take."""
+    unet = folder / "repo" / "unet"
+    for title, cold in (("in the page cache", []), ("on the disk", list(unet.glob("*.safetensors")))):
+        for dtype in ("float16", "bfloat16"):
+            body = CAST.format(unet=str(unet), dtype=dtype)
+            packages = ("diffusers", "weightport")
+            programs = {f"{p}, imports": LOAD.format(package=p, body="") for p in packages}
+            programs |= {p: LOAD.format(package=p, body=body) for p in packages}
+            runs = processes(programs, repeat, cold)
+            show(f"float32, {title} -> {dtype}", runs, "diffusers", {p: f"{p}, imports" for p in packages})
 
 
 STEP = """
-import json, sys, time, torch, resource
+import contextlib, json, sys, time, torch, resource
 torch.set_num_threads(1)
-package, folder, dtype, size, lever = sys.argv[1:]
+package, folder, device, dtype, size, lever = sys.argv[1:]
 if package == "diffusers":
     from diffusers import UNet2DConditionModel as U
 else:
     from weightport import UNet2DConditionModel as U
-unet = U.from_pretrained(folder, torch_dtype=getattr(torch, dtype))
-x = torch.randn(2, 4, int(size) // 8, int(size) // 8, generator=torch.Generator().manual_seed(0)).to(unet.dtype)
-text = torch.randn(2, 77, 768, generator=torch.Generator().manual_seed(1)).to(unet.dtype)
-if lever != "plain":
+    from weightport.runtime.speed import compile_model, constant_context
+unet = U.from_pretrained(folder, torch_dtype=getattr(torch, dtype)).to(device)
+if "channels last" in lever:
     unet.to(memory_format=torch.channels_last)
-with torch.no_grad():
-    if package == "weightport":
-        from weightport.runtime.speed import compile_model, constant_context
-        if lever == "compile":
-            compile_model(unet)
-        context = constant_context(unet)
-        context.__enter__()
+if "compiled" in lever:
+    compile_model(unet)
+
+def noise(*shape):
+    return torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(device, unet.dtype)
+
+def measured():
+    if device == "cpu":
+        return time.process_time(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
+    torch.cuda.synchronize()
+    return time.perf_counter(), torch.cuda.max_memory_allocated() / 1e6
+
+x, text, t = noise(2, 4, int(size) // 8, int(size) // 8), noise(2, 77, 768), torch.tensor(500, device=device)
+with torch.no_grad(), constant_context(unet) if package == "weightport" else contextlib.nullcontext():
     print("ready", flush=True)
     for line in sys.stdin:
-        cpu, wall = time.process_time(), time.perf_counter()
-        y = unet(x, torch.tensor(500), encoder_hidden_states=text).sample
-        print(json.dumps([time.process_time() - cpu, time.perf_counter() - wall,
-            resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, y.double().norm().item()]), flush=True)
+        count = int(line)
+        start = measured()[0]
+        for _ in range(count):
+            y = unet(x, t, encoder_hidden_states=text).sample
+        end, memory = measured()
+        print(json.dumps([(end - start) / count, memory, y.double().norm().item()]), flush=True)
 """
 
 
-def steps(title: str, folder: Path, repeat: int, levers: list[str], dtype: str = "float32", size: int = 256) -> None:
-    """One step of the UNet in turns, every program in a process that stays alive."""
-    names = {"diffusers": ("diffusers", "plain"), **{f"weightport, {lever}": ("weightport", lever) for lever in levers}}
+def steps(levers: list[str], unet: Path, repeat: int, device: str, dtype: str, size: int) -> None:
+    """Steps of the UNet in turns, every program in a process that stays alive."""
+    names = {
+        "diffusers, eager": ("diffusers", "eager"),
+        **{f"weightport, {one}": ("weightport", one) for one in levers},
+    }
     running = {}
     for name, (package, lever) in names.items():
-        command = [sys.executable, "-c", STEP, package, str(folder / "repo" / "unet"), dtype, str(size), lever]
+        command = [sys.executable, "-c", STEP, package, str(unet), device, dtype, str(size), lever]
         running[name] = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
-    def ask(name: str) -> list[float]:
+    def ask(name: str, count: int) -> list[float]:
         process = running[name]
         assert process.stdin is not None
         assert process.stdout is not None
-        process.stdin.write("\n")
+        process.stdin.write(f"{count}\n")
         process.stdin.flush()
         answer: list[float] = json.loads(process.stdout.readline())
         return answer
@@ -147,17 +173,18 @@ def steps(title: str, folder: Path, repeat: int, levers: list[str], dtype: str =
     for process in running.values():
         assert process.stdout is not None
         process.stdout.readline()
-    first = {name: ask(name) for name in names}
-    measured = [{name: ask(name) for name in names} for _ in range(repeat)]
-    print(f"\n{title:44}{'CPU s':>8}{'ratio':>8}{'min/min':>8}{'RSS MB':>8}{'first s':>8}{'rel. diff':>11}")
+    first = {name: ask(name, 1) for name in names}
+    rounds = [{name: ask(name, 1 if device == "cpu" else 10) for name in names} for _ in range(repeat)]
+    title = f"{device}, {dtype}, {size}x{size}"
+    print(f"\n{title:44}{'s':>8}{'ratio':>8}{'min/min':>8}{'MB':>8}{'ratio':>8}{'first s':>8}{'rel. diff':>11}")
+    peer = next(iter(names))
     for name in names:
-        cpu = [one[name][0] for one in measured]
-        ratio = statistics.median(one[name][0] / one["diffusers"][0] for one in measured)
-        best = min(cpu) / min(one["diffusers"][0] for one in measured)
-        norm, expected = first[name][3], first["diffusers"][3]
+        times, theirs = ([one[who][0] for one in rounds] for who in (name, peer))
+        ratio = statistics.median(a / b for a, b in zip(times, theirs, strict=True))
+        memory, norm, expected = rounds[-1][name][1], first[name][2], first[peer][2]
         print(
-            f"  {name:42}{statistics.median(cpu):8.2f}{ratio:8.2f}{best:8.2f}{measured[-1][name][2] / 1000:8.0f}"
-            f"{first[name][1]:8.1f}{abs(norm - expected) / expected:11.1e}"
+            f"  {name:42}{statistics.median(times):8.3f}{ratio:8.2f}{min(times) / min(theirs):8.2f}{memory:8.0f}"
+            f"{memory / rounds[-1][peer][1]:8.2f}{first[name][0]:8.1f}{abs(norm - expected) / expected:11.1e}"
         )
     for process in running.values():
         process.communicate()
@@ -165,31 +192,59 @@ def steps(title: str, folder: Path, repeat: int, levers: list[str], dtype: str =
 
 def step(folder: Path, repeat: int) -> None:
     """Eager."""
-    steps("step, eager, float32, 256x256", folder, repeat, ["plain", "channels_last"])
+    for size in (256, 512):
+        steps(["eager", "eager, channels last"], folder / "repo" / "unet", repeat, "cpu", "float32", size)
 
 
-def compiled(folder: Path, repeat: int) -> None:
+def compiled(folder: Path, repeat: int, small: bool = False) -> None:
     """Compiled."""
-    steps("step, compiled, float32, 256x256", folder, repeat, ["compile"])
+    unet = folder / "repo" / "unet"
+    if small:
+        import weightport
+
+        unet = folder / "small"
+        weightport.UNet2DConditionModel({**UNET, "layers_per_block": 1}).save_pretrained(unet)
+    steps(["eager", "compiled"], unet, repeat, "cpu", "float32", 256)
 
 
-PARTS: dict[str, Callable[[Path, int], None]] = {"start": start, "load": load, "step": step, "compile": compiled}
+def cuda(folder: Path, repeat: int) -> None:
+    """Eager and compiled on a GPU."""
+    import torch
+
+    if not torch.cuda.is_available():
+        print("\ncuda: there is no GPU")
+        return
+    for dtype in ("float16", "bfloat16"):
+        for size in (512, 1024):
+            levers = ["eager", "eager, channels last", "compiled", "compiled, channels last"]
+            steps(levers, folder / "repo" / "unet", repeat, "cuda", dtype, size)
+
+
+PARTS: dict[str, Callable[[Path, int], None]] = {
+    "start": start,
+    "load": load,
+    "step": step,
+    "compile": compiled,
+    "cuda": cuda,
+}
 
 
 def main() -> None:
     """Run the parts that are asked for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("parts", nargs="*", choices=[*PARTS, []], help="default: all but compile")
+    parser.add_argument("--small", action="store_true", help="compile a smaller UNet")
     parser.add_argument("--repeat", type=int, default=5)
     parser.add_argument("--folder", type=Path, help="where the repository is, or is put and left")
     arguments = parser.parse_args()
+    parts = {**PARTS, "compile": functools.partial(compiled, small=arguments.small)}
     with tempfile.TemporaryDirectory() as temporary:
         folder = arguments.folder or Path(temporary)
         if not (folder / "repo").is_dir():
             write_repo(folder)
-        for part in arguments.parts or ["start", "load", "step"]:
+        for part in arguments.parts or ["start", "load", "step", "cuda"]:
             began = time.perf_counter()
-            PARTS[part](folder, arguments.repeat)
+            parts[part](folder, arguments.repeat)
             print(f"({part}: {time.perf_counter() - began:.0f} s)")
 
 

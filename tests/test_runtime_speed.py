@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from mmap import PAGESIZE
+from pathlib import Path
+
 import pytest
 
 torch = pytest.importorskip("torch")
 
-from weightport.runtime.speed import compile_model, constant_context  # noqa: E402
+from weightport.runtime.speed import compile_model, constant_context, pack_model  # noqa: E402
 from weightport.runtime.transformer import Attention  # noqa: E402
 from weightport.runtime.unet import UNet2DConditionModel  # noqa: E402
 
@@ -26,9 +29,9 @@ def unet() -> UNet2DConditionModel:
     return UNet2DConditionModel(CONFIG).eval()
 
 
-def inputs(seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+def inputs(seed: int, size: int = 8) -> tuple[torch.Tensor, torch.Tensor]:
     generator = torch.Generator().manual_seed(seed)
-    return torch.randn(2, 4, 8, 8, generator=generator), torch.randn(2, 7, 16, generator=generator)
+    return torch.randn(2, 4, size, size, generator=generator), torch.randn(2, 7, 16, generator=generator)
 
 
 def projections(unet: UNet2DConditionModel, counted: list[int]) -> None:
@@ -85,6 +88,78 @@ def test_what_fails_lets_go(unet: UNet2DConditionModel) -> None:
     with pytest.raises(ZeroDivisionError), constant_context(unet):
         raise ZeroDivisionError
     assert all(module.constant is None for module in unet.modules() if isinstance(module, Attention))
+
+
+@pytest.fixture
+def mapped(unet: UNet2DConditionModel, tmp_path: Path) -> UNet2DConditionModel:
+    """The same UNet in a mapped file."""
+    unet.save_pretrained(tmp_path)
+    return UNet2DConditionModel.from_pretrained(tmp_path)
+
+
+def pages_in_memory(tensor: torch.Tensor) -> int:
+    """How many of the whole pages of a tensor are in memory."""
+    first, last = -(-tensor.data_ptr() // PAGESIZE), (tensor.data_ptr() + tensor.nbytes) // PAGESIZE
+    with Path("/proc/self/pagemap").open("rb") as file:
+        file.seek(8 * first)
+        return sum(state >> 7 for state in file.read(8 * (last - first))[7::8])
+
+
+@torch.no_grad()
+def test_packed_equal_within_rounding(unet: UNet2DConditionModel) -> None:
+    expected = [unet(x, 3, text).sample for x, text in (inputs(5), inputs(6, size=12), inputs(7))]
+    pack_model(unet)
+    for (x, text), before in zip((inputs(5), inputs(6, size=12), inputs(7)), expected, strict=True):
+        for _ in range(2):
+            got = unet(x, 3, text).sample
+            assert (got - before).abs().max() <= 1e-5 * before.abs().max()
+
+
+@torch.no_grad()
+def test_weights_are_packed_once_for_a_shape(unet: UNet2DConditionModel) -> None:
+    pack_model(unet)
+    x, text = inputs(6)
+    layers = [module for module in unet.modules() if isinstance(module, torch.nn.Linear | torch.nn.Conv2d)]
+    unet(x, 3, text)
+    weights = [layer.forward.weight for layer in layers]
+    assert all(weight.is_mkldnn for weight in weights)
+    unet(x, 2, text)
+    assert all(layer.forward.weight is weight for layer, weight in zip(layers, weights, strict=True))
+
+
+@torch.no_grad()
+def test_packed_weights_take_the_place_of_those_in_the_file(
+    unet: UNet2DConditionModel, mapped: UNet2DConditionModel
+) -> None:
+    x, text = inputs(7)
+    wide = [module.weight for module in mapped.modules() if isinstance(module, torch.nn.Conv2d)]
+    wide = [weight for weight in wide if weight.nbytes > 2 * PAGESIZE]
+    mapped(x, 3, text)
+    assert all(pages_in_memory(weight) for weight in wide)
+    pack_model(mapped)
+    mapped(x, 3, text)
+    assert not any(pages_in_memory(weight) for weight in wide)
+    ours = mapped.state_dict()
+    assert all(torch.equal(tensor, ours[key]) for key, tensor in unet.state_dict().items()), "read again"
+
+
+@torch.no_grad()
+def test_weights_that_were_written_to_are_kept(unet: UNet2DConditionModel, mapped: UNet2DConditionModel) -> None:
+    x, text = inputs(8)
+    for model in (unet, mapped):
+        model.mid_block.resnets[0].conv1.weight.data[3, 5] += 1  # as merging a LoRA does, unseen by versions
+    expected = unet(x, 3, text).sample
+    pack_model(mapped)
+    got = mapped(x, 3, text).sample
+    assert (got - expected).abs().max() <= 1e-5 * expected.abs().max()
+    assert torch.equal(mapped.mid_block.resnets[0].conv1.weight, unet.mid_block.resnets[0].conv1.weight)
+
+
+def test_packed_layers_have_gradients(unet: UNet2DConditionModel) -> None:
+    x, text = inputs(9)
+    pack_model(unet)
+    unet(x.requires_grad_(), 3, text).sample.sum().backward()
+    assert x.grad is not None
 
 
 @torch.no_grad()

@@ -173,9 +173,22 @@ class CLIPTextTransformer(nn.Module):
 
 
 class CLIPTextEncoder(Model):
-    """What the two text encoders share: the names of keys in files of any age."""
+    """What the two text encoders share.
+
+    Args:
+        config: the content of `text_encoder/config.json`; absent keys take the defaults of transformers.
+        semantics: whose maths to follow; no difference here, as the activation is `hidden_act` in the config.
+
+    Raises:
+        ValueError: the config asks for something that is not implemented.
+    """
 
     library: ClassVar[str] = "transformers"
+
+    def __init__(self, config: Mapping[str, Any], semantics: Semantics = "diffusers") -> None:
+        super().__init__(read_config(type(self).__name__, config, DEFAULTS, CHOICES, IRRELEVANT))
+        self.text_model = CLIPTextTransformer(self.config)
+        apply_semantics(self, semantics)
 
     @classmethod
     def rename(cls, key: str) -> str | None:
@@ -186,20 +199,7 @@ class CLIPTextEncoder(Model):
 
 
 class CLIPTextModel(CLIPTextEncoder):
-    """The text encoder.
-
-    Args:
-        config: the content of `text_encoder/config.json`; absent keys take the defaults of transformers.
-        semantics: whose maths to follow; no difference here, as the activation is `hidden_act` in the config.
-
-    Raises:
-        ValueError: the config asks for something that is not implemented.
-    """
-
-    def __init__(self, config: Mapping[str, Any], semantics: Semantics = "diffusers") -> None:
-        super().__init__(read_config("CLIPTextModel", config, DEFAULTS, CHOICES, IRRELEVANT))
-        self.text_model = CLIPTextTransformer(self.config)
-        apply_semantics(self, semantics)
+    """The text encoder."""
 
     @classmethod
     def rename(cls, key: str) -> str | None:
@@ -230,10 +230,8 @@ class CLIPTextModelWithProjection(CLIPTextEncoder):
     """`CLIPTextModel` with a linear layer on top of the pooled state, as the second text encoder of SDXL."""
 
     def __init__(self, config: Mapping[str, Any], semantics: Semantics = "diffusers") -> None:
-        super().__init__(read_config("CLIPTextModelWithProjection", config, DEFAULTS, CHOICES, IRRELEVANT))
-        self.text_model = CLIPTextTransformer(self.config)
+        super().__init__(config, semantics)
         self.text_projection = nn.Linear(self.config.hidden_size, self.config.projection_dim, bias=False)
-        apply_semantics(self, semantics)
 
     def forward(
         self,

@@ -20,25 +20,18 @@ from .layers import Semantics, apply_semantics
 from .unet_blocks import Conditioned, MidBlock, make_down_blocks, read_levels, skip_channels
 
 _DECODER = {"out_channels", "up_block_types", "time_cond_proj_dim"}  # options that only a whole UNet has
-_CHOICES = (
-    "act_fn",
-    "addition_embed_type",
-    "class_embed_type",
-    "downsample_padding",
-    "encoder_hid_dim",
-    "encoder_hid_dim_type",
-    "mid_block_scale_factor",
-    "mid_block_type",
-    "num_attention_heads",
+_CHOICES = {
+    *("act_fn", "addition_embed_type", "class_embed_type", "downsample_padding", "encoder_hid_dim"),
+    *("encoder_hid_dim_type", "mid_block_scale_factor", "mid_block_type", "num_attention_heads"),
     "resnet_time_scale_shift",
-)
+}
 DEFAULTS: dict[str, Any] = {
     **{key: value for key, value in unet.DEFAULTS.items() if key not in _DECODER},
     "conditioning_channels": 3,
     "conditioning_embedding_out_channels": [16, 32, 96, 256],
 }
 CHOICES: dict[str, tuple[Any, ...]] = {
-    **{key: unet.CHOICES[key] for key in _CHOICES},
+    **{key: values for key, values in unet.CHOICES.items() if key in _CHOICES},
     "controlnet_conditioning_channel_order": ("rgb", "bgr"),
     "global_pool_conditions": (False, True),
 }
@@ -126,10 +119,7 @@ class ControlNetModel(Conditioned):
         emb = self.embed(sample, timestep, class_labels, None, added_cond_kwargs or {})
         image = controlnet_cond.flip(1) if c.controlnet_conditioning_channel_order == "bgr" else controlnet_cond
         x = self.conv_in(sample) + self.controlnet_cond_embedding(image)
-        skips = [x]
-        for block in self.down_blocks:
-            x = block(x, emb, encoder_hidden_states, skips)
-        x = self.mid_block(x, emb, encoder_hidden_states)
+        x, skips = self.encode(x, emb, encoder_hidden_states)
 
         convs = [*self.controlnet_down_blocks, self.controlnet_mid_block]
         scales = torch.full((len(convs),), 1.0, device=x.device)

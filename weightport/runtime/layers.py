@@ -61,10 +61,10 @@ class ResnetBlock2D(nn.Module):
         self.conv_shortcut = nn.Conv2d(in_channels, channels, 1) if in_channels != channels else None
 
     def forward(self, x: Tensor, emb: Tensor | None = None) -> Tensor:
-        """(b, in_channels, h, w), emb (b, time_dim) -> (b, channels, h, w)."""
+        """(b, in_channels, h, w), activated emb (b, time_dim) -> (b, channels, h, w)."""
         h: Tensor = self.conv1(F.silu(self.norm1(x)))
         if self.time_emb_proj is not None and emb is not None:
-            h = h + self.time_emb_proj(F.silu(emb))[:, :, None, None]
+            h = h + self.time_emb_proj(emb)[:, :, None, None]
         h = self.conv2(F.silu(self.norm2(h)))
         return (x if self.conv_shortcut is None else self.conv_shortcut(x)) + h
 
@@ -108,7 +108,7 @@ class GEGLU(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(..., dim) -> (..., inner_dim)."""
         x, gate = self.proj(x).chunk(2, dim=-1)
-        return x * (kerascv_gelu(gate) if self.tanh_gelu else F.gelu(gate))
+        return (kerascv_gelu(gate) if self.tanh_gelu else F.gelu(gate)).mul_(x)
 
 
 def kerascv_gelu(x: Tensor) -> Tensor:

@@ -38,27 +38,18 @@ CHOICES: dict[str, tuple[Any, ...]] = {
     "act_fn": ("silu", "swish"),  # two names of one function
     "addition_embed_type": (None, "text_time"),
     "attention_type": ("default",),
-    "center_input_sample": (False,),
     "class_embed_type": (None, "timestep", "projection"),
-    "class_embeddings_concat": (False,),
-    "conv_in_kernel": (3,),
-    "conv_out_kernel": (3,),
-    "cross_attention_norm": (None,),
-    "downsample_padding": (1,),
-    "dual_cross_attention": (False,),
-    "encoder_hid_dim": (None,),
-    "encoder_hid_dim_type": (None,),
-    "mid_block_scale_factor": (1,),
     "mid_block_type": ("UNetMidBlock2DCrossAttn",),
     "num_attention_heads": (None,),  # diffusers refuses it too: the number of heads is `attention_head_dim`
-    "resnet_out_scale_factor": (1,),
-    "resnet_skip_time_act": (False,),
     "resnet_time_scale_shift": ("default",),
-    "reverse_transformer_layers_per_block": (None,),
-    "time_embedding_act_fn": (None,),
-    "time_embedding_dim": (None,),
     "time_embedding_type": ("positional",),
-    "timestep_post_act": (None,),
+    **dict.fromkeys(("conv_in_kernel", "conv_out_kernel"), (3,)),
+    **dict.fromkeys(("downsample_padding", "mid_block_scale_factor", "resnet_out_scale_factor"), (1,)),
+    **dict.fromkeys(("center_input_sample", "class_embeddings_concat"), (False,)),
+    **dict.fromkeys(("dual_cross_attention", "resnet_skip_time_act"), (False,)),
+    **dict.fromkeys(("cross_attention_norm", "encoder_hid_dim", "encoder_hid_dim_type"), (None,)),
+    **dict.fromkeys(("reverse_transformer_layers_per_block", "timestep_post_act"), (None,)),
+    **dict.fromkeys(("time_embedding_act_fn", "time_embedding_dim"), (None,)),
 }
 IRRELEVANT = {
     "addition_embed_type_num_heads",  # of another addition_embed_type
@@ -134,11 +125,7 @@ class UNet2DConditionModel(Conditioned):
             ValueError: a condition that the config requires is missing.
         """
         emb = self.embed(sample, timestep, class_labels, timestep_cond, added_cond_kwargs or {})
-        x: Tensor = self.conv_in(sample)
-        skips = [x]
-        for block in self.down_blocks:
-            x = block(x, emb, encoder_hidden_states, skips)
-        x = self.mid_block(x, emb, encoder_hidden_states)
+        x, skips = self.encode(self.conv_in(sample), emb, encoder_hidden_states)
         if mid_block_additional_residual is not None:
             x = x + mid_block_additional_residual
         if down_block_additional_residuals:

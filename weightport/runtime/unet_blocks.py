@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .config import Config
@@ -36,18 +37,8 @@ class Block(nn.Module):
     def __init__(self, c: Config, level: Level, resnet_inputs: list[int], attentions: int) -> None:
         super().__init__()
         groups, time_dim = c.norm_num_groups, 4 * c.block_out_channels[0]
-        self.attentions = nn.ModuleList(
-            Transformer2DModel(
-                level.channels,
-                level.heads,
-                level.depth,
-                level.context_dim,
-                level.only_cross_attention,
-                groups,
-                c.use_linear_projection,
-            )
-            for _ in range(attentions)
-        )
+        sizes = level.channels, level.heads, level.depth, level.context_dim, level.only_cross_attention, groups
+        self.attentions = nn.ModuleList(Transformer2DModel(*sizes, c.use_linear_projection) for _ in range(attentions))
         self.resnets = nn.ModuleList(
             ResnetBlock2D(n, level.channels, groups, c.norm_eps, time_dim) for n in resnet_inputs
         )
@@ -158,7 +149,10 @@ def skip_channels(levels: list[Level]) -> list[int]:
 
 
 class Conditioned(Model):
-    """What a UNet and its ControlNet begin with: the first convolution and the embeddings of all global conditions."""
+    """What a UNet and its ControlNet share: the embeddings of all global conditions, and the encoder."""
+
+    down_blocks: nn.ModuleList
+    mid_block: MidBlock
 
     def __init__(self, c: Config) -> None:
         super().__init__(c)
@@ -176,7 +170,7 @@ class Conditioned(Model):
         timestep_cond: Tensor | None,
         added: Mapping[str, Tensor],
     ) -> Tensor:
-        """The sum of the embeddings of the timestep and of every other global condition: (b, 4 width)."""
+        """The sum of the embeddings of the timestep and of every other global condition, activated: (b, 4 width)."""
         c = self.config
 
         def features(values: Tensor, dim: int) -> Tensor:
@@ -196,7 +190,14 @@ class Conditioned(Model):
             text = added["text_embeds"]
             times = features(added["time_ids"].flatten(), c.addition_time_embed_dim).reshape(len(text), -1)
             emb = emb + self.add_embedding(torch.cat([text, times], dim=-1).to(emb.dtype))
-        return emb
+        return F.silu(emb)  # once, in place of in every residual block
+
+    def encode(self, x: Tensor, emb: Tensor, context: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """The output of the middle block, and that of every layer on the way, from the output of `conv_in`."""
+        skips = [x]
+        for block in self.down_blocks:
+            x = block(x, emb, context, skips)
+        return self.mid_block(x, emb, context), skips
 
 
 def make_class_embedding(c: Config) -> nn.Module | None:

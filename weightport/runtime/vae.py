@@ -68,38 +68,22 @@ class MidBlock(nn.Module):
         return x
 
 
-def make_resnets(in_channels: int, channels: int, layers: int, groups: int) -> nn.ModuleList:
-    """A row of residual blocks, the first of which changes the width."""
-    return nn.ModuleList(ResnetBlock2D(channels if i else in_channels, channels, groups, EPS) for i in range(layers))
+class Level(nn.Module):
+    """`DownEncoderBlock2D` or `UpDecoderBlock2D`: residual blocks, then another resolution unless it is the last."""
 
-
-class DownEncoderBlock2D(nn.Module):
-    """Residual blocks, then half the resolution unless it is the last."""
-
-    def __init__(self, in_channels: int, channels: int, layers: int, groups: int, last: bool) -> None:
+    def __init__(self, in_channels: int, channels: int, layers: int, groups: int, **samplers: list[nn.Module]) -> None:
         super().__init__()
-        self.resnets = make_resnets(in_channels, channels, layers, groups)
-        self.downsamplers = nn.ModuleList([] if last else [Downsample2D(channels, padding=0)])
+        self.resnets = nn.ModuleList(
+            ResnetBlock2D(channels if i else in_channels, channels, groups, EPS) for i in range(layers)
+        )
+        for name, modules in samplers.items():
+            self.add_module(name, nn.ModuleList(modules))
 
     def forward(self, x: Tensor) -> Tensor:
-        """(b, in_channels, h, w) -> (b, channels, h / 2, w / 2)."""
-        for module in (*self.resnets, *self.downsamplers):
-            x = module(x)
-        return x
-
-
-class UpDecoderBlock2D(nn.Module):
-    """Residual blocks, then twice the resolution unless it is the last."""
-
-    def __init__(self, in_channels: int, channels: int, layers: int, groups: int, last: bool) -> None:
-        super().__init__()
-        self.resnets = make_resnets(in_channels, channels, layers, groups)
-        self.upsamplers = nn.ModuleList([] if last else [Upsample2D(channels)])
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(b, in_channels, h, w) -> (b, channels, 2 h, 2 w)."""
-        for module in (*self.resnets, *self.upsamplers):
-            x = module(x)
+        """(b, in_channels, h, w) -> (b, channels, h / 2, w / 2), (b, channels, 2 h, 2 w) or (b, channels, h, w)."""
+        for modules in self.children():
+            for module in modules.children():
+                x = module(x)
         return x
 
 
@@ -108,11 +92,11 @@ class Encoder(nn.Module):
 
     def __init__(self, c: Config) -> None:
         super().__init__()
-        widths, groups = list(c.block_out_channels), c.norm_num_groups
+        widths, groups, last = list(c.block_out_channels), c.norm_num_groups, len(c.block_out_channels) - 1
         self.conv_in = nn.Conv2d(c.in_channels, widths[0], 3, padding=1)
         self.down_blocks = nn.ModuleList(
-            DownEncoderBlock2D(before, width, c.layers_per_block, groups, last=i == len(widths) - 1)
-            for i, (before, width) in enumerate(zip(widths[:1] + widths[:-1], widths, strict=True))
+            Level(before, n, c.layers_per_block, groups, downsamplers=[Downsample2D(n, padding=0)] * (i < last))
+            for i, (before, n) in enumerate(zip(widths[:1] + widths[:-1], widths, strict=True))
         )
         self.mid_block = MidBlock(widths[-1], groups)
         self.conv_norm_out = nn.GroupNorm(groups, widths[-1], EPS)
@@ -132,11 +116,11 @@ class Decoder(nn.Module):
 
     def __init__(self, c: Config) -> None:
         super().__init__()
-        widths, groups = list(reversed(c.block_out_channels)), c.norm_num_groups
+        widths, groups, last = list(c.block_out_channels)[::-1], c.norm_num_groups, len(c.block_out_channels) - 1
         self.conv_in = nn.Conv2d(c.latent_channels, widths[0], 3, padding=1)
         self.up_blocks = nn.ModuleList(
-            UpDecoderBlock2D(before, width, c.layers_per_block + 1, groups, last=i == len(widths) - 1)
-            for i, (before, width) in enumerate(zip(widths[:1] + widths[:-1], widths, strict=True))
+            Level(before, n, c.layers_per_block + 1, groups, upsamplers=[Upsample2D(n)] * (i < last))
+            for i, (before, n) in enumerate(zip(widths[:1] + widths[:-1], widths, strict=True))
         )
         self.mid_block = MidBlock(widths[0], groups)
         self.conv_norm_out = nn.GroupNorm(groups, widths[-1], EPS)
