@@ -5,6 +5,7 @@ With one of diffusers' schedulers in both, latents are bit-equal; with ours they
 
 from __future__ import annotations
 
+import copy
 import inspect
 import warnings
 from collections.abc import Callable, Iterator
@@ -260,6 +261,16 @@ def test_clip_skip_works_where_upstream_breaks(monkeypatch: pytest.MonkeyPatch) 
         monkeypatch.setattr(type(theirs.text_encoder), "text_model", property(lambda self: self), raising=False)
     assert torch.equal(mine, theirs(**arguments, generator=seeded(7))[0])
     assert not torch.equal(mine, ours(**{**arguments, "clip_skip": None}, generator=seeded(7))[0])
+
+
+@pytest.mark.parametrize("name", ["text", "xl control, guess"])
+def test_packed_pipelines_differ_by_rounding(name: str) -> None:
+    theirs, ours, arguments = make(name, one_scheduler())
+    for part in {"unet", "controlnet"} & ours.components.keys():  # others share them
+        setattr(ours, part, copy.deepcopy(getattr(ours, part)))
+    ours.pack()
+    assert type(ours.unet.conv_in.forward).__name__ == "Packed"
+    assert distance(*results(theirs, ours, arguments)) <= ROUNDING
 
 
 def test_embeddings_take_the_place_of_prompts() -> None:

@@ -79,7 +79,7 @@ class Packed:
 
 
 def pack_model(model: nn.Module) -> None:
-    """Bring a model's weights into the order in which kernels read them; they must not change afterwards.
+    """Bring a model's weights into the order in which kernels read them; they must not change or move afterwards.
 
     On a CPU that is done at the first call for each shape; weights in a mapped file then leave the memory.
     """
