@@ -15,7 +15,7 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from weightport import DDIMScheduler, DiffusionPipeline, UNet2DConditionModel  # noqa: E402
-from weightport.runtime.source import LocalFolder, open_source, split_hub_options  # noqa: E402
+from weightport.runtime.source import HubOptions, LocalFolder, open_source, split_options  # noqa: E402
 
 from .command import run_python  # noqa: E402
 from .hub_server import HubServer  # noqa: E402
@@ -270,4 +270,4 @@ def test_damaged_json(tmp_path: Path, content: bytes) -> None:
 
 def test_options_of_the_hub() -> None:
     given: dict[str, Any] = {"token": "t", "revision": "r", "unet": 1}
-    assert split_hub_options(given) == ({"token": "t", "revision": "r"}, {"unet": 1})
+    assert split_options(given, HubOptions) == ({"token": "t", "revision": "r"}, {"unet": 1})

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 from .pipeline import INDEX, DiffusionPipeline
 from .registry import public_class
-from .source import open_source, split_hub_options
+from .source import HubOptions, open_source, split_options
 
 TEXT, IMAGE, INPAINT = "text-to-image", "image-to-image", "inpainting"
 _TASKS = {TEXT: "Pipeline", IMAGE: "Img2ImgPipeline", INPAINT: "InpaintPipeline"}
@@ -32,8 +32,7 @@ class AutoPipeline:
         Raises:
             ValueError: the repository is of no family that has a pipeline for the task.
         """
-        hub, _ = split_hub_options(options)
-        source = open_source(name_or_path, **hub)
+        source = open_source(name_or_path, **split_options(options, HubOptions)[0])
         kind = cls._find(str(source.json(INDEX).get("_class_name")), options)
         pipeline: DiffusionPipeline = kind.from_pretrained(source, **options)
         return pipeline

@@ -76,8 +76,8 @@ class VaeImageProcessor:
             target = self._size(images[0].height, images[0].width, height, width)
             pixels = torch.cat([self._from_pil(self.resize(one, *target, resize_mode)) for one in images])
         else:
-            join = np.concatenate if first.ndim == 4 else np.stack
-            pixels = _to_tensor(join(images)) if isinstance(first, np.ndarray) else _join(images)
+            images = [one if one.ndim == 4 else one[None] for one in images]
+            pixels = _to_tensor(np.concatenate(images)) if isinstance(first, np.ndarray) else torch.cat(images)
             if isinstance(first, Tensor) and pixels.shape[1] == self.vae_latent_channels:
                 return pixels
             pixels = F.interpolate(pixels, self._size(pixels.shape[-2], pixels.shape[-1], height, width))
@@ -111,12 +111,9 @@ class VaeImageProcessor:
         """A PIL image at a size: stretched, or scaled and then cropped or filled up with its outermost pixels."""
         if resize_mode == "default":
             return image.resize((width, height), self.resample)
-        fits_width = (width / height < image.width / image.height) == (resize_mode == "fill")
-        size = (
-            (width, image.height * width // image.width)
-            if fits_width
-            else (image.width * height // image.height, height)
-        )
+        w, h = image.size
+        fits_width = (width / height < w / h) == (resize_mode == "fill")
+        size = (width, h * width // w) if fits_width else (w * height // h, height)
         scaled, result = image.resize(size, RESAMPLING["lanczos"]), Image.new("RGB", (width, height))
         left, top = width // 2 - size[0] // 2, height // 2 - size[1] // 2
         result.paste(scaled, (left, top))
@@ -141,37 +138,19 @@ class VaeImageProcessor:
         """
         if output_type == "latent":
             return image
-        if do_denormalize and not all(do_denormalize):
-            image = torch.stack(
-                [_denormalised(x) if flag else x for x, flag in zip(image, do_denormalize, strict=True)]
-            )
-        else:
-            image = _denormalised(image)
-        match output_type:
-            case "pt":
-                return image
-            case "np":
-                return _to_array(image)
-            case "pil":
-                return to_pil(_to_array(image))
-        raise ValueError(f"output_type = {output_type!r} must be one of pil, np, pt, latent")
-
-
-def _join(images: list[Tensor]) -> Tensor:
-    return torch.cat(images) if images[0].ndim == 4 else torch.stack(images)
+        if output_type not in OUTPUT_TYPES:
+            raise ValueError(f"output_type = {output_type!r} must be one of {', '.join(OUTPUT_TYPES)}")
+        flags = do_denormalize or [True] * len(image)
+        image = torch.stack([(x * 0.5 + 0.5).clamp(0, 1) if flag else x for x, flag in zip(image, flags, strict=True)])
+        if output_type == "pt":
+            return image
+        array = image.cpu().permute(0, 2, 3, 1).float().numpy()
+        return array if output_type == "np" else to_pil(array)
 
 
 def _to_tensor(array: np.ndarray[Any, Any]) -> Tensor:
     array = array if array.ndim == 4 else array[..., None]
     return torch.from_numpy(array.transpose(0, 3, 1, 2))
-
-
-def _to_array(image: Tensor) -> np.ndarray[Any, Any]:
-    return image.cpu().permute(0, 2, 3, 1).float().numpy()
-
-
-def _denormalised(image: Tensor) -> Tensor:
-    return (image * 0.5 + 0.5).clamp(0, 1)
 
 
 def to_pil(array: np.ndarray[Any, Any]) -> list[Image.Image]:

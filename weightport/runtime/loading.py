@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import inspect
+import itertools
 import re
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-import torch
 from torch import nn
 
 from .config import Config
+from .controlnet import ControlNetModel, MultiControlNetModel
 from .custom_code import custom_file, load_class
 from .files import find_variants, find_weights
-from .model import CONFIG, Model, find_files, one_dtype
+from .model import CONFIG, LoadOptions, Model, find_files
 from .registry import component_class
 from .source import Source
 
@@ -29,31 +30,21 @@ def correct_sample_size(unet: Any) -> None:
         config["sample_size"] = 64
 
 
-@dataclass(frozen=True)
-class Request:
-    """What a user asked for, beside the repository; see `DiffusionPipeline.from_pretrained`."""
-
-    dtypes: Mapping[str, torch.dtype | None]  # component, or "default" -> dtype
-    variant: str | None
-    use_safetensors: bool | None
-    trust: bool
-    options: Mapping[str, Any]  # of `Model.from_pretrained`, the same for all
-    given: Mapping[str, Any]  # components and options of the constructor
-
-    def dtype(self, component: str) -> torch.dtype | None:
-        """What to cast a component to; None leaves it as it is."""
-        return self.dtypes.get(component, self.dtypes["default"])
-
-
 @dataclass
 class Component:
-    """A component that is to be loaded."""
+    """A component that is to be loaded, or one of several ControlNets that are one component."""
 
     name: str
     kind: Any
-    folder: Source
+    source: Source
+    folder: str
     variant: str | None = None
     files: list[str] = field(default_factory=list)
+
+    @property
+    def place(self) -> Source:
+        """Where its files are."""
+        return self.source.folder(self.folder)
 
 
 def read_signature(kind: Any) -> tuple[list[str], list[str]]:
@@ -64,55 +55,65 @@ def read_signature(kind: Any) -> tuple[list[str], list[str]]:
     return [p.name for p in parameters if p.name not in options], options
 
 
-def read_dtypes(dtype: object, torch_dtype: object) -> dict[str, torch.dtype | None]:
-    """Component -> dtype, and `default`, from what the user gave.
-
-    Raises:
-        ValueError: both are given, or weights cannot be of a dtype.
-    """
-    wanted = torch_dtype if dtype is None else dtype
-    if isinstance(wanted, Mapping) and (dtype is None or torch_dtype is None):
-        return {"default": torch.float32} | {str(name): one_dtype(value) for name, value in wanted.items()}
-    return {"default": one_dtype(dtype, torch_dtype)}
-
-
-def load_arguments(kind: Any, source: Source, index: Mapping[str, Any], request: Request) -> dict[str, Any]:
+def load_arguments(
+    kind: Any, source: Source, index: Mapping[str, Any], given: Mapping[str, Any], wanted: LoadOptions, trust: bool
+) -> dict[str, Any]:
     """The arguments of a pipeline's constructor: components, loaded or given, and options.
+
+    Args:
+        kind: the class of the pipeline.
+        source: the repository.
+        index: the content of its `model_index.json`.
+        given: components and options of the constructor that the user gave.
+        wanted: how weights are loaded.
+        trust: whether code in the repository may run.
 
     Raises:
         OSError: a file is missing.
         ValueError: a component is missing or of a wrong kind, no component has the variant, or weights do not fit.
     """
+    wanted, dtypes = replace(wanted, device_map=wanted.device()), wanted.dtypes()
     names, options = read_signature(kind)
     arguments: dict[str, Any] = {name: index[name] for name in options if name in index}
-    arguments |= {name: value for name, value in request.given.items() if name in (*names, *options)}
-    ignored = sorted(request.given.keys() - arguments.keys())
-    if ignored:
-        warnings.warn(f"{kind.__name__} takes no {', '.join(ignored)}: ignored", stacklevel=4)
+    arguments |= {name: value for name, value in given.items() if name in (*names, *options)}
+    if ignored := sorted(given.keys() - arguments.keys()):
+        warnings.warn(f"{kind.__name__} takes no {', '.join(ignored)}: ignored", stacklevel=3)
     missing, components = [], []
     for name in names:
         library, class_name = _read_entry(index.get(name))
-        if name in request.given:
-            _check_kind(name, request.given[name], component_class(library, class_name))
+        if name in given:
+            _check_kind(name, given[name], component_class(library, class_name))
         elif class_name:
-            found = _find_kind(source.folder(name), library, class_name, request.trust)
-            if found is not None:
-                components.append(Component(name, found, source.folder(name)))
-            elif name in kind._optional_components:
-                warnings.warn(f"{source.name}: {name} is left out: no {class_name} in the runtime", stacklevel=4)
-                arguments[name] = None
-            else:
+            found = _find_kind(source.folder(name), library, class_name, trust)
+            if found is None and name not in kind._optional_components:
                 raise ValueError(
                     f"{source.name}: the runtime has no {class_name} of {library}; pass {name}=, or {name}=None"
                 )
+            if found is None:
+                warnings.warn(f"{source.name}: {name} is left out: no {class_name} in the runtime", stacklevel=3)
+                arguments[name] = None
+            elif found is MultiControlNetModel:
+                components += [Component(name, ControlNetModel, source, folder) for folder in _series(source, name)]
+            else:
+                components.append(Component(name, found, source, name))
         elif name in index or name in kind._optional_components:
             arguments[name] = None
         else:
             missing.append(name)
     if missing:
         raise ValueError(f"{source.name}: has no {', '.join(missing)} for {kind.__name__}; pass what is missing")
-    _choose_files(source, components, request)
-    return arguments | {component.name: _load(component, request) for component in components}
+    _choose_files(source, components, wanted)
+    loaded: dict[str, list[Any]] = {}
+    for component in components:
+        dtype = dtypes.get(component.name, dtypes["default"]) or "auto"
+        loaded.setdefault(component.name, []).append(_load(component, replace(wanted, dtype=dtype, torch_dtype=None)))
+    return arguments | {name: parts if len(parts) > 1 else parts[0] for name, parts in loaded.items()}
+
+
+def _series(source: Source, name: str) -> list[str]:
+    """The folders `name`, `name_1`, `name_2` and so on, as far as they are there."""
+    folders = itertools.chain([name], (f"{name}_{i}" for i in itertools.count(1)))
+    return list(itertools.takewhile(lambda folder: source.folder(folder).names, folders))
 
 
 def _read_entry(entry: object) -> tuple[str, str]:
@@ -149,44 +150,37 @@ def _shape(kind: type) -> str:
     return "scheduler" if hasattr(kind, "set_timesteps") else "processor"
 
 
-def _choose_files(source: Source, components: list[Component], request: Request) -> None:
+def _choose_files(source: Source, components: list[Component], wanted: LoadOptions) -> None:
     """Decide the files of every component, its own variant and format, and fetch all of them."""
-    models = [component for component in components if issubclass(component.kind, Model)]
+    variant, models = wanted.variant, [component for component in components if issubclass(component.kind, Model)]
     for component in models:
-        names, library = component.folder.names, component.kind.library
-        if request.variant and find_weights(names, library, request.variant, request.use_safetensors):
-            component.variant = request.variant
-        component.files = find_files(component.folder, library, component.variant, request.use_safetensors)
-    without = [component.name for component in models if component.variant is None]
-    if request.variant and models and len(without) == len(models):
-        known = {v for component in models for v in find_variants(component.folder.names, component.kind.library) if v}
+        names, library = component.place.names, component.kind.library
+        if variant and find_weights(names, library, variant, wanted.use_safetensors):
+            component.variant = variant
+        component.files = find_files(component.place, library, component.variant, wanted.use_safetensors)
+    without = [component.folder for component in models if component.variant != variant]
+    if without and len(without) == len(models):
+        known = {v for component in models for v in find_variants(component.place.names, component.kind.library) if v}
         have = f"there are {', '.join(sorted(known))}" if known else "there are none"
-        raise ValueError(f"{source.name}: no component has variant={request.variant!r}; {have}")
-    if request.variant and without:
-        warnings.warn(
-            f"{source.name}: no {request.variant} of {', '.join(without)}; the main weights are loaded", stacklevel=5
-        )
-    wanted = []
-    for component in components:
-        names = component.folder.names
-        if component.files:
-            names = [CONFIG, *component.files]
-        elif custom_file(component.kind) is None:
-            names = [name for name in names if name.endswith((".json", ".txt"))]
-        wanted += [f"{component.name}/{name}" for name in names]
-    if wanted:
-        source.fetch(wanted)
+        raise ValueError(f"{source.name}: no component has variant={variant!r}; {have}")
+    if without:
+        message = f"no {variant} of {', '.join(without)}; the main weights are loaded"
+        warnings.warn(f"{source.name}: {message}", stacklevel=4)
+    names_of = {component.folder: _needed(component) for component in components}
+    if paths := [f"{folder}/{name}" for folder, names in names_of.items() for name in names]:
+        source.fetch(paths)
 
 
-def _load(component: Component, request: Request) -> Any:
+def _needed(component: Component) -> list[str]:
+    """The names of the files that loading a component takes: all of them for a class of any library."""
+    if component.files:
+        return [CONFIG, *component.files]
+    return [name for name in component.place.names if custom_file(component.kind) or name.endswith((".json", ".txt"))]
+
+
+def _load(component: Component, wanted: LoadOptions) -> Any:
     if issubclass(component.kind, Model):
-        return component.kind.from_pretrained(
-            component.folder,
-            variant=component.variant,
-            dtype=request.dtype(component.name) or "auto",
-            use_safetensors=request.use_safetensors,
-            **request.options,
-        )
+        return component.kind.from_pretrained(component.place, **vars(replace(wanted, variant=component.variant)))
     if custom_file(component.kind):  # of any library, so it gets a path
-        return component.kind.from_pretrained(str(component.folder.fetch(component.folder.names)))
-    return component.kind.from_pretrained(component.folder)
+        return component.kind.from_pretrained(str(component.place.fetch(component.place.names)))
+    return component.kind.from_pretrained(component.place)

@@ -6,8 +6,9 @@ import os
 import re
 import warnings
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Self, Unpack
+from typing import Any, ClassVar, Self, Unpack
 
 import torch
 from torch import nn
@@ -15,12 +16,60 @@ from torch import nn
 from ..upload import PushOptions, PushToHub
 from .config import DIFFUSERS_VERSION, Config
 from .files import find_weights, shard_names, sibling_files, why_no_weights
-from .registry import component_class
+from .registry import COMPONENTS, component_class
 from .saving import placed, write_json
-from .source import HubOptions, LocalFolder, Source, open_source, split_hub_options
+from .source import HubOptions, LocalFolder, Source, open_source, split_options
 from .weights import Empty, load_weights, write_weights
 
 CONFIG = "config.json"
+
+
+@dataclass(frozen=True)
+class LoadOptions:
+    """How weights are loaded, by models and by pipelines.
+
+    Attributes:
+        variant: load `*.<variant>.safetensors`; of a pipeline, in the components that have it.
+        dtype: what floating-point weights are cast to, float32 by default; `auto` leaves them as they are. For a
+            pipeline, a dict gives each component its own, and `default` that of the others.
+        torch_dtype: the older name of `dtype`.
+        use_safetensors: True loads no `.bin`, False nothing else; by default safetensors come first.
+        device_map: the device to load to.
+        disable_mmap: read the files into memory instead of mapping them.
+        low_cpu_mem_usage: of no effect; loading always takes as little memory as it can.
+    """
+
+    variant: str | None = None
+    dtype: Any = None
+    torch_dtype: Any = None
+    use_safetensors: bool | None = None
+    device_map: str | torch.device | None = None
+    disable_mmap: bool = False
+    low_cpu_mem_usage: bool = True
+
+    def dtypes(self) -> dict[str, torch.dtype | None]:
+        """Component, or `default` -> the dtype to cast to; None leaves weights as they are.
+
+        Raises:
+            ValueError: both names are given, or weights cannot be of a dtype.
+        """
+        if self.dtype is not None and self.torch_dtype is not None:
+            raise ValueError("dtype and torch_dtype are two names of one argument; give one of them")
+        wanted = self.torch_dtype if self.dtype is None else self.dtype
+        each = wanted if isinstance(wanted, Mapping) else {"default": wanted}
+        return {str(name): _one_dtype(value) for name, value in {"default": None, **each}.items()}
+
+    def device(self) -> torch.device | None:
+        """The device that `device_map` means.
+
+        Raises:
+            ValueError: it is not a device; models are not spread over several.
+        """
+        try:
+            return None if self.device_map is None else torch.device(self.device_map)
+        except (RuntimeError, TypeError):
+            message = f"device_map = {self.device_map!r} is not supported; give one device, such as 'cuda'"
+            raise ValueError(message) from None
 
 
 class Model(nn.Module, PushToHub):
@@ -66,46 +115,34 @@ class Model(nn.Module, PushToHub):
         name_or_path: str | os.PathLike[str] | Source,
         *,
         subfolder: str | None = None,
-        variant: str | None = None,
-        dtype: torch.dtype | Literal["auto"] | None = None,
-        torch_dtype: torch.dtype | Literal["auto"] | None = None,
-        use_safetensors: bool | None = None,
-        device_map: str | torch.device | None = None,
-        disable_mmap: bool = False,
-        low_cpu_mem_usage: bool = True,
         output_loading_info: bool = False,
-        **hub: Unpack[HubOptions],
+        **options: Any,
     ) -> Self:
         """The model in a folder or on the Hub, in evaluation mode.
 
         Args:
             name_or_path: a local folder, or the id of a repository on the Hub.
             subfolder: the folder in it.
-            variant: load `*.<variant>.safetensors`; a model alone never falls back to the main weights.
-            dtype: what floating-point weights are cast to, float32 by default; `auto` leaves them as they are.
-            torch_dtype: the older name of `dtype`.
-            use_safetensors: True loads no `.bin`, False nothing else; by default safetensors come first.
-            device_map: the device to load to.
-            disable_mmap: read the files into memory instead of mapping them.
-            low_cpu_mem_usage: of no effect; loading always takes as little memory as it can.
             output_loading_info: return the model and, as diffusers does, a dict of lists: `missing_keys`,
                 `mismatched_keys` and `error_msgs`, always empty as these raise, and `unexpected_keys`, those that are
                 known to be of no use.
-            hub: see `HubOptions`.
+            options: see `LoadOptions` and `HubOptions`; a model alone never falls back from a variant to the main
+                weights.
 
         Raises:
             OSError: the folder, the repository or a file in it is missing.
             ValueError: the config asks for something that is not implemented, or the weights do not fit.
         """
+        hub, others = split_options(options, HubOptions)
+        wanted = LoadOptions(**others)
         source = open_source(name_or_path, subfolder, **hub)
-        target = one_dtype(dtype, torch_dtype)
-        device = one_device(device_map)
-        files = find_files(source, cls.library, variant, use_safetensors)
+        dtype, device = wanted.dtypes()["default"], wanted.device()
+        files = find_files(source, cls.library, wanted.variant, wanted.use_safetensors)
         folder = source.fetch([CONFIG, *files] if CONFIG in source.names else files)
         with Empty():
             model = cls(source.json(CONFIG))
         paths = [folder / name for name in files]
-        unused = load_weights(model, paths, cls.rename, target, device, use_mmap=not disable_mmap)
+        unused = load_weights(model, paths, cls.rename, dtype, device, use_mmap=not wanted.disable_mmap)
         model.name_or_path = source.name
         model.eval()
         if output_loading_info:
@@ -154,11 +191,13 @@ class Model(nn.Module, PushToHub):
 
     def _saved_config(self) -> dict[str, Any]:
         """The config for other readers. No dtype: transformers would impose it on every variant of the weights."""
-        config = {key: value for key, value in self.config.items() if not key.startswith("_")}
-        if self.library != "diffusers":
-            without_dtype = {key: value for key, value in config.items() if key not in ("dtype", "torch_dtype")}
-            return without_dtype | {"architectures": [type(self).__name__]}
-        return config | {"_class_name": type(self).__name__, "_diffusers_version": DIFFUSERS_VERSION}
+        config, name = (
+            {key: value for key, value in self.config.items() if not key.startswith("_")},
+            type(self).__name__,
+        )
+        if self.library == "diffusers":
+            return config | {"_class_name": name, "_diffusers_version": DIFFUSERS_VERSION}
+        return {key: value for key, value in config.items() if "dtype" not in key} | {"architectures": [name]}
 
 
 class AutoModel:
@@ -173,12 +212,11 @@ class AutoModel:
         Raises:
             ValueError: the config names no class of the runtime.
         """
-        hub, options = split_hub_options(options)
+        hub, options = split_options(options, HubOptions)
         source = open_source(name_or_path, subfolder, **hub)
         config = source.json(CONFIG)
         name = config.get("_class_name") or next(iter(config.get("architectures") or ()), None)
-        for library in ("diffusers", "transformers", "stable_diffusion"):
-            kind = component_class(library, name) if isinstance(name, str) else None
+        for kind in (component_class(library, str(name)) for library in COMPONENTS):
             if kind is not None and issubclass(kind, Model):
                 model: Model = kind.from_pretrained(source, **options)
                 return model
@@ -204,15 +242,7 @@ def find_files(source: Source, library: str, variant: str | None, use_safetensor
     return shards
 
 
-def one_dtype(dtype: object, torch_dtype: object = None) -> torch.dtype | None:
-    """What a user's `dtype` or `torch_dtype` means: float32 by default; None for `auto`, to leave weights as they are.
-
-    Raises:
-        ValueError: both are given, or weights cannot be of that dtype.
-    """
-    if dtype is not None and torch_dtype is not None:
-        raise ValueError("dtype and torch_dtype are two names of one argument; give one of them")
-    wanted = torch_dtype if dtype is None else dtype
+def _one_dtype(wanted: Any) -> torch.dtype | None:
     if wanted is None or wanted == "auto":
         return torch.float32 if wanted is None else None
     if not isinstance(wanted, torch.dtype):
@@ -221,18 +251,6 @@ def one_dtype(dtype: object, torch_dtype: object = None) -> torch.dtype | None:
     if not wanted.is_floating_point:
         raise ValueError(f"dtype = {wanted} is not a floating-point dtype")
     return wanted
-
-
-def one_device(device_map: object) -> torch.device | None:
-    """The device that a `device_map` means.
-
-    Raises:
-        ValueError: it is not a device; models are not spread over several.
-    """
-    try:
-        return None if device_map is None else torch.device(device_map)  # type: ignore[call-overload]
-    except (RuntimeError, TypeError):
-        raise ValueError(f"device_map = {device_map!r} is not supported; give one device, such as 'cuda'") from None
 
 
 def _size(size: int | str) -> int:

@@ -6,9 +6,9 @@ import inspect
 import json
 import os
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Self, Unpack
+from typing import Any, ClassVar, Self, Unpack
 
 import torch
 from torch import nn
@@ -17,14 +17,13 @@ from tqdm import tqdm
 from ..upload import PushOptions, PushToHub
 from .config import DIFFUSERS_VERSION, Config
 from .custom_code import copy_code, custom_file, load_class
-from .loading import Request, load_arguments, read_dtypes, read_signature
-from .model import Model, one_device
+from .loading import load_arguments, read_signature
+from .model import LoadOptions, Model
 from .registry import PIPELINES, library_of, public_class
 from .saving import placed, write_json
-from .source import HubOptions, LocalFolder, Source, open_source, split_hub_options
+from .source import HubOptions, LocalFolder, Source, open_source, split_options
 
 INDEX = "model_index.json"
-Dtype = torch.dtype | Literal["auto"] | Mapping[str, Any]
 
 
 class DiffusionPipeline(PushToHub):
@@ -126,13 +125,6 @@ class DiffusionPipeline(PushToHub):
         cls,
         name_or_path: str | os.PathLike[str] | Source,
         *,
-        dtype: Dtype | None = None,
-        torch_dtype: Dtype | None = None,
-        variant: str | None = None,
-        use_safetensors: bool | None = None,
-        device_map: str | torch.device | None = None,
-        disable_mmap: bool = False,
-        low_cpu_mem_usage: bool = True,
         custom_pipeline: str | os.PathLike[str] | None = None,
         custom_revision: str | None = None,
         trust_remote_code: bool = False,
@@ -145,42 +137,26 @@ class DiffusionPipeline(PushToHub):
 
         Args:
             name_or_path: a local folder, or the id of a repository on the Hub.
-            dtype: of floating-point weights, float32 by default; `auto` leaves them as they are; a dict gives each
-                component its own, and `default` that of the others.
-            torch_dtype: the older name of `dtype`.
-            variant: load `*.<variant>.safetensors` in the components that have it, the main weights in others.
-            use_safetensors: True loads no `.bin`, False nothing else; by default safetensors come first.
-            device_map: the device to load to.
-            disable_mmap: read the files into memory instead of mapping them.
-            low_cpu_mem_usage: of no effect; loading always takes as little memory as it can.
             custom_pipeline: the code of another pipeline: a `.py` file, or a folder or repository with `pipeline.py`.
             custom_revision: the revision of that repository.
             trust_remote_code: agree to run code that a file or repository brings along.
-            options: components to take instead of those of the repository (which are then not downloaded), None for
-                components to do without; other arguments of the pipeline's constructor; and `HubOptions`.
+            options: `LoadOptions` and `HubOptions`; components to take instead of those of the repository (which are
+                then not downloaded), None for components to do without; other arguments of the pipeline's constructor.
 
         Raises:
             OSError: the folder, the repository or a file in it is missing.
             ValueError: components are missing or of a wrong kind, or the weights do not fit.
         """
-        hub, given = split_hub_options(options)
+        hub, others = split_options(options, HubOptions)
+        wanted, given = split_options(others, LoadOptions)
         source = open_source(name_or_path, **hub)
         index = source.json(INDEX)
         kind = cls._find_class(source, index, custom_pipeline, trust_remote_code, {**hub, "revision": custom_revision})
         if not issubclass(kind, DiffusionPipeline):
             # the code of a class that extends diffusers' pipeline expects diffusers' components
-            ours = {"dtype": dtype, "torch_dtype": torch_dtype, "variant": variant, "use_safetensors": use_safetensors}
-            passed = {key: value for key, value in ours.items() if value is not None} | options
-            return kind.from_pretrained(name_or_path, trust_remote_code=trust_remote_code, **passed)  # type: ignore[no-any-return]
-        request = Request(
-            dtypes=read_dtypes(dtype, torch_dtype),
-            variant=variant,
-            use_safetensors=use_safetensors,
-            trust=trust_remote_code,
-            options={"device_map": one_device(device_map), "disable_mmap": disable_mmap},
-            given=given,
-        )
-        pipeline: Self = kind(**load_arguments(kind, source, index, request))
+            return kind.from_pretrained(name_or_path, trust_remote_code=trust_remote_code, **options)  # type: ignore[no-any-return]
+        arguments = load_arguments(kind, source, index, given, LoadOptions(**wanted), trust_remote_code)
+        pipeline: Self = kind(**arguments)
         pipeline.name_or_path = source.name
         return pipeline
 
@@ -191,7 +167,7 @@ class DiffusionPipeline(PushToHub):
         index: Mapping[str, Any],
         custom: str | os.PathLike[str] | None,
         trust: bool,
-        hub: HubOptions,
+        hub: Mapping[str, Any],
     ) -> Any:
         """The class to load: that of the custom code, this one, or the one that the index names."""
         if custom is not None and Path(custom).suffix == ".py":
@@ -266,9 +242,7 @@ class DiffusionPipeline(PushToHub):
         given = {"safe_serialization": safe_serialization, "variant": variant, "max_shard_size": max_shard_size}
         stale: list[str] = []
         with placed(place, stale) as staging:
-            for name, component in self.components.items():
-                if component is None:
-                    continue
+            for name, component in self._folders():
                 if not hasattr(component, "save_pretrained"):
                     raise ValueError(f"{name}: a {type(component).__name__} cannot be saved, it has no save_pretrained")
                 known = inspect.signature(component.save_pretrained).parameters
@@ -284,6 +258,13 @@ class DiffusionPipeline(PushToHub):
             write_json(staging / INDEX, index)
         if push_to_hub:
             self.push_folder(place, repo_id, **hub)
+
+    def _folders(self) -> Iterator[tuple[str, Any]]:
+        """What is saved, and into which folder: several ControlNets into `controlnet`, `controlnet_1`, and so on."""
+        for name, component in self.components.items():
+            for i, part in enumerate(getattr(component, "nets", [component])):
+                if part is not None:
+                    yield f"{name}_{i}" if i else name, part
 
 
 def _entry(component: Any) -> list[str | None]:

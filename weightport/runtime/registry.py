@@ -10,7 +10,7 @@ from typing import Any
 
 _NAMES = {  # modules of weightport.runtime -> public classes
     "unet": "UNet2DConditionModel",
-    "controlnet": "ControlNetModel",
+    "controlnet": "ControlNetModel MultiControlNetModel",
     "vae": "AutoencoderKL",
     "clip": "CLIPTextModel CLIPTextModelWithProjection",
     "tokenizer": "CLIPTokenizer",
@@ -41,7 +41,7 @@ MODULES = {module: tuple(names.split()) for module, names in _NAMES.items()}
 PUBLIC = {name: module for module, names in MODULES.items() for name in names}
 PIPELINES = MODULES["pipelines"]
 COMPONENTS: dict[str, tuple[str, ...]] = {  # library in model_index.json -> classes
-    "diffusers": ("UNet2DConditionModel", "ControlNetModel", "AutoencoderKL", *MODULES["schedulers"]),
+    "diffusers": ("UNet2DConditionModel", *MODULES["controlnet"], "AutoencoderKL", *MODULES["schedulers"]),
     "transformers": ("CLIPTextModel", "CLIPTextModelWithProjection", "CLIPTokenizer", "CLIPImageProcessor"),
     "stable_diffusion": ("StableDiffusionSafetyChecker",),
 }

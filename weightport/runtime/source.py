@@ -15,7 +15,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, TypedDict, Unpack, cast
+from typing import Any, TypedDict, Unpack
 
 from ..upload import explain
 
@@ -41,10 +41,10 @@ class HubOptions(TypedDict, total=False):
     force_download: bool
 
 
-def split_hub_options(options: Mapping[str, Any]) -> tuple[HubOptions, dict[str, Any]]:
-    """The `HubOptions` among keyword arguments, and the others."""
-    hub = {key: value for key, value in options.items() if key in HubOptions.__annotations__}
-    return cast(HubOptions, hub), {key: value for key, value in options.items() if key not in hub}
+def split_options(options: Mapping[str, Any], kind: type) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The keyword arguments that a class of options names, such as `HubOptions`, and the others."""
+    named = {key: value for key, value in options.items() if key in kind.__annotations__}
+    return named, {key: value for key, value in options.items() if key not in named}
 
 
 class Source(ABC):
@@ -164,66 +164,59 @@ def open_source(
     elif not _HUB_ID.fullmatch(str(name_or_path)):
         raise ValueError(f"{name_or_path}: neither a folder nor the id of a repository, `name` or `owner/name`")
     else:
-        source = _open_hub(str(name_or_path), **hub)
+        source = _open_hub(str(name_or_path), hub)
     inner = source.folder(subfolder) if subfolder else source
     return inner if inner.names else source
 
 
-def _open_hub(
-    repo_id: str,
-    revision: str | None = None,
-    cache_dir: str | Path | None = None,
-    token: str | bool | None = None,
-    local_files_only: bool = False,
-    force_download: bool = False,
-) -> Source:
+def _open_hub(repo_id: str, options: HubOptions) -> Source:
     try:
         import huggingface_hub as hub
-        from huggingface_hub import constants, errors
+        from huggingface_hub import constants
     except ImportError:
         raise OSError(
             f"{repo_id}: there is no such folder; an id on the Hub needs `pip install 'weightport[hub]'`"
         ) from None
+    revision, cache_dir, token = options.get("revision"), options.get("cache_dir"), options.get("token")
 
     def cached(reason: str) -> Source:
         """What is in the cache; `allow_patterns=[]` asks for the place alone, whatever is there."""
+        place: dict[str, Any] = {"revision": revision, "cache_dir": cache_dir, "local_files_only": True}
         try:
-            place = hub.snapshot_download(
-                repo_id, revision=revision, cache_dir=cache_dir, local_files_only=True, allow_patterns=[]
-            )
+            folder = Path(hub.snapshot_download(repo_id, **place, allow_patterns=[]))
         except (OSError, ValueError):
             raise OSError(f"{repo_id}: {reason}, and it has not been downloaded before") from None
-        return LocalFolder(Path(place), f"{repo_id} (as downloaded)")
+        return LocalFolder(folder, f"{repo_id} (as downloaded)")
 
-    if local_files_only or constants.HF_HUB_OFFLINE:
+    if options.get("local_files_only") or constants.HF_HUB_OFFLINE:
         return cached("the Hub may not be asked (local_files_only or HF_HUB_OFFLINE)")
     try:
         info = hub.HfApi(token=token).model_info(repo_id, revision=revision)
-    except errors.GatedRepoError:
-        raise OSError(
-            f"{repo_id}: gated; ask for access on its page at {constants.ENDPOINT}/{repo_id}, then pass token="
-        ) from None
-    except errors.RevisionNotFoundError:
-        raise OSError(f"{repo_id}: there is no revision {revision!r}") from None
-    except errors.RepositoryNotFoundError:
-        raise OSError(
-            f"{repo_id}: neither a folder nor a repository on the Hub; if it is private, pass token= or set HF_TOKEN"
-        ) from None
-    except Exception as error:  # no connection, or an error of the server: the classes differ between versions
-        source = cached(f"the Hub cannot be reached ({type(error).__name__})")
+    except Exception as error:  # beside these, no connection or an error of the server: classes differ between versions
+        name = type(error).__name__
+        refusals = {
+            "GatedRepoError": f"gated; ask for access on its page at {constants.ENDPOINT}/{repo_id}, then pass token=",
+            "RevisionNotFoundError": f"there is no revision {revision!r}",
+            "RepositoryNotFoundError": (
+                "neither a folder nor a repository on the Hub; if it is private, pass token= or set HF_TOKEN"
+            ),
+        }
+        if name in refusals:
+            raise OSError(f"{repo_id}: {refusals[name]}") from None
+        source = cached(f"the Hub cannot be reached ({name})")
         warnings.warn(f"{repo_id}: the Hub cannot be reached; what was downloaded before is used", stacklevel=4)
         return source
     commit = str(info.sha)
     cache = Path(cache_dir or constants.HF_HUB_CACHE).expanduser()
     _remember(cache / f"models--{repo_id.replace('/', '--')}" / "refs", revision or constants.DEFAULT_REVISION, commit)
+    place: dict[str, Any] = {"revision": commit, "cache_dir": cache_dir, "token": token}
+    place["force_download"] = options.get("force_download", False)
     fetched: dict[str, str] = {}
 
     def download(name: str) -> str:
         if name not in fetched:
             try:
-                fetched[name] = hub.hf_hub_download(
-                    repo_id, name, revision=commit, cache_dir=cache_dir, token=token, force_download=force_download
-                )
+                fetched[name] = hub.hf_hub_download(repo_id, name, **place)
             except Exception as error:
                 raise OSError(f"{repo_id}: {name}: {explain(error)}") from None
         return fetched[name]

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from .source import Source, open_source
 from .tokenizer import CLIPTokenizer
-from .weights import read_tensors
+from .weights import load_pickle, read_tensors
 
 NAMES = ("learned_embeds.safetensors", "learned_embeds.bin")
 Embedding = str | os.PathLike[str] | Source | Mapping[str, Any]
@@ -108,12 +108,4 @@ def _find(item: Any, weight_name: str | None, options: Mapping[str, Any]) -> Pat
 
 
 def _load(path: Path) -> Mapping[str, Any]:
-    if path.suffix == ".safetensors":
-        return {key: tensor for key, tensor, _ in read_tensors(path)}
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # UnpicklingError, EOFError, RuntimeError and more
-        raise ValueError(f"{path}: cannot be read ({str(error).strip().splitlines()[0]})") from None
-    if not isinstance(content, dict):
-        raise ValueError(f"{path}: does not hold an embedding")
-    return content
+    return {key: x for key, x, _ in read_tensors(path)} if path.suffix == ".safetensors" else load_pickle(path)

@@ -39,6 +39,7 @@ DTYPES = {
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
 _MAX_HEADER = 100_000_000  # the limit of the reference implementation
 _TOLD = 3  # faults that a message names
+_COPIED = 1 << 27  # bytes of a mapped `.bin` file that may stay in memory beside their copies
 _MAKERS = {torch.empty, torch.zeros, torch.ones, torch.full, torch.arange, torch.tensor}
 _INITIALISERS = {value for name, value in vars(nn.init).items() if name.endswith("_") and callable(value)}
 
@@ -122,11 +123,7 @@ def _squeezed(tensor: Tensor, shape: torch.Size) -> Tensor:
 
 def read_tensors(path: Path, use_mmap: bool = True) -> Iterator[tuple[str, Tensor, Callable[[], None]]]:
     """The tensors of a file, each with its name and a function that gives its pages in the mapped file back."""
-    if path.suffix == ".safetensors":
-        yield from _read_safetensors(path, use_mmap)
-    else:
-        for key, tensor in _read_pickle(path, use_mmap).items():
-            yield key, tensor, lambda: None
+    return (_read_safetensors if path.suffix == ".safetensors" else _read_pickle)(path, use_mmap)
 
 
 def _read_safetensors(path: Path, use_mmap: bool) -> Iterator[tuple[str, Tensor, Callable[[], None]]]:
@@ -205,8 +202,29 @@ def _entry(value: dict[str, Any]) -> Entry:
     return DTYPES[value["dtype"]], tuple(shape), begin, end
 
 
-def _read_pickle(path: Path, use_mmap: bool) -> Mapping[str, Tensor]:
-    """The tensors of a `.bin` file; torch unpickles nothing but tensors and containers from it."""
+def _read_pickle(path: Path, use_mmap: bool) -> Iterator[tuple[str, Tensor, Callable[[], None]]]:
+    """The tensors of a `.bin` file. It is mapped anew, and its pages given back, whenever enough of it was copied."""
+    content, copied = load_pickle(path, use_mmap), 0
+
+    def release() -> None:
+        nonlocal copied
+        copied += tensor.nbytes
+
+    for key in list(content):
+        if copied > _COPIED:
+            content, copied = load_pickle(path, use_mmap), 0
+        tensor = content.pop(key)
+        if not isinstance(tensor, Tensor):
+            raise ValueError(f"{path}: does not hold a state dict: {key} is not a tensor")
+        yield key, tensor, release
+
+
+def load_pickle(path: Path, use_mmap: bool = True) -> dict[str, Any]:
+    """The dict in a file of `torch.save`; torch unpickles nothing but tensors and containers from it.
+
+    Raises:
+        ValueError: there is something else in it, or it is damaged.
+    """
     try:
         try:
             content = torch.load(path, map_location="cpu", weights_only=True, mmap=use_mmap)
@@ -215,7 +233,7 @@ def _read_pickle(path: Path, use_mmap: bool) -> Mapping[str, Tensor]:
     except Exception as error:  # UnpicklingError, EOFError, RuntimeError and more
         reason = str(error).strip().split("\n")[0]
         raise ValueError(f"{path}: cannot be read as a state dict ({reason})") from None
-    if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
+    if not isinstance(content, dict):
         raise ValueError(f"{path}: does not hold a state dict")
     return content
 
