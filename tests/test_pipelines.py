@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+import json
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -206,6 +207,38 @@ def test_latents_agree_with_each_scheduler(name: str, kind: str) -> None:
     assert distance(*results(theirs, ours, arguments)) <= ROUNDING
 
 
+@pytest.mark.parametrize("name", ["lcm", "lcm image", "lcm, original steps"])
+def test_latent_consistency_with_our_scheduler(name: str) -> None:
+    theirs, ours, arguments = make(name)
+    assert type(ours.scheduler) is weightport.LCMScheduler
+    assert distance(*results(theirs, ours, arguments)) <= ROUNDING
+
+
+def test_zero_terminal_signal_to_noise() -> None:
+    """As Lin et al. (https://arxiv.org/abs/2305.08891) have it: both libraries' schedulers, and guidance rescaled."""
+    options = {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing", "prediction_type": "v_prediction"}
+    theirs, ours, arguments = make("text, linear projections", pairs.schedulers("DDIMScheduler", **options))
+    assert distance(*results(theirs, ours, {**arguments, "guidance_rescale": 0.7})) <= ROUNDING
+
+
+@pytest.mark.parametrize("name", ["text", "image", "inpaint 9, weak", "control", "xl", "xl image"])
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_sixteen_bits(name: str, dtype: str) -> None:
+    """Latents and images; SDXL's VAE computes in float32 where float16 would overflow, and goes back."""
+    target = getattr(torch, dtype)
+    theirs, ours, arguments = make(name, one_scheduler())
+    for pipe in (theirs, ours):
+        for part, model in pipe.components.items():
+            if isinstance(model, torch.nn.Module):
+                setattr(pipe, part, copy.deepcopy(model).to(target))
+    first, second = results(theirs, ours, arguments)
+    assert second.dtype is target
+    assert distance(first.float(), second.float()) <= torch.finfo(target).eps
+    first, second = results(theirs, ours, {**arguments, "output_type": "np"})
+    assert np.abs(first - second).max() <= torch.finfo(target).eps
+    assert ours.vae.dtype is target
+
+
 @pytest.mark.parametrize("name", ["text", "text, negative", "xl, two negatives", "inpaint 4, weak", "image"])
 def test_a_list_of_generators_ties_seeds_to_images(name: str) -> None:
     theirs, ours, arguments = make(name, one_scheduler())
@@ -400,6 +433,46 @@ def test_a_saved_pipeline_gives_the_same_in_both_libraries(name: str, tmp_path: 
     theirs = getattr(diffusers, type(ours).__name__).from_pretrained(tmp_path)
     theirs.set_progress_bar_config(disable=True)
     assert distance(theirs(**arguments, generator=seeded(7))[0], expected) <= ROUNDING
+
+
+def test_several_controlnets_are_saved_and_loaded_by_both_libraries(tmp_path: Path) -> None:
+    theirs, ours, arguments = make("controls")
+    theirs.save_pretrained(tmp_path / "theirs")
+    ours.save_pretrained(tmp_path / "ours")
+    expected = ours(**arguments, generator=seeded(7))[0]
+    for folder in (tmp_path / "theirs", tmp_path / "ours"):
+        assert sorted(path.name for path in folder.glob("controlnet*")) == ["controlnet", "controlnet_1"]
+        entry = json.loads((folder / "model_index.json").read_text())["controlnet"]
+        assert entry == ["diffusers", "MultiControlNetModel"]
+        again = weightport.DiffusionPipeline.from_pretrained(folder)
+        for mine, saved in zip(again.controlnet.nets, ours.controlnet.nets, strict=True):
+            assert torch.equal(mine.conv_in.weight, saved.conv_in.weight)
+        assert distance(again(**arguments, generator=seeded(7))[0], expected) <= ROUNDING
+    loaded = diffusers.StableDiffusionControlNetPipeline.from_pretrained(tmp_path / "ours")
+    loaded.set_progress_bar_config(disable=True)
+    assert distance(loaded(**arguments, generator=seeded(7))[0], expected) <= ROUNDING
+    half = weightport.DiffusionPipeline.from_pretrained(tmp_path / "ours", dtype={"controlnet": torch.float16})
+    assert [net.dtype for net in half.controlnet.nets] == [torch.float16] * 2
+
+
+def test_one_repository_serves_every_task(tmp_path: Path) -> None:
+    """By another class's `from_pretrained`, or with the components of a pipeline that is there."""
+    _, ours, arguments = make("image")
+    text = pipelines.StableDiffusionPipeline(**ours.components, requires_safety_checker=False)
+    text.save_pretrained(tmp_path)
+    with pytest.warns(UserWarning, match="no safety checker"):
+        loaded = pipelines.StableDiffusionImg2ImgPipeline.from_pretrained(
+            tmp_path, safety_checker=None, requires_safety_checker=True
+        )
+    shared = pipelines.StableDiffusionImg2ImgPipeline(**text.components, requires_safety_checker=False)
+    assert shared.unet is text.unet
+    expected = ours(**arguments, generator=seeded(7))
+    assert torch.equal(shared(**arguments, generator=seeded(7)).images, expected.images)
+    assert distance(loaded(**arguments, generator=seeded(7)).images, expected.images) <= ROUNDING
+    assert loaded(**arguments, generator=seeded(7)).nsfw_content_detected is None
+    images, flags = shared(**arguments, generator=seeded(7), return_dict=False)
+    assert torch.equal(images, expected.images)
+    assert flags is None
 
 
 def test_the_safety_checker_blackens_what_it_flags() -> None:

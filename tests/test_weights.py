@@ -242,6 +242,29 @@ def test_pickled_weights(tmp_path: Path, small: tuple[Path, dict[str, Any]], leg
     assert path.read_bytes() == before
 
 
+@pytest.mark.parametrize("suffix", ["bin", "safetensors"])
+def test_a_cast_leaves_little_of_the_file_in_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str
+) -> None:
+    """However large the file: what was copied is dropped from its mapping."""
+    monkeypatch.setattr("weightport.runtime.weights._COPIED", 1 << 20)
+    path, names = tmp_path / f"x.{suffix}", [f"x{i}" for i in range(16)]
+    state = {name: torch.rand(1 << 18) for name in names}
+    torch.save(state, path) if suffix == "bin" else save_file(state, path)
+    with Empty():
+        model = nn.ParameterDict({name: torch.empty(1 << 18) for name in names})
+    resident: list[int] = []
+
+    def rename(key: str) -> str:
+        maps = Path("/proc/self/smaps").read_text().split(str(path))[1:]
+        resident.append(sum(int(one.split("Rss:")[1].split()[0]) for one in maps))
+        return key
+
+    load_weights(model, [path], rename, torch.float16)
+    assert all(torch.equal(model[name], state[name].half()) for name in names)
+    assert 0 < max(resident) <= 4096  # kilobytes; the file has 16384
+
+
 class Attack:
     def __reduce__(self) -> tuple[Any, ...]:
         return (Path.touch, (Path("attacked"),))

@@ -8,14 +8,18 @@ from typing import Any
 DIFFUSERS_VERSION = "0.35.0"  # whose format is written; older readers look at it
 
 
-class Config(dict[str, Any]):
-    """The config of a model, complete with defaults. Keys are attributes too, as in diffusers and transformers."""
+class Attributes(dict[str, Any]):
+    """A dict whose keys are attributes too."""
 
     def __getattr__(self, key: str) -> Any:
         try:
             return self[key]
         except KeyError:
-            raise AttributeError(f"the config has no {key!r}") from None
+            raise AttributeError(f"the {type(self).__name__.lower()} has no {key!r}") from None
+
+
+class Config(Attributes):
+    """The config of a model, complete with defaults, as in diffusers and transformers."""
 
 
 def read_config(

@@ -53,11 +53,9 @@ def load_class(source: Source, module: str, name: str | None, trust: bool) -> An
         if not isinstance(getattr(code, name, None), type):
             raise ValueError(f"{where}: there is no class {name} in it")
         return getattr(code, name)
-    found = [
-        value
-        for value in vars(code).values()
-        if isinstance(value, type) and value.__module__ == code.__name__ and _is_pipeline(value)
-    ]
+    own = [value for value in vars(code).values() if isinstance(value, type) and value.__module__ == code.__name__]
+    # ours, or one that extends diffusers' class of that name
+    found = [kind for kind in own if "DiffusionPipeline" in {base.__name__ for base in kind.__mro__[1:]}]
     if len(found) != 1:
         names = ", ".join(kind.__name__ for kind in found)
         raise ValueError(f"{where}: must hold one pipeline class, not {len(found)} ({names})".replace(" ()", ""))
@@ -78,11 +76,6 @@ def copy_code(kind: type, folder: Path) -> None:
         (folder / name).write_bytes(text)
 
 
-def _is_pipeline(kind: type) -> bool:
-    """Whether a class extends our `DiffusionPipeline` or diffusers' class of that name."""
-    return any(base.__name__ == "DiffusionPipeline" for base in kind.__mro__[1:])
-
-
 def _import(source: Source, module: str) -> ModuleType:
     try:
         files = _needed(source, f"{module}.py")
@@ -99,10 +92,8 @@ def _import(source: Source, module: str) -> ModuleType:
     except ModuleNotFoundError as error:
         if error.name is None or error.name.startswith(package):
             raise
-        top = error.name.split(".")[0]
-        raise ImportError(
-            f"{source.name}/{module}.py: imports {error.name}, which is not installed; try `pip install {top}`"
-        ) from None
+        advice = f"which is not installed; try `pip install {error.name.split('.')[0]}`"
+        raise ImportError(f"{source.name}/{module}.py: imports {error.name}, {advice}") from None
     finally:
         sys.dont_write_bytecode = quiet
 

@@ -65,7 +65,7 @@ def why_no_weights(names: Collection[str], library: str, variant: str | None, us
     if find_weights(names, library, variant):
         return f"{missing}; the weights are in the other format, see use_safetensors="
     variants = find_variants(names, library)
-    return f"{missing}, but there is variant={variants[0] and repr(variants[0])}" if variants else missing
+    return f"{missing}, but there is variant={variants[0]!r}" if variants else missing
 
 
 def find_variants(names: Collection[str], library: str) -> list[str | None]:

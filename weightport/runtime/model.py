@@ -191,13 +191,11 @@ class Model(nn.Module, PushToHub):
 
     def _saved_config(self) -> dict[str, Any]:
         """The config for other readers. No dtype: transformers would impose it on every variant of the weights."""
-        config, name = (
-            {key: value for key, value in self.config.items() if not key.startswith("_")},
-            type(self).__name__,
-        )
+        name, hidden = type(self).__name__, ("_", "dtype", "torch_dtype")
+        config = {key: value for key, value in self.config.items() if not key.startswith(hidden)}
         if self.library == "diffusers":
             return config | {"_class_name": name, "_diffusers_version": DIFFUSERS_VERSION}
-        return {key: value for key, value in config.items() if "dtype" not in key} | {"architectures": [name]}
+        return config | {"architectures": [name]}
 
 
 class AutoModel:

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import fields
@@ -87,6 +88,8 @@ def make_method(work: Callable[..., Any], names: list[str], defaults: Mapping[st
 def _init(self: LatentDiffusionPipeline, **given: Any) -> None:
     """Make a pipeline of its components."""
     options = {name: given.pop(name) for name in self.options}
+    if options.get("requires_safety_checker") and given["safety_checker"] is None:
+        warnings.warn("there is no safety checker: every image is shown, whatever is on it", stacklevel=4)
     self.register_to_config(**{name: value for name, value in options.items() if name != "add_watermarker"})
     self.register_modules(**given)
 
@@ -235,16 +238,15 @@ class LatentDiffusionPipeline(DiffusionPipeline):
         super().register_modules(**components)
 
     @contextmanager
-    def full_precision_vae(self) -> Iterator[Any]:
-        """The VAE, in float32 where float16 would overflow: SDXL's configs say so with `force_upcast`."""
-        upcast = self.is_xl and self.vae.dtype is torch.float16 and self.vae.config.get("force_upcast", True)
-        if upcast:
-            self.vae.to(torch.float32)
+    def full_precision_vae(self, *dtypes: torch.dtype) -> Iterator[Any]:
+        """The VAE, in float32 if it has one of these dtypes and SDXL's config says so: `force_upcast`."""
+        dtype = self.vae.dtype
+        upcast = self.is_xl and dtype in dtypes and self.vae.config.get("force_upcast", True)
+        self.vae.to(torch.float32 if upcast else dtype)
         try:
             yield self.vae
         finally:
-            if upcast:
-                self.vae.to(torch.float16)
+            self.vae.to(dtype)
 
     def load_textual_inversion(
         self,

@@ -75,19 +75,6 @@ class CLIPVisionTransformer(nn.Module):
         return pooled
 
 
-class CLIPVisionModel(nn.Module):
-    """The level that the keys of a file have."""
-
-    def __init__(self, c: Config) -> None:
-        super().__init__()
-        self.vision_model = CLIPVisionTransformer(c)
-
-    def forward(self, pixels: Tensor) -> Tensor:
-        """(b, c, h, w) -> (b, hidden_size)."""
-        pooled: Tensor = self.vision_model(pixels)
-        return pooled
-
-
 class StableDiffusionSafetyChecker(Model):
     """Flags images and blackens those it flags.
 
@@ -102,7 +89,7 @@ class StableDiffusionSafetyChecker(Model):
         given = {**(config.get("vision_config") or {}), **(config.get("vision_config_dict") or {})}
         vision = Config({key: given.get(key, default) for key, default in VISION.items()})
         dim = self.config.projection_dim
-        self.vision_model = CLIPVisionModel(vision)
+        self.vision_model = nn.ModuleDict({"vision_model": CLIPVisionTransformer(vision)})  # as keys have it
         self.visual_projection = nn.Linear(vision.hidden_size, dim, bias=False)
         self.concept_embeds = nn.Parameter(torch.ones(CONCEPTS, dim), requires_grad=False)
         self.special_care_embeds = nn.Parameter(torch.ones(SPECIAL_CONCEPTS, dim), requires_grad=False)
@@ -118,7 +105,7 @@ class StableDiffusionSafetyChecker(Model):
 
     def scores(self, clip_input: Tensor) -> tuple[Tensor, Tensor]:
         """How far images (b, 3, h, w) exceed the thresholds: float32 (b, 3) special concepts, (b, 17) concepts."""
-        image = F.normalize(self.visual_projection(self.vision_model(clip_input)))
+        image = F.normalize(self.visual_projection(self.vision_model["vision_model"](clip_input)))
         special = (image @ F.normalize(self.special_care_embeds).T).float() - self.special_care_embeds_weights.float()
         concepts = (image @ F.normalize(self.concept_embeds).T).float() - self.concept_embeds_weights.float()
         special = special.round(decimals=3)
@@ -138,11 +125,8 @@ class StableDiffusionSafetyChecker(Model):
         """
         flags: list[bool] = (self.scores(clip_input)[1] > 0).any(dim=1).tolist()
         if any(flags):
-            logging.getLogger(__name__).warning(
-                "%d of %d images are black: the safety checker flagged them; try another prompt or seed",
-                sum(flags),
-                len(flags),
-            )
+            message = "%d of %d images are black: the safety checker flagged them; try another prompt or seed"
+            logging.getLogger(__name__).warning(message, sum(flags), len(flags))
             images = images.clone() if isinstance(images, Tensor) else images.copy()
             images[[i for i, flag in enumerate(flags) if flag]] = 0
         return images, flags

@@ -299,15 +299,9 @@ def begin_run(pipe: LatentDiffusionPipeline, o: Options) -> Run:
         count = len(o.generator)
         require(count in (1, len(positive)), f"{count} generators are given for {len(positive)} images")
         o.generator = o.generator[0] if count == 1 else o.generator
-    return Run(
-        batch=len(positive),
-        size=(o.height or height, o.width or width),
-        device=pipe.device,
-        prompt_embeds=join(pipe, positive, negative),
-        negative_prompt_embeds=negative,
-        add_text_embeds=join(pipe, pooled, negative_pooled),
-        negative_pooled_prompt_embeds=negative_pooled,
-    )
+    embeds, pooled = join(pipe, positive, negative), join(pipe, pooled, negative_pooled)
+    size = (o.height or height, o.width or width)
+    return Run(len(positive), size, pipe.device, embeds, negative, pooled, negative_pooled)
 
 
 def choose_timesteps(pipe: LatentDiffusionPipeline, o: Options, device: torch.device) -> Tensor:
@@ -373,8 +367,9 @@ def tile(x: Tensor, rows: int) -> Tensor:
 
 def encode_image(pipe: LatentDiffusionPipeline, image: Tensor, generator: Generator, *, mode: bool = False) -> Tensor:
     """Pixels (b, 3, h, w) -> unscaled latents: random ones, or the most probable."""
-    with pipe.full_precision_vae() as vae:
-        image = image.to(vae.device, vae.dtype)
+    image = image.to(pipe.vae.device, pipe.vae.dtype)  # rounded even where the VAE computes in more
+    with pipe.full_precision_vae(torch.float16, torch.bfloat16) as vae:
+        image = image.to(vae.dtype)
         if isinstance(generator, list):
             each = zip(image.chunk(len(image)), generator, strict=False)
             return torch.cat([vae.encode(one).latent_dist.sample(seed) for one, seed in each])
@@ -585,7 +580,7 @@ def finish(pipe: LatentDiffusionPipeline, o: Options, run: Run) -> Any:
     images: Any = run.denoised if pipe.is_lcm and run.denoised is not None else run.latents
     flagged: list[bool] | None = None
     if o.output_type != "latent":
-        with pipe.full_precision_vae() as vae:
+        with pipe.full_precision_vae(torch.float16) as vae:
             mean, std, factor = statistics(pipe, images.to(vae.dtype))
             pixels = vae.decode(images.to(vae.dtype) * std / factor + mean).sample
         pixels, flagged = check_safety(pipe, pixels, run.dtype)
@@ -688,9 +683,10 @@ def tokenize(tokenizer: Any, prompts: list[str]) -> Tensor:
     for prompt in prompts:
         if rest := tokenizer.cut_off(prompt):
             warnings.warn(f"the prompt is longer than {limit} tokens; this is left out: {rest}", stacklevel=2)
-    tokens = tokenizer(prompts, padding="max_length", max_length=limit, truncation=True, return_tensors="pt")
-    result: Tensor = tokens.input_ids
-    return result
+    ids: Tensor = tokenizer(
+        prompts, padding="max_length", max_length=limit, truncation=True, return_tensors="pt"
+    ).input_ids
+    return ids
 
 
 # --- checks -----------------------------------------------------------------------------------------------------------

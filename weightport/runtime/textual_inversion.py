@@ -58,9 +58,8 @@ def load_textual_inversion(
         where = "the embedding" if isinstance(item, Mapping) else str(getattr(item, "name", item))
         name, values = _read(item, name, where, weight_name, options)
         if values.ndim != 2 or values.shape[1] != table.embedding_dim:
-            raise ValueError(
-                f"{where}: vectors {[*values.shape]} do not fit a text encoder of {table.embedding_dim} channels"
-            )
+            width = f"a text encoder of {table.embedding_dim} channels"
+            raise ValueError(f"{where}: vectors {[*values.shape]} do not fit {width}")
         for i, vector in enumerate(values):
             one = f"{name}_{i}" if i else name
             if one in known or one in vectors:
@@ -103,8 +102,7 @@ def _find(item: Any, weight_name: str | None, options: Mapping[str, Any]) -> Pat
     if not isinstance(item, Source) and Path(item).is_file():
         return Path(item)
     source = open_source(item, **options)
-    name = weight_name or next((name for name in NAMES if name in source.names), NAMES[0])
-    return source.path(name)
+    return source.path(weight_name or next((name for name in NAMES if name in source.names), NAMES[0]))
 
 
 def _load(path: Path) -> Mapping[str, Any]:

@@ -14,6 +14,7 @@ from typing import Any, ClassVar, Literal, Self, Unpack
 import torch
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
+from .config import Attributes
 from .saving import placed, write_json
 from .source import HubOptions, Source, open_source
 
@@ -25,14 +26,8 @@ UNKNOWN = 10**6  # a model_max_length above this is transformers' way to say tha
 WORDS = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
 
 
-class Encoding(dict[str, Any]):
-    """What tokenizer and image processor return: keys that are attributes too."""
-
-    def __getattr__(self, name: str) -> Any:
-        try:
-            return self[name]
-        except KeyError:
-            raise AttributeError(f"the encoding has no {name!r}") from None
+class Encoding(Attributes):
+    """What tokenizer and image processor return."""
 
     def to(self, device: torch.device | str) -> Self:
         """The same with its tensors on `device`."""
@@ -73,9 +68,7 @@ class CLIPTokenizer:
         self.backend.add_tokens([*added.values(), *(token for token in special.values() if token.content not in given)])
         for id_, token in added.items():
             if (place := self.backend.token_to_id(token.content)) != id_:
-                raise ValueError(
-                    f"the added token {token.content!r} is said to have id {id_}, but its place is {place}"
-                )
+                raise ValueError(f"the added token {token.content!r} is said to have id {id_}, but gets {place}")
         self.bos_token, self.eos_token, self.unk_token, self.pad_token = (special[role].content for role in ROLES)
         self.bos_token_id, self.eos_token_id = self._id(self.bos_token), self._id(self.eos_token)
         self.unk_token_id, self.pad_token_id = self._id(self.unk_token), self._id(self.pad_token)
@@ -116,13 +109,9 @@ class CLIPTokenizer:
         else:
             vocab, merges = models.BPE.read_file(str(source.path("vocab.json")), str(source.path("merges.txt")))
         length = config.get("model_max_length", MAX_LENGTH)
-        return cls(
-            vocab,
-            merges,
-            special_tokens=_special_tokens(config),
-            added_tokens=added,
-            model_max_length=length if length < UNKNOWN else MAX_LENGTH,
-        )
+        length = length if length < UNKNOWN else MAX_LENGTH
+        special_tokens = _special_tokens(config)
+        return cls(vocab, merges, special_tokens=special_tokens, added_tokens=added, model_max_length=length)
 
     def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
         """Write `vocab.json`, `merges.txt` and their configs: the layout that transformers 4 and 5 read."""
@@ -194,8 +183,7 @@ class CLIPTokenizer:
 
     def encode(self, text: str, **options: Any) -> list[int]:
         """The ids of one text; options as for a call."""
-        ids: list[int] = self(text, **options).input_ids
-        return ids
+        return list(self(text, **options).input_ids)
 
     def decode(self, ids: int | Iterable[int], skip_special_tokens: bool = False) -> str:
         """The text of some ids: in lower case, and with single spaces."""
@@ -226,15 +214,13 @@ class CLIPTokenizer:
             while (following := f"{name}_{len(series)}") in known:
                 series.append(known[following])
             if len(series) > 1:
-                prompt = re.sub(
-                    rf"{re.escape(token)}(?!_\d)", " ".join(series).replace("\\", r"\\"), prompt, flags=re.I
-                )
+                written = " ".join(series).replace("\\", r"\\")
+                prompt = re.sub(rf"{re.escape(token)}(?!_\d)", written, prompt, flags=re.I)
         return prompt
 
     def tokenize(self, text: str) -> list[str]:
         """The tokens of a text."""
-        tokens: list[str] = self.backend.encode(text, add_special_tokens=False).tokens
-        return tokens
+        return list(self.backend.encode(text, add_special_tokens=False).tokens)
 
     def convert_tokens_to_ids(self, tokens: str | Sequence[str]) -> int | list[int]:
         """The id of a token, or of each; that of `unk_token` where there is none."""
@@ -263,15 +249,12 @@ class CLIPTokenizer:
 
 def _backend(vocab: dict[str, int], merges: list[tuple[str, str]], unknown: str) -> Tokenizer:
     """The pipeline of a text: normalise, split into words, merge the bytes of each word."""
-    backend = Tokenizer(
-        models.BPE(vocab, merges, unk_token=unknown, continuing_subword_prefix="", end_of_word_suffix=WORD_END)
-    )
-    backend.normalizer = normalizers.Sequence(
-        [normalizers.NFC(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Lowercase()]
-    )
-    backend.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.Split(Regex(WORDS), "removed", invert=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
-    )
+    bpe = models.BPE(vocab, merges, unk_token=unknown, continuing_subword_prefix="", end_of_word_suffix=WORD_END)
+    backend = Tokenizer(bpe)
+    clean = [normalizers.NFC(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Lowercase()]
+    backend.normalizer = normalizers.Sequence(clean)
+    words, letters = pre_tokenizers.Split(Regex(WORDS), "removed", invert=True), pre_tokenizers.ByteLevel(False)
+    backend.pre_tokenizer = pre_tokenizers.Sequence([words, letters])
     backend.decoder = decoders.ByteLevel()
     return backend
 

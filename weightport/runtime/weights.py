@@ -183,9 +183,8 @@ def read_header(path: Path) -> tuple[dict[str, Entry], int]:
             raise ValueError(f"{path}: {key!r} does not lie where it must; the file is damaged")
         position = end
     if 8 + length + position != size:
-        raise ValueError(
-            f"{path}: the tensors end at byte {8 + length + position}, the file at {size}; is it complete?"
-        )
+        end = 8 + length + position
+        raise ValueError(f"{path}: the tensors end at byte {end}, the file at {size}; is it complete?")
     return ordered, 8 + length
 
 
