@@ -27,7 +27,7 @@ from pathlib import Path
 
 import h5py  # noqa: F401 - imported here so that no run has to
 
-import weightport.runtime.manifest  # noqa: F401
+import weightport.manifest  # noqa: F401
 from weightport.cli import main
 
 MOMENTS = 10

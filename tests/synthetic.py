@@ -16,8 +16,8 @@ import numpy as np
 from safetensors.numpy import load_file, save_file
 
 import weightport
+from weightport.manifest import manifest
 from weightport.mappings.families import families
-from weightport.runtime.manifest import manifest
 
 PARTS = ("text_encoder", "unet", "decoder", "image_encoder")
 NARROW: dict[str, dict[str, Any]] = {

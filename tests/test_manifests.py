@@ -13,7 +13,7 @@ from weightport.mappings.families import Component, config_for, families, read_m
 
 torch = pytest.importorskip("torch")
 
-from weightport.runtime.manifest import manifest  # noqa: E402
+from weightport.manifest import manifest  # noqa: E402
 
 COMPONENTS = [
     pytest.param(component, id=f"{family.name} {name}")

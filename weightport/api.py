@@ -292,7 +292,7 @@ def compare_schedulers(
 def _runtime_state_dict(class_name: str, config: Mapping[str, Any]) -> Mapping[str, tuple[int, ...]]:
     """The state dict of a model of unusual widths, from the runtime on the meta device."""
     try:
-        from .runtime.manifest import manifest
+        from .manifest import manifest
     except ImportError:
         raise ConversionError(
             f'a {class_name} of unusual widths needs PyTorch to be checked; run `pip install "weightport[torch]"`'

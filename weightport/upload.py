@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypedDict, Unpack, cast
 
@@ -34,7 +35,15 @@ class PushOptions(TypedDict, total=False):
 
 
 class PushToHub:
-    """Adds `push_to_hub` to what has `save_pretrained(folder, **saving)`."""
+    """Adds `push_to_hub` to what has `save_pretrained(folder, **saving)`, and its arguments to `save_pretrained`:
+
+    `push_to_hub=True` uploads the folder when it is written, to `repo_id` or a repo of its name; see `PushOptions`.
+    """
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        if "save_pretrained" in cls.__dict__:
+            cls.save_pretrained = _with_push(cls.__dict__["save_pretrained"])  # type: ignore[attr-defined]
 
     def push_to_hub(self, repo_id: str, **options: Any) -> str:
         """Save into a repo on the Hub, in one commit; makes the repo, and a model card if it has none.
@@ -71,6 +80,20 @@ class PushToHub:
             create_pr=options.get("create_pr", False),
             revision=options.get("revision"),
         )
+
+
+def _with_push(save: Callable[..., None]) -> Callable[..., None]:
+    @functools.wraps(save)
+    def save_pretrained(
+        self: PushToHub, folder: str | os.PathLike[str], *, push_to_hub: bool = False, **options: Any
+    ) -> None:
+        names = ("repo_id", *PushOptions.__annotations__)
+        place = {key: options.pop(key) for key in names if key in options}
+        save(self, folder, **options)
+        if push_to_hub:
+            self.push_folder(Path(folder).expanduser(), **place)
+
+    return save_pretrained
 
 
 def upload(

@@ -12,8 +12,8 @@ with exchange.needs("torch"):
     import torch
     import torch_models
 
+    from weightport.manifest import MODELS
     from weightport.runtime.layers import apply_semantics
-    from weightport.runtime.manifest import MODELS
 
 
 def load(check: Mapping[str, Any], semantics: Any) -> Any:

@@ -8,12 +8,12 @@ import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Self, Unpack
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import nn
 
-from ..upload import PushOptions, PushToHub
+from ..upload import PushToHub
 from .config import DIFFUSERS_VERSION, Config
 from .files import find_weights, shard_names, sibling_files, why_no_weights
 from .registry import COMPONENTS, component_class
@@ -157,11 +157,8 @@ class Model(nn.Module, PushToHub):
         safe_serialization: bool = True,
         variant: str | None = None,
         max_shard_size: int | str = "10GB",
-        push_to_hub: bool = False,
-        repo_id: str | None = None,
-        **hub: Unpack[PushOptions],
     ) -> None:
-        """Write `config.json` and the weights, as diffusers and transformers load them.
+        """Write `config.json` and the weights, as diffusers and transformers load them; may also push, see `PushToHub`.
 
         Other files of the folder stay, such as other variants; earlier weights of the same variant are replaced.
 
@@ -170,7 +167,6 @@ class Model(nn.Module, PushToHub):
             safe_serialization: False writes `.bin` in place of safetensors.
             variant: a part of the names of the weights; the config is the same for all variants.
             max_shard_size: bytes, or text such as `500MB`; larger weights are split.
-            push_to_hub: upload the folder afterwards, to `repo_id` or a repo of its name; see `push_to_hub`.
 
         Raises:
             OSError: the folder cannot be written.
@@ -181,8 +177,6 @@ class Model(nn.Module, PushToHub):
         with placed(folder, self.stale(folder, variant)) as staging:
             write_json(staging / CONFIG, self._saved_config())
             write_weights(staging, self.state_dict(), self.library, variant, _size(max_shard_size), safe_serialization)
-        if push_to_hub:
-            self.push_folder(folder, repo_id, **hub)
 
     @classmethod
     def stale(cls, folder: str | os.PathLike[str], variant: str | None) -> list[str]:

@@ -8,13 +8,13 @@ import os
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, ClassVar, Self, Unpack
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import nn
 from tqdm import tqdm
 
-from ..upload import PushOptions, PushToHub
+from ..upload import PushToHub
 from .config import DIFFUSERS_VERSION, Config
 from .custom_code import copy_code, custom_file, load_class
 from .loading import load_arguments, read_signature
@@ -151,7 +151,8 @@ class DiffusionPipeline(PushToHub):
         wanted, given = split_options(others, LoadOptions)
         source = open_source(name_or_path, **hub)
         index = source.json(INDEX)
-        kind = cls._find_class(source, index, custom_pipeline, trust_remote_code, {**hub, "revision": custom_revision})
+        hub["revision"] = custom_revision
+        kind = cls._find_class(source, index.get("_class_name"), custom_pipeline, trust_remote_code, hub)
         if not issubclass(kind, DiffusionPipeline):
             # the code of a class that extends diffusers' pipeline expects diffusers' components
             return kind.from_pretrained(name_or_path, trust_remote_code=trust_remote_code, **options)  # type: ignore[no-any-return]
@@ -161,15 +162,8 @@ class DiffusionPipeline(PushToHub):
         return pipeline
 
     @classmethod
-    def _find_class(
-        cls,
-        source: Source,
-        index: Mapping[str, Any],
-        custom: str | os.PathLike[str] | None,
-        trust: bool,
-        hub: Mapping[str, Any],
-    ) -> Any:
-        """The class to load: that of the custom code, this one, or the one that the index names."""
+    def _find_class(cls, source: Source, name: Any, custom: Any, trust: bool, hub: Mapping[str, Any]) -> Any:
+        """The class to load: that of the custom code, this one, or the one of the name in the index."""
         if custom is not None and Path(custom).suffix == ".py":
             file = Path(custom).expanduser()
             return load_class(LocalFolder(file.parent), file.stem, None, trust)
@@ -177,7 +171,6 @@ class DiffusionPipeline(PushToHub):
             return load_class(open_source(custom, **hub), "pipeline", None, trust)
         if cls is not DiffusionPipeline:
             return cls
-        name = index.get("_class_name")
         if isinstance(name, list) and len(name) == 2 and all(isinstance(part, str) for part in name):
             return load_class(source, name[0], name[1], trust)
         if name not in PIPELINES:
@@ -219,20 +212,17 @@ class DiffusionPipeline(PushToHub):
         safe_serialization: bool = True,
         variant: str | None = None,
         max_shard_size: int | str = "10GB",
-        push_to_hub: bool = False,
-        repo_id: str | None = None,
-        **hub: Unpack[PushOptions],
     ) -> None:
         """Write every component into a folder of its name, and `model_index.json`, as diffusers loads them.
 
         Other files of the folder stay, such as other variants. Code that came with the pipeline is written beside.
+        See `PushToHub` for uploading the folder afterwards.
 
         Args:
             folder: made if it does not exist.
             safe_serialization: False writes `.bin` in place of safetensors, in components of diffusers.
             variant: a part of the names of the weights.
             max_shard_size: bytes, or text such as `500MB`; larger weights are split.
-            push_to_hub: upload the folder afterwards, to `repo_id` or a repo of its name; see `push_to_hub`.
 
         Raises:
             OSError: the folder cannot be written.
@@ -256,8 +246,6 @@ class DiffusionPipeline(PushToHub):
                 copy_code(type(self), staging)
                 index["_class_name"] = [module, type(self).__name__]
             write_json(staging / INDEX, index)
-        if push_to_hub:
-            self.push_folder(place, repo_id, **hub)
 
     def _folders(self) -> Iterator[tuple[str, Any]]:
         """What is saved, and into which folder: several ControlNets into `controlnet`, `controlnet_1`, and so on."""

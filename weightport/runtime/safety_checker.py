@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import os
+from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal, Self, TypeVar, Unpack
 
@@ -89,7 +90,7 @@ class StableDiffusionSafetyChecker(Model):
         given = {**(config.get("vision_config") or {}), **(config.get("vision_config_dict") or {})}
         vision = Config({key: given.get(key, default) for key, default in VISION.items()})
         dim = self.config.projection_dim
-        self.vision_model = nn.ModuleDict({"vision_model": CLIPVisionTransformer(vision)})  # as keys have it
+        self.vision_model = nn.Sequential(OrderedDict(vision_model=CLIPVisionTransformer(vision)))  # as keys have it
         self.visual_projection = nn.Linear(vision.hidden_size, dim, bias=False)
         self.concept_embeds = nn.Parameter(torch.ones(CONCEPTS, dim), requires_grad=False)
         self.special_care_embeds = nn.Parameter(torch.ones(SPECIAL_CONCEPTS, dim), requires_grad=False)
@@ -105,7 +106,7 @@ class StableDiffusionSafetyChecker(Model):
 
     def scores(self, clip_input: Tensor) -> tuple[Tensor, Tensor]:
         """How far images (b, 3, h, w) exceed the thresholds: float32 (b, 3) special concepts, (b, 17) concepts."""
-        image = F.normalize(self.visual_projection(self.vision_model["vision_model"](clip_input)))
+        image = F.normalize(self.visual_projection(self.vision_model(clip_input)))
         special = (image @ F.normalize(self.special_care_embeds).T).float() - self.special_care_embeds_weights.float()
         concepts = (image @ F.normalize(self.concept_embeds).T).float() - self.concept_embeds_weights.float()
         special = special.round(decimals=3)

@@ -705,45 +705,42 @@ def check(pipe: LatentDiffusionPipeline, o: Options) -> None:
         TypeError: an argument is of the wrong kind.
         ValueError: arguments contradict each other, or one is missing or out of range.
     """
+
+    def given(name: str) -> bool:
+        return getattr(o, name) is not None
+
     for name in ("ip_adapter_image", "ip_adapter_image_embeds", "cross_attention_kwargs"):
-        require(getattr(o, name) is None, f"{name} is not supported")
-    for one, other in (
-        ("prompt", "prompt_embeds"),
-        ("negative_prompt", "negative_prompt_embeds"),
-        ("timesteps", "sigmas"),
-    ):
-        require(getattr(o, one) is None or getattr(o, other) is None, f"give either {one} or {other}, not both")
-    require(o.prompt is not None or o.prompt_embeds is not None, "give a prompt or prompt_embeds")
+        require(not given(name), f"{name} is not supported")
+    rivals = {"prompt": "prompt_embeds", "negative_prompt": "negative_prompt_embeds", "timesteps": "sigmas"}
+    for one, other in rivals.items():
+        require(not (given(one) and given(other)), f"give either {one} or {other}, not both")
+    require(given("prompt") or given("prompt_embeds"), "give a prompt or prompt_embeds")
     for name in ("prompt", "prompt_2", "negative_prompt", "negative_prompt_2"):
         value = getattr(o, name)
         if not (value is None or isinstance(value, str) or (isinstance(value, list) and value)):
             raise TypeError(f"{name} must be a text or a list of texts, not {value!r}")
-    if o.prompt_embeds is not None and o.negative_prompt_embeds is not None:
-        ours, theirs = tuple(o.prompt_embeds.shape), tuple(o.negative_prompt_embeds.shape)
-        require(ours == theirs, f"prompt_embeds {ours} and negative_prompt_embeds {theirs} must have the same shape")
+    shapes = [tuple(x.shape) for x in (o.prompt_embeds, o.negative_prompt_embeds) if x is not None]
+    require(len({*shapes}) < 2, f"prompt_embeds and negative_prompt_embeds must have the same shape, not {shapes}")
     for prefix in ("", "negative_"):
-        embeds, pooled = getattr(o, f"{prefix}prompt_embeds"), getattr(o, f"{prefix}pooled_prompt_embeds")
-        complete = not pipe.is_xl or embeds is None or pooled is not None
+        complete = not pipe.is_xl or not given(f"{prefix}prompt_embeds") or given(f"{prefix}pooled_prompt_embeds")
         require(complete, f"{prefix}prompt_embeds needs {prefix}pooled_prompt_embeds")
     for name in ("height", "width"):
         require((getattr(o, name) or 0) % 8 == 0, f"{name} = {getattr(o, name)} must be a multiple of 8")
     for name in ("image", "mask_image", "control_image"):
-        spared = name == "image" and o.latents is not None and pipe.takes("latents") and pipe.takes("strength")
-        require(spared or not pipe.takes(name) or getattr(o, name) is not None, f"{name} is needed")
+        spared = name == "image" and given("latents") and pipe.takes("latents") and pipe.takes("strength")
+        require(spared or not pipe.takes(name) or given(name), f"{name} is needed")
     require(0 <= o.strength <= 1, f"strength = {o.strength} must be between 0 and 1")
-    start, end = o.denoising_start, o.denoising_end
-    ordered = start is None or end is None or start < end
-    require(ordered, f"denoising_start = {start} must be less than denoising_end = {end}")
-    if pipe.takes("noise_level"):
-        limit = pipe.config.get("max_noise_level", 350)
-        require(o.noise_level <= limit, f"noise_level = {o.noise_level} must be at most {limit}")
+    start, end = o.denoising_start or 0, 1 if o.denoising_end is None else o.denoising_end
+    require(start < end, f"denoising_start = {start} must be less than denoising_end = {end}")
+    limit = pipe.config.get("max_noise_level")
+    require(limit is None or o.noise_level <= limit, f"noise_level = {o.noise_level} must be at most {limit}")
     require(o.output_type in OUTPUT_TYPES, f"output_type = {o.output_type!r} must be one of {', '.join(OUTPUT_TYPES)}")
-    cropped = o.padding_mask_crop is None or (o.output_type == "pil" and hasattr(o.image, "crop"))
-    require(cropped, "padding_mask_crop needs PIL images and output_type = 'pil'")
+    croppable = o.output_type == "pil" and hasattr(o.image, "crop")
+    require(croppable or not given("padding_mask_crop"), "padding_mask_crop needs PIL images and output_type = 'pil'")
     known = pipe._callback_tensor_inputs
     unknown = sorted(set(o.callback_on_step_end_tensor_inputs) - set(known))
     require(not unknown, f"callback_on_step_end_tensor_inputs: {unknown} not in {known}")
-    starts, ends = (per_net(pipe, o, f"control_guidance_{edge}") for edge in ("start", "end"))
-    for first, last in zip(starts, ends, strict=True):
-        fits = 0 <= first < last <= 1
-        require(fits, f"control_guidance_start = {first} and _end = {last} must be 0 <= start < end <= 1")
+    for edges in zip(*(per_net(pipe, o, f"control_guidance_{edge}") for edge in ("start", "end")), strict=True):
+        require(
+            0 <= edges[0] < edges[1] <= 1, f"control_guidance_start and _end = {edges} must be 0 <= start < end <= 1"
+        )

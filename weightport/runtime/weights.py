@@ -12,6 +12,7 @@ import math
 import mmap
 from collections.abc import Callable, Iterator, Mapping
 from difflib import get_close_matches
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -131,25 +132,19 @@ def _read_safetensors(path: Path, use_mmap: bool) -> Iterator[tuple[str, Tensor,
     with path.open("rb") as file:
         data: Any = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY) if use_mmap else bytearray(file.read())
     for key, (dtype, shape, begin, end) in entries.items():
-        if begin == end:
-            yield key, torch.empty(shape, dtype=dtype), lambda: None
-            continue
-        offset = start + begin
-        raw = torch.frombuffer(data, dtype=torch.uint8, count=end - begin, offset=offset)
-        aligned = raw if offset % dtype.itemsize == 0 else raw.clone()
-        yield key, aligned.view(dtype).view(shape), _release(data, offset, start + end) if use_mmap else lambda: None
+        raw = torch.empty(0, dtype=torch.uint8)
+        if begin < end:
+            raw = torch.frombuffer(data, dtype=torch.uint8, count=end - begin, offset=start + begin)
+        aligned = raw if (start + begin) % dtype.itemsize == 0 else raw.clone()
+        release = partial(_drop_pages, data, start + begin, start + end) if use_mmap else lambda: None
+        yield key, aligned.view(dtype).view(shape), release
 
 
-def _release(data: mmap.mmap, begin: int, end: int) -> Callable[[], None]:
-    """A function that drops the whole pages within a range of a mapped file; they are read again when needed."""
+def _drop_pages(data: mmap.mmap, begin: int, end: int) -> None:
+    """Give back the whole pages within a range of a mapped file; they are read again when needed."""
     first = -(-begin // mmap.PAGESIZE) * mmap.PAGESIZE
-    length = end - first
-
-    def release() -> None:
-        if length > 0:
-            data.madvise(mmap.MADV_DONTNEED, first, length)
-
-    return release
+    if end > first:
+        data.madvise(mmap.MADV_DONTNEED, first, end - first)
 
 
 Entry = tuple[torch.dtype, tuple[int, ...], int, int]

@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Mapping
-from typing import Any, ClassVar, Self, Unpack, cast
+from typing import Any, ClassVar, Self, cast
 
-from ...upload import PushOptions, PushToHub
+from ...upload import PushToHub
 from ..config import DIFFUSERS_VERSION, Config
 from ..saving import placed, write_json
 from ..source import HubOptions, Source, open_source
@@ -99,19 +99,10 @@ class Configured(PushToHub):
         hub = {key: options.pop(key) for key in HubOptions.__annotations__ if key in options}
         return cls.from_config(open_source(name_or_path, subfolder, **cast(HubOptions, hub)).json(FILE), **options)
 
-    def save_pretrained(
-        self,
-        folder: str | os.PathLike[str],
-        *,
-        push_to_hub: bool = False,
-        repo_id: str | None = None,
-        **hub: Unpack[PushOptions],
-    ) -> None:
-        """Write `scheduler_config.json`, defaults included; with `push_to_hub` upload the folder afterwards."""
+    def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
+        """Write `scheduler_config.json`, defaults included; may also push, see `PushToHub`."""
         with placed(folder) as staging:
             write_json(staging / FILE, self._saved_config())
-        if push_to_hub:
-            self.push_folder(folder, repo_id, **hub)
 
     def _saved_config(self) -> dict[str, Any]:
         options = {key: value for key, value in self.config.items() if not key.startswith("_")}

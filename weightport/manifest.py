@@ -7,10 +7,10 @@ from typing import Any
 
 import torch
 
-from .clip import CLIPTextModel, CLIPTextModelWithProjection
-from .controlnet import ControlNetModel
-from .unet import UNet2DConditionModel
-from .vae import AutoencoderKL
+from .runtime.clip import CLIPTextModel, CLIPTextModelWithProjection
+from .runtime.controlnet import ControlNetModel
+from .runtime.unet import UNet2DConditionModel
+from .runtime.vae import AutoencoderKL
 
 MODELS: dict[str, type[torch.nn.Module]] = {
     model.__name__: model
