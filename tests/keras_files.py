@@ -21,7 +21,7 @@ SCRIPTS = (
     ROOT / "scripts" / "kerascv_models.py",
     ROOT / "weightport" / "runners" / "kerascv_build.py",
 )
-ENVIRONMENTS = {"k2": "keras2", "k3": "keras3"}
+ENVIRONMENTS = {"k2": "keras2", "k3": "keras3", "openclip": "openclip"}
 
 
 class KerasFiles:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
+import os
+import pty
 import shutil
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,7 +19,7 @@ from huggingface_hub import ModelCard
 import weightport
 from weightport.hub import Reference, unverified
 
-from .command import Run, assert_refused, run_python, spawn
+from .command import COMMAND, Run, assert_refused, run_python, spawn
 from .hub_server import TOKEN, Fault, HubServer
 
 UNET = "unet/diffusion_pytorch_model.safetensors"
@@ -53,8 +57,8 @@ def proof(report: dict[str, Any], passed: bool = True) -> dict[str, Any]:
     """The `parity.json` of a conversion."""
     error = {"max_abs": 1e-5, "relative_l2": 2.6e-6, "cosine": 1.0, "psnr": None}
     more = {"against": "kerascv", "tolerance": 3e-6, "passed": passed, "matched": error, "as_diffusers": None}
-    checks = [{"name": name, "component": name} | more for name in report["components"]]
-    files = {f"repo/{name}": file["sha256"] for name, file in report["files"].items()}
+    checks = [{"name": source["part"]} | more for source in report["sources"]]
+    files = [{"name": f"repo/{name}", "sha256": file["sha256"]} for name, file in report["files"].items()]
     return {"passed": passed, "dtype": "float32", "files": files, "checks": checks}
 
 
@@ -149,14 +153,18 @@ def test_the_card_keeps_what_the_user_wrote(hub: HubServer, own: Path, command: 
     assert (data["language"], data["base_model"], data["license"]) == ("en", "org/base", "openrail")
 
 
+def _without(sources: list[dict[str, Any]], part: str) -> list[dict[str, Any]]:
+    return [source for source in sources if source["part"] != part]
+
+
 def test_push_of_what_is_not_proven(hub: HubServer, own: Path, command: Command) -> None:
     report = json.loads((own / "conversion.json").read_text())
-    others = {"files": {}, **{k: v for k, v in proof(report).items() if k != "files"}}
+    others = {"files": [], **{k: v for k, v in proof(report).items() if k != "files"}}
     cases = {
         "parity has not been run;": None,
         "parity has failed;": proof(report, passed=False),
         "parity.json is of other weights;": others,
-        "parity has not been run for vae;": proof(report | {"components": {"unet": {}, "text_encoder": {}}}),
+        "parity has not been run for decoder;": proof(report | {"sources": _without(report["sources"], "decoder")}),
     }
     for reason, parity in cases.items():
         (own / "parity.json").unlink(missing_ok=True)
@@ -165,10 +173,64 @@ def test_push_of_what_is_not_proven(hub: HubServer, own: Path, command: Command)
         assert_refused(command("push", own, "org/model"), own, reason + ".*--allow-unverified")
         assert hub.requests == []
     assert unverified(report, proof(report)) is None
+    based = [s | {"format": "diffusers repo"} if s["part"] == "text_encoder" else s for s in report["sources"]]
+    without = proof(report | {"sources": _without(based, "text_encoder")})
+    assert unverified(report | {"sources": based}, without) is None, "what a base brings needs no proof"
     ended = command("push", own, "org/model", "--allow-unverified")
     assert ended.status == 0
-    assert ended.err == "warning: unverified: parity has not been run for vae\n"
+    assert ended.err == "warning: unverified: parity has not been run for decoder\n"
     assert UNET in hub.repos["org/model"].files()
+
+
+def test_push_of_a_real_proof(hub: HubServer, own: Path, command: Command) -> None:
+    """What `weightport parity` wrote is taken, the card has its figures, and nothing tells where the repo lay."""
+    pytest.importorskip("diffusers")
+    done(command("parity", own, "--against", "diffusers", "-o", own, "-q"))
+    done(command("push", own, "org/model"))
+    there = hub.repos["org/model"].files()
+    found = json.loads(there["parity.json"])
+    card = there["README.md"].decode()
+    assert "[`parity.html`](parity.html)" in card
+    assert {check["name"] for check in found["checks"]} == {"text_encoder", "unet", "decoder", "image_encoder"}
+    for check in found["checks"]:
+        error = check["matched"]
+        figures = [error["relative_l2"], check["tolerance"], error["max_abs"]]
+        cells = [check["name"], "diffusers", *(f"{figure:.1e}" for figure in figures), "the same", "passed"]
+        assert f"| {' | '.join(cells)} |" in card
+    for name in ("parity.json", "parity.html", "README.md"):
+        assert str(own.parent).encode() not in there[name]
+
+
+def test_push_on_a_terminal_asks_for_the_license(own: Path, hub: HubServer, tmp_path: Path) -> None:
+    """And does not where it is known."""
+    environment = hub.environment(tmp_path / "home", TOKEN)
+    assert b"License" not in _on_a_terminal(["push", own, "org/known"], environment, b"")
+    report, card = own / "conversion.json", own / "README.md"
+    report.write_text(report.read_text().replace('"license": "mit"', '"license": null'))
+    card.write_text(card.read_text().replace("license: mit\n", ""))
+    shown = _on_a_terminal(["push", own, "org/model"], environment, b"openrail\n")
+    assert shown.count(b"License of the model, as the Hub names it") == 1
+    assert b"warning" not in shown
+    assert ModelCard(hub.repos["org/model"].files()["README.md"].decode()).data.to_dict()["license"] == "openrail"
+    assert b"warning: the model card names no license" in _on_a_terminal(["push", own, "org/none"], environment, b"\n")
+
+
+def _on_a_terminal(arguments: list[str | Path], environment: dict[str, str], answer: bytes) -> bytes:
+    """What the command shows on a terminal whose user types `answer`; it must succeed."""
+    leader, follower = pty.openpty()
+    command = [*COMMAND, *map(str, arguments)]
+    with subprocess.Popen(
+        command, stdin=follower, stdout=subprocess.DEVNULL, stderr=follower, env={**os.environ, **environment}
+    ) as process:
+        os.close(follower)
+        os.write(leader, answer)
+        shown = b""
+        with contextlib.suppress(OSError):  # EIO: the process has ended
+            while chunk := os.read(leader, 4096):
+                shown += chunk
+    os.close(leader)
+    assert process.returncode == 0, shown
+    return shown
 
 
 def test_push_without_a_license_warns(own: Path, hub: HubServer, command: Command) -> None:

@@ -22,8 +22,10 @@ pytest.importorskip("ldm", reason="the package stable-diffusion-sdkit")
 diffusers = pytest.importorskip("diffusers")
 transformers = pytest.importorskip("transformers")
 
+from ldm.modules.ema import LitEma  # noqa: E402
 from safetensors.torch import load_file, save_file  # noqa: E402
 
+from .keras_files import interpreter  # noqa: E402
 from .oracle import run_ldm  # noqa: E402
 
 EQUAL = {"unet": 3e-6, "vae": 1e-13, "text_encoder": 3e-6}  # relative L2; measured 1.1e-6, 5e-15 and 0
@@ -140,6 +142,35 @@ def test_the_parity_command_runs_the_real_modules(repo, family, suffix):
         assert check.weights
         assert not check.weights.wrong
         assert len(check.layers) > 60
+
+
+def test_the_text_encoder_of_sd2_runs_in_the_real_open_clip(repo):
+    folder, python = repo("sd2", ".ckpt"), interpreter("openclip")
+    found = weightport.parity(
+        folder, folder.with_name("model.ckpt"), component="text_encoder", source_python=python, layers=True
+    )
+    (check,) = found.checks
+    assert check.against == "openclip"
+    assert found.environment["openclip"]["versions"]["open-clip-torch"] == "3.3.0"
+    assert check.matched.relative_l2 <= EQUAL["text_encoder"]  # equal, by the same torch
+    assert check.passed
+    assert len(check.layers) > 60
+
+
+def test_the_moving_average_is_run_by_the_real_modules(tmp_path):
+    """The file as ldm's trainer saves it, weights and `LitEma`'s averages; the repo has the averages."""
+    averaged = run_ldm.randomise(_build("sd1", "unet"), seed=9)
+    average = LitEma(torch.nn.ModuleDict({"diffusion_model": averaged})).state_dict()
+    state = {f"model.diffusion_model.{key}": tensor for key, tensor in original("sd1", "unet").state_dict().items()}
+    state |= {f"model_ema.{key}": tensor for key, tensor in average.items()}
+    torch.save({"state_dict": state}, tmp_path / "model.ckpt")
+    weightport.convert(tmp_path / "model.ckpt", tmp_path / "repo", ema=True, prediction_type="epsilon")
+    (check,) = weightport.parity(tmp_path / "repo", tmp_path / "model.ckpt", ema=True).checks
+    assert check.passed
+    assert check.against == "ldm"
+    (check,) = weightport.parity(tmp_path / "repo", tmp_path / "model.ckpt").checks
+    assert not check.passed
+    assert len(check.weights.wrong) == 686
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -11,7 +11,7 @@ from weightport.html import data_uri
 from weightport.parity_layers import Fault, Layer, first_fault, watched
 from weightport.parity_measure import Error, measure, tolerance
 from weightport.parity_report import describe, html, write_report
-from weightport.parity_run import Check, Images, Parity
+from weightport.parity_result import Check, File, Images, Parity
 from weightport.parity_weights import Weights, WrongTensor
 
 from .browser import laid_out, photographed
@@ -47,7 +47,9 @@ def _parity(wrong: bool = False) -> Parity:
     blue = np.full((16, 16, 3), (37, 99, 235), np.uint8)
     images = Images(5, "keras-cv 0.9.0", 3e-5, GOOD, GOOD, 0.0002, 1, {"KerasCV": blue, "ours": blue})
     process = {"versions": {"python": "3.11"}, "seconds": {"unet": 2.0}, "peak_rss": 2_000_000_000}
-    return Parity("repo", "sd1", "float32", (unet,), images, {"cores": 2, "kerascv": process}, {"file": "a" * 64})
+    return Parity(
+        "repo", "sd1", "float32", (unet,), images, {"cores": 2, "kerascv": process}, (File("file", "a" * 64),)
+    )
 
 
 def test_measure():

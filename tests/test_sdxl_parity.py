@@ -8,11 +8,12 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers import AutoencoderKL, ControlNetModel, UNet2DConditionModel
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch.nn import functional as F
 from transformers import CLIPTextModelWithProjection
 
 import weightport
+from weightport.converters.ldm import flat
 
 from .synthetic import config, write_controlnet
 
@@ -67,6 +68,17 @@ def test_sdxl_as_by_diffusers_single_file(family, component, original_of, repo):
     ours = kind.from_pretrained(folder, subfolder=component).eval()
     theirs = kind.from_single_file(original_of(family), config=str(folder), subfolder=component).eval()
     assert_equal(ours, theirs, family)
+
+
+def test_the_moving_average_of_sdxl_as_by_diffusers_single_file(original_of, tmp_path):
+    state = load_file(original_of("sdxl"))
+    unet = {key: tensor for key, tensor in state.items() if key.startswith("model.diffusion_model.")}
+    file = tmp_path / "model.safetensors"
+    save_file(unet | {flat(key): tensor + 0.01 for key, tensor in unet.items()}, file)
+    weightport.convert(file, tmp_path / "repo", ema=True)
+    (check,) = weightport.parity(tmp_path / "repo", file, ema=True, component="unet").checks
+    assert check.passed
+    assert check.against == "diffusers"
 
 
 @pytest.mark.parametrize("naming", ["original", "diffusers"])

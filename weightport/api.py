@@ -19,7 +19,7 @@ from .converters.inspection import Inspection
 from .converters.inspection import inspect as _inspect
 from .converters.repo import Style
 from .hub import Push, Reference, fetch, push
-from .parity_run import Parity
+from .parity_result import Parity
 from .parity_run import parity as _parity
 
 if TYPE_CHECKING:
@@ -181,6 +181,7 @@ def parity(
     sources: StrPath | Sequence[StrPath] = (),
     *,
     component: str | None = None,
+    ema: bool = False,
     source_python: StrPath = sys.executable,
     layers: bool = False,
     dtype: Literal["float32", "float64"] = "float32",
@@ -194,8 +195,10 @@ def parity(
     Args:
         repo: a diffusers repo, or the folder of a ControlNet.
         sources: what it was converted from. Keras files are run by keras-cv, original checkpoints of SD 1.x and 2.x by
-            the `ldm` modules, others by diffusers' single-file loading. Without any, diffusers runs the repo itself.
+            the `ldm` modules and open_clip, others by diffusers' single-file loading. Without any, diffusers runs the
+            repo itself.
         component: compare this one only: `unet`, `text_encoder`, `vae`, `decoder`, ...
+        ema: the repo was converted from the moving average of an original checkpoint's UNet.
         source_python: the interpreter that has the source framework; by default this one.
         layers: record the error after every module, not only where a check fails.
         dtype: what both sides compute in.
@@ -213,6 +216,7 @@ def parity(
         _runtime_state_dict,
         progress or (lambda done, total: None),
         component=component,
+        ema=ema,
         source_python=os.fspath(source_python),
         layers=layers,
         dtype=dtype,

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .converters.card import body, check_base_model, check_license, metadata, model_card, refresh
+from .converters.conversion import HALVES
 from .converters.errors import ConversionError, printable
 from .converters.output_repo import pipeline_class
 from .upload import CARD, explain, silent_in_a_pipe, upload
@@ -190,16 +191,21 @@ def _license(card: ModelCard) -> Any:
 
 
 def unverified(report: Mapping[str, Any], parity: Mapping[str, Any] | None) -> str | None:
-    """Why `parity.json` is no proof of this conversion; None if it is one."""
+    """Why `parity.json` is no proof of this conversion; None if it is one. What a base brings is only copied."""
     if parity is None:
         return "parity has not been run"
     if not parity["passed"]:
         return "parity has failed"
-    checked, seen = {check["component"] for check in parity["checks"]}, set(parity["files"].values())
-    weights = [file["sha256"] for name, file in report["files"].items() if name.endswith(".safetensors")]
-    if not seen.issuperset(weights):
+    sources = report["sources"]
+    parts = [source["part"] for source in sources if not source["format"].startswith("diffusers")]
+    parts = parts or [source["part"] for source in sources]
+    copied = report["components"].keys() - {HALVES.get(part, part) for part in parts}
+    files = {name: file for name, file in report["files"].items() if name.split("/")[0] not in copied}
+    weights = {file["sha256"] for name, file in files.items() if name.endswith(".safetensors")}
+    if not weights <= {file["sha256"] for file in parity["files"]}:
         return f"{PARITY} is of other weights"
-    if missing := sorted(report["components"].keys() - checked):
+    wanted = {check for part in parts for check in (HALVES if part == "vae" else [part])}
+    if missing := sorted(wanted - {check["name"] for check in parity["checks"]}):
         return f"parity has not been run for {', '.join(missing)}"
     return None
 

@@ -12,8 +12,14 @@ from typing import Any
 from .html import Line, badge, facts, figure, log_plot, page, table
 from .parity_layers import Layer
 from .parity_measure import Error
-from .parity_run import TITLES, Check, Images, Parity
+from .parity_result import Check, File, Images, Parity
 
+TITLES = {
+    "kerascv": "KerasCV",
+    "ldm": "the original modules",
+    "openclip": "OpenCLIP",
+    "diffusers": "diffusers",
+}
 # What diffusers computes differently from KerasCV: docs/parity.md, keras_cv/models/stable_diffusion
 DIFFERENCES = {
     "unet": "tanh approximation of GELU in the feed-forward (diffusers: erf); eps of the transformers' GroupNorm 1e-5 "
@@ -162,7 +168,7 @@ def _images(images: Images) -> str:
     figures = "".join(figure(picture, title) for title, picture in images.pictures.items())
     verdict = badge(images.passed, "pass" if images.passed else "FAIL")
     errors = (
-        f"relative L2 of the decoder's output {images.matched.relative_l2:.1e} (tolerance {images.tolerance:.0e}), as "
+        f"relative L2 of the image {images.matched.relative_l2:.1e} (tolerance {images.tolerance:.0e}), as "
         f"diffusers runs it {images.as_diffusers.relative_l2:.1e}"
     )
     words = f"<p>{verdict} {escape(errors)}</p><p>{escape(_image_words(images))}</p>"
@@ -221,6 +227,6 @@ def _environment(environment: Mapping[str, Any]) -> dict[str, str]:
     return entries
 
 
-def _files(files: Mapping[str, str]) -> str:
-    rows = [(f"<code>{escape(path)}</code>", f"<code>{digest}</code>") for path, digest in files.items()]
+def _files(files: Sequence[File]) -> str:
+    rows = [(f"<code>{escape(file.name)}</code>", f"<code>{file.sha256}</code>") for file in files]
     return table(("file", "sha256"), rows)

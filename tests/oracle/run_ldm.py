@@ -1,20 +1,28 @@
 """The models inside an original checkpoint, as their first authors run them.
 
-UNet and VAE are the real `ldm` modules, in the copy that `stable-diffusion-sdkit` on PyPI carries. Of OpenCLIP's text
-tower, another package of CompVis's stack, the few lines that Stable Diffusion 2 runs are written here.
+UNet and VAE are the real `ldm` modules, in the copy that `stable-diffusion-sdkit` on PyPI carries; the VAE is that of
+`weightport parity`. Of OpenCLIP's text tower, another package of CompVis's stack, the few lines that Stable Diffusion 2
+runs are written here.
 """
 
 from __future__ import annotations
 
+import sys
 from collections import OrderedDict
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
-from ldm.modules.diffusionmodules.model import Decoder, Encoder
 from ldm.modules.diffusionmodules.openaimodel import UNetModel
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "weightport" / "runners"))
+
+from run_ldm import Autoencoder
+
+__all__ = ["Autoencoder", "OpenCLIPText", "randomise", "text_encoder", "unet"]
 
 HEADS: dict[str, dict[str, Any]] = {  # v1-inference.yaml of CompVis, v2-inference.yaml of Stability-AI
     "sd1": {"num_heads": 8},
@@ -37,33 +45,6 @@ def unet(family: str, widths: Sequence[int], context_dim: int) -> nn.Module:
         legacy=False,
         **HEADS[family],
     )
-
-
-class Autoencoder(nn.Module):
-    """`AutoencoderKL` of ldm, less PyTorch Lightning and the training loss."""
-
-    def __init__(self, widths: Sequence[int]) -> None:
-        super().__init__()
-        sizes = {
-            "ch": widths[0],
-            "ch_mult": [width // widths[0] for width in widths],
-            "num_res_blocks": 2,
-            "attn_resolutions": [],
-            "in_channels": 3,
-            "out_ch": 3,
-            "resolution": 256,
-            "z_channels": 4,
-        }
-        self.encoder, self.decoder = Encoder(double_z=True, **sizes), Decoder(**sizes)
-        self.quant_conv, self.post_quant_conv = nn.Conv2d(8, 8, 1), nn.Conv2d(4, 4, 1)
-
-    def encode(self, image: Tensor) -> Tensor:
-        """Image (b, 3, h, w) -> mean and log variance (b, 8, h/8, w/8)."""
-        return self.quant_conv(self.encoder(image))
-
-    def decode(self, latent: Tensor) -> Tensor:
-        """Latent (b, 4, h, w), not scaled -> image (b, 3, 8h, 8w)."""
-        return self.decoder(self.post_quant_conv(latent))
 
 
 class _Layer(nn.Module):

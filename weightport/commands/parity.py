@@ -26,6 +26,7 @@ def add(commands: Any, common: argparse.ArgumentParser) -> None:
     option(
         "--source-python", metavar="PYTHON", help="the interpreter that has the source framework (default: this one)"
     )
+    option("--ema", action="store_true", help="it was converted with --ema")
     option("--component", choices=COMPONENTS, help="compare only this one")
     option("--layers", action="store_true", help="record the error after every module, not only where a check fails")
     option("--dtype", choices=["float32", "float64"], default="float32", help="to compute in (default: float32)")
@@ -47,6 +48,7 @@ def run(arguments: argparse.Namespace) -> int:
             arguments.repo,
             arguments.source,
             component=arguments.component,
+            ema=arguments.ema,
             layers=arguments.layers,
             dtype=arguments.dtype,
             image_size=arguments.image_size,

@@ -40,7 +40,8 @@ def load(check: Mapping[str, Any]) -> Any:
                 return create_diffusers_clip_model_from_ldm(
                     kind, state, subfolder=folder, config=repo, local_files_only=True
                 )
-            return kind.from_single_file(source, config=repo, subfolder=folder, local_files_only=True)
+            ema = {"extract_ema": True} if check["ema"] else {}
+            return kind.from_single_file(source, config=repo, subfolder=folder, local_files_only=True, **ema)
         model, info = kind.from_pretrained(source, subfolder=folder, output_loading_info=True, local_files_only=True)
     except Exception as error:
         exchange.refuse(f"{source}: {kind.__name__} of {kind.__module__.partition('.')[0]} cannot load it ({error})")

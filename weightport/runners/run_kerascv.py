@@ -106,7 +106,7 @@ class Recording:
 
 
 def pipeline(check: Mapping[str, Any], inputs: exchange.Arrays) -> exchange.Outputs:
-    """KerasCV's own `generate_image` from token ids and noise: what the decoder returns, and the uint8 image."""
+    """KerasCV's own `generate_image` from token ids and noise: the image in [0, 1], and as it comes, in uint8."""
     kind = {"sd1": StableDiffusion, "sd2": StableDiffusionV2}[check["family"]]
     size = check["image_size"]
     generator = kind(size, size, jit_compile=True)
@@ -128,7 +128,7 @@ def pipeline(check: Mapping[str, Any], inputs: exchange.Arrays) -> exchange.Outp
             unconditional_guidance_scale=check["guidance_scale"],
             diffusion_noise=inputs["noise"].transpose(0, 2, 3, 1),
         )
-    return [channels_first(generator.decoder.output), channels_first(image)]
+    return [channels_first(((generator.decoder.output + 1) / 2).clip(0, 1)), channels_first(image)]
 
 
 def run(check: Mapping[str, Any], inputs: exchange.Arrays) -> tuple[exchange.Outputs, exchange.Arrays]:

@@ -19,7 +19,7 @@ with exchange.needs("stable-diffusion-sdkit (ldm)"):
     import torch_models
     from ldm.modules.diffusionmodules.model import Decoder, Encoder
     from ldm.modules.diffusionmodules.openaimodel import UNetModel
-    from safetensors.torch import load_file
+    from ldm.modules.ema import LitEma
     from torch import Tensor, nn
 
 PACKAGES = ("stable-diffusion-sdkit", "torch", "transformers", "numpy")
@@ -97,19 +97,17 @@ def build(check: Mapping[str, Any]) -> nn.Module:
     return clip(config)
 
 
-def state_dict(file: Path, prefix: str) -> dict[str, Tensor]:
-    """The tensors below a prefix, without it; all of them if none has it. Pickles may hold tensors only."""
-    state: dict[str, Any]
-    try:
-        if file.suffix == ".safetensors":
-            state = load_file(file)
-        else:
-            state = torch.load(file, map_location="cpu", weights_only=True)
-    except Exception as error:
-        exchange.refuse(f"{file}: torch cannot load it ({error})")
-    state = state.get("state_dict", state)
-    below = {key.removeprefix(prefix): tensor for key, tensor in state.items() if key.startswith(prefix)}
-    return below or state
+def averages(unet: nn.Module) -> dict[str, str]:
+    """Name of a parameter -> that of its moving average in a checkpoint, as ldm's own `LitEma` gives it."""
+    average = LitEma(nn.ModuleDict({"diffusion_model": unet}))
+    return {key.removeprefix("diffusion_model."): f"model_ema.{name}" for key, name in average.m_name2s_name.items()}
+
+
+def state_dict(model: nn.Module, check: Mapping[str, Any]) -> dict[str, Tensor]:
+    """What a checkpoint has for the model: its weights, or their moving average."""
+    names = averages(model) if check["ema"] else {}
+    state = torch_models.read(Path(check["source"]))
+    return {key: state[name] for key, name in names.items()} or torch_models.below(state, check["prefix"])
 
 
 def load(model: nn.Module, state: Mapping[str, Tensor]) -> None:
@@ -125,7 +123,7 @@ def run(check: Mapping[str, Any], inputs: exchange.Arrays) -> tuple[exchange.Out
     """One model on the inputs of a check, in scaled latents."""
     model = build(check)
     try:
-        load(model, state_dict(Path(check["source"]), check["prefix"]))
+        load(model, state_dict(model, check))
     except RuntimeError as error:
         exchange.refuse(f"{check['source']}: the real modules do not take it ({error})")
     model.to(getattr(torch, check["dtype"])).eval()

@@ -14,6 +14,8 @@ with exchange.needs("torch"):
 
     from weightport.manifest import MODELS
     from weightport.runtime.layers import apply_semantics
+    from weightport.runtime.pipelines import StableDiffusionPipeline
+    from weightport.runtime.schedulers import KerasCVScheduler
 
 
 def load(check: Mapping[str, Any], semantics: Any) -> Any:
@@ -24,37 +26,30 @@ def load(check: Mapping[str, Any], semantics: Any) -> Any:
     return model
 
 
-def timesteps(steps: int, generation: str) -> list[int]:
-    """The timesteps of KerasCV's `generate_image`: up to keras-cv 0.7, or from 0.8 on."""
-    if generation == "0.7":
-        return list(range(1, 1000, 1000 // steps))
-    return [round(i * 999 / (steps - 1)) for i in range(steps)]
-
-
 @torch.no_grad()
 def pipeline(check: Mapping[str, Any], inputs: exchange.Arrays) -> exchange.Outputs:
-    """Token ids and noise to an image, as KerasCV's `generate_image` does: DDIM without noise, guided.
-
-    Song et al. 2020, https://arxiv.org/abs/2010.02502, equation 12 with eta 0; Ho and Salimans 2022,
-    https://arxiv.org/abs/2207.12598, for the guidance.
-    """
-    models = {name: load(part, check["semantics"]) for name, part in check["parts"].items()}
+    """Token ids and noise to an image in [0, 1] and in uint8, by our pipeline with KerasCV's sampler."""
+    pipe: Any = StableDiffusionPipeline.from_pretrained(
+        check["repo"],
+        scheduler=KerasCVScheduler(generation=check["generation"]),
+        safety_checker=None,
+        local_files_only=True,
+    )
+    for model in (pipe.text_encoder, pipe.unet, pipe.vae):
+        apply_semantics(model, check["semantics"])
     x = torch_models.tensors(inputs, "float32")
-    context, empty = (models["text_encoder"](x[name]).last_hidden_state for name in ("tokens", "no_tokens"))
-    steps = timesteps(check["steps"], check["generation"])
-    betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2
-    alphas = torch.cumprod(1 - betas, 0)[steps].tolist()
-    latent = x["noise"]
-    for i in reversed(range(len(steps))):
-        alpha, before = alphas[i], alphas[i - 1] if i else 1.0
-        plain, guided = (models["unet"](latent, steps[i], c).sample for c in (empty, context))
-        noise = plain + check["guidance_scale"] * (guided - plain)
-        clean = (latent - (1 - alpha) ** 0.5 * noise) / alpha**0.5
-        latent = before**0.5 * clean + (1 - before) ** 0.5 * noise
-    vae = models["decoder"]
-    image = vae.decode(latent / vae.config.scaling_factor).sample
-    pixels = (255 * (image + 1) / 2).clamp(0, 255).to(torch.uint8)  # KerasCV truncates
-    return [torch_models.numpy(image), torch_models.numpy(pixels)]
+    context, empty = (pipe.text_encoder(x[name]).last_hidden_state for name in ("tokens", "no_tokens"))
+    image = pipe(
+        prompt_embeds=context,
+        negative_prompt_embeds=empty,
+        latents=x["noise"],
+        height=check["image_size"],
+        width=check["image_size"],
+        num_inference_steps=check["steps"],
+        guidance_scale=check["guidance_scale"],
+        output_type="pt",
+    ).images
+    return [torch_models.numpy(image), torch_models.numpy((255 * image).to(torch.uint8))]  # KerasCV truncates
 
 
 def run(check: Mapping[str, Any], inputs: exchange.Arrays) -> tuple[exchange.Outputs, exchange.Arrays]:

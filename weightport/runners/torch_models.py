@@ -4,12 +4,34 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import exchange
 import numpy as np
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
+
+
+def read(file: Path) -> dict[str, Any]:
+    """The state dict in an original checkpoint. Pickles may hold tensors only."""
+    state: dict[str, Any]
+    try:
+        if file.suffix == ".safetensors":
+            state = load_file(file)
+        else:
+            state = torch.load(file, map_location="cpu", weights_only=True)
+    except Exception as error:
+        exchange.refuse(f"{file}: torch cannot load it ({error})")
+    found: dict[str, Any] = state.get("state_dict", state)
+    return found
+
+
+def below(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """The tensors below a prefix, without it; all of them if none has it."""
+    found = {key.removeprefix(prefix): tensor for key, tensor in state.items() if key.startswith(prefix)}
+    return found or dict(state)
 
 
 def tensors(inputs: exchange.Arrays, dtype: str) -> dict[str, Tensor]:
