@@ -1,9 +1,10 @@
-"""`KerasCVScheduler` with converted weights draws the images of the real keras-cv's `generate_image`."""
+"""Our pipeline with `KerasCVScheduler` and converted weights draws what the real keras-cv's `generate_image` does."""
 
 from __future__ import annotations
 
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ import torch
 
 import weightport
 from weightport.runtime.layers import apply_semantics
+from weightport.runtime.pipelines import StableDiffusionPipeline
 from weightport.runtime.schedulers import KerasCVScheduler
 from weightport.runtime.unet import UNet2DConditionModel
 from weightport.runtime.vae import AutoencoderKL
@@ -22,7 +24,6 @@ STEPS = (5, 30)  # 30 are 31 for the older generation
 
 
 @pytest.mark.parametrize(("environment", "generation"), [("k2", "0.7"), ("k3", "0.8")])
-@torch.no_grad()
 def test_images_are_those_of_kerascv(environment: str, generation: str, tmp_path: Path) -> None:
     made = keras_files(environment, "--size", "small", "--version", "v1", "--formats", "weights.h5,model.h5")
     command = [
@@ -42,15 +43,20 @@ def test_images_are_those_of_kerascv(environment: str, generation: str, tmp_path
     apply_semantics(unet, "kerascv")
     apply_semantics(vae, "kerascv")
     unconditional, context = torch.from_numpy(expected["contexts"])
+    scheduler = KerasCVScheduler(generation=generation)
+    pipe: Any = StableDiffusionPipeline(vae, None, None, unet, scheduler, requires_safety_checker=False)
     for steps in STEPS:
-        scheduler = KerasCVScheduler(generation=generation)
-        scheduler.set_timesteps(steps)
-        sample = torch.from_numpy(expected["noise"]).permute(0, 3, 1, 2)
-        for t in scheduler.timesteps:
-            without, guided = unet(sample, t, unconditional).sample, unet(sample, t, context).sample
-            sample = scheduler.step(without + 3.0 * (guided - without), t, sample).prev_sample
-        image = vae.decode(sample / vae.config.scaling_factor).sample.permute(0, 2, 3, 1).numpy()
-        image = np.clip((image + 1) / 2 * 255, 0, 255).astype("uint8")
+        image = pipe(
+            prompt_embeds=context,
+            negative_prompt_embeds=unconditional,
+            latents=torch.from_numpy(expected["noise"]).permute(0, 3, 1, 2),
+            height=8 * expected["noise"].shape[1],
+            width=8 * expected["noise"].shape[2],
+            num_inference_steps=steps,
+            guidance_scale=3.0,
+            output_type="np",
+        ).images
+        image = (255 * image).astype("uint8")  # KerasCV truncates
         theirs = expected[f"images_{steps}"].astype(int)
         assert theirs.std() > 10
         assert abs(image.astype(int) - theirs).max() <= 1
