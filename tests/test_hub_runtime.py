@@ -223,8 +223,8 @@ result = [steps(**json.loads(options)) for options in args]
 @pytest.mark.parametrize(
     ("name", "options", "says"),
     [
-        ("org/nothing", {}, "OSError: org/nothing: .*token"),
-        ("org/private", {"token": "hf_other"}, "OSError: org/private: .*token"),
+        ("org/nothing", {}, "OSError: org/nothing: .*HF_TOKEN"),
+        ("org/private", {"token": "hf_other"}, "OSError: org/private: .*HF_TOKEN"),
         ("org/gated", {}, "OSError: org/gated: .*gated; ask for access"),
         ("org/model", {"HF_HUB_OFFLINE": "1"}, "OSError: org/model: .*HF_HUB_OFFLINE"),
         ("org/model", {"HF_ENDPOINT": "http://127.0.0.1:9"}, "OSError: org/model: .*reached"),

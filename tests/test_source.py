@@ -170,10 +170,15 @@ def test_what_is_not_there_is_said_in_one_line(hub: HubServer, client: Client, p
     hub.add_folder("org/pair", pair)
     hub.add_folder("tester/secret", pair, private=True)
     for code, token, message in (
-        ("Pair.from_pretrained('org/none')", None, "OSError: org/none: neither a folder nor a repository on the Hub"),
-        ("Pair.from_pretrained('tester/secret')", None, "if it is private, pass token= or set HF_TOKEN"),
-        ("Pair.from_pretrained('tester/secret')", "hf_other", "if it is private, pass token= or set HF_TOKEN"),
-        ("Pair.from_pretrained('org/pair', revision='v9')", None, "OSError: org/pair: there is no revision 'v9'"),
+        (
+            "Pair.from_pretrained('org/none')",
+            None,
+            "OSError: org/none: there is no such folder; on the Hub: ",
+        ),
+        ("Pair.from_pretrained('tester/secret')", None, "set HF_TOKEN or run `hf auth login`"),
+        ("Pair.from_pretrained('tester/secret')", "hf_other", "this token may not see it; check the name and HF_TOKEN"),
+        ("Pair.from_pretrained('org/pair', revision='v9')", None, "OSError: org/pair@v9: there is no such folder; on"),
+        ("Pair.from_pretrained('org/pair', revision='v9')", None, "there is no such branch, tag or commit"),
         ("Pair.from_pretrained('org/pair', variant='bf16')", None, "there are fp16, fp32"),
         ("AutoModel.from_pretrained('org/pair', subfolder='vae')", None, "org/pair/vae: the JSON in config.json"),
         ("Pair.from_pretrained('org/other', local_files_only=True)", None, "and it has not been downloaded before"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -19,6 +20,7 @@ Box = tuple[int, int, int, int]
 RESAMPLING = {"lanczos": Image.Resampling.LANCZOS, "bicubic": Image.Resampling.BICUBIC}
 
 
+@dataclass(frozen=True)
 class VaeImageProcessor:
     """What pipelines do to pixels before the VAE encodes and after it decodes them.
 
@@ -32,21 +34,13 @@ class VaeImageProcessor:
         vae_latent_channels: a tensor of so many channels is latents, which are left alone.
     """
 
-    def __init__(
-        self,
-        vae_scale_factor: int = 8,
-        resample: Literal["lanczos", "bicubic"] = "lanczos",
-        *,
-        do_normalize: bool = True,
-        do_binarize: bool = False,
-        do_convert_rgb: bool = False,
-        do_convert_grayscale: bool = False,
-        vae_latent_channels: int = 4,
-    ) -> None:
-        self.vae_scale_factor, self.resample = vae_scale_factor, RESAMPLING[resample]
-        self.do_normalize, self.do_binarize = do_normalize, do_binarize
-        self.do_convert_rgb, self.do_convert_grayscale = do_convert_rgb, do_convert_grayscale
-        self.vae_latent_channels = vae_latent_channels
+    vae_scale_factor: int = 8
+    resample: Literal["lanczos", "bicubic"] = "lanczos"
+    do_normalize: bool = field(default=True, kw_only=True)
+    do_binarize: bool = field(default=False, kw_only=True)
+    do_convert_rgb: bool = field(default=False, kw_only=True)
+    do_convert_grayscale: bool = field(default=False, kw_only=True)
+    vae_latent_channels: int = field(default=4, kw_only=True)
 
     def preprocess(
         self,
@@ -110,7 +104,7 @@ class VaeImageProcessor:
     def resize(self, image: Image.Image, height: int, width: int, resize_mode: ResizeMode = "default") -> Image.Image:
         """A PIL image at a size: stretched, or scaled and then cropped or filled up with its outermost pixels."""
         if resize_mode == "default":
-            return image.resize((width, height), self.resample)
+            return image.resize((width, height), RESAMPLING[self.resample])
         w, h = image.size
         fits_width = (width / height < w / h) == (resize_mode == "fill")
         size = (width, h * width // w) if fits_width else (w * height // h, height)

@@ -6,7 +6,7 @@ import inspect
 import itertools
 import re
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -36,15 +36,10 @@ class Component:
 
     name: str
     kind: Any
-    source: Source
     folder: str
+    place: Source
     variant: str | None = None
     files: list[str] = field(default_factory=list)
-
-    @property
-    def place(self) -> Source:
-        """Where its files are."""
-        return self.source.folder(self.folder)
 
 
 def read_signature(kind: Any) -> tuple[list[str], list[str]]:
@@ -93,9 +88,9 @@ def load_arguments(
                 warnings.warn(f"{source.name}: {name} is left out: no {class_name} in the runtime", stacklevel=3)
                 arguments[name] = None
             elif found is MultiControlNetModel:
-                components += [Component(name, ControlNetModel, source, folder) for folder in _series(source, name)]
+                components += [Component(name, ControlNetModel, *one) for one in _series(source, name)]
             else:
-                components.append(Component(name, found, source, name))
+                components.append(Component(name, found, name, source.folder(name)))
         elif name in index or name in kind._optional_components:
             arguments[name] = None
         else:
@@ -110,10 +105,10 @@ def load_arguments(
     return arguments | {name: parts if len(parts) > 1 else parts[0] for name, parts in loaded.items()}
 
 
-def _series(source: Source, name: str) -> list[str]:
+def _series(source: Source, name: str) -> Iterator[tuple[str, Source]]:
     """The folders `name`, `name_1`, `name_2` and so on, as far as they are there."""
-    folders = itertools.chain([name], (f"{name}_{i}" for i in itertools.count(1)))
-    return list(itertools.takewhile(lambda folder: source.folder(folder).names, folders))
+    folders = (f"{name}_{i}" if i else name for i in itertools.count())
+    return itertools.takewhile(lambda one: one[1].names, ((folder, source.folder(folder)) for folder in folders))
 
 
 def _read_entry(entry: object) -> tuple[str, str]:

@@ -90,12 +90,7 @@ class DiffusionPipeline(PushToHub):
         """The dtype of the first model."""
         return next((p.dtype for model in self._models() for p in model.parameters()), torch.float32)
 
-    def to(
-        self,
-        *arguments: torch.device | torch.dtype | str | int,
-        device: torch.device | str | int | None = None,
-        dtype: torch.dtype | None = None,
-    ) -> Self:
+    def to(self, *arguments: Any, device: Any = None, dtype: torch.dtype | None = None) -> Self:
         """Move and cast every model: `to(device)`, `to(dtype)`, `to(device, dtype)`.
 
         Raises:
@@ -105,7 +100,7 @@ class DiffusionPipeline(PushToHub):
         if [isinstance(value, torch.dtype) for value in given] not in ([], [False], [True], [False, True]):
             raise ValueError(f"to() takes a device, a dtype, or a device and a dtype, not {given}")
         for model in self._models():
-            model.to(*given)  # type: ignore[call-overload]
+            model.to(*given)
         return self
 
     # --- progress -----------------------------------------------------------------------------------------------------

@@ -57,11 +57,6 @@ DISTILLED = (
 XL_PART = f"denoising_start denoising_end {XL_TEXT} guidance_rescale {ALL_SIZES} {AESTHETIC} {LAST}"
 LED = f"control_image {SIZE} strength num_inference_steps"
 LED_PAINTED = f"image mask_image control_image {SIZE} padding_mask_crop strength num_inference_steps"
-# tensors that callbacks may ask for
-TENSORS: tuple[str, ...] = ("latents", "prompt_embeds", "negative_prompt_embeds")
-XL_TENSORS: tuple[str, ...] = (*TENSORS, "add_text_embeds", "add_time_ids", "negative_pooled_prompt_embeds")
-MASKS: tuple[str, ...] = ("mask", "masked_image_latents")
-
 # the watermark is accepted and ignored: nothing is ever watermarked
 WATERMARK: dict[str, Any] = {"force_zeros_for_empty_prompt": True, "add_watermarker": None}
 DEFAULTS = {field.name: field.default for field in fields(Options)}
@@ -117,6 +112,7 @@ class LatentDiffusionPipeline(DiffusionPipeline):
         defaults: of the arguments, where they are not those of `Options`.
         scheduler_fixes: options that early configs have wrong; the constructor changes them in the scheduler.
         start: what sets the first latents.
+        tensors: what a callback may ask for, beside what it may in the base classes.
         is_xl: whether the text encoders and conditions are SDXL's.
         is_lcm: whether guidance is a condition of the UNet, as in a latent consistency model.
     """
@@ -129,7 +125,8 @@ class LatentDiffusionPipeline(DiffusionPipeline):
     start: Callable[..., None] = sampling.start_from_noise
     is_xl: ClassVar[bool] = False
     is_lcm: ClassVar[bool] = False
-    _callback_tensor_inputs: ClassVar[tuple[str, ...]] = TENSORS
+    tensors: ClassVar[tuple[str, ...]] = ("latents", "prompt_embeds", "negative_prompt_embeds")
+    _callback_tensor_inputs: ClassVar[tuple[str, ...]] = ()
 
     num_timesteps: int = 0
     _guidance_scale: float = 1.0
@@ -141,6 +138,9 @@ class LatentDiffusionPipeline(DiffusionPipeline):
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
         own = cls.__dict__
+        tensors = [name for base in reversed(cls.__mro__) for name in base.__dict__.get("tensors", ())]
+        led = [cls.control_argument()] if "controlnet" in cls.parts.split() else []
+        cls._callback_tensor_inputs = (*tensors, *led)
         if not own.keys().isdisjoint(("parts", "options")):
             parts = cls.parts.split()
             cls._optional_components = [part[:-1] for part in parts if part.endswith("?")]
@@ -207,10 +207,10 @@ class LatentDiffusionPipeline(DiffusionPipeline):
         """What the images of ControlNets go through."""
         return VaeImageProcessor(self.vae_scale_factor, do_normalize=False, do_convert_rgb=True)
 
-    @property
-    def control_argument(self) -> str:
+    @classmethod
+    def control_argument(cls) -> str:
         """The argument that brings the ControlNets' images."""
-        return "control_image" if self.takes("control_image") else "image"
+        return "control_image" if cls.takes("control_image") else "image"
 
     @property
     def controlnets(self) -> list[Any]:
@@ -293,6 +293,26 @@ class LatentDiffusionPipeline(DiffusionPipeline):
         """Set the conditions that SDXL has beside the prompt."""
 
 
+class FromImage:
+    """A task: what starts from an image."""
+
+    start: Callable[..., None] = sampling.start_from_image
+
+
+class FromMask:
+    """What paints inside a mask."""
+
+    start: Callable[..., None] = sampling.start_from_mask
+    tensors: ClassVar[tuple[str, ...]] = ("mask", "masked_image_latents")
+
+
+class FromEdited:
+    """What has the image to edit beside the latents."""
+
+    start: Callable[..., None] = sampling.start_from_edited
+    tensors: ClassVar[tuple[str, ...]] = ("image_latents",)
+
+
 class StableDiffusionPipeline(LatentDiffusionPipeline):
     """Text-to-image."""
 
@@ -302,24 +322,21 @@ class StableDiffusionPipeline(LatentDiffusionPipeline):
     scheduler_fixes: ClassVar[dict[str, Any]] = {"steps_offset": 1, "clip_sample": False}
 
 
-class StableDiffusionImg2ImgPipeline(StableDiffusionPipeline):
+class StableDiffusionImg2ImgPipeline(FromImage, StableDiffusionPipeline):
     """Image-to-image."""
 
     call = f"prompt image strength {SCHEDULE} {GUIDANCE} {EMBEDS} {ADAPTER} {OUTPUT} {LAST}"
-    start = sampling.start_from_image
 
 
-class StableDiffusionInpaintPipeline(StableDiffusionPipeline):
+class StableDiffusionInpaintPipeline(FromMask, StableDiffusionPipeline):
     """Inpainting, by a UNet made for it (9 channels) or by any other (4)."""
 
     call = f"prompt {PAINTED} {TEXT} {LAST}"
     defaults: ClassVar[dict[str, Any]] = {"strength": 1.0}
     scheduler_fixes: ClassVar[dict[str, Any]] = {"steps_offset": 1, "skip_prk_steps": True}
-    start = sampling.start_from_mask
-    _callback_tensor_inputs = (*TENSORS, *MASKS)
 
 
-class StableDiffusionInstructPix2PixPipeline(StableDiffusionPipeline):
+class StableDiffusionInstructPix2PixPipeline(FromEdited, StableDiffusionPipeline):
     """Edit an image by an instruction."""
 
     call = (
@@ -328,8 +345,6 @@ class StableDiffusionInstructPix2PixPipeline(StableDiffusionPipeline):
     )
     defaults: ClassVar[dict[str, Any]] = {"num_inference_steps": 100}
     scheduler_fixes: ClassVar[dict[str, Any]] = {}
-    start = sampling.start_from_edited
-    _callback_tensor_inputs = (*TENSORS, "image_latents")
 
 
 class LatentConsistencyModelPipeline(StableDiffusionPipeline):
@@ -339,14 +354,13 @@ class LatentConsistencyModelPipeline(StableDiffusionPipeline):
     defaults: ClassVar[dict[str, Any]] = {"num_inference_steps": 4, "guidance_scale": 8.5}
     scheduler_fixes: ClassVar[dict[str, Any]] = {}
     is_lcm = True
-    _callback_tensor_inputs = ("latents", "denoised", "prompt_embeds", "w_embedding")
+    tensors: ClassVar[tuple[str, ...]] = ("denoised", "w_embedding")
 
 
-class LatentConsistencyModelImg2ImgPipeline(LatentConsistencyModelPipeline):
+class LatentConsistencyModelImg2ImgPipeline(FromImage, LatentConsistencyModelPipeline):
     """Image-to-image in few steps."""
 
     call = f"prompt image num_inference_steps strength {DISTILLED}"
-    start = sampling.start_from_image
 
 
 class StableDiffusionUpscalePipeline(LatentDiffusionPipeline):
@@ -374,7 +388,7 @@ class StableDiffusionDepth2ImgPipeline(LatentDiffusionPipeline):
     parts = f"{LATENT} scheduler depth_estimator? feature_extractor?"
     call = f"prompt image depth_map strength num_inference_steps {GUIDANCE} {EMBEDS} {OUTPUT} {LAST}"
     start = sampling.start_from_depth
-    _callback_tensor_inputs = (*TENSORS, "depth_mask")
+    tensors: ClassVar[tuple[str, ...]] = ("depth_mask",)
 
 
 class StableDiffusionControlNetPipeline(LatentDiffusionPipeline):
@@ -383,25 +397,20 @@ class StableDiffusionControlNetPipeline(LatentDiffusionPipeline):
     parts = f"{LATENT} controlnet scheduler {CHECKER} image_encoder?"
     options: ClassVar[dict[str, Any]] = {"requires_safety_checker": True}
     call = f"prompt image {SIZE} {SCHEDULE} {TEXT} {CONTROL} {LAST}"
-    _callback_tensor_inputs = (*TENSORS, "image")
 
 
-class StableDiffusionControlNetImg2ImgPipeline(StableDiffusionControlNetPipeline):
+class StableDiffusionControlNetImg2ImgPipeline(FromImage, StableDiffusionControlNetPipeline):
     """Image-to-image, led by ControlNets."""
 
     call = f"prompt image {LED} {TEXT} {CONTROL} {LAST}"
     defaults: ClassVar[dict[str, Any]] = {"controlnet_conditioning_scale": 0.8}
-    start = sampling.start_from_image
-    _callback_tensor_inputs = (*TENSORS, "control_image")
 
 
-class StableDiffusionControlNetInpaintPipeline(StableDiffusionControlNetPipeline):
+class StableDiffusionControlNetInpaintPipeline(FromMask, StableDiffusionControlNetPipeline):
     """Inpainting, led by ControlNets."""
 
     call = f"prompt {LED_PAINTED} {TEXT} {CONTROL} {LAST}"
     defaults: ClassVar[dict[str, Any]] = {"strength": 1.0, "controlnet_conditioning_scale": 0.5}
-    start = sampling.start_from_mask
-    _callback_tensor_inputs = (*TENSORS, *MASKS, "control_image")
 
 
 # --- SDXL -----------------------------------------------------------------------------------------------------------
@@ -414,7 +423,7 @@ class _XLPipeline(LatentDiffusionPipeline):
     options: ClassVar[dict[str, Any]] = WATERMARK
     defaults: ClassVar[dict[str, Any]] = {"guidance_scale": 5.0}
     is_xl = True
-    _callback_tensor_inputs = XL_TENSORS
+    tensors: ClassVar[tuple[str, ...]] = ("add_text_embeds", "add_time_ids", "negative_pooled_prompt_embeds")
     encode_prompt = make_method(
         _encode,
         f"prompt prompt_2 {ENCODE} negative_prompt negative_prompt_2 {EMBEDS} {POOLED} lora_scale clip_skip".split(),
@@ -428,26 +437,21 @@ class _XLPipeline(LatentDiffusionPipeline):
             ValueError: the UNet expects another number of them.
         """
         original, crop, target = o.original_size or run.size, o.crops_coords_top_left, o.target_size or run.size
-        unlike, unlike_crop, untarget = (
-            o.negative_original_size,
-            o.negative_crops_coords_top_left,
-            o.negative_target_size,
-        )
+        negative_original, negative_target = o.negative_original_size, o.negative_target_size
+        negative_crop = o.negative_crops_coords_top_left
         scored, late = bool(self.config.get("requires_aesthetics_score")), self.takes("aesthetic_score")
         positive = negative = (*original, *crop, o.aesthetic_score) if scored else (*original, *crop, *target)
         if scored:
-            negative = (*(unlike or original), *unlike_crop, o.negative_aesthetic_score)
+            negative = (*(negative_original or original), *negative_crop, o.negative_aesthetic_score)
         elif late:
-            negative = (*(unlike or original), *crop, *(untarget or target))
-        elif unlike is not None and untarget is not None:
-            negative = (*unlike, *unlike_crop, *untarget)
+            negative = (*(negative_original or original), *crop, *(negative_target or target))
+        elif negative_original is not None and negative_target is not None:
+            negative = (*negative_original, *negative_crop, *negative_target)
         config = self.unet.config
         given = len(positive) * config.addition_time_embed_dim + run.add_text_embeds.shape[-1]  # type: ignore[union-attr]
         if given != (wanted := config.projection_class_embeddings_input_dim):
-            raise ValueError(
-                f"the conditions have {given} features, the UNet expects {wanted}: check requires_aesthetics_score "
-                f"({scored}) and text_encoder_2"
-            )
+            advice = f"check requires_aesthetics_score ({scored}) and text_encoder_2"
+            raise ValueError(f"the conditions have {given} features, the UNet expects {wanted}: {advice}")
         rows = [torch.tensor([ids], dtype=run.dtype, device=run.device) for ids in (positive, negative)]
         if late:
             run.add_time_ids = join(self, *(row.repeat(run.batch, 1) for row in rows))
@@ -461,25 +465,22 @@ class StableDiffusionXLPipeline(_XLPipeline):
     call = f"prompt prompt_2 {SIZE} {SCHEDULE} denoising_end {XL_TEXT} guidance_rescale {ALL_SIZES} {LAST}"
 
 
-class StableDiffusionXLImg2ImgPipeline(_XLPipeline):
+class StableDiffusionXLImg2ImgPipeline(FromImage, _XLPipeline):
     """Image-to-image with SDXL or its refiner; `denoising_start` takes over where another model left off."""
 
     options: ClassVar[dict[str, Any]] = {"requires_aesthetics_score": False} | WATERMARK
     call = f"prompt prompt_2 image strength {SCHEDULE} {XL_PART}"
     defaults: ClassVar[dict[str, Any]] = {"guidance_scale": 5.0, "strength": 0.3}
-    start = sampling.start_from_image
 
 
-class StableDiffusionXLInpaintPipeline(StableDiffusionXLImg2ImgPipeline):
+class StableDiffusionXLInpaintPipeline(FromMask, StableDiffusionXLImg2ImgPipeline):
     """Inpainting with SDXL."""
 
     call = f"prompt prompt_2 {PAINTED} {XL_PART}"
     defaults: ClassVar[dict[str, Any]] = {"guidance_scale": 7.5, "strength": 0.9999}
-    start = sampling.start_from_mask
-    _callback_tensor_inputs = (*XL_TENSORS, *MASKS)
 
 
-class StableDiffusionXLInstructPix2PixPipeline(_XLPipeline):
+class StableDiffusionXLInstructPix2PixPipeline(FromEdited, _XLPipeline):
     """Edit an image by an instruction, with SDXL."""
 
     parts = f"{XL} scheduler"
@@ -490,7 +491,6 @@ class StableDiffusionXLInstructPix2PixPipeline(_XLPipeline):
         f"return_dict {CALLBACK} cross_attention_kwargs guidance_rescale {SIZES}"
     )
     defaults: ClassVar[dict[str, Any]] = {"guidance_scale": 5.0, "num_inference_steps": 100}
-    start = sampling.start_from_edited
 
 
 class StableDiffusionXLControlNetPipeline(_XLPipeline):
@@ -498,20 +498,17 @@ class StableDiffusionXLControlNetPipeline(_XLPipeline):
 
     parts = f"{XL} controlnet scheduler feature_extractor? image_encoder?"
     call = f"prompt prompt_2 image {SIZE} {SCHEDULE} denoising_end {XL_TEXT} {CONTROL} {ALL_SIZES} {LAST}"
-    _callback_tensor_inputs = (*XL_TENSORS, "image")
 
 
-class StableDiffusionXLControlNetImg2ImgPipeline(StableDiffusionXLControlNetPipeline):
+class StableDiffusionXLControlNetImg2ImgPipeline(FromImage, StableDiffusionXLControlNetPipeline):
     """Image-to-image with SDXL, led by ControlNets."""
 
     options: ClassVar[dict[str, Any]] = {"requires_aesthetics_score": False} | WATERMARK
     call = f"prompt prompt_2 image {LED} {XL_TEXT} {CONTROL} {ALL_SIZES} {AESTHETIC} {LAST}"
     defaults: ClassVar[dict[str, Any]] = {"guidance_scale": 5.0, "controlnet_conditioning_scale": 0.8}
-    start = sampling.start_from_image
-    _callback_tensor_inputs = (*XL_TENSORS, "control_image")
 
 
-class StableDiffusionXLControlNetInpaintPipeline(StableDiffusionXLControlNetImg2ImgPipeline):
+class StableDiffusionXLControlNetInpaintPipeline(FromMask, StableDiffusionXLControlNetImg2ImgPipeline):
     """Inpainting with SDXL, led by ControlNets."""
 
     call = (
@@ -519,5 +516,3 @@ class StableDiffusionXLControlNetInpaintPipeline(StableDiffusionXLControlNetImg2
         f"{POOLED} {OUTPUT} {CONTROL} guidance_rescale {SIZES} {AESTHETIC} {LAST}"
     )
     defaults: ClassVar[dict[str, Any]] = {"guidance_scale": 5.0, "strength": 0.9999}
-    start = sampling.start_from_mask
-    _callback_tensor_inputs = (*XL_TENSORS, *MASKS, "control_image")

@@ -207,6 +207,4 @@ class CLIPImageProcessor:
         if "shortest_edge" not in self.config.size:
             return self.config.size["width"], self.config.size["height"]
         short = self.config.size["shortest_edge"]
-        if width <= height:
-            return short, int(short * height / width)
-        return int(short * width / height), short
+        return (short, int(short * height / width)) if width <= height else (int(short * width / height), short)

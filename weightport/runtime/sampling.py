@@ -292,9 +292,8 @@ def begin_run(pipe: LatentDiffusionPipeline, o: Options) -> Run:
     """
     positive, negative, pooled, negative_pooled = encode_prompts(pipe, o, pipe.device, pipe.branches > 1)
     edges = pipe.unet.config.get("sample_size") or 64
-    height, width = (
-        edge * pipe.vae_scale_factor for edge in (edges if isinstance(edges, (list, tuple)) else [edges] * 2)
-    )
+    edges = edges if isinstance(edges, (list, tuple)) else (edges, edges)
+    height, width = (edge * pipe.vae_scale_factor for edge in edges)
     if isinstance(o.generator, list):
         count = len(o.generator)
         require(count in (1, len(positive)), f"{count} generators are given for {len(positive)} images")
@@ -316,9 +315,9 @@ def choose_timesteps(pipe: LatentDiffusionPipeline, o: Options, device: torch.de
     for name in given.keys() - inspect.signature(scheduler.set_timesteps).parameters.keys():
         raise ValueError(f"{type(scheduler).__name__} does not support {name}; choose another scheduler")
     custom = not given.keys().isdisjoint(("timesteps", "sigmas"))
-    scheduler.set_timesteps(
-        **given if custom else {"num_inference_steps": o.num_inference_steps, **given}, device=device
-    )
+    if not custom:
+        given["num_inference_steps"] = o.num_inference_steps
+    scheduler.set_timesteps(device=device, **given)
     timesteps: Tensor = scheduler.timesteps
     steps = len(timesteps) if custom else o.num_inference_steps
     trained = scheduler.config.num_train_timesteps
@@ -532,7 +531,7 @@ def prepare_control(pipe: LatentDiffusionPipeline, o: Options, run: Run) -> None
     """
     if not pipe.controlnets:
         return
-    name, many = pipe.control_argument, len(pipe.controlnets) > 1
+    name, many = pipe.control_argument(), len(pipe.controlnets) > 1
     rows = run.batch * (1 if guesses(pipe, o) else pipe.branches)
     prepared = []
     for image in per_net(pipe, o, name) if many else [getattr(o, name)]:
@@ -552,7 +551,7 @@ def control(
         return {}
     one_sided = guesses(pipe, o) and pipe.branches > 1
     rows = slice(run.batch, None) if one_sided else slice(None)
-    images = getattr(run, pipe.control_argument)
+    images = getattr(run, pipe.control_argument())
     names = ("controlnet_conditioning_scale", "control_guidance_start", "control_guidance_end")
     options = zip(*(per_net(pipe, o, name) for name in names), strict=True)
     sums: list[Tensor] = []
@@ -604,39 +603,26 @@ def check_safety(pipe: LatentDiffusionPipeline, pixels: Tensor, dtype: torch.dty
 # --- the prompt -------------------------------------------------------------------------------------------------------
 
 
-class Embeddings(NamedTuple):
-    """Of the prompts and the negative prompts: (b, tokens, d), and for SDXL pooled, (b, d)."""
+def encode_prompts(pipe: LatentDiffusionPipeline, o: Options, device: Any, guided: bool) -> tuple[Any, ...]:
+    """Encode the prompts, and with guidance the negative ones, unless embeddings are given in their place.
 
-    prompt: Tensor
-    negative_prompt: Tensor | None
-    pooled_prompt: Tensor | None
-    negative_pooled_prompt: Tensor | None
-
-
-def encode_prompts(pipe: LatentDiffusionPipeline, o: Options, device: Any, guided: bool) -> Embeddings:
-    """Encode the prompts, and with guidance the negative ones, unless embeddings are given in their place."""
+    Returns:
+        The embeddings of the prompts and of the negative prompts, (b, tokens, d), and of both what SDXL pools, (b, d).
+    """
     positive, pooled = o.prompt_embeds, o.pooled_prompt_embeds
     if positive is None:
         positive, pooled = embed(pipe, listed(o.prompt, 1), o.prompt_2, o.clip_skip or 0)
     negative, negative_pooled = o.negative_prompt_embeds, o.negative_pooled_prompt_embeds
     if negative is None and guided:
-        if o.negative_prompt is None and pipe.config.get("force_zeros_for_empty_prompt"):
-            negative, negative_pooled = (
-                torch.zeros_like(positive),
-                pooled if pooled is None else torch.zeros_like(pooled),
-            )
+        if pooled is not None and o.negative_prompt is None and pipe.config.get("force_zeros_for_empty_prompt"):
+            negative, negative_pooled = torch.zeros_like(positive), torch.zeros_like(pooled)
         else:
             negative, negative_pooled = embed(pipe, listed(o.negative_prompt, len(positive)), o.negative_prompt_2, 0)
     encoder = pipe.text_encoder_2 if pipe.is_xl else pipe.text_encoder
     dtype = (pipe.unet if encoder is None else encoder).dtype
-
-    def repeated(x: Tensor | None, to: torch.dtype | None) -> Any:
-        return None if x is None else x.to(device, to).repeat_interleave(o.num_images_per_prompt, 0)
-
-    kept = None if pooled is None else pooled.dtype
-    return Embeddings(
-        repeated(positive, dtype), repeated(negative, dtype), repeated(pooled, kept), repeated(negative_pooled, kept)
-    )
+    kept, count = None if pooled is None else pooled.dtype, o.num_images_per_prompt
+    each = ((positive, dtype), (negative, dtype), (pooled, kept), (negative_pooled, kept))
+    return tuple(None if x is None else x.to(device, to).repeat_interleave(count, 0) for x, to in each)
 
 
 def embed(
@@ -730,8 +716,11 @@ def check(pipe: LatentDiffusionPipeline, o: Options) -> None:
         spared = name == "image" and given("latents") and pipe.takes("latents") and pipe.takes("strength")
         require(spared or not pipe.takes(name) or given(name), f"{name} is needed")
     require(0 <= o.strength <= 1, f"strength = {o.strength} must be between 0 and 1")
-    start, end = o.denoising_start or 0, 1 if o.denoising_end is None else o.denoising_end
-    require(start < end, f"denoising_start = {start} must be less than denoising_end = {end}")
+    start, end = o.denoising_start, o.denoising_end
+    require(
+        start is None or end is None or start < end,
+        f"denoising_start = {start} must be less than denoising_end = {end}",
+    )
     limit = pipe.config.get("max_noise_level")
     require(limit is None or o.noise_level <= limit, f"noise_level = {o.noise_level} must be at most {limit}")
     require(o.output_type in OUTPUT_TYPES, f"output_type = {o.output_type!r} must be one of {', '.join(OUTPUT_TYPES)}")
@@ -741,6 +730,5 @@ def check(pipe: LatentDiffusionPipeline, o: Options) -> None:
     unknown = sorted(set(o.callback_on_step_end_tensor_inputs) - set(known))
     require(not unknown, f"callback_on_step_end_tensor_inputs: {unknown} not in {known}")
     for edges in zip(*(per_net(pipe, o, f"control_guidance_{edge}") for edge in ("start", "end")), strict=True):
-        require(
-            0 <= edges[0] < edges[1] <= 1, f"control_guidance_start and _end = {edges} must be 0 <= start < end <= 1"
-        )
+        inside = 0 <= edges[0] < edges[1] <= 1
+        require(inside, f"control_guidance_start and _end = {edges} must be 0 <= start < end <= 1")

@@ -172,7 +172,7 @@ def open_source(
 def _open_hub(repo_id: str, options: HubOptions) -> Source:
     try:
         import huggingface_hub as hub
-        from huggingface_hub import constants
+        from huggingface_hub import constants, errors
     except ImportError:
         raise OSError(
             f"{repo_id}: there is no such folder; an id on the Hub needs `pip install 'weightport[hub]'`"
@@ -192,18 +192,11 @@ def _open_hub(repo_id: str, options: HubOptions) -> Source:
         return cached("the Hub may not be asked (local_files_only or HF_HUB_OFFLINE)")
     try:
         info = hub.HfApi(token=token).model_info(repo_id, revision=revision)
-    except Exception as error:  # beside these, no connection or an error of the server: classes differ between versions
-        name = type(error).__name__
-        refusals = {
-            "GatedRepoError": f"gated; ask for access on its page at {constants.ENDPOINT}/{repo_id}, then pass token=",
-            "RevisionNotFoundError": f"there is no revision {revision!r}",
-            "RepositoryNotFoundError": (
-                "neither a folder nor a repository on the Hub; if it is private, pass token= or set HF_TOKEN"
-            ),
-        }
-        if name in refusals:
-            raise OSError(f"{repo_id}: {refusals[name]}") from None
-        source = cached(f"the Hub cannot be reached ({name})")
+    except (errors.RepositoryNotFoundError, errors.RevisionNotFoundError) as error:  # gated ones too
+        where = f"{repo_id}@{revision}" if revision else repo_id
+        raise OSError(f"{where}: there is no such folder; on the Hub: {explain(error)}") from None
+    except Exception as error:  # no connection, or an error of the server: the classes differ between versions
+        source = cached(f"the Hub cannot be reached ({type(error).__name__})")
         warnings.warn(f"{repo_id}: the Hub cannot be reached; what was downloaded before is used", stacklevel=4)
         return source
     commit = str(info.sha)
