@@ -13,12 +13,13 @@ from typing import Any
 from torch import nn
 
 from .config import Config
-from .controlnet import ControlNetModel, MultiControlNetModel
 from .custom_code import custom_file, load_class
 from .files import find_variants, find_weights
 from .model import CONFIG, LoadOptions, Model, find_files
 from .registry import component_class
 from .source import Source
+
+SEVERAL = "MultiControlNetModel"  # is not a model with files of its own
 
 
 def correct_sample_size(unet: Any) -> None:
@@ -87,8 +88,9 @@ def load_arguments(
             if found is None:
                 warnings.warn(f"{source.name}: {name} is left out: no {class_name} in the runtime", stacklevel=3)
                 arguments[name] = None
-            elif found is MultiControlNetModel:
-                components += [Component(name, ControlNetModel, *one) for one in _series(source, name)]
+            elif class_name == SEVERAL:
+                single = component_class(library, "ControlNetModel")
+                components += [Component(name, single, *one) for one in _series(source, name)]
             else:
                 components.append(Component(name, found, name, source.folder(name)))
         elif name in index or name in kind._optional_components:

@@ -252,7 +252,5 @@ class DiffusionPipeline(PushToHub):
 
 def _entry(component: Any) -> list[str | None]:
     """The library and class of a component, as `model_index.json` has them."""
-    if component is None:
-        return [None, None]
     kind = type(component)
-    return [custom_file(kind) or library_of(kind), kind.__name__]
+    return [None, None] if component is None else [custom_file(kind) or library_of(kind), kind.__name__]

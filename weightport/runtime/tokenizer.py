@@ -120,7 +120,7 @@ class CLIPTokenizer:
         added = self.backend.get_added_tokens_decoder()
         beyond = {token.content: id_ for id_, token in added.items() if id_ >= self.vocab_size}
         config = {
-            "added_tokens_decoder": {str(id_): _fields(token) for id_, token in added.items()},
+            "added_tokens_decoder": {str(id_): token.__getstate__() for id_, token in added.items()},
             "model_max_length": self.model_max_length,
             "tokenizer_class": "CLIPTokenizer",
         }
@@ -279,8 +279,3 @@ def _token(token: str | Mapping[str, Any] | AddedToken, **flags: bool) -> AddedT
     if isinstance(token, str):
         return AddedToken(token, **flags)
     return AddedToken(**{key: value for key, value in token.items() if key not in ("__type", "id")} | flags)
-
-
-def _fields(token: AddedToken) -> dict[str, Any]:
-    flags = ("lstrip", "normalized", "rstrip", "single_word", "special")
-    return {"content": token.content, **{flag: getattr(token, flag) for flag in flags}}
