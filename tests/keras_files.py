@@ -1,4 +1,4 @@
-"""Real KerasCV files for the tests: made by `scripts/make_kerascv.py` in a Keras environment, then kept in .cache."""
+"""What scripts make in a Keras environment for the tests, such as real KerasCV files; kept in .cache."""
 
 from __future__ import annotations
 
@@ -16,11 +16,8 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 CACHE = ROOT / ".cache" / "keras"
-SCRIPTS = (
-    ROOT / "scripts" / "make_kerascv.py",
-    ROOT / "scripts" / "kerascv_models.py",
-    ROOT / "weightport" / "runners" / "kerascv_build.py",
-)
+MAKE = ROOT / "scripts" / "make_kerascv.py"
+MODELS = (ROOT / "scripts" / "kerascv_models.py", ROOT / "weightport" / "runners" / "kerascv_build.py")
 ENVIRONMENTS = {"k2": "keras2", "k3": "keras3", "openclip": "openclip"}
 
 
@@ -42,16 +39,21 @@ class KerasFiles:
 
 
 def keras_files(environment: str, *arguments: str) -> KerasFiles:
-    """What `make_kerascv.py` makes in the environment `k2` or `k3`; made once, then found in the cache.
+    """What `make_kerascv.py` makes in the environment `k2` or `k3`."""
+    return KerasFiles(made_by(MAKE, environment, *arguments))
 
-    Skips the test where that environment is missing; `scripts/test` creates both.
+
+def made_by(script: Path, environment: str, *arguments: str) -> Path:
+    """The folder that a script which uses `kerascv_models` fills; made once, then found in the cache.
+
+    Skips the test where the environment is missing; `scripts/test` creates both.
     """
     python = interpreter(environment)
-    parts = [*(script.read_bytes() for script in SCRIPTS), _packages(python), "\0".join(arguments).encode()]
+    parts = [*(path.read_bytes() for path in (script, *MODELS)), _packages(python), "\0".join(arguments).encode()]
     folder = CACHE / hashlib.sha256(b"\0".join(parts)).hexdigest()[:16]
     if not folder.exists():
-        _make(python, arguments, folder)
-    return KerasFiles(folder)
+        _make([python, script], arguments, folder)
+    return folder
 
 
 def interpreter(environment: str) -> Path:
@@ -70,14 +72,15 @@ def _packages(python: Path) -> bytes:
     return subprocess.run([python, "-c", code], check=True, stdout=subprocess.PIPE).stdout
 
 
-def _make(python: Path, arguments: tuple[str, ...], folder: Path) -> None:
+def _make(command: list[Path], arguments: tuple[str, ...], folder: Path) -> None:
     """Run the script into a folder of our own, which appears under its name when it is complete."""
     building = folder.with_name(f"{folder.name}.{os.getpid()}")
     shutil.rmtree(building, ignore_errors=True)
-    run = subprocess.run([python, SCRIPTS[0], building, *arguments], capture_output=True, text=True, check=False)
+    building.mkdir(parents=True)
+    run = subprocess.run([*command, building, *arguments], capture_output=True, text=True, check=False)
     if run.returncode != 0:
         shutil.rmtree(building, ignore_errors=True)
-        raise RuntimeError(f"make_kerascv.py {' '.join(arguments)} failed:\n{run.stderr[-4000:]}")
+        raise RuntimeError(f"{command[1].name} {' '.join(arguments)} failed:\n{run.stderr[-4000:]}")
     try:
         building.rename(folder)
     except OSError:  # another process was first

@@ -1,9 +1,8 @@
 """Sample images with the real keras-cv's `generate_image`, from small random models; runs in a Keras environment.
 
-    python sample_kerascv.py OUT.npz SEED STEPS...
+    python sample_kerascv.py OUT STEPS...
 
-The models are those that `scripts/make_kerascv.py --size small --seed SEED` saves. OUT holds the noise, the contexts,
-and `images_N` for every N of STEPS.
+OUT receives the weights of the models, and `images.npz`: the noise, the contexts, and `images_N` for every N of STEPS.
 """
 
 import sys
@@ -38,24 +37,26 @@ class Small(StableDiffusionBase):
         return super()._get_timestep_embedding(timestep, batch_size, dim=width)
 
 
-def main(out, seed, *steps):
+def main(out, *steps):
     """Build, sample and save."""
-    with models.narrow("v1"):
-        unet, decoder = models.build("unet", "v1"), models.build("decoder", "v1")
-    models.randomise(unet, "unet", int(seed))
-    models.randomise(decoder, "decoder", int(seed))
-    rng = np.random.default_rng(0)
+    made = {}
+    for name in ("unet", "decoder", "image_encoder"):
+        with models.narrow("v1"):
+            made[name] = models.build(name, "v1")
+        models.randomise(made[name], name, seed=0)
+        made[name].save_weights(Path(out) / f"{name}.weights.h5")
+    unet, rng = made["unet"], np.random.default_rng(0)
     side, width = models.IMAGE_SIZE // 8, unet.inputs[2].shape[-1]
     noise = rng.standard_normal((1, side, side, 4)).astype("f4")
     contexts = rng.standard_normal((2, 1, LENGTH, width)).astype("f4")
-    pipeline = Small(unet, decoder, contexts[0])
+    pipeline = Small(unet, made["decoder"], contexts[0])
     images = {
         f"images_{n}": pipeline.generate_image(
             contexts[1], num_steps=int(n), unconditional_guidance_scale=3.0, diffusion_noise=noise
         )
         for n in steps
     }
-    np.savez(out, noise=noise, contexts=contexts, **images)
+    np.savez(Path(out) / "images.npz", noise=noise, contexts=contexts, **images)
 
 
 if __name__ == "__main__":
