@@ -1,9 +1,11 @@
 """The rules of the folders: who may import whom, what stays out of the process, what the wheel holds."""
 
 import ast
+import io
 import shutil
 import subprocess
 import sys
+import tokenize
 import zipfile
 from importlib.util import resolve_name
 from pathlib import Path
@@ -13,6 +15,10 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 FOLDERS = {"mappings": ROOT / "mappings", "converters": ROOT / "converters", "runtime": ROOT / "weightport" / "runtime"}
 MAY_IMPORT = {"mappings": {"mappings"}, "converters": {"converters", "mappings"}, "runtime": {"runtime", "upload"}}
+MODELS = {"unet", "unet_blocks", "transformer", "layers", "clip", "vae", "controlnet", "speed"}
+BUDGETS = {  # -> folder, code lines, files of it that do not count
+    "tokenizer, loading and pipelines": ("weightport/runtime", 2400, MODELS),
+}
 HEAVY = {"torch", "tensorflow", "keras", "h5py"}
 
 
@@ -31,6 +37,30 @@ def imported_names(source: str, package: str) -> set[str]:
 def own_parts(names: set[str]) -> set[str]:
     """Which parts of weightport these names lie in; a name directly in the root package stands for itself."""
     return {name.split(".")[1] if "." in name else name for name in names if name.split(".")[0] == "weightport"}
+
+
+def code_lines(source: str) -> int:
+    """Lines with code on them: no blank ones, no comments, no docstrings."""
+    docstrings: set[int] = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node) is not None:
+            docstrings.update(range(node.body[0].lineno, (node.body[0].end_lineno or 0) + 1))
+    silent = {tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.ENDMARKER}
+    tokens = [token for token in tokenize.generate_tokens(io.StringIO(source).readline) if token.type not in silent]
+    return len({line for token in tokens for line in range(token.start[0], token.end[0] + 1)} - docstrings)
+
+
+def test_code_lines_are_counted() -> None:
+    source = '"""Two\nlines."""\n\n# a comment\nx = 1  # and one\n\n\ndef f():\n    """One."""\n'
+    source += '    return (\n        """a\nb"""\n    )\n'
+    assert code_lines(source) == 6
+
+
+@pytest.mark.parametrize("group", BUDGETS)
+def test_the_runtime_stays_small(group: str) -> None:
+    folder, limit, others = BUDGETS[group]
+    paths = [path for path in (ROOT / folder).glob("*.py") if path.stem not in others]
+    assert sum(code_lines(path.read_text()) for path in paths) < limit
 
 
 @pytest.mark.parametrize("folder", FOLDERS)

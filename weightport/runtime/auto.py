@@ -3,27 +3,24 @@
 from __future__ import annotations
 
 import os
+import re
 from typing import Any, ClassVar
 
 from .pipeline import INDEX, DiffusionPipeline
-from .registry import public_class
+from .registry import PIPELINES, public_class
 from .source import HubOptions, open_source, split_options
 
-TEXT, IMAGE, INPAINT = "text-to-image", "image-to-image", "inpainting"
-_TASKS = {TEXT: "Pipeline", IMAGE: "Img2ImgPipeline", INPAINT: "InpaintPipeline"}
-_FAMILIES = {
-    "StableDiffusion": (TEXT, IMAGE, INPAINT),
-    "StableDiffusionControlNet": (TEXT, IMAGE, INPAINT),
-    "StableDiffusionXL": (TEXT, IMAGE, INPAINT),
-    "StableDiffusionXLControlNet": (TEXT, IMAGE, INPAINT),
-    "LatentConsistencyModel": (TEXT, IMAGE),
-}
+_FAMILIES = (
+    *("StableDiffusion", "StableDiffusionControlNet", "StableDiffusionXL", "StableDiffusionXLControlNet"),
+    "LatentConsistencyModel",
+)
 
 
 class AutoPipeline:
-    """The base of the three classes; `task` is what their pipelines do."""
+    """The base of the three classes; `task` is what their pipelines do, `ending` how their names end."""
 
     task: ClassVar[str]
+    ending: ClassVar[str]
 
     @classmethod
     def from_pretrained(cls, name_or_path: str | os.PathLike[str], **options: Any) -> DiffusionPipeline:
@@ -50,28 +47,27 @@ class AutoPipeline:
     @classmethod
     def _find(cls, name: str, options: dict[str, Any]) -> Any:
         """The class for the task, of the family that a pipeline belongs to; `controlnet` given or None changes it."""
-        families = {family + _TASKS[task]: family for family, tasks in _FAMILIES.items() for task in tasks}
-        family = families.get(name, name)
+        family = re.sub("(Img2Img|Inpaint)?Pipeline$", "", name)
         if "controlnet" in options:
             family = family.removesuffix("ControlNet") + ("ControlNet" if options["controlnet"] is not None else "")
-        if cls.task not in _FAMILIES.get(family, ()):
+        if family not in _FAMILIES or not {name, family + cls.ending} <= {*PIPELINES}:
             raise ValueError(f"there is no pipeline for {cls.task} that takes what {name} has")
-        return public_class(family + _TASKS[cls.task])
+        return public_class(family + cls.ending)
 
 
 class AutoPipelineForText2Image(AutoPipeline):
     """A pipeline that makes images of text."""
 
-    task = TEXT
+    task, ending = "text-to-image", "Pipeline"
 
 
 class AutoPipelineForImage2Image(AutoPipeline):
     """A pipeline that changes an image as a text says."""
 
-    task = IMAGE
+    task, ending = "image-to-image", "Img2ImgPipeline"
 
 
 class AutoPipelineForInpainting(AutoPipeline):
     """A pipeline that fills a part of an image as a text says."""
 
-    task = INPAINT
+    task, ending = "inpainting", "InpaintPipeline"

@@ -454,7 +454,7 @@ def start_from_mask(pipe: LatentDiffusionPipeline, o: Options, run: Run) -> None
     mask = pipe.mask_processor.preprocess(o.mask_image, height, width, mode, run.crop)
     encoded, later = is_latents(pipe, pixels), o.denoising_start is not None
     clean = None
-    if encoded or channels == 4 or (o.latents is None and not whole):
+    if encoded or later or channels == 4 or (o.latents is None and not whole):
         clean = to_latents(pipe, o, run, pixels)
     run.noise = draw_latents(pipe, o, run, None if later else o.latents)
     if later and clean is not None:
@@ -634,9 +634,8 @@ def embed(
     states of both text encoders, or earlier ones, side by side.
     """
     if not pipe.is_xl:
-        output = pipe.text_encoder(
-            tokenize(pipe.tokenizer, prompts).to(pipe.text_encoder.device), output_hidden_states=True
-        )
+        ids = tokenize(pipe.tokenizer, prompts).to(pipe.text_encoder.device)
+        output = pipe.text_encoder(ids, output_hidden_states=True)
         if not clip_skip:
             return output.last_hidden_state, None
         return pipe.text_encoder.text_model.final_layer_norm(output.hidden_states[-(clip_skip + 1)]), None
@@ -644,21 +643,22 @@ def embed(
     pairs = [(tokenizer, encoder) for tokenizer, encoder in pairs if tokenizer is not None]
     states, pooled = [], None
     # the refiner's one encoder gets the first prompt
-    for (tokenizer, encoder), texts in zip(pairs, (prompts, listed(prompts_2 or prompts, len(prompts))), strict=False):
+    second = listed(prompts_2 or prompts, len(prompts), "texts for the second text encoder")
+    for (tokenizer, encoder), texts in zip(pairs, (prompts, second), strict=False):
         output = encoder(tokenize(tokenizer, texts).to(encoder.device), output_hidden_states=True)
         states.append(output.hidden_states[-(clip_skip + 2)])
         pooled = output[0]
     return torch.cat(states, dim=-1), pooled
 
 
-def listed(text: str | list[str] | None, count: int) -> list[str]:
+def listed(text: str | list[str] | None, count: int, what: str = "negative prompts") -> list[str]:
     """Texts for `count` prompts: one for all, or one for each.
 
     Raises:
         ValueError: there is another number of them.
     """
     texts = [text or ""] * count if text is None or isinstance(text, str) else text
-    require(count == 1 or len(texts) == count, f"{len(texts)} negative prompts are given for {count} prompts")
+    require(count == 1 or len(texts) == count, f"{len(texts)} {what} are given for {count} prompts")
     return texts
 
 

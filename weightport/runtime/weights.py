@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import math
 import mmap
+import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from difflib import get_close_matches
 from functools import partial
@@ -219,11 +220,9 @@ def load_pickle(path: Path, use_mmap: bool = True) -> dict[str, Any]:
     Raises:
         ValueError: there is something else in it, or it is damaged.
     """
+    use_mmap = use_mmap and zipfile.is_zipfile(path)  # files from before torch 1.6 cannot be mapped
     try:
-        try:
-            content = torch.load(path, map_location="cpu", weights_only=True, mmap=use_mmap)
-        except RuntimeError:  # a format from before torch 1.6, which cannot be mapped
-            content = torch.load(path, map_location="cpu", weights_only=True)
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=use_mmap)
     except Exception as error:  # UnpicklingError, EOFError, RuntimeError and more
         reason = str(error).strip().split("\n")[0]
         raise ValueError(f"{path}: cannot be read as a state dict ({reason})") from None
