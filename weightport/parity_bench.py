@@ -44,7 +44,7 @@ class Bench:
     def run_theirs(self, pairs: Sequence[Pair], layers: bool, step: Callable[[], None]) -> None:
         """Run the other side of pairs, one framework after the other."""
         for pair in pairs:
-            self.give(pair.name, inputs(pair.name, pair.config, self.latent_side, self.dtype))
+            self.give(pair.name, inputs(pair.name, pair.config, self.latent_side))
         for runner in dict.fromkeys(pair.against for pair in pairs):
             checks = [pair.their_check(self.latent_side) for pair in pairs if pair.against == runner]
             self.run(runner, runner, checks, layers, step)

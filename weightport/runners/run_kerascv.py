@@ -17,11 +17,7 @@ import numpy as np
 with exchange.needs("keras-cv"):
     import kerascv_build
     import tensorflow as tf
-    from keras_cv.src.models.stable_diffusion.stable_diffusion import (
-        StableDiffusion,
-        StableDiffusionBase,
-        StableDiffusionV2,
-    )
+    from keras_cv.src.models.stable_diffusion.stable_diffusion import StableDiffusion, StableDiffusionV2
     from kerascv_build import keras
 
 PACKAGES = ("keras-cv", "keras", "numpy")
@@ -86,11 +82,7 @@ def arguments(check: Mapping[str, Any], inputs: exchange.Arrays, dtype: str) -> 
     images = {name: array.transpose(0, 2, 3, 1) for name, array in inputs.items() if array.ndim == 4}
     if check["name"] != "unet":
         return [array.astype(dtype) for array in images.values()]
-    features = inputs.get("features")
-    if features is None:
-        embed, dim = StableDiffusionBase._get_timestep_embedding, check["features"]
-        features = np.concatenate([np.asarray(embed(None, int(t), 1, dim=dim)) for t in inputs["timestep"]])
-    return [array.astype(dtype) for array in (images["sample"], features, inputs["context"])]
+    return [array.astype(dtype) for array in (images["sample"], inputs["features"], inputs["context"])]
 
 
 class Recording:

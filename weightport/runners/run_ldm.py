@@ -136,7 +136,7 @@ def run(check: Mapping[str, Any], inputs: exchange.Arrays) -> tuple[exchange.Out
 def call(check: Mapping[str, Any], model: Any, x: Mapping[str, Tensor]) -> list[Tensor]:
     """The outputs of a check."""
     if check["name"] == "unet":
-        torch_models.give_features(model.time_embed, x)
+        torch_models.give_features(model.time_embed, x["features"])
         return [model(x["sample"], x["timestep"], x["context"])]
     if check["name"] == "decoder":
         return [model.decode(x["latent"] / check["config"]["scaling_factor"])]
