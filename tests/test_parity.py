@@ -176,6 +176,7 @@ LAYER = "text_model.encoder.layers.0"
 ATTENTION_ROW = 'down_blocks.{i}.attentions.{j} = "spatial_transformer.{2*i+j} : transformer"'
 ATTEND_ROW = 'up_blocks.{i}.attentions.{j} = "spatial_transformer.{3*i+j+4} : transformer"'
 BLOCK_ROW = 'transformer_blocks.0 = "transformer_block : block"'
+TIME_ROW = 'time_embedding.linear_{k} = "dense.{k-1} : kernel"'
 ENTRY = 'conv1 = "entry_flow.padded_conv2d.conv2d : kernel"'
 NORM = 'norm1 = "entry_flow.group_normalization"'
 
@@ -270,6 +271,7 @@ MISCONFIGURED = {  # right weights, different maths
         f'{ATTENTION_ROW} / {BLOCK_ROW} / attn{{k}}.to_out.0 = "attn{{k}}.out_proj : kernel"',
         _config(attention_head_dim=4),
     ),
+    "sines before cosines": Fault("unet", "time_embedding", ".linear_1", TIME_ROW, _config(flip_sin_to_cos=False)),
     "the layer norms' eps": Fault(
         "text_encoder",
         LAYER,
