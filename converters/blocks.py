@@ -15,6 +15,7 @@ from functools import partial
 import numpy as np
 
 from ..mappings.ops import Op
+from .cast import Float16Cast
 from .checkpoint import DTYPES, Array, Stored, Tensor
 from .transpose import Shape, coalesced, copy_view, panels, row_blocks
 
@@ -71,6 +72,7 @@ class Blocks:
         self._small = itertools.cycle([np.empty(_CHUNK, np.uint8) for _ in range(DEPTH)])
         self._raw = np.empty(_BLOCK, np.uint8)  # a block before its cast
         self._panel = np.empty(_PANEL, np.uint8)
+        self._float16 = Float16Cast()
 
     def of(self, outputs: Sequence[Output]) -> Iterator[Block]:
         """The bytes of the outputs, one after another."""
@@ -92,7 +94,10 @@ class Blocks:
             return Block(output.key, bits.view(np.uint8).data, nonfinite)
         cast = data[: math.prod(shape) * DTYPES[output.dtype].itemsize].view(DTYPES[output.dtype])
         with np.errstate(over="ignore", invalid="ignore"):  # counted instead
-            np.copyto(cast, bits.view(DTYPES[source]), casting="unsafe")
+            if (source, output.dtype) == ("F32", "F16"):
+                self._float16(bits.view(DTYPES[source]), cast)
+            else:
+                np.copyto(cast, bits.view(DTYPES[source]), casting="unsafe")
         overflow = _count_nonfinite(cast.view(_bits(output.dtype)), output.dtype) - nonfinite
         return Block(output.key, cast.view(np.uint8).data, nonfinite, overflow)
 

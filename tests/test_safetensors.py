@@ -15,6 +15,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from weightport.converters.cast import Float16Cast
 from weightport.converters.checkpoint import DTYPES, Computed, SourceFile, Stored, Tensor
 from weightport.converters.errors import ConversionError
 from weightport.converters.safetensors import read_safetensors
@@ -230,6 +231,19 @@ def test_casts_equal_torch(tmp_path: Path, source: str, target: str, op: Op | No
     assert written.nonfinite.get("a", 0) == bad
     assert written.overflow.get("a", 0) == now_bad - bad
     assert now_bad > bad or target != "F16" or source == "F16"
+
+
+def test_the_cast_to_float16_has_numpys_bits() -> None:
+    """Every float16 with its neighbours in float32, the ties between two, and random bits."""
+    halves = np.arange(1 << 16, dtype="u2").view("f2")
+    exact = halves.astype("f4").view("u4")
+    near = np.concatenate([exact + np.uint32(step % 2**32) for step in (-1, 0, 1, 0xFFF, 0x1000, 0x1001)])
+    bits = np.concatenate([near, np.random.default_rng(0).integers(0, 2**32, 300_001, "u4")])
+    found = np.empty(bits.size, "f2")
+    with np.errstate(all="ignore"):
+        Float16Cast()(bits.view("f4"), found)
+        expected = bits.view("f4").astype("f2")
+    assert_same_bits(found, expected)
 
 
 def test_overflow_and_nonfinite_are_told_apart(tmp_path: Path) -> None:
