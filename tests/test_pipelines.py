@@ -246,6 +246,15 @@ def test_a_list_of_generators_ties_seeds_to_images(name: str) -> None:
     assert torch.equal(*results(theirs, ours, arguments, seeds=count))
 
 
+def test_an_image_does_not_depend_on_its_batch() -> None:
+    """Its seed decides, and the bits of sums that kernels split by the size of a batch."""
+    _, ours, arguments = make("text")
+    both = ours(**{**arguments, "prompt": "a cat"}, generator=[seeded(7), seeded(8)]).images
+    for seed, image in zip((7, 8), both, strict=True):
+        alone = ours(**{**arguments, "prompt": "a cat", "num_images_per_prompt": 1}, generator=seeded(seed)).images
+        assert distance(alone[0], image) <= ROUNDING
+
+
 @pytest.mark.parametrize("output_type", ["pil", "np", "pt"])
 @pytest.mark.parametrize("name", ["text", "inpaint 4", "control", "xl image", "upscale", "lcm"])
 def test_images_are_identical(name: str, output_type: str) -> None:
@@ -417,6 +426,9 @@ def test_signatures_are_those_of_diffusers() -> None:
         for key in shared:
             if key != "callback_on_step_end_tensor_inputs":
                 assert mine[key].default == theirs[key].default, (name, key)
+        tensors = {*getattr(getattr(diffusers, name), "_callback_tensor_inputs", ())}
+        tensors -= {"negative_add_time_ids", "add_neg_time_ids"}  # which are the first rows of add_time_ids
+        assert tensors <= {*getattr(pipelines, name)._callback_tensor_inputs}, name
         init = inspect.signature(getattr(diffusers, name).__init__).parameters
         assert set(inspect.signature(getattr(pipelines, name).__init__).parameters) == set(init), name
 

@@ -7,6 +7,7 @@ of their text: the same text is loaded once, edited text is loaded anew.
 from __future__ import annotations
 
 import ast
+import functools
 import hashlib
 import importlib
 import os
@@ -119,6 +120,4 @@ def _needed(source: Source, name: str) -> dict[str, bytes]:
 
 def _exists(source: Source, path: str) -> bool:
     *folders, name = path.split("/")
-    for folder in folders:
-        source = source.folder(folder)
-    return name in source.names
+    return name in functools.reduce(lambda place, folder: place.folder(folder), folders, source).names
