@@ -140,7 +140,7 @@ class LatentDiffusionPipeline(DiffusionPipeline):
         own = cls.__dict__
         tensors = [name for base in reversed(cls.__mro__) for name in base.__dict__.get("tensors", ())]
         led = [cls.control_argument()] if "controlnet" in cls.parts.split() else []
-        cls._callback_tensor_inputs = (*tensors, *led)
+        cls._callback_tensor_inputs = own.get("_callback_tensor_inputs", (*tensors, *led))
         if not own.keys().isdisjoint(("parts", "options")):
             parts = cls.parts.split()
             cls._optional_components = [part[:-1] for part in parts if part.endswith("?")]
@@ -242,11 +242,13 @@ class LatentDiffusionPipeline(DiffusionPipeline):
         """The VAE, in float32 if it has one of these dtypes and SDXL's config says so: `force_upcast`."""
         dtype = self.vae.dtype
         upcast = self.is_xl and dtype in dtypes and self.vae.config.get("force_upcast", True)
-        self.vae.to(torch.float32 if upcast else dtype)
+        if upcast:
+            self.vae.to(torch.float32)
         try:
             yield self.vae
         finally:
-            self.vae.to(dtype)
+            if upcast:
+                self.vae.to(dtype)
 
     def load_textual_inversion(
         self,
