@@ -1,12 +1,12 @@
 """The schedulers: diffusers' names, options and calls; few ideas. `base.py` says how they are made."""
 
-from . import diffusion, exponential, flow, karras, keras_cv
+from . import diffusion, exponential, flow, karras
 from .base import Scheduler, SchedulerOutput
 from .config import COMPATIBLE
 
 SCHEDULERS: dict[str, type[Scheduler]] = {
     name: scheduler
-    for module in (diffusion, karras, exponential, flow, keras_cv)
+    for module in (diffusion, karras, exponential, flow)
     for name, scheduler in vars(module).items()
     if name.endswith("Scheduler") and scheduler.__module__ == module.__name__
 }

@@ -6,9 +6,9 @@ the mₖ are the model's outputs, turned into x₀ or ε, and the coefficients a
 
 A solver is a class that says which timesteps and σ a run visits, in `_plan`, and what a step does, in `_solve`.
 
-Coefficients are computed in float32, elementwise over whole tables: rounding differs between precisions by up to
-1e-3 where differences of logarithms cancel, and float32 is what everybody's images were made with. Samples of 16 bits
-are computed with in float32.
+Coefficients are computed in float32, elementwise over whole tables, and outputs that lie close together are subtracted
+before they are weighted: where differences cancel, rounding is up to 1e-3 of a step, and float32 in this order is what
+everybody's images were made with. Samples of 16 bits are computed with in float32.
 """
 
 from __future__ import annotations
@@ -20,30 +20,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .config import Configured
+from .brownian import BrownianNoise
+from .config import RESPACING, Configured, options
 from .noise import TINY_ALPHA_BAR, make_betas, zero_terminal_snr
-from .spacing import Array, beta, exponential, karras
+from .spacing import Array, beta, exponential, karras, lambdas
 
 TINY = 1e-6  # instead of dividing by zero
 Generator = torch.Generator | list[torch.Generator] | None
 Timestep = Tensor | float
 Draw = Callable[..., Tensor]  # the noise of a step, like the output or what is given
 Numbers = Sequence[float] | Array | Tensor
-Options = dict[str, Any]
-
-TRAINING: Options = {
-    "num_train_timesteps": 1000,
-    "beta_start": 0.0001,
-    "beta_end": 0.02,
-    "beta_schedule": "linear",
-    "trained_betas": None,
-    "prediction_type": "epsilon",
-}
-SPACING: Options = {"timestep_spacing": "linspace", "steps_offset": 0}
-RESPACINGS = {"use_karras_sigmas": karras, "use_exponential_sigmas": exponential, "use_beta_sigmas": beta}
-RESPACING: Options = dict.fromkeys(RESPACINGS, False)
-THRESHOLDING: Options = {"thresholding": False, "dynamic_thresholding_ratio": 0.995, "sample_max_value": 1.0}
-CLIPPING: Options = {"clip_sample": True, "clip_sample_range": 1.0}
+Plan = tuple[Array, Array]  # the timesteps of a run, and its σ with the end
+RESPACINGS = options(
+    use_karras_sigmas=karras, use_exponential_sigmas=exponential, use_beta_sigmas=beta, use_lu_lambdas=lambdas
+)
 
 
 class SchedulerOutput(NamedTuple):
@@ -67,14 +57,12 @@ def widened(sample: Tensor) -> Tensor:
     return sample if sample.dtype is torch.float64 else sample.float()
 
 
-def draw_noise(like: Tensor, generator: Generator, dtype: torch.dtype | None = None) -> Tensor:
+def draw_noise(like: Tensor, generator: Generator, dtype: torch.dtype) -> Tensor:
     """Standard normal noise in the shape of `like`, drawn where the generator is; of several, each draws a sample."""
-    dtype = dtype or like.dtype
     if isinstance(generator, list) and len(generator) > 1:
         return torch.cat([draw_noise(like[i : i + 1], one, dtype) for i, one in enumerate(generator)])
     one = generator[0] if isinstance(generator, list) else generator
-    device = one.device if one else like.device
-    return torch.randn(like.shape, generator=one, device=device, dtype=dtype).to(like.device)
+    return torch.randn(like.shape, generator=one, device=(one or like).device, dtype=dtype).to(like.device)
 
 
 def beside(values: Tensor, like: Tensor) -> Tensor:
@@ -87,26 +75,31 @@ class Scheduler(Configured):
 
     Attributes:
         order: model calls a step.
+        output: the class of what `step` returns.
+        takes: which of `timesteps` and `sigmas` a run can be made of.
+        clips_alpha_bar: whether σ must stay finite at a terminal SNR of zero.
         timesteps: what the model is called with, in the order of the calls.
+        sigmas: σ of every model call, and the end, where steps depend on σ.
         alphas_cumprod: ᾱ of every training timestep, float32 on the CPU.
         num_inference_steps: as given to `set_timesteps`; None before.
+        step_index: the number of the next step; None before the first one.
+        begin_index: where the run begins, as said by `set_begin_index`.
     """
 
     order: ClassVar[int] = 1
     output: ClassVar[Any] = SchedulerOutput
-    takes: ClassVar[tuple[str, ...]] = ()  # which of `timesteps` and `sigmas` a run can be made of
-    clips_alpha_bar: ClassVar[bool] = False  # whether σ must stay finite at a terminal SNR of zero
-    timesteps: Tensor
-    sigmas: Tensor
+    takes: ClassVar[tuple[str, ...]] = ()
+    clips_alpha_bar: ClassVar[bool] = False
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
-        if sum(bool(self._own(name)) for name in RESPACINGS) > 1:
-            raise ValueError(f"{type(self).__name__}: only one of {', '.join(RESPACINGS)} can be set")
+        if sum(bool(self._own(name)) for name in RESPACING) > 1:
+            raise ValueError(f"{type(self).__name__}: only one of {', '.join(RESPACING)} can be set")
         self.num_inference_steps: int | None = None
         self._mu: float | None = None
-        self._set_training_noise()
-        self._restart()
+        if "beta_start" in self.defaults:
+            self._set_training_noise()
+        self._begin(*self._training_run())
 
     def _set_training_noise(self) -> None:
         zero_snr = bool(self._own("rescale_betas_zero_snr"))
@@ -117,26 +110,19 @@ class Scheduler(Configured):
         if zero_snr and self.clips_alpha_bar:
             self.alphas_cumprod[-1] = TINY_ALPHA_BAR
 
-    def _own(self, key: str) -> Any:
-        """The value of an option, None if the class does not have it: another scheduler's may be in the config."""
-        return self.config[key] if key in self.defaults else None
+    def _training_run(self) -> Plan:
+        """The run that a scheduler has before `set_timesteps`."""
+        return self._plan(len(self), None, None)
 
     @property
     def _respacing(self) -> Callable[[float, float, int], Array] | None:
         """How the config wants σ to be spaced, where not as the timesteps are."""
-        chosen = [place for name, place in RESPACINGS.items() if self._own(name)]
-        return chosen[0] if chosen else None
+        return next((place for name, place in RESPACINGS.items() if self._own(name)), None)
 
     @property
     def init_noise_sigma(self) -> float:
         """The standard deviation of the sample that a run starts with."""
         return 1.0
-
-    # The position in the run.
-
-    def _restart(self) -> None:
-        self._step_index: int | None = None
-        self._begin_index: int | None = None
 
     def set_timesteps(
         self,
@@ -169,16 +155,31 @@ class Scheduler(Configured):
         self.num_inference_steps = steps
         self._begin(*self._plan(steps, timesteps, sigmas), device)
 
-    def _plan(self, steps: int, timesteps: Numbers | None, sigmas: Numbers | None) -> tuple[Array, Array]:
-        """The timesteps of a run, and its σ with the end."""
+    def _plan(self, steps: int, timesteps: Numbers | None, sigmas: Numbers | None) -> Plan:
+        """The run of so many steps, or with these timesteps or σ."""
         raise NotImplementedError
+
+    def _descending(self, timesteps: Numbers) -> Array:
+        """Timesteps that somebody has chosen.
+
+        Raises:
+            ValueError: they are not training timesteps in descending order.
+        """
+        t = np.asarray(timesteps, np.int64)
+        if (np.diff(t) >= 0).any() or t[0] >= len(self):
+            raise ValueError(f"timesteps must descend, from less than {len(self)}")
+        return t
 
     def _begin(self, timesteps: Array, sigmas: Array, device: str | torch.device | None = None) -> None:
         """Take these timesteps and σ, and forget the run before."""
         self.timesteps = torch.from_numpy(np.ascontiguousarray(timesteps)).to(device)
         self.sigmas = torch.from_numpy(np.asarray(sigmas, np.float32))
-        self._levels: list[float] = self.sigmas.tolist()  # σ of every model call, and the end
-        self._restart()
+        self._levels: list[float] = self.sigmas.tolist()
+        self.step_index: int | None = None
+        self.begin_index: int | None = None
+        self._history: list[Tensor] = []  # what the model said in the last steps, newest first
+        self._start: Tensor | None = None  # the sample that a step of several calls began with
+        self._path: BrownianNoise | None = None  # of solvers whose noise is one path
 
     def step(
         self,
@@ -200,9 +201,11 @@ class Scheduler(Configured):
             return_dict: of no effect, the result is a tuple with names.
         """
 
-        def draw(like: Tensor = model_output, dtype: torch.dtype = model_output.dtype) -> Tensor:
-            return draw_noise(like, generator, dtype) if variance_noise is None else variance_noise
+        def draw(like: Tensor = model_output, dtype: torch.dtype | None = None) -> Tensor:
+            noise = variance_noise
+            return draw_noise(like, generator, dtype or model_output.dtype) if noise is None else noise
 
+        self._generator = generator
         if self.num_inference_steps is None:
             raise ValueError("call set_timesteps before the first step")
         x, x0 = self._solve(self._next(timestep), widened(sample), widened(model_output), draw)
@@ -213,19 +216,9 @@ class Scheduler(Configured):
         """The sample after step i, and x₀ where the solver has it."""
         raise NotImplementedError
 
-    @property
-    def step_index(self) -> int | None:
-        """The number of the next step; None before the first one."""
-        return self._step_index
-
-    @property
-    def begin_index(self) -> int | None:
-        """Where the run begins, as said by `set_begin_index`."""
-        return self._begin_index
-
     def set_begin_index(self, begin_index: int = 0) -> None:
         """Begin the run at this step, not where the first timestep is found."""
-        self._begin_index = begin_index
+        self.begin_index = begin_index
 
     def index_for_timestep(self, timestep: Timestep) -> int:
         """The position of a timestep in `timesteps`; of two equal ones the second, so that img2img skips no noise.
@@ -240,17 +233,15 @@ class Scheduler(Configured):
 
     def _here(self, timestep: Timestep) -> int:
         """The number of the step that `timestep` belongs to."""
-        if self._step_index is None:
-            self._step_index = self.index_for_timestep(timestep) if self._begin_index is None else self._begin_index
-        return self._step_index
+        if self.step_index is None:
+            self.step_index = self.index_for_timestep(timestep) if self.begin_index is None else self.begin_index
+        return self.step_index
 
     def _next(self, timestep: Timestep) -> int:
         """As `_here`, and the step is taken."""
         i = self._here(timestep)
-        self._step_index = i + 1
+        self.step_index = i + 1
         return i
-
-    # The sample.
 
     def scale_model_input(self, sample: Tensor, timestep: Timestep | None = None) -> Tensor:
         """What the model is to see of the sample: here, all of it."""
@@ -270,19 +261,27 @@ class Scheduler(Configured):
             return x0.clamp(-self.config.clip_sample_range, self.config.clip_sample_range)
         return x0
 
-    def _noise_share(self, timesteps: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
-        """α and σ of training timesteps, to multiply samples with."""
+    def _shares(self, timesteps: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
+        """α and σ of training timesteps (b,), to multiply samples with."""
         alpha_bar = beside(self.alphas_cumprod[timesteps.long().cpu()], like)
         return alpha_bar.sqrt(), (1 - alpha_bar).sqrt()
 
+    def _sigma_at(self, timesteps: Tensor, like: Tensor) -> Tensor:
+        """σ of the run at its `timesteps` (b,), or at the step that it begins with, to multiply samples with."""
+        if self.begin_index is None:
+            indices = [self.index_for_timestep(t) for t in timesteps]
+        else:
+            indices = [self.begin_index if self.step_index is None else self.step_index] * len(timesteps)
+        return beside(self.sigmas[indices], like)
+
     def add_noise(self, original_samples: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
         """Noisy samples as they are at `timesteps` (b,)."""
-        alpha, sigma = self._noise_share(timesteps, original_samples)
+        alpha, sigma = self._shares(timesteps, original_samples)
         return (alpha * original_samples + sigma * noise).to(original_samples.dtype)
 
     def get_velocity(self, sample: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
         """v = α·ε - σ·x₀ at training timesteps (b,) (Salimans and Ho, Progressive Distillation, appendix D)."""
-        alpha, sigma = self._noise_share(timesteps, sample)
+        alpha, sigma = self._shares(timesteps, sample)
         return (alpha * noise - sigma * sample).to(sample.dtype)
 
     def __len__(self) -> int:
@@ -291,23 +290,18 @@ class Scheduler(Configured):
 
 def to_image(prediction_type: str, x: Tensor, output: Tensor, alpha: float, sigma: float) -> Tensor:
     """x₀ of a sample. Where nothing of the image is left in it, α = 0, a tiny share of one stands in."""
-    match prediction_type:
-        case "epsilon":
-            return combine(1, x, (-sigma, output)) / (alpha or TINY)
-        case "v_prediction":
-            return combine(alpha, x, (-sigma, output))
-        case "flow_prediction":
-            return combine(1, x, (-sigma, output))
-    return widened(output)
+    if prediction_type == "sample":
+        return output
+    if prediction_type == "v_prediction":
+        return combine(alpha, x, (-sigma, output))
+    x0 = combine(1, x, (-sigma, output))
+    return x0 if prediction_type == "flow_prediction" else x0 / (alpha or TINY)
 
 
 def to_noise(prediction_type: str, x: Tensor, output: Tensor, alpha: float, sigma: float) -> Tensor:
     """ε of a sample; likewise where there is no noise in it, σ = 0."""
-    match prediction_type:
-        case "epsilon":
-            return widened(output)
-        case "v_prediction":
-            return combine(sigma, x, (alpha, output))
-        case "flow_prediction":
-            return combine(1, x, (alpha, output))
-    return combine(1, x, (-alpha, output)) / (sigma or TINY)
+    if prediction_type == "epsilon":
+        return output
+    if prediction_type == "sample":
+        return combine(1, x, (-alpha, output)) / (sigma or TINY)
+    return combine(sigma if prediction_type == "v_prediction" else 1, x, (alpha, output))

@@ -21,33 +21,32 @@ class BrownianNoise:
     """
 
     def __init__(self, like: Tensor, low: float, high: float, seed: int | list[int] | None) -> None:
-        self._like, self._batched = like, isinstance(seed, list)
+        batched = isinstance(seed, list)
         seeds = seed if isinstance(seed, list) else [torch.randint(0, 2**63 - 1, []).item() if seed is None else seed]
-        shape = like.shape[1:] if self._batched else like.shape
+        self._parts = like if batched else like[None]  # a seed draws a part
         if torchsde:
             options: dict[str, Any] = {"tol": 1e-6, "pool_size": 24, "halfway_tree": True}
-            options |= {"size": shape, "dtype": like.dtype, "device": like.device}
+            options |= {"size": self._parts[0].shape, "dtype": like.dtype, "device": like.device}
             self._trees = [torchsde.BrownianInterval(t0=low, t1=high, entropy=one, **options) for one in seeds]
         self._generators = [torch.Generator(like.device).manual_seed(int(one) % 2**63) for one in seeds]
-        self._path = {high: torch.zeros_like(like)}
+        self._low, self._high, self._path = low, high, {high: torch.zeros_like(self._parts)}
+        self._shape = like.shape
 
     def __call__(self, start: float, end: float) -> Tensor:
         """The noise of a step from σ = `start` to `end`."""
-        if start == end:
-            return torch.zeros_like(self._like)
+        t, to = (min(max(sigma, self._low), self._high) for sigma in (start, end))  # they can lie outside by rounding
+        if t == to:
+            return torch.zeros_like(self._parts).view(self._shape)
         if torchsde:
-            moved = torch.stack([-tree(torch.tensor(end), torch.tensor(start)) for tree in self._trees])
-            moved = moved if self._batched else moved[0]
+            moved = torch.stack([-tree(torch.tensor(to), torch.tensor(t)) for tree in self._trees])
         else:
-            moved = self._at(end) - self._at(start)
+            moved = self._at(to) - self._at(t)
         noise: Tensor = moved / (start - end) ** 0.5
-        return noise
+        return noise.view(self._shape)
 
     def _at(self, sigma: float) -> Tensor:
         if sigma not in self._path:
-            low = min(self._path)
-            shape = self._like.shape[1:] if self._batched else self._like.shape
-            drawn = [torch.randn(shape, generator=g, device=g.device, dtype=self._like.dtype) for g in self._generators]
-            noise = torch.stack(drawn) if self._batched else drawn[0]
-            self._path[sigma] = self._path[low] + (low - sigma) ** 0.5 * noise
+            low, part = min(self._path), self._parts[0]
+            drawn = [torch.randn(part.shape, generator=g, device=g.device, dtype=part.dtype) for g in self._generators]
+            self._path[sigma] = self._path[low] + (low - sigma) ** 0.5 * torch.stack(drawn)
         return self._path[sigma]

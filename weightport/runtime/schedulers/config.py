@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import warnings
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from pathlib import Path
 from typing import Any, ClassVar, Self, cast
 
 from ...upload import PushToHub
@@ -12,24 +12,48 @@ from ..config import DIFFUSERS_VERSION, Config
 from ..saving import placed, write_json
 from ..source import HubOptions, Source, open_source
 
-FILE = "scheduler_config.json"
-COMPATIBLE = (  # with one another; in this order
-    "DDIMScheduler",
-    "DDPMScheduler",
-    "PNDMScheduler",
-    "LMSDiscreteScheduler",
-    "EulerDiscreteScheduler",
-    "HeunDiscreteScheduler",
-    "EulerAncestralDiscreteScheduler",
-    "DPMSolverMultistepScheduler",
-    "DPMSolverSinglestepScheduler",
-    "KDPM2DiscreteScheduler",
-    "KDPM2AncestralDiscreteScheduler",
-    "DEISMultistepScheduler",
-    "UniPCMultistepScheduler",
-    "DPMSolverSDEScheduler",
-    "EDMEulerScheduler",
+Options = dict[str, Any]
+
+
+def options(*groups: Options, without: Collection[str] = (), **own: Any) -> Options:
+    """The options of these groups, but for some, and others; later ones take precedence."""
+    return {key: value for group in groups for key, value in group.items() if key not in without} | own
+
+
+BETAS = options(beta_start=0.0001, beta_end=0.02, beta_schedule="linear", trained_betas=None)
+TRAINING = options(BETAS, num_train_timesteps=1000, prediction_type="epsilon")
+STABLE_DIFFUSION = options(TRAINING, beta_start=0.00085, beta_end=0.012)
+SPACING = options(timestep_spacing="linspace", steps_offset=0)
+LEADING = options(SPACING, timestep_spacing="leading")
+RESPACING = options(use_karras_sigmas=False, use_exponential_sigmas=False, use_beta_sigmas=False)
+THRESHOLDING = options(thresholding=False, dynamic_thresholding_ratio=0.995, sample_max_value=1.0)
+CLIPPING = options(clip_sample=True, clip_sample_range=1.0)
+ENDS = options(set_alpha_to_one=True, rescale_betas_zero_snr=False)
+FLOW = options(use_flow_sigmas=False, flow_shift=1.0)
+SHIFT = options(use_dynamic_shifting=False, time_shift_type="exponential")
+SIGMAS = options(sigma_min=0.002, sigma_max=80.0, sigma_data=0.5, rho=7.0)
+EDM = options(
+    SIGMAS, sigma_schedule="karras", final_sigmas_type="zero", num_train_timesteps=1000, prediction_type="epsilon"
 )
+
+VE = ("epsilon", "v_prediction")
+VP = ("epsilon", "sample", "v_prediction")
+FLOWS = (*VP, "flow_prediction")
+VARIANCES = ("fixed_small", "fixed_small_log", "fixed_large", "fixed_large_log", "learned", "learned_range")
+CHOICES = options(  # the values that options can take, in whichever scheduler
+    variance_type=(None, *VARIANCES),
+    interpolation_type=("linear", "log_linear"),
+    timestep_type=("discrete", "continuous"),
+    final_sigmas_type=("zero", "sigma_min"),
+    sigma_schedule=("karras", "exponential"),
+    time_shift_type=("exponential", "linear"),
+)
+FILE = "scheduler_config.json"
+NAMES = (
+    "DDIM DDPM PNDM LMSDiscrete EulerDiscrete HeunDiscrete EulerAncestralDiscrete DPMSolverMultistep "
+    "DPMSolverSinglestep KDPM2Discrete KDPM2AncestralDiscrete DEISMultistep UniPCMultistep DPMSolverSDE EDMEuler"
+)
+COMPATIBLE = tuple(f"{name}Scheduler" for name in NAMES.split())  # with one another; in this order
 
 
 class Configured(PushToHub):
@@ -41,15 +65,17 @@ class Configured(PushToHub):
             swap drops them, and the next scheduler takes its own defaults.
         library: the library that `model_index.json` says it is of.
         defaults: the options of the class.
-        choices: the values that an option can take; the first is the usual one.
+        predicts: the values that `prediction_type` can have.
+        choices: the values that other options can take, where they are not those of `CHOICES`.
         aliases: values of other schedulers' options, and what they mean here.
         has_compatibles: whether `COMPATIBLE` schedulers take its config.
     """
 
     library: ClassVar[str] = "diffusers"
-    defaults: ClassVar[dict[str, Any]] = {}
-    choices: ClassVar[dict[str, tuple[Any, ...]]] = {}
-    aliases: ClassVar[dict[str, dict[str, str]]] = {}
+    defaults: ClassVar[Options] = {}
+    predicts: ClassVar[tuple[str, ...]] = VE
+    choices: ClassVar[Options] = {}
+    aliases: ClassVar[Options] = {}
     has_compatibles: ClassVar[bool] = True
     config: Config
 
@@ -64,11 +90,15 @@ class Configured(PushToHub):
         if unknown := sorted(options.keys() - self.defaults.keys()):
             raise TypeError(f"{name} has no option {', '.join(unknown)}")
         unset = [key for key in self.defaults if key not in options]
-        options = {key: self.aliases.get(key, {}).get(_key(value), value) for key, value in options.items()}
-        self.config = Config({**self.defaults, **options, "_use_default_values": unset})
-        for key, allowed in self.choices.items():
-            if self.config[key] not in allowed:
+        meant = {key: self.aliases[key].get(value, value) for key, value in options.items() if key in self.aliases}
+        self.config = Config({**self.defaults, **options, **meant, "_use_default_values": unset})
+        for key, allowed in (CHOICES | {"prediction_type": self.predicts} | self.choices).items():
+            if key in self.defaults and self.config[key] not in allowed:
                 raise ValueError(f"{name}: {key} = {self.config[key]!r} must be {' or '.join(map(repr, allowed))}")
+
+    def _own(self, key: str) -> Any:
+        """The value of an option, None if the class does not have it: another scheduler's may be in the config."""
+        return self.config[key] if key in self.defaults else None
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any], **options: Any) -> Self:
@@ -76,35 +106,29 @@ class Configured(PushToHub):
 
         Keys that no scheduler knows, and options that this one does not have, warn by name.
         """
-        given = {key: value for key, value in config.items() if key not in config.get("_use_default_values", ())}
-        given.pop("_use_default_values", None)
+        unset = ("_use_default_values", *config.get("_use_default_values", ()))
+        given = {key: value for key, value in config.items() if key not in unset}
         unknown = [key for key in given if not key.startswith("_") and key not in _all_options()]
         if ignored := unknown + [key for key in options if key not in cls.defaults]:
             warnings.warn(f"{cls.__name__} has no use for {', '.join(ignored)}", stacklevel=2)
         own = {key: value for key, value in (given | options).items() if key in cls.defaults}
-        scheduler = cls(**own)
         hidden = {key: value for key, value in given.items() if key not in own}
+        scheduler = cls(**own)
         scheduler.config.update(hidden | ({"_class_name": cls.__name__} if "_class_name" in hidden else {}))
         return scheduler
 
     @classmethod
-    def from_pretrained(
-        cls,
-        name_or_path: str | os.PathLike[str] | Source,
-        *,
-        subfolder: str | None = None,
-        **options: Any,
-    ) -> Self:
-        """The config in a folder or on the Hub, of any class; `options` as in `from_config`, or `HubOptions`."""
-        hub = {key: options.pop(key) for key in HubOptions.__annotations__ if key in options}
-        return cls.from_config(open_source(name_or_path, subfolder, **cast(HubOptions, hub)).json(FILE), **options)
+    def from_pretrained(cls, name_or_path: Path | str | Source, *, subfolder: str | None = None, **given: Any) -> Self:
+        """The config in a folder or on the Hub, of any class; `given` are options, or `HubOptions`."""
+        hub = {key: given.pop(key) for key in HubOptions.__annotations__ if key in given}
+        return cls.from_config(open_source(name_or_path, subfolder, **cast(HubOptions, hub)).json(FILE), **given)
 
-    def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
+    def save_pretrained(self, folder: Path | str) -> None:
         """Write `scheduler_config.json`, defaults included; may also push, see `PushToHub`."""
         with placed(folder) as staging:
             write_json(staging / FILE, self._saved_config())
 
-    def _saved_config(self) -> dict[str, Any]:
+    def _saved_config(self) -> Options:
         options = {key: value for key, value in self.config.items() if not key.startswith("_")}
         if callables := [key for key, value in options.items() if callable(value)]:
             raise ValueError(f"{callables[0]} is a function, which a JSON file cannot hold")
@@ -115,16 +139,11 @@ class Configured(PushToHub):
         """The classes that `from_config` can swap to, in a fixed order."""
         from . import SCHEDULERS
 
-        own = type(self).__name__
         names = COMPATIBLE if self.has_compatibles else ()
-        return [SCHEDULERS[name] for name in names if name in SCHEDULERS] + ([] if own in names else [type(self)])
+        return [*(SCHEDULERS[name] for name in names), *([] if type(self).__name__ in names else [type(self)])]
 
     def __repr__(self) -> str:
         return f"{type(self).__name__} {self._saved_config()}"
-
-
-def _key(value: Any) -> str:
-    return value if isinstance(value, str) else ""
 
 
 def _all_options() -> set[str]:

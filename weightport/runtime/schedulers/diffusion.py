@@ -1,37 +1,37 @@
-"""Solvers that step between training timesteps, by their ᾱ: DDPM, DDIM, PNDM, iPNDM, and the distilled LCM and TCD."""
+"""Solvers that step between training timesteps, by their ᾱ: DDIM, KerasCV's, DDPM, PNDM, iPNDM, and LCM and TCD."""
 
 from __future__ import annotations
 
 import math
+from collections import namedtuple
+from functools import lru_cache
 from itertools import pairwise
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from . import base
-from .base import Draw, Generator, Numbers, Options, Scheduler, Timestep, combine, to_image, to_noise
+from .base import Draw, Generator, Numbers, Plan, Scheduler, Timestep, combine, to_image, to_noise
+from .config import CLIPPING, ENDS, LEADING, STABLE_DIFFUSION, THRESHOLDING, TRAINING, VE, VP, options
 from .spacing import Array, spaced
-
-LEADING: Options = base.SPACING | {"timestep_spacing": "leading"}
-ENDS: Options = {"set_alpha_to_one": True, "rescale_betas_zero_snr": False}
-Choices = dict[str, tuple[Any, ...]]
 
 
 class DiscreteSolver(Scheduler):
     """A scheduler whose steps depend on the timestep alone: step number and timestep are the same thing."""
 
-    choices: ClassVar[Choices] = {"prediction_type": ("epsilon", "sample", "v_prediction")}
+    predicts: ClassVar[tuple[str, ...]] = VP
 
-    def __init__(self, **options: Any) -> None:
-        super().__init__(**options)
+    def _set_training_noise(self) -> None:
+        super()._set_training_noise()
         one = self._own("set_alpha_to_one") in (None, True)
         self.final_alpha_cumprod = torch.tensor(1.0) if one else self.alphas_cumprod[0]
-        self.timesteps = torch.arange(len(self)).flip(0)
 
-    def _plan(self, steps: int, timesteps: Numbers | None, sigmas: Numbers | None) -> tuple[Array, Array]:
-        return self._spaced(steps), np.empty(0)
+    def _training_run(self) -> Plan:
+        return np.arange(len(self))[::-1], np.empty(0)
+
+    def _plan(self, steps: int, timesteps: Numbers | None, sigmas: Numbers | None) -> Plan:
+        return self._spaced(steps) if timesteps is None else self._descending(timesteps), np.empty(0)
 
     def _spaced(self, steps: int) -> Array:
         """Timesteps as the config wants them, descending.
@@ -44,29 +44,44 @@ class DiscreteSolver(Scheduler):
         config = self.config
         return spaced(config.timestep_spacing, steps, len(self), config.steps_offset).round().astype(np.int64)
 
+    def _begin(self, timesteps: Array, sigmas: Array, device: Any = None) -> None:
+        super()._begin(timesteps, sigmas, device)
+        self._following = dict(pairwise([*timesteps.tolist(), -1]))
+        self._stride = len(self) // (self.num_inference_steps or 1)  # training timesteps a step
+
+    def previous_timestep(self, timestep: Timestep) -> int:
+        """The timestep that a step from this one goes to; -1 is the clean image."""
+        return int(self._following[int(timestep)])
+
     def _next(self, timestep: Timestep) -> int:
         return int(timestep)
-
-    @property
-    def _stride(self) -> int:
-        """Training timesteps a step."""
-        return len(self) // int(self.num_inference_steps or 1)
 
     def _alpha_bar(self, timestep: int) -> np.float32:
         """ᾱ of a training timestep; before the first one, that of the clean image."""
         return np.float32(self.alphas_cumprod[timestep] if timestep >= 0 else self.final_alpha_cumprod)
 
-    def _image(self, x: Tensor, output: Tensor, alpha_bar: float) -> Tensor:
-        return self._limit(to_image(self.config.prediction_type, x, output, alpha_bar**0.5, (1 - alpha_bar) ** 0.5))
+    def _parts(self, timestep: int) -> tuple[float, float]:
+        """α and σ there."""
+        return parts(float(self._alpha_bar(timestep)))
 
-    def _noise(self, x: Tensor, output: Tensor, alpha_bar: float) -> Tensor:
-        return to_noise(self.config.prediction_type, x, output, alpha_bar**0.5, (1 - alpha_bar) ** 0.5)
+    def _image(self, x: Tensor, output: Tensor, timestep: int) -> Tensor:
+        return self._limit(to_image(self.config.prediction_type, x, output, *self._parts(timestep)))
+
+    def _noise(self, x: Tensor, output: Tensor, timestep: int) -> Tensor:
+        return to_noise(self.config.prediction_type, x, output, *self._parts(timestep))
+
+
+@lru_cache(4096)
+def parts(alpha_bar: float) -> tuple[float, float]:
+    """α and σ that belong to ᾱ, float32 as torch rounds them."""
+    share = torch.tensor(alpha_bar)
+    return share.sqrt().item(), (1 - share).sqrt().item()
 
 
 class DDIMScheduler(DiscreteSolver):
     """DDIM (Song et al., Denoising Diffusion Implicit Models, eq. 12): deterministic at η = 0, DDPM-like at η = 1."""
 
-    defaults = base.TRAINING | LEADING | base.CLIPPING | base.THRESHOLDING | ENDS
+    defaults = options(TRAINING, LEADING, CLIPPING, THRESHOLDING, ENDS)
 
     def step(  # type: ignore[override]
         self,
@@ -84,64 +99,64 @@ class DDIMScheduler(DiscreteSolver):
         return super().step(model_output, timestep, sample, generator, variance_noise)
 
     def _solve(self, i: int, x: Tensor, output: Tensor, draw: Draw) -> tuple[Tensor, Tensor]:
-        now, to = self._alpha_bar(i), self._alpha_bar(i - self._stride)
-        x0 = self._image(x, output, float(now))
-        if self._from_clipped:
-            eps = to_noise("sample", x, x0, float(now) ** 0.5, float(1 - now) ** 0.5)
-        else:
-            eps = self._noise(x, output, float(now))
-        variance = float(self._eta**2 * ((1 - to) / (1 - now) * (1 - now / to))) if self._eta else 0.0
-        direction = max(float(1 - to) - variance, 0.0) ** 0.5
-        noise = draw() if self._eta > 0 else None
-        return combine(float(to) ** 0.5, x0, (direction, eps), (variance**0.5, noise)), x0
+        to = i - self._stride
+        (alpha, sigma), x0 = self._parts(to), self._image(x, output, i)
+        eps = to_noise("sample", x, x0, *self._parts(i)) if self._from_clipped else self._noise(x, output, i)
+        if self._eta <= 0:
+            return combine(alpha, x0, (sigma, eps)), x0
+        now, end = self._alpha_bar(i), self._alpha_bar(to)
+        variance = float(self._eta**2 * ((1 - end) / (1 - now) * (1 - now / end)))
+        direction = max(float(1 - end) - variance, 0.0) ** 0.5
+        return combine(alpha, x0, (direction, eps), (variance**0.5, draw())), x0
 
 
 class DDIMInverseScheduler(DiscreteSolver):
     """DDIM backwards, from an image to the noise that it is made of (Song et al., section 4.3)."""
 
     has_compatibles = False
-    defaults = base.TRAINING | LEADING | base.CLIPPING | ENDS
+    defaults = options(TRAINING, LEADING, CLIPPING, ENDS)
 
-    def __init__(self, **options: Any) -> None:
-        super().__init__(**options)
-        self.timesteps = self.timesteps.flip(0)
+    def _training_run(self) -> Plan:
+        return np.arange(len(self)), np.empty(0)
 
     def _spaced(self, steps: int) -> Array:
         return super()._spaced(steps)[::-1]
 
     def _solve(self, i: int, x: Tensor, output: Tensor, draw: Draw) -> tuple[Tensor, Tensor]:
-        now, to = float(self._alpha_bar(min(i - self._stride, len(self) - 1))), float(self._alpha_bar(i))
-        x0, eps = self._image(x, output, now), self._noise(x, output, now)
-        return combine(to**0.5, x0, ((1 - to) ** 0.5, eps)), x0
+        now, (alpha, sigma) = min(i - self._stride, len(self) - 1), self._parts(i)
+        x0 = self._image(x, output, now)
+        return combine(alpha, x0, (sigma, self._noise(x, output, now))), x0
+
+
+class KerasCVScheduler(DiscreteSolver):
+    """KerasCV's own sampler, the loop in its `generate_image`: DDIM steps in its order of operations.
+
+    `generation` says which: `"0.7"`, of keras-cv until 0.7.2, visits 1, 1+k, 1+2k, … with k = ⌊1000/steps⌋, which can
+    be more timesteps than steps; `"0.8"`, from 0.8.2 on, visits evenly spaced ones from 0 to 999. The last step ends at
+    the image.
+    """
+
+    has_compatibles = False
+    defaults = options(STABLE_DIFFUSION, beta_schedule="scaled_linear", generation="0.7")
+    choices = options(generation=("0.7", "0.8"))
+
+    def _spaced(self, steps: int) -> Array:
+        if self.config.generation == "0.7":
+            return np.arange(1, len(self), len(self) // steps)[::-1]
+        return (np.arange(steps) * ((len(self) - 1) / max(steps - 1, 1))).round().astype(np.int64)[::-1]
+
+    def _solve(self, i: int, x: Tensor, output: Tensor, draw: Draw) -> tuple[Tensor, Any]:
+        (alpha, sigma), x0 = self._parts(self.previous_timestep(i)), self._image(x, output, i)
+        return combine(sigma, self._noise(x, output, i), (alpha, x0)), x0
 
 
 class DDPMScheduler(DiscreteSolver):
     """The reverse process of training (Ho et al., Denoising Diffusion Probabilistic Models, eq. 7 and algorithm 2)."""
 
     takes = ("timesteps",)
-    defaults = (
-        base.TRAINING
-        | LEADING
-        | base.CLIPPING
-        | base.THRESHOLDING
-        | {
-            "variance_type": "fixed_small",
-            "rescale_betas_zero_snr": False,
-        }
+    defaults = options(
+        TRAINING, LEADING, CLIPPING, THRESHOLDING, variance_type="fixed_small", rescale_betas_zero_snr=False
     )
-    variances = ("fixed_small", "fixed_small_log", "fixed_large", "fixed_large_log", "learned", "learned_range", None)
-    choices: ClassVar[Choices] = DiscreteSolver.choices | {"variance_type": variances}
-
-    def _plan(self, steps: int, timesteps: Numbers | None, sigmas: Numbers | None) -> tuple[Array, Array]:
-        t = self._spaced(steps) if timesteps is None else np.asarray(timesteps, np.int64)
-        if (np.diff(t) >= 0).any() or t[0] >= len(self):
-            raise ValueError(f"timesteps must descend, from less than {len(self)}")
-        self._following = dict(pairwise([*t.tolist(), -1]))
-        return t, np.empty(0)
-
-    def previous_timestep(self, timestep: Timestep) -> int:
-        """The timestep that a step from this one goes to; -1 is the clean image."""
-        return int(timestep) - 1 if self.num_inference_steps is None else self._following[int(timestep)]
 
     def _solve(self, i: int, x: Tensor, output: Tensor, draw: Draw) -> tuple[Tensor, Tensor]:
         now, to = self._alpha_bar(i), self._alpha_bar(self.previous_timestep(i))
@@ -150,7 +165,7 @@ class DDPMScheduler(DiscreteSolver):
             if output.shape[1] != 2 * x.shape[1]:
                 raise ValueError(f"variance_type = {kind!r} needs a model that predicts the variance too")
             output, learned = output.chunk(2, dim=1)
-        x0 = self._image(x, output, float(now))
+        x0 = self._image(x, output, i)
         alpha = now / to
         beta = 1 - alpha
         mean = combine(float(to**0.5 * beta / (1 - now)), x0, (float(alpha**0.5 * (1 - to) / (1 - now)), x))
@@ -158,8 +173,9 @@ class DDPMScheduler(DiscreteSolver):
             return mean, x0
         small, large, noise = max(float((1 - to) / (1 - now) * beta), 1e-20), float(beta), draw(output)
         if learned is None:
-            deviation: Tensor | float = (large if kind in ("fixed_large", "fixed_large_log") else small) ** 0.5
-        elif kind == "learned":
+            fixed = large if str(kind).startswith("fixed_large") else small
+            return combine(1, mean, (fixed**0.5, noise)), x0
+        if kind == "learned":
             deviation = learned.clamp(min=0).sqrt()
         else:  # between both in the log; Nichol and Dhariwal, Improved DDPM, eq. 15
             deviation = torch.exp(0.25 * ((learned + 1) * math.log(large) + (1 - learned) * math.log(small)))
@@ -182,15 +198,13 @@ class PNDMScheduler(DiscreteSolver):
     `skip_prk_steps` of lower order, the first one repeated with the mean of both its ends.
     """
 
-    defaults = base.TRAINING | LEADING | {"skip_prk_steps": False, "set_alpha_to_one": False}
-    choices: ClassVar[Choices] = {"prediction_type": ("epsilon", "v_prediction")}
+    predicts = VE
+    defaults = options(TRAINING, LEADING, skip_prk_steps=False, set_alpha_to_one=False)
 
-    def _plan(self, steps: int, timesteps: Numbers | None, sigmas: Numbers | None) -> tuple[Array, Array]:
+    def _plan(self, steps: int, timesteps: Numbers | None, sigmas: Numbers | None) -> Plan:
         grid, half = self._spaced(steps), len(self) // steps // 2
-        self._history: list[Tensor] = []
         self._sum: Tensor | None = None
-        self._calls = 0
-        self._warm_up: list[int] = []
+        self._calls, self._warm_up = 0, list[int]()
         if self.config.skip_prk_steps:
             return np.concatenate([grid[:2], grid[1:2], grid[2:]]), np.empty(0)
         stages = [t for end in grid[:4].tolist() for t in (end + half, end)]
@@ -205,21 +219,22 @@ class PNDMScheduler(DiscreteSolver):
             start, end = self._warm_up[call - stage], i - (0 if stage % 2 else self._stride // 2)
             self._sum = mean = combine((1 / 6, 1 / 3, 1 / 3, 1 / 6)[stage], output, (1, self._sum if stage else None))
             if stage == 0:
-                self._history, self._base = [output, *self._history], x
-            x, output = self._base, mean if stage == 3 else output
+                self._history, self._start = [output, *self._history], x
+            output = mean if stage == 3 else output
         elif call == 1 and not self._warm_up:
             start, end = i + self._stride, i
-            x, output = self._base, combine(0.5, output, (0.5, self._history[0]))
+            output = combine(0.5, output, (0.5, self._history[0]))
         else:
-            self._history, self._base = [output, *self._history[:3]], x
+            self._history, self._start = [output, *self._history[:3]], x
             output = extrapolated(self._history)
-        return self._transfer(x, output, start, end), None
+        return self._transfer(x if self._start is None else self._start, output, start, end), None
 
     def _transfer(self, x: Tensor, output: Tensor, start: int, end: int) -> Tensor:
         """Along the ODE with this output all the way (Liu et al., eq. 11)."""
-        now, to = float(self._alpha_bar(min(start, len(self) - 1))), float(self._alpha_bar(end))
+        start = min(start, len(self) - 1)
+        now, to = float(self._alpha_bar(start)), float(self._alpha_bar(end))
         slope = (to - now) / (now * (1 - to) ** 0.5 + (now * (1 - now) * to) ** 0.5)
-        return combine((to / now) ** 0.5, x, (-slope, self._noise(x, output, now)))
+        return combine((to / now) ** 0.5, x, (-slope, self._noise(x, output, start)))
 
 
 class IPNDMScheduler(Scheduler):
@@ -229,40 +244,26 @@ class IPNDMScheduler(Scheduler):
     """
 
     has_compatibles = False
-    defaults: ClassVar[Options] = {"num_train_timesteps": 1000, "trained_betas": None}
+    defaults = options(num_train_timesteps=1000, trained_betas=None)
 
-    def _set_training_noise(self) -> None:
-        self._begin(*self._plan(len(self), None, None))
-
-    def _plan(self, steps: int, timesteps: Numbers | None, sigmas: Numbers | None) -> tuple[Array, Array]:
+    def _plan(self, steps: int, timesteps: Numbers | None, sigmas: Numbers | None) -> Plan:
         angles = torch.cat([torch.linspace(1, 0, steps + 1)[:-1], torch.zeros(1)])
         trained = self.config.trained_betas
         self.betas = (angles * math.pi / 2).sin() ** 2 if trained is None else torch.tensor(trained)
         self.alphas = (1 - self.betas**2) ** 0.5
-        self._history: list[Tensor] = []
-        self._shares = list(zip(self.alphas.tolist(), self.betas.tolist(), strict=True))
+        self._angles = list(zip(self.alphas.tolist(), self.betas.tolist(), strict=True))
         return (torch.atan2(self.betas, self.alphas) / math.pi * 2)[:-1].numpy(), self.betas.numpy()
 
     def _solve(self, i: int, x: Tensor, output: Tensor, draw: Draw) -> tuple[Tensor, None]:
-        (alpha, sigma), (alpha_to, sigma_to) = self._shares[i : i + 2]
+        (alpha, sigma), (alpha_to, sigma_to) = self._angles[i : i + 2]
         self._history = [to_noise("v_prediction", x, output, alpha, sigma), *self._history[:3]]
         eps = extrapolated(self._history)
         x0 = combine(1, x, (-sigma, eps)) / max(alpha, 1e-8)
         return combine(alpha_to, x0, (sigma_to, eps)), None
 
 
-class LCMSchedulerOutput(NamedTuple):
-    """The sample at the next timestep, and the image in it."""
-
-    prev_sample: Tensor
-    denoised: Tensor
-
-
-class TCDSchedulerOutput(NamedTuple):
-    """The sample at the next timestep, and before noise was added."""
-
-    prev_sample: Tensor
-    pred_noised_sample: Tensor
+LCMSchedulerOutput = namedtuple("LCMSchedulerOutput", ["prev_sample", "denoised"])
+TCDSchedulerOutput = namedtuple("TCDSchedulerOutput", ["prev_sample", "pred_noised_sample"])
 
 
 class DistilledSolver(DiscreteSolver):
@@ -270,20 +271,9 @@ class DistilledSolver(DiscreteSolver):
 
     has_compatibles = False
     takes = ("timesteps",)
-    defaults = (
-        base.TRAINING
-        | LEADING
-        | base.CLIPPING
-        | base.THRESHOLDING
-        | ENDS
-        | {
-            "beta_start": 0.00085,
-            "beta_end": 0.012,
-            "beta_schedule": "scaled_linear",
-            "clip_sample": False,
-            "original_inference_steps": 50,
-            "timestep_scaling": 10.0,
-        }
+    defaults = options(
+        options(STABLE_DIFFUSION, LEADING, CLIPPING, THRESHOLDING, ENDS, beta_schedule="scaled_linear"),
+        options(clip_sample=False, original_inference_steps=50, timestep_scaling=10.0),
     )
 
     def set_timesteps(  # type: ignore[override]
@@ -303,24 +293,13 @@ class DistilledSolver(DiscreteSolver):
         steps = self._original or self.config.original_inference_steps
         return np.arange(1, int(steps * self._strength) + 1) * (len(self) // steps) - 1
 
-    def _plan(self, steps: int, timesteps: Numbers | None, sigmas: Numbers | None) -> tuple[Array, Array]:
+    def _plan(self, steps: int, timesteps: Numbers | None, sigmas: Numbers | None) -> Plan:
         if timesteps is not None:
-            t = np.asarray(timesteps, np.int64)
-            if (np.diff(t) >= 0).any() or t[0] >= len(self):
-                raise ValueError(f"timesteps must descend, from less than {len(self)}")
-            return t[steps - min(int(steps * self._strength), steps) :], np.empty(0)
+            return self._descending(timesteps)[steps - min(int(steps * self._strength), steps) :], np.empty(0)
         all_of_them = self._distilled()[::-1]
         if steps > len(all_of_them):
             raise ValueError(f"{steps} steps: there are only {len(all_of_them)} distilled ones; raise strength")
         return all_of_them[np.floor(np.linspace(0, len(all_of_them), steps, endpoint=False)).astype(int)], np.empty(0)
-
-    def _next(self, timestep: Timestep) -> int:
-        return Scheduler._next(self, timestep)
-
-    def _ends(self, i: int, last: int) -> tuple[int, int]:
-        """Timesteps at the ends of step i; at the end of the last one, `last`."""
-        t = self.timesteps.tolist()
-        return t[i], t[i + 1] if i + 1 < len(t) else last
 
 
 class LCMScheduler(DistilledSolver):
@@ -329,14 +308,13 @@ class LCMScheduler(DistilledSolver):
     output = LCMSchedulerOutput
 
     def _solve(self, i: int, x: Tensor, output: Tensor, draw: Draw) -> tuple[Tensor, Tensor]:
-        t, to = self._ends(i, last=-2)
-        scaled = t * self.config.timestep_scaling  # c_skip and c_out: section 4.2, with σ_data = 0.5
-        skip, out = 0.25 / (scaled**2 + 0.25), scaled / (scaled**2 + 0.25) ** 0.5
-        x0 = combine(out, self._image(x, output, float(self._alpha_bar(t))), (skip, x))
-        if i == int(self.num_inference_steps or 0) - 1:
+        to, scaled = self.previous_timestep(i), i * self.config.timestep_scaling
+        skip, out = 0.25 / (scaled**2 + 0.25), scaled / (scaled**2 + 0.25) ** 0.5  # section 4.2, with σ_data = 0.5
+        x0 = combine(out, self._image(x, output, i), (skip, x))
+        if to < 0:
             return x0, x0
-        share = float(self._alpha_bar(t if to == -2 else to))
-        return combine(share**0.5, x0, ((1 - share) ** 0.5, draw())), x0
+        alpha, sigma = self._parts(to)
+        return combine(alpha, x0, (sigma, draw())), x0
 
 
 class TCDScheduler(DistilledSolver):
@@ -361,12 +339,11 @@ class TCDScheduler(DistilledSolver):
         return np.arange(int(len(self) * self._strength)) if self._original else super()._distilled()
 
     def _solve(self, i: int, x: Tensor, output: Tensor, draw: Draw) -> tuple[Tensor, Tensor]:
-        t, to = self._ends(i, last=0)
-        now, beyond = float(self._alpha_bar(t)), float(self._alpha_bar(int(np.float32(1 - self._eta) * np.float32(to))))
-        x0 = to_image(self.config.prediction_type, x, output, now**0.5, (1 - now) ** 0.5)
-        eps = self._noise(x, output, now)
-        x = combine(beyond**0.5, x0, ((1 - beyond) ** 0.5, eps))
-        if self._eta <= 0 or i == int(self.num_inference_steps or 0) - 1:
+        to = self.previous_timestep(i)
+        beyond = int(np.float32(1 - self._eta) * np.float32(max(to, 0)))
+        (alpha, sigma), x0 = self._parts(beyond), to_image(self.config.prediction_type, x, output, *self._parts(i))
+        x = combine(alpha, x0, (sigma, self._noise(x, output, i)))
+        if self._eta <= 0 or to < 0:
             return x, x
-        ratio = float(self._alpha_bar(to) / np.float32(beyond))
-        return combine(ratio**0.5, x, ((1 - ratio) ** 0.5, draw())), x
+        alpha, sigma = parts(float(self._alpha_bar(to) / self._alpha_bar(beyond)))
+        return combine(alpha, x, (sigma, draw())), x

@@ -6,70 +6,79 @@ Formulas: Karras et al., Elucidating the Design Space of Diffusion-Based Generat
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from . import base
-from .base import Draw, Generator, Numbers, Options, Scheduler, Timestep, beside, combine
+from .base import Draw, Generator, Numbers, Plan, Scheduler, Timestep, combine
 from .brownian import BrownianNoise
-from .spacing import Array, spaced, timestep_of
-
-Choices = dict[str, tuple[Any, ...]]
-DENSER: Options = base.TRAINING | base.SPACING | base.RESPACING
-LATER: Options = DENSER | {"beta_start": 0.00085, "beta_end": 0.012}
+from .config import CLIPPING, EDM, RESPACING, SIGMAS, SPACING, STABLE_DIFFUSION, TRAINING, VP, options
+from .spacing import Array, power_spaced, spaced, timestep_of
 
 
 class SigmaSolver(Scheduler):
     """A scheduler whose steps go from one σ to the next. `sigmas` has one more entry than there are steps: the end."""
 
-    defaults = DENSER
-    choices: ClassVar[Choices] = {"prediction_type": ("epsilon", "v_prediction")}
+    defaults = options(TRAINING, SPACING, RESPACING)
     timestep_dtype: ClassVar[Any] = np.float32
-
-    def __init__(self, **options: Any) -> None:
-        super().__init__(**options)
-        t, sigmas = np.arange(len(self), dtype=np.float32)[::-1], self._trained[::-1]
-        self._begin(*self._calls(t, sigmas, 0.0))
+    rounds_karras: ClassVar[bool] = False
 
     def _set_training_noise(self) -> None:
         super()._set_training_noise()
         self._trained = ((1 - self.alphas_cumprod) / self.alphas_cumprod).sqrt().numpy()
         self._log_trained = np.log(self._trained)
 
+    def _training_run(self) -> Plan:
+        return self._calls(np.arange(len(self), dtype=np.float32)[::-1], self._trained[::-1], 0.0)
+
     @property
     def init_noise_sigma(self) -> float:
         """The standard deviation of pure noise; with `leading` timesteps there is some image in it."""
         high = float(self.sigmas.max())
-        return high if self.config.timestep_spacing in ("linspace", "trailing") else (high**2 + 1) ** 0.5
+        return high if self.config.timestep_spacing in ("linspace", "trailing") else _variance(high)[1]
 
-    def _plan(self, steps: int, timesteps: Numbers | None, sigmas: Numbers | None) -> tuple[Array, Array]:
+    def _plan(self, steps: int, timesteps: Numbers | None, sigmas: Numbers | None) -> Plan:
         if sigmas is not None:
             levels = np.asarray(sigmas, np.float32)
             return self._calls(timestep_of(levels[:-1], self._log_trained), levels[:-1], float(levels[-1]))
         t, levels = self._grid(steps, timesteps)
-        return self._calls(t, levels, float(self._trained[0]) if self._own("final_sigmas_type") == "sigma_min" else 0.0)
+        return self._calls(t, levels, self._end(levels))
 
-    def _calls(self, timesteps: Array, sigmas: Array, end: float) -> tuple[Array, Array]:
+    def _calls(self, timesteps: Array, sigmas: Array, end: float) -> Plan:
         """Timesteps and σ of the model calls of steps with these, and the end."""
         return timesteps.astype(self.timestep_dtype), np.append(sigmas, end)
 
-    def _grid(self, steps: int, timesteps: Numbers | None) -> tuple[Array, Array]:
+    def _end(self, sigmas: Array) -> float:
+        """The σ that the last step ends at."""
+        return float(self._trained[0]) if self._own("final_sigmas_type") == "sigma_min" else 0.0
+
+    def _grid(self, steps: int, timesteps: Numbers | None) -> Plan:
         """Timesteps and σ, without the end."""
-        config, respace = self.config, self._respacing
-        t = spaced(config.timestep_spacing, steps, len(self), config.steps_offset) if timesteps is None else timesteps
-        t = np.asarray(t, self.timestep_dtype)
-        sigmas = self._interpolated(t)
+        t = self._spaced(steps) if timesteps is None else np.asarray(timesteps, self.timestep_dtype)
+        sigmas, respace = self._interpolated(t), self._respacing
         if respace is None:
             return t, sigmas
         if timesteps is not None:
             raise ValueError("timesteps cannot be given where the config asks for a spacing of sigmas")
-        high, low = self._own("sigma_max"), self._own("sigma_min")
-        high, low = sigmas[0].item() if high is None else high, sigmas[-1].item() if low is None else low
-        sigmas = respace(high, low, steps)
-        return timestep_of(sigmas, self._log_trained), sigmas
+        (high, low), own_high, own_low = self._range(sigmas), self._own("sigma_max"), self._own("sigma_min")
+        sigmas = respace(high if own_high is None else own_high, low if own_low is None else own_low, steps)
+        t = timestep_of(sigmas, self._log_trained)
+        return t.round() if self._rounds() else t, sigmas
+
+    def _spaced(self, steps: int) -> Array:
+        spacing, offset = self.config.timestep_spacing, self.config.steps_offset
+        return spaced(spacing, steps, len(self), offset).astype(self.timestep_dtype)
+
+    def _range(self, sigmas: Array) -> tuple[float, float]:
+        """The first and the last σ of a run whose σ are spaced, where `sigmas` are those of timesteps."""
+        return sigmas[0].item(), sigmas[-1].item()
+
+    def _rounds(self) -> bool:
+        """Whether timesteps of spaced σ are rounded."""
+        return self.rounds_karras and bool(self.config.use_karras_sigmas)
 
     def _interpolated(self, timesteps: Array) -> Array:
         return np.asarray(np.interp(timesteps, np.arange(len(self)), self._trained))
@@ -77,28 +86,31 @@ class SigmaSolver(Scheduler):
     def scale_model_input(self, sample: Tensor, timestep: Timestep | None = None) -> Tensor:
         """The sample with a variance of 1, as the model was trained."""
         sigma = self._levels[self._here(self.timesteps[0] if timestep is None else timestep)]
-        return sample / float((sigma**2 + 1) ** 0.5)
+        return sample / _variance(sigma)[1]
 
     def add_noise(self, original_samples: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
         """Noisy samples as the run has them at `timesteps` (b,), or at the step that it begins with."""
-        if self._begin_index is None:
-            indices = [self.index_for_timestep(t) for t in timesteps]
-        else:
-            indices = [self._begin_index if self._step_index is None else self._step_index] * len(timesteps)
-        sigma = beside(self.sigmas[indices], original_samples)
-        return self._noised(original_samples, noise, sigma).to(original_samples.dtype)
+        alpha, sigma = self._split(self._sigma_at(timesteps, original_samples))
+        return (original_samples * alpha + noise * sigma).to(original_samples.dtype)
 
-    def _noised(self, x0: Tensor, noise: Tensor, sigma: Tensor) -> Tensor:
-        return x0 + noise * sigma
+    def _split(self, sigmas: Tensor) -> tuple[Tensor, Tensor]:
+        """The shares of image and noise in samples with these σ."""
+        return torch.ones_like(sigmas), sigmas
 
     def _image(self, x: Tensor, output: Tensor, sigma: float) -> Tensor:
-        scale = sigma**2 + 1
-        match self.config.prediction_type:
-            case "epsilon":
-                return self._limit(combine(1, x, (-sigma, output)))
-            case "v_prediction":
-                return self._limit(combine(1 / scale, x, (-sigma / scale**0.5, output)))
+        if self.config.prediction_type == "epsilon":
+            output = combine(1, x, (-sigma, output))
+        elif self.config.prediction_type == "v_prediction":
+            variance, deviation = _variance(sigma)
+            output = combine(1, x / variance, (-float(np.float32(sigma) / np.float32(deviation)), output))
         return self._limit(output)
+
+
+@lru_cache(4096)
+def _variance(sigma: float) -> tuple[float, float]:
+    """Of a noisy sample, and its root: float32 as torch rounds it."""
+    variance = torch.tensor(sigma) ** 2 + 1
+    return variance.item(), variance.sqrt().item()
 
 
 def towards(x: Tensor, x0: Tensor, start: float, end: float) -> Tensor:
@@ -109,42 +121,14 @@ def towards(x: Tensor, x0: Tensor, start: float, end: float) -> Tensor:
     return x + (x - x0) / start * (end - start)
 
 
-def ancestral(start: float, end: float) -> tuple[float, float]:
+def ancestral(start: Tensor, end: Tensor) -> tuple[Tensor, Tensor]:
     """σ to step down to, and of the noise to add then, so that the variance is that of σ = `end`."""
     up = (end**2 * (start**2 - end**2) / start**2) ** 0.5
     return (end**2 - up**2) ** 0.5, up
 
 
-class EulerDiscreteScheduler(SigmaSolver):
-    """Euler's method, with noise to churn the sample (Karras et al., algorithm 2, without its second order)."""
-
-    clips_alpha_bar = True
-    takes: ClassVar[tuple[str, ...]] = ("timesteps", "sigmas")
-    defaults = DENSER | {
-        "interpolation_type": "linear",
-        "sigma_min": None,
-        "sigma_max": None,
-        "timestep_type": "discrete",
-        "rescale_betas_zero_snr": False,
-        "final_sigmas_type": "zero",
-    }
-    choices: ClassVar[Choices] = {
-        "prediction_type": ("epsilon", "sample", "original_sample", "v_prediction"),
-        "interpolation_type": ("linear", "log_linear"),
-        "timestep_type": ("discrete", "continuous"),
-        "final_sigmas_type": ("zero", "sigma_min"),
-    }
-
-    def _calls(self, timesteps: Array, sigmas: Array, end: float) -> tuple[Array, Array]:
-        if self.config.timestep_type == "continuous" and self.config.prediction_type == "v_prediction":
-            timesteps = 0.25 * torch.from_numpy(np.array(sigmas, np.float32)).log().numpy()
-        return super()._calls(timesteps, sigmas, end)
-
-    def _interpolated(self, timesteps: Array) -> Array:
-        if self.config.interpolation_type == "linear":
-            return super()._interpolated(timesteps)
-        high, low = float(self._log_trained[-1]), float(self._log_trained[0])
-        return torch.linspace(high, low, len(timesteps) + 1).exp().numpy()
+class Churning(Scheduler):
+    """Steps that can begin with more noise (Karras et al., algorithm 2)."""
 
     def step(  # type: ignore[override]
         self,
@@ -165,13 +149,42 @@ class EulerDiscreteScheduler(SigmaSolver):
         self._churn = s_churn, s_tmin, s_tmax, s_noise
         return super().step(model_output, timestep, sample, generator)
 
+    def _churned(self, i: int, x: Tensor, draw: Draw) -> tuple[Tensor, float]:
+        """The sample that step i begins with, and its σ."""
+        (churn, low, high, scale), sigma = self._churn, self._levels[i]
+        if churn <= 0 or not low <= sigma <= high:
+            return x, sigma
+        raised = sigma * (1 + min(churn / (len(self._levels) - 1), 2**0.5 - 1))
+        return combine(1, x, (scale * (raised**2 - sigma**2) ** 0.5, draw())), raised
+
+
+class EulerDiscreteScheduler(Churning, SigmaSolver):
+    """Euler's method, with noise to churn the sample (Karras et al., algorithm 2, without its second order)."""
+
+    clips_alpha_bar = True
+    knows_churn: ClassVar[bool] = False  # whether models that predict v are told of it
+    takes: ClassVar[tuple[str, ...]] = ("timesteps", "sigmas")
+    predicts = (*VP, "original_sample")
+    defaults = options(
+        options(SigmaSolver.defaults, interpolation_type="linear", timestep_type="discrete"),
+        options(sigma_min=None, sigma_max=None, rescale_betas_zero_snr=False, final_sigmas_type="zero"),
+    )
+
+    def _calls(self, timesteps: Array, sigmas: Array, end: float) -> Plan:
+        if self._own("timestep_type") == "continuous" and self.config.prediction_type == "v_prediction":
+            timesteps = 0.25 * torch.from_numpy(np.array(sigmas, np.float32)).log().numpy()
+        return super()._calls(timesteps, sigmas, end)
+
+    def _interpolated(self, timesteps: Array) -> Array:
+        if self.config.interpolation_type == "linear":
+            return super()._interpolated(timesteps)
+        high, low = float(self._log_trained[-1]), float(self._log_trained[0])
+        return torch.linspace(high, low, len(timesteps) + 1).exp().numpy()
+
     def _solve(self, i: int, x: Tensor, output: Tensor, draw: Draw) -> tuple[Tensor, Tensor]:
-        churn, low, high, scale = self._churn
-        sigma = raised = self._levels[i]
-        if churn > 0 and low <= sigma <= high:
-            raised = sigma * (1 + min(churn / (len(self._levels) - 1), 2**0.5 - 1))
-            x = combine(1, x, (scale * (raised**2 - sigma**2) ** 0.5, draw()))
-        x0 = self._image(x, output, sigma if self.config.prediction_type == "v_prediction" else raised)
+        x, raised = self._churned(i, x, draw)
+        knows = self.knows_churn or self.config.prediction_type != "v_prediction"
+        x0 = self._image(x, output, raised if knows else self._levels[i])
         return towards(x, x0, raised, self._levels[i + 1]), x0
 
 
@@ -179,28 +192,34 @@ class EulerAncestralDiscreteScheduler(SigmaSolver):
     """Euler's method to a lower σ, then noise."""
 
     clips_alpha_bar = True
-    defaults = base.TRAINING | base.SPACING | {"rescale_betas_zero_snr": False}
+    defaults = options(TRAINING, SPACING, rescale_betas_zero_snr=False)
+
+    def _begin(self, timesteps: Array, sigmas: Array, device: Any = None) -> None:
+        super()._begin(timesteps, sigmas, device)
+        self._ends, self._noises = (table.tolist() for table in ancestral(self.sigmas[:-1], self.sigmas[1:]))
 
     def _solve(self, i: int, x: Tensor, output: Tensor, draw: Draw) -> tuple[Tensor, Tensor]:
         x0 = self._image(x, output, self._levels[i])
-        down, up = ancestral(*self._levels[i : i + 2])
-        return combine(1, towards(x, x0, self._levels[i], down), (up, draw())), x0
+        return combine(1, towards(x, x0, self._levels[i], self._ends[i]), (self._noises[i], draw())), x0
 
 
 class LMSDiscreteScheduler(SigmaSolver):
     """Linear multistep: the slope is a polynomial through the last four, integrated over the step."""
 
-    choices: ClassVar[Choices] = {"prediction_type": ("epsilon", "v_prediction", "sample")}
+    predicts = VP
 
-    def _begin(self, timesteps: Array, sigmas: Array, device: Any = None) -> None:
-        super()._begin(timesteps, sigmas, device)
-        self._slopes: list[Tensor] = []
+    def step(  # type: ignore[override]
+        self, model_output: Tensor, timestep: Timestep, sample: Tensor, order: int = 4, return_dict: bool = True
+    ) -> Any:
+        """Go to the next timestep, with the slopes of so many steps."""
+        self._order = order
+        return super().step(model_output, timestep, sample)
 
     def _solve(self, i: int, x: Tensor, output: Tensor, draw: Draw) -> tuple[Tensor, Tensor]:
         x0 = self._image(x, output, self._levels[i])
-        self._slopes = [(x - x0) / self._levels[i], *self._slopes[:3]]
+        self._history = [(x - x0) / self._levels[i], *self._history[: self._order - 1]]
         # In a run that begins later the first steps lack slopes, and their share is left out, as in diffusers.
-        return combine(1, x, *zip(self._weights(i, min(i + 1, 4)), self._slopes, strict=False)), x0
+        return combine(1, x, *zip(self._weights(i, min(i + 1, self._order)), self._history, strict=False)), x0
 
     def _weights(self, i: int, order: int) -> list[float]:
         """Integrals of the Lagrange polynomials; two Gauss points are exact up to the third degree."""
@@ -208,122 +227,103 @@ class LMSDiscreteScheduler(SigmaSolver):
         past = self._levels[i - order + 1 : i + 1][::-1]
         middle, reach = (start + end) / 2, (end - start) / 2
         points = middle - reach / 3**0.5, middle + reach / 3**0.5
-        others = [[t for t in past if t != s] for s in past]
-        return [
-            reach * sum(math.prod((p - t) / (s - t) for t in rest) for p in points)
-            for s, rest in zip(past, others, strict=True)
-        ]
+        return [reach * sum(math.prod((p - t) / (s - t) for t in past if t != s) for p in points) for s in past]
 
 
 class TwoStageSolver(SigmaSolver):
     """Two model calls a step; the second one sees where the first one led, and the step starts again."""
 
     order = 2
-    defaults = LATER
+    defaults = options(SigmaSolver.defaults, STABLE_DIFFUSION)
 
-    def _calls(self, timesteps: Array, sigmas: Array, end: float) -> tuple[Array, Array]:
+    def _calls(self, timesteps: Array, sigmas: Array, end: float) -> Plan:
         levels = np.append(sigmas, end)
         self._steps = torch.from_numpy(levels.astype(np.float32))
-        self._inner = self._inner_levels(self._steps).nan_to_num(0.0)
-        t = np.append(np.c_[timesteps[:-1], self._inner_timesteps(sigmas)].ravel(), timesteps[-1])
+        inner, ends, noises = self._stages(self._steps[:-1], self._steps[1:])
+        self._inner, self._ends, self._noises = inner.nan_to_num(0.0), ends.tolist(), noises.tolist()
+        t = np.append(np.c_[timesteps[:-1], self._inner_timesteps(timesteps, sigmas)].ravel(), timesteps[-1])
         return t.astype(timesteps.dtype), np.append(np.repeat(levels, 2)[1:], end)
 
-    def _inner_levels(self, levels: Tensor) -> Tensor:
-        """σ of the second call of every step."""
+    def _stages(self, start: Tensor, end: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """For every step σ of its second call, σ to step down to, and that of the noise to add then."""
         raise NotImplementedError
 
-    def _inner_timesteps(self, sigmas: Array) -> Array:
+    def _inner_timesteps(self, timesteps: Array, sigmas: Array) -> Array:
         return timestep_of(self._inner[:-1].numpy(), self._log_trained, np.float32)
 
     def _begin(self, timesteps: Array, sigmas: Array, device: Any = None) -> None:
         super()._begin(timesteps, sigmas, device)
         self._levels = torch.stack([self._steps[:-1], self._inner], 1).flatten().tolist()
-        self._start: Tensor | None = None
-
-
-class HeunDiscreteScheduler(SigmaSolver):
-    """Heun's method: the mean of the slopes at both ends (Karras et al., algorithm 1)."""
-
-    order = 2
-    takes = ("timesteps",)
-    defaults = LATER | base.CLIPPING | {"clip_sample": False}
-    choices: ClassVar[Choices] = {"prediction_type": ("epsilon", "v_prediction", "sample")}
-
-    def _calls(self, timesteps: Array, sigmas: Array, end: float) -> tuple[Array, Array]:
-        return np.repeat(timesteps.astype(np.float32), 2)[1:], np.append(np.repeat(sigmas, 2)[1:], end)
-
-    def _begin(self, timesteps: Array, sigmas: Array, device: Any = None) -> None:
-        super()._begin(timesteps, sigmas, device)
-        self._start: Tensor | None = None
 
     def _solve(self, i: int, x: Tensor, output: Tensor, draw: Draw) -> tuple[Tensor, Tensor]:
         x0 = self._image(x, output, self._levels[i])
         slope = (x - x0) / self._levels[i]
         if self._start is None:
-            self._start, self._slope, self._length = x, slope, self._levels[i + 1] - self._levels[i]
-            return x + slope * self._length, x0
-        x, self._start = self._start, None
-        return x + (self._slope + slope) / 2 * self._length, x0
+            self._start, self._slope = x, slope
+            return x + slope * (self._levels[i + 1] - self._levels[i]), x0
+        start, self._start = self._start, None
+        length, noise = self._ends[i // 2] - self._levels[i - 1], self._noises[i // 2]
+        return combine(1, start + self._mean(slope) * length, (noise, draw() if noise else None)), x0
+
+    def _mean(self, slope: Tensor) -> Tensor:
+        """The slope to take over the whole step, when the second one is known."""
+        return slope
+
+
+class HeunDiscreteScheduler(TwoStageSolver):
+    """Heun's method: the mean of the slopes at both ends (Karras et al., algorithm 1)."""
+
+    takes = ("timesteps",)
+    predicts = VP
+    defaults = options(TwoStageSolver.defaults, CLIPPING, clip_sample=False)
+
+    def _calls(self, timesteps: Array, sigmas: Array, end: float) -> Plan:
+        t, levels = super()._calls(timesteps, sigmas, end)
+        return t, levels[:-2]
+
+    def _stages(self, start: Tensor, end: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        return end, end, 0 * end
+
+    def _inner_timesteps(self, timesteps: Array, sigmas: Array) -> Array:
+        return timesteps[1:]
+
+    def _mean(self, slope: Tensor) -> Tensor:
+        return (self._slope + slope) / 2
 
 
 class KDPM2DiscreteScheduler(TwoStageSolver):
     """DPM-Solver-2: the slope in the middle of the step, in log σ (Lu et al., DPM-Solver, algorithm 1)."""
 
-    def _grid(self, steps: int, timesteps: Numbers | None) -> tuple[Array, Array]:
-        t, sigmas = super()._grid(steps, timesteps)
-        return t.round() if self.config.use_karras_sigmas else t, sigmas
+    rounds_karras = True
 
-    def _inner_levels(self, levels: Tensor) -> Tensor:
-        self._targets, self._noises = levels[1:].tolist(), [0.0] * len(levels)
-        return levels[1:].log().lerp(levels[:-1].log(), 0.5).exp()
-
-    def _solve(self, i: int, x: Tensor, output: Tensor, draw: Draw) -> tuple[Tensor, Tensor]:
-        sigma = self._levels[i]
-        x0 = self._image(x, output, sigma)
-        if self._start is None:
-            self._start = x
-            return towards(x, x0, sigma, self._levels[i + 1]), x0
-        start, self._start = self._start, None
-        length, noise = self._targets[i // 2] - self._levels[i - 1], self._noises[i // 2]
-        return combine(1, start + (x - x0) / sigma * length, (noise, draw() if noise else None)), x0
+    def _stages(self, start: Tensor, end: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        return end.log().lerp(start.log(), 0.5).exp(), end, 0 * end
 
 
 class KDPM2AncestralDiscreteScheduler(KDPM2DiscreteScheduler):
     """DPM-Solver-2 to a lower σ, then noise."""
 
-    def _inner_levels(self, levels: Tensor) -> Tensor:
-        start, end = levels[:-1], levels[1:]
-        up = (end**2 * (start**2 - end**2) / start**2) ** 0.5
-        down = (end**2 - up**2) ** 0.5
-        self._targets, self._noises = down.tolist(), up.tolist()
-        return start.log().lerp(down.log(), 0.5).exp()
+    def _stages(self, start: Tensor, end: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        down, up = ancestral(start, end)
+        return start.log().lerp(down.log(), 0.5).exp(), down, up
 
 
 class DPMSolverSDEScheduler(TwoStageSolver):
     """DPM-Solver++ in two stages with ancestral noise, of one Brownian path (k-diffusion, `sample_dpmpp_sde`)."""
 
     timestep_dtype = np.float64
-    defaults = LATER | {"noise_sampler_seed": None}
+    defaults = options(TwoStageSolver.defaults, noise_sampler_seed=None)
 
-    def _inner_levels(self, levels: Tensor) -> Tensor:
-        t = -levels.log()
-        return (-(t[:-1] + t.diff() * 0.5)).exp()
+    def _stages(self, start: Tensor, end: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        t = -start.log()
+        return (-(t + (-end.log() - t) * 0.5)).exp(), end, 0 * end
 
-    def _inner_timesteps(self, sigmas: Array) -> Array:
+    def _inner_timesteps(self, timesteps: Array, sigmas: Array) -> Array:
         t = -np.log(np.asarray(sigmas))
         return timestep_of(np.exp(-(t[:-1] + np.diff(t) * 0.5)), self._log_trained)
 
-    def _begin(self, timesteps: Array, sigmas: Array, device: Any = None) -> None:
-        super()._begin(timesteps, sigmas, device)
-        self._path: BrownianNoise | None = None
-
     def step(  # type: ignore[override]
-        self,
-        model_output: Tensor,
-        timestep: Timestep,
-        sample: Tensor,
-        return_dict: bool = True,
-        s_noise: float = 1.0,
+        self, model_output: Tensor, timestep: Timestep, sample: Tensor, return_dict: bool = True, s_noise: float = 1.0
     ) -> Any:
         """Go to the next timestep, with noise scaled by `s_noise`."""
         self._scale = s_noise
@@ -341,25 +341,8 @@ class DPMSolverSDEScheduler(TwoStageSolver):
             self._start, end = x, self._levels[i + 1]
         else:
             x, self._start = self._start, None
-        down, up = ancestral(start, end)
+        down, up = (value.item() for value in ancestral(torch.tensor(start), torch.tensor(end)))
         return combine(down / start, x, (1 - down / start, x0), (self._scale * up, self._path(start, end))), x0
-
-
-EDM: Options = {
-    "sigma_min": 0.002,
-    "sigma_max": 80.0,
-    "sigma_data": 0.5,
-    "sigma_schedule": "karras",
-    "num_train_timesteps": 1000,
-    "prediction_type": "epsilon",
-    "rho": 7.0,
-    "final_sigmas_type": "zero",
-}
-EDM_CHOICES: Choices = {
-    "prediction_type": ("epsilon", "v_prediction"),
-    "sigma_schedule": ("karras", "exponential"),
-    "final_sigmas_type": ("zero", "sigma_min"),
-}
 
 
 class Preconditioned(SigmaSolver):
@@ -367,40 +350,29 @@ class Preconditioned(SigmaSolver):
 
     has_compatibles = False
     defaults = EDM
-    choices = EDM_CHOICES
     ramp_dtype: ClassVar[torch.dtype] = torch.float32
-
-    def _set_training_noise(self) -> None:
-        self._trained = np.ones(len(self), np.float32)
 
     @property
     def init_noise_sigma(self) -> float:
         """The standard deviation of noise and images together."""
         return float((self.config.sigma_max**2 + 1) ** 0.5)
 
-    def _grid(self, steps: int, timesteps: Numbers | None) -> tuple[Array, Array]:
-        return self._spread(torch.linspace(0, 1, steps, dtype=self.ramp_dtype))
-
-    def _spread(self, ramp: Tensor) -> tuple[Array, Array]:
-        config = self.config
-        if config.sigma_schedule == "karras":
-            start, end = config.sigma_max ** (1 / config.rho), config.sigma_min ** (1 / config.rho)
-            sigmas = (start + ramp * (end - start)) ** config.rho
-        else:
-            sigmas = torch.linspace(math.log(config.sigma_min), math.log(config.sigma_max), len(ramp)).exp().flip(0)
-        sigmas = sigmas.float()
-        return self._condition(sigmas).numpy(), sigmas.numpy()
-
     def _condition(self, sigmas: Tensor) -> Tensor:
         """What the model is told instead of a timestep."""
         return 0.25 * sigmas.log()
 
-    def _plan(self, steps: int, timesteps: Numbers | None, sigmas: Numbers | None) -> tuple[Array, Array]:
-        t, levels = self._grid(steps, None) if sigmas is None else self._spread(torch.as_tensor(sigmas).double())
-        return self._calls(t, levels, self._last(levels) if self.config.final_sigmas_type == "sigma_min" else 0.0)
+    def _training_run(self) -> Plan:
+        return self._plan(len(self), None, None)
 
-    def _last(self, levels: Array) -> float:
-        return float(self.config.sigma_min)
+    def _plan(self, steps: int, timesteps: Numbers | None, sigmas: Numbers | None) -> Plan:
+        ramp = torch.linspace(0, 1, steps, dtype=self.ramp_dtype) if sigmas is None else torch.as_tensor(sigmas)
+        config, high, low = self.config, self.config.sigma_max, self.config.sigma_min
+        if config.sigma_schedule == "karras":
+            levels = power_spaced(high, low, ramp, config.rho).float()
+        else:
+            levels = torch.linspace(math.log(low), math.log(high), len(ramp)).exp().flip(0)
+        end = levels[-1].item() if config.final_sigmas_type == "sigma_min" else 0.0
+        return self._calls(self._condition(levels).numpy(), levels.numpy(), end)
 
     def scale_model_input(self, sample: Tensor, timestep: Timestep | None = None) -> Tensor:
         """The sample with a variance of 1."""
@@ -420,30 +392,15 @@ class EDMEulerScheduler(Preconditioned, EulerDiscreteScheduler):
 
     takes = ("sigmas",)
     defaults = EDM
-    choices = EDM_CHOICES
     ramp_dtype = torch.float64
-
-    def _calls(self, timesteps: Array, sigmas: Array, end: float) -> tuple[Array, Array]:
-        return SigmaSolver._calls(self, timesteps, sigmas, end)
-
-    def _last(self, levels: Array) -> float:
-        return float(levels[-1])
+    knows_churn = True
 
 
 class CMStochasticIterativeScheduler(Preconditioned):
     """Multistep sampling of consistency models (Song et al., Consistency Models, algorithm 1)."""
 
     takes = ("timesteps",)
-    defaults: ClassVar[Options] = {
-        "num_train_timesteps": 40,
-        "sigma_min": 0.002,
-        "sigma_max": 80.0,
-        "sigma_data": 0.5,
-        "s_noise": 1.0,
-        "rho": 7.0,
-        "clip_denoised": True,
-    }
-    choices: ClassVar[Choices] = {}
+    defaults = options(SIGMAS, num_train_timesteps=40, s_noise=1.0, clip_denoised=True)
     timestep_dtype = np.float64
 
     @property
@@ -451,13 +408,10 @@ class CMStochasticIterativeScheduler(Preconditioned):
         """The largest σ."""
         return float(self.config.sigma_max)
 
-    def _plan(self, steps: int, timesteps: Numbers | None, sigmas: Numbers | None) -> tuple[Array, Array]:
+    def _plan(self, steps: int, timesteps: Numbers | None, sigmas: Numbers | None) -> Plan:
         total, config = len(self), self.config
-        chosen = spaced("leading", steps, total) if timesteps is None else np.asarray(timesteps)
-        if (np.diff(chosen) >= 0).any() or chosen[0] >= total or steps > total:
-            raise ValueError(f"timesteps must descend, from less than {total}")
-        start, end = config.sigma_max ** (1 / config.rho), config.sigma_min ** (1 / config.rho)
-        levels = (start + chosen[::-1] / (total - 1) * (end - start)) ** config.rho
+        chosen = self._descending(spaced("leading", steps, total) if timesteps is None else timesteps)
+        levels = power_spaced(config.sigma_max, config.sigma_min, chosen[::-1] / (total - 1), config.rho)
         return self._calls(1000 * 0.25 * np.log(levels + 1e-44), levels, config.sigma_min)
 
     def _solve(self, i: int, x: Tensor, output: Tensor, draw: Draw) -> tuple[Tensor, None]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -23,9 +23,11 @@ def _laplace(t: float) -> float:
     return math.sqrt(1 / (1 + math.exp(-log_snr)))
 
 
-def _from_alpha_bar(alpha_bar: Callable[[float], float], n: int) -> Tensor:
-    betas = [min(1 - alpha_bar((i + 1) / n) / alpha_bar(i / n), 0.999) for i in range(n)]
-    return torch.tensor(betas, dtype=torch.float32)
+def _exponential(t: float) -> float:
+    return math.exp(-12 * t)
+
+
+ALPHA_BARS = {"squaredcos_cap_v2": _cosine, "laplace": _laplace, "exp": _exponential}
 
 
 def make_betas(config: Mapping[str, Any]) -> Tensor:
@@ -37,21 +39,17 @@ def make_betas(config: Mapping[str, Any]) -> Tensor:
     n, low, high = config["num_train_timesteps"], config["beta_start"], config["beta_end"]
     if config["trained_betas"] is not None:
         return torch.as_tensor(config["trained_betas"], dtype=torch.float32)
-    match config["beta_schedule"]:
-        case "linear":
-            return torch.linspace(low, high, n, dtype=torch.float32)
-        case "scaled_linear":
-            return torch.linspace(low**0.5, high**0.5, n, dtype=torch.float32).square()
-        case "squaredcos_cap_v2":
-            return _from_alpha_bar(_cosine, n)
-        case "laplace":
-            return _from_alpha_bar(_laplace, n)
-        case "exp":
-            return _from_alpha_bar(lambda t: math.exp(-12 * t), n)
-        case "sigmoid":
-            return torch.linspace(-6, 6, n).sigmoid().mul(high - low).add(low)
-        case other:
-            raise ValueError(f"beta_schedule = {other!r} does not exist")
+    if (schedule := config["beta_schedule"]) == "linear":
+        return torch.linspace(low, high, n, dtype=torch.float32)
+    if schedule == "scaled_linear":
+        return torch.linspace(low**0.5, high**0.5, n, dtype=torch.float32).square()
+    if schedule == "sigmoid":
+        return torch.linspace(-6, 6, n).sigmoid().mul(high - low).add(low)
+    if schedule not in ALPHA_BARS:
+        raise ValueError(f"beta_schedule = {schedule!r} does not exist")
+    alpha_bar = ALPHA_BARS[schedule]
+    betas = [min(1 - alpha_bar((i + 1) / n) / alpha_bar(i / n), 0.999) for i in range(n)]
+    return torch.tensor(betas, dtype=torch.float32)
 
 
 def zero_terminal_snr(betas: Tensor) -> Tensor:

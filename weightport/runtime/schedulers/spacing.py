@@ -6,12 +6,15 @@ float64 throughout, so that timesteps round as they do elsewhere; the schedulers
 from __future__ import annotations
 
 import math
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
 
 Array = NDArray[Any]
+T = TypeVar("T", Array, Tensor)
 
 
 def spaced(spacing: str, steps: int, total: int, offset: int = 0, *, spare: int = 0, last: int | None = None) -> Array:
@@ -44,15 +47,26 @@ def timestep_of(sigmas: Array, log_table: Array, dtype: Any = np.float64) -> Arr
     return np.asarray((1 - weight) * low.astype(dtype) + weight * (low + 1).astype(dtype))
 
 
-def karras(high: float, low: float, steps: int, rho: float = 7.0) -> Array:
-    """Evenly spaced in σ^(1/ρ) (Karras et al., Elucidating the Design Space, eq. 5)."""
+def power_spaced(high: float, low: float, ramp: T, rho: float) -> T:
+    """From `high` to `low`, evenly spaced in σ^(1/ρ), where `ramp` goes from 0 to 1 (Karras et al., EDM, eq. 5)."""
     start, end = high ** (1 / rho), low ** (1 / rho)
-    return np.asarray((start + np.linspace(0, 1, steps) * (end - start)) ** rho)
+    return (start + ramp * (end - start)) ** rho  # type: ignore[no-any-return]
+
+
+def karras(high: float, low: float, steps: int) -> Array:
+    """Evenly spaced in σ^(1/7): dense at the clean end."""
+    return power_spaced(high, low, np.linspace(0, 1, steps), 7.0)
 
 
 def exponential(high: float, low: float, steps: int) -> Array:
     """Evenly spaced in log σ."""
     return np.exp(np.linspace(math.log(high), math.log(low), steps))
+
+
+def lambdas(high: float, low: float, steps: int) -> Array:
+    """Evenly spaced in λ, in float32 at the ends (Lu et al., DPM-Solver, section 3.4)."""
+    start, end = (float(np.log(np.float32(sigma))) for sigma in (high, low))
+    return np.exp(start + np.linspace(0, 1, steps) * (end - start))
 
 
 def beta(high: float, low: float, steps: int) -> Array:
@@ -85,18 +99,19 @@ def flow_shifted(sigmas: Array, shift: float) -> Array:
     return np.asarray(shift * sigmas / (1 + (shift - 1) * sigmas))
 
 
-def time_shifted(sigmas: Array, mu: float | None, kind: str) -> Array:
-    """The same for a shift that the image size says: `mu`, or for `exponential` shifts its exponential.
+def shifted(sigmas: Array, config: Mapping[str, Any], shift: float, mu: float | None) -> Array:
+    """σ of a flow as its config wants them: moved by `shift`, or by `mu`, which the image size says; then stretched.
 
     Raises:
-        ValueError: `mu` is not given.
+        ValueError: `mu` is needed and not given.
     """
-    if mu is None:
+    if not config["use_dynamic_shifting"]:
+        sigmas = flow_shifted(sigmas, shift)
+    elif mu is None:
         raise ValueError("use_dynamic_shifting needs mu")
-    shift = math.exp(mu) if kind == "exponential" else mu
-    return np.asarray(shift / (shift + (1 / sigmas - 1)))
-
-
-def stretched(sigmas: Array, terminal: float) -> Array:
-    """σ of a flow, stretched so that the last one is `terminal`."""
-    return np.asarray(1 - (1 - sigmas) / ((1 - sigmas[-1]) / (1 - terminal)))
+    else:
+        shift = math.exp(mu) if config["time_shift_type"] == "exponential" else mu
+        sigmas = np.asarray(shift / (shift + (1 / sigmas - 1)))
+    if last := config["shift_terminal"]:
+        sigmas = 1 - (1 - sigmas) / ((1 - sigmas[-1]) / (1 - last))
+    return sigmas
