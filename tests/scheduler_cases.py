@@ -96,7 +96,7 @@ CASES: dict[str, list[Config]] = {
     "EulerAncestralDiscreteScheduler": product(
         timestep_spacing=SPACINGS, prediction_type=VE, rescale_betas_zero_snr=BOTH, steps_offset=[0, 1]
     ),
-    "LMSDiscreteScheduler": times(product(timestep_spacing=SPACINGS, prediction_type=VP), RESPACED[:3]),
+    "LMSDiscreteScheduler": times(product(timestep_spacing=SPACINGS, prediction_type=VP), RESPACED),
     "HeunDiscreteScheduler": times(
         product(timestep_spacing=SPACINGS, prediction_type=VP, clip_sample=BOTH, beta_schedule=["linear", "exp"]),
         RESPACED,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import itertools
 import warnings
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from .scheduler_cases import CASES, Config
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 diffusers.logging.set_verbosity_error()
+LIMIT = 1e-5  # of the largest value of a sample, in float32
 
 
 def toy_model(x: Tensor, timestep: Tensor) -> Tensor:
@@ -44,42 +46,77 @@ def trajectory(scheduler: Any, steps: int, begin: int = 0, **step_options: Any) 
     return samples
 
 
+def relative(found: Tensor, expected: Tensor) -> float:
+    return float((found.double() - expected).abs().max() / expected.abs().max())
+
+
 def difference(name: str, config: Config, steps: int, **run: Any) -> float:
-    """The largest relative difference of the samples after the same step.
+    """The largest relative difference of the samples after the same step of two runs.
 
     Where diffusers is not finite the run is not compared any further, but ours must be finite.
     """
     ours, theirs = getattr(schedulers, name)(**config), getattr(diffusers, name)(**config)
     expected, found = trajectory(theirs, steps, **run), trajectory(ours, steps, **run)
-    torch.testing.assert_close(ours.timesteps.float(), theirs.timesteps.float(), rtol=0, atol=0)
+    assert ours.timesteps.dtype == theirs.timesteps.dtype
+    assert ours.timesteps.float().tolist() == theirs.timesteps.float().tolist()
     assert all(sample.isfinite().all() for sample in found)
+    finite = itertools.takewhile(lambda pair: pair[1].isfinite().all(), zip(found, expected, strict=True))
+    return max((relative(*pair) for pair in finite), default=0.0)
+
+
+def amplifies(name: str, config: Config) -> bool:
+    """Whether runs multiply rounding, in diffusers as here: σ that nearly coincide give weights of hundreds."""
+    return name == "LMSDiscreteScheduler" and config.get("use_beta_sigmas", False)
+
+
+def difference_of_steps(name: str, config: Config, steps: int) -> float:
+    """The same of steps that all begin with the sample of diffusers, and know only its outputs."""
+    ours, theirs = getattr(schedulers, name)(**config), getattr(diffusers, name)(**config)
+    ours.set_timesteps(steps)
+    theirs.set_timesteps(steps)
+    sample = torch.randn(1, 4, 6, 6, generator=torch.Generator().manual_seed(0)) * float(theirs.init_noise_sigma)
     worst = 0.0
-    for a, b in zip(found, expected, strict=True):
-        if not b.isfinite().all():
-            break
-        worst = max(worst, float((a - b).abs().max() / b.abs().max()))
+    for t in theirs.timesteps:
+        output, _ = toy_model(theirs.scale_model_input(sample, t), t), ours.scale_model_input(sample, t)
+        found, sample = ours.step(output, t, sample)[0], theirs.step(output, t, sample)[0]
+        worst = max(worst, relative(found, sample))
     return worst
 
 
-def tolerance(name: str, config: Config) -> float:
-    """1e-5, but for two solvers that amplify rounding: weights of nearly equal σ, and a slope that does not vanish."""
-    close = name == "DEISMultistepScheduler" and config.get("use_beta_sigmas")
-    steep = name == "DPMSolverSinglestepScheduler" and config.get("solver_order") == 3
-    return 1e-3 if close or (steep and config.get("algorithm_type") == "sde-dpmsolver++") else 1e-5
+def own_difference(name: str, config: Config, steps: int) -> float:
+    """The largest relative difference between diffusers in float32, and with σ and samples in float64."""
+    class_ = getattr(diffusers, name)
+
+    class Exact(class_):  # type: ignore[misc, valid-type]
+        def set_timesteps(self, *args: Any, **kwargs: Any) -> None:
+            super().set_timesteps(*args, **kwargs)
+            self.sigmas = self.sigmas.double()
+
+    pairs = zip(trajectory(class_(**config), steps), trajectory(Exact(**config), steps), strict=True)
+    return max(relative(*pair) for pair in pairs)
+
+
+def steps_of(name: str) -> tuple[int, ...]:
+    return (4, 7, 20) if name in ("LCMScheduler", "TCDScheduler") else (7, 20)
 
 
 def check(name: str, configs: list[Config], steps: tuple[int, ...]) -> None:
-    failed = []
-    for config in configs:
-        for n in steps:
-            try:
-                worst = difference(name, config, n)
-            except Exception as error:
-                failed.append((config, n, repr(error)[:200]))
-            else:
-                if worst > tolerance(name, config):
-                    failed.append((config, n, f"{worst:.1e}"))
-    assert not failed, f"{len(failed)} of {len(configs) * len(steps)}: {failed[:4]} … {failed[-1]}"
+    """Compare runs; those that amplify rounding as exactly as diffusers agrees with itself, and their single steps."""
+    failed, worst, runs = [], 0.0, list(itertools.product(configs, steps))
+    for config, n in runs:
+        try:
+            found = difference(name, config, n)
+            if amplifies(name, config):
+                assert found <= max(LIMIT, 2 * own_difference(name, config, n))
+                found = difference_of_steps(name, config, n)
+        except Exception as error:
+            failed.append((config, n, repr(error)[:200]))
+        else:
+            worst = max(worst, found)
+            if found > LIMIT:
+                failed.append((config, n, f"{found:.1e}"))
+    print(f"\n{name}: {len(runs)} runs, largest difference of a step {worst:.1e}")
+    assert not failed, f"{len(failed)} of {len(runs)}: {failed[:4]} … {failed[-1]}"
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -90,11 +127,13 @@ def test_steps_are_those_of_diffusers(name: str) -> None:
 @pytest.mark.full
 @pytest.mark.parametrize("name", CASES)
 def test_every_configuration_steps_as_in_diffusers(name: str) -> None:
-    check(name, CASES[name], (4, 7, 20) if name in ("LCMScheduler", "TCDScheduler") else (7, 20))
+    check(name, CASES[name], steps_of(name))
 
 
 def test_there_are_thousands_of_configurations() -> None:
-    assert sum(2 * len(configs) for configs in CASES.values()) >= 5000
+    runs = sum(len(steps_of(name)) * len(configs) for name, configs in CASES.items())
+    print(f"\n{runs} runs of {len(CASES)} schedulers")
+    assert runs >= 5000
     assert set(CASES) == schedulers.SCHEDULERS.keys() - {"KerasCVScheduler"}
 
 
@@ -183,80 +222,12 @@ def test_runs_that_are_not_finite_in_diffusers_are_here(case: str) -> None:
     assert ours.isfinite().all()
 
 
-def solved(name: str, config: Config, steps: int) -> float:
-    """The error of a run down an ODE with a known solution, for data of variance 1/4 around 0.
-
-    The best prediction of x₀ from x = α·x₀ + σ·ε is x·α·v / (α²·v + σ²), v = 1/4, and along the ODE x grows with the
-    standard deviation √(α²·v + σ²).
-    """
-    scheduler = getattr(schedulers, name)(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012, **config)
-    scheduler.set_timesteps(steps)
-    alpha_bar = scheduler.alphas_cumprod.double()
-    ratio = ((1 - alpha_bar) / alpha_bar).sqrt()
-    variance_exploding = float(scheduler.init_noise_sigma) != 1
-    sigmas = scheduler._levels if scheduler._levels else [float(ratio[int(t)]) for t in scheduler.timesteps]
-
-    def deviation(sigma: float) -> float:
-        return (0.25 + sigma**2) ** 0.5 / (1 if variance_exploding else (1 + sigma**2) ** 0.5)
-
-    sample = torch.full((1, 1, 1, 1), deviation(sigmas[0]), dtype=torch.float64)
-    for sigma, t in zip(sigmas, scheduler.timesteps, strict=False):
-        plain = sample if variance_exploding else sample * (1 + sigma**2) ** 0.5
-        eps = plain * sigma / (0.25 + sigma**2)
-        sample = scheduler.step(eps, t, sample)[0]
-    end = sigmas[-1] if scheduler._levels else 0.0
-    return abs(float(sample) - deviation(end))
-
-
-ORDERS: list[tuple[str, Config, float]] = [
-    ("DDIMScheduler", {"clip_sample": False}, 1),
-    ("EulerDiscreteScheduler", {}, 1),
-    ("HeunDiscreteScheduler", {"use_karras_sigmas": True}, 2),
-    ("LMSDiscreteScheduler", {"use_karras_sigmas": True}, 2),
-    ("KDPM2DiscreteScheduler", {"use_karras_sigmas": True}, 2),
-    ("DPMSolverMultistepScheduler", {"solver_order": 1}, 1),
-    *(
-        (
-            "DPMSolverMultistepScheduler",
-            {
-                "solver_order": order,
-                "solver_type": "heun",
-                "use_lu_lambdas": True,
-                "final_sigmas_type": "sigma_min",
-                "algorithm_type": algorithm,
-            },
-            2,  # of order 3 too: its first step is of order 1
-        )
-        for order in (2, 3)
-        for algorithm in ("dpmsolver++", "dpmsolver")
-    ),
-    (
-        "DPMSolverSinglestepScheduler",
-        {"solver_order": 2, "use_exponential_sigmas": True, "final_sigmas_type": "sigma_min"},
-        2,
-    ),
-    ("DEISMultistepScheduler", {"solver_order": 2, "use_exponential_sigmas": True}, 2),
-    (
-        "UniPCMultistepScheduler",
-        {"solver_order": 2, "use_exponential_sigmas": True, "final_sigmas_type": "sigma_min"},
-        2,
-    ),
-]
-
-
-@pytest.mark.parametrize(("name", "config", "order"), ORDERS)
-def test_halving_the_steps_raises_the_error_as_the_paper_says(name: str, config: Config, order: float) -> None:
-    assert solved(name, config, 16) >= 2 ** (order - 0.25) * solved(name, config, 32)
-
-
 @given(data=st.data())
 @settings(max_examples=60, deadline=None, derandomize=True)
 def test_random_configurations_step_as_in_diffusers(data: st.DataObject) -> None:
-    name = data.draw(
-        st.sampled_from(sorted(CASES.keys() - {"KDPM2DiscreteScheduler", "KDPM2AncestralDiscreteScheduler"}))
-    )
-    config, steps = data.draw(st.sampled_from(CASES[name])), data.draw(st.integers(4, 24))
+    name = data.draw(st.sampled_from(sorted(CASES)))
+    config = data.draw(st.sampled_from([config for config in CASES[name] if not amplifies(name, config)]))
     if "beta_start" in getattr(schedulers, name).defaults:
         start = data.draw(st.floats(1e-4, 1e-3))
         config = config | {"beta_start": start, "beta_end": start * data.draw(st.floats(5, 20))}
-    assert difference(name, config, steps) <= 2 * tolerance(name, config)
+    assert difference(name, config, data.draw(st.integers(4, 24))) <= LIMIT

@@ -21,7 +21,7 @@ class BrownianNoise:
     """
 
     def __init__(self, like: Tensor, low: float, high: float, seed: int | list[int] | None) -> None:
-        batched = isinstance(seed, list)
+        batched, low, high = isinstance(seed, list), round(low, 6), round(high, 6)  # torchsde rounds its ends so
         seeds = seed if isinstance(seed, list) else [torch.randint(0, 2**63 - 1, []).item() if seed is None else seed]
         self._parts = like if batched else like[None]  # a seed draws a part
         if torchsde:
@@ -29,7 +29,8 @@ class BrownianNoise:
             options |= {"size": self._parts[0].shape, "dtype": like.dtype, "device": like.device}
             self._trees = [torchsde.BrownianInterval(t0=low, t1=high, entropy=one, **options) for one in seeds]
         self._generators = [torch.Generator(like.device).manual_seed(int(one) % 2**63) for one in seeds]
-        self._low, self._high, self._path = low, high, {high: torch.zeros_like(self._parts)}
+        self._low, self._high = low, high
+        self._path = {high: torch.zeros_like(self._parts)}
         self._shape = like.shape
 
     def __call__(self, start: float, end: float) -> Tensor:
@@ -37,10 +38,7 @@ class BrownianNoise:
         t, to = (min(max(sigma, self._low), self._high) for sigma in (start, end))  # they can lie outside by rounding
         if t == to:
             return torch.zeros_like(self._parts).view(self._shape)
-        if torchsde:
-            moved = torch.stack([-tree(torch.tensor(to), torch.tensor(t)) for tree in self._trees])
-        else:
-            moved = self._at(to) - self._at(t)
+        moved = torch.stack([-tree(to, t) for tree in self._trees]) if torchsde else self._at(to) - self._at(t)
         noise: Tensor = moved / (start - end) ** 0.5
         return noise.view(self._shape)
 

@@ -237,12 +237,11 @@ class TwoStageSolver(SigmaSolver):
     defaults = options(SigmaSolver.defaults, STABLE_DIFFUSION)
 
     def _calls(self, timesteps: Array, sigmas: Array, end: float) -> Plan:
-        levels = np.append(sigmas, end)
-        self._steps = torch.from_numpy(levels.astype(np.float32))
+        self._steps = torch.from_numpy(np.append(sigmas, end).astype(np.float32))
         inner, ends, noises = self._stages(self._steps[:-1], self._steps[1:])
         self._inner, self._ends, self._noises = inner.nan_to_num(0.0), ends.tolist(), noises.tolist()
         t = np.append(np.c_[timesteps[:-1], self._inner_timesteps(timesteps, sigmas)].ravel(), timesteps[-1])
-        return t.astype(timesteps.dtype), np.append(np.repeat(levels, 2)[1:], end)
+        return t.astype(timesteps.dtype), np.append(np.repeat(sigmas, 2)[1:], end)
 
     def _stages(self, start: Tensor, end: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """For every step σ of its second call, σ to step down to, and that of the noise to add then."""
@@ -278,8 +277,7 @@ class HeunDiscreteScheduler(TwoStageSolver):
     defaults = options(TwoStageSolver.defaults, CLIPPING, clip_sample=False)
 
     def _calls(self, timesteps: Array, sigmas: Array, end: float) -> Plan:
-        t, levels = super()._calls(timesteps, sigmas, end)
-        return t, levels[:-2]
+        return super()._calls(timesteps.astype(np.float32), sigmas, end)
 
     def _stages(self, start: Tensor, end: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         return end, end, 0 * end
@@ -365,7 +363,9 @@ class Preconditioned(SigmaSolver):
         return self._plan(len(self), None, None)
 
     def _plan(self, steps: int, timesteps: Numbers | None, sigmas: Numbers | None) -> Plan:
-        ramp = torch.linspace(0, 1, steps, dtype=self.ramp_dtype) if sigmas is None else torch.as_tensor(sigmas)
+        ramp = (
+            torch.linspace(0, 1, steps, dtype=self.ramp_dtype) if sigmas is None else torch.as_tensor(sigmas).double()
+        )
         config, high, low = self.config, self.config.sigma_max, self.config.sigma_min
         if config.sigma_schedule == "karras":
             levels = power_spaced(high, low, ramp, config.rho).float()
