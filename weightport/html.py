@@ -16,7 +16,9 @@ import numpy as np
 
 from .converters.errors import ConversionError
 
-COLOURS = ("#2563eb", "#d97706", "#059669", "#be185d", "#7c3aed", "#0891b2")
+COLOURS = (
+    "#2563eb", "#d97706", "#059669", "#be185d", "#7c3aed", "#0891b2", "#65a30d", "#78350f", "#64748b", "#ea580c",
+)  # fmt: skip
 STYLE = Path(__file__).with_suffix(".css")
 
 
