@@ -14,6 +14,7 @@ from weightport.runtime import schedulers
 from weightport.runtime.schedulers import brownian
 from weightport.runtime.schedulers.brownian import BrownianNoise
 
+pytestmark = pytest.mark.filterwarnings("error")  # torchsde warns of σ outside of its path
 HIGH, LOW = 14.6, 0.03
 LEVELS = (14.6, 9.0, 5.0, 4.2, 1.0, 0.3, 0.03)
 
@@ -89,6 +90,7 @@ def test_every_image_can_have_a_seed() -> None:
         assert torch.equal(image, BrownianNoise(torch.zeros(4, 5), LOW, HIGH, seed)(HIGH, 2.0))
 
 
+@pytest.mark.filterwarnings("ignore")  # diffusers rounds the ends of the path
 @pytest.mark.parametrize("seed", [5, [5, 6]], ids=["one", "each"])
 def test_the_path_of_torchsde_is_that_of_diffusers(seed: Any) -> None:
     pytest.importorskip("torchsde")

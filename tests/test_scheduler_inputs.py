@@ -119,7 +119,7 @@ GIVEN: list[tuple[str, Config, Inputs]] = [
     ),
     *(
         (name, FLOW | SHIFTED, {"num_inference_steps": STEPS, "mu": mu})
-        for name in ("DPMSolverMultistepScheduler", "DPMSolverSinglestepScheduler")
+        for name in ("DPMSolverMultistepScheduler", "DPMSolverSinglestepScheduler", "DEISMultistepScheduler")
         for mu in (0.4, 1.1)
     ),
     *(
@@ -266,9 +266,11 @@ STEP_OPTIONS: list[tuple[str, Config, Inputs]] = [
         for name in (
             "EulerDiscreteScheduler",
             "EDMEulerScheduler",
+            "FlowMatchHeunDiscreteScheduler",
         )
     ),
     ("EulerDiscreteScheduler", {"prediction_type": "v_prediction"}, CHURN | {"s_churn": 50.0}),
+    ("EDMEulerScheduler", {"prediction_type": "v_prediction"}, CHURN | {"s_tmax": float("inf")}),
     *(
         (
             "DDIMScheduler",
@@ -291,6 +293,7 @@ STEP_OPTIONS: list[tuple[str, Config, Inputs]] = [
     ),
     *(("TCDScheduler", {}, {"eta": eta}) for eta in (0.0, 0.3, 1.0)),
     ("DPMSolverSDEScheduler", {}, {"s_noise": 0.7}),
+    *(("LMSDiscreteScheduler", {}, {"order": order}) for order in (1, 2, 3)),
 ]
 
 
