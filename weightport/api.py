@@ -20,7 +20,6 @@ from .converters.inspection import inspect as _inspect
 from .converters.repo import Style
 from .hub import Push, Reference, fetch, push
 from .parity_result import Parity
-from .parity_run import parity as _parity
 
 if TYPE_CHECKING:
     from .runtime.pipeline import DiffusionPipeline
@@ -210,7 +209,9 @@ def parity(
     Raises:
         ConversionError: in one line, what is wrong and what to do; outputs that differ are an answer, not an error.
     """
-    found = _parity(
+    from .parity_run import parity as run  # converting does without
+
+    found = run(
         Path(repo),
         [Path(path) for path in ([sources] if isinstance(sources, str | os.PathLike) else sources)],
         _runtime_state_dict,
