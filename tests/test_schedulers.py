@@ -65,7 +65,7 @@ def difference(name: str, config: Config, steps: int, **run: Any) -> float:
 
 
 def amplifies(name: str, config: Config) -> bool:
-    """Whether runs multiply rounding, in diffusers as here: σ that nearly coincide give weights of hundreds."""
+    """Whether runs multiply rounding, in diffusers as here: slopes are extrapolated from σ that nearly coincide."""
     return name == "LMSDiscreteScheduler" and config.get("use_beta_sigmas", False)
 
 

@@ -79,7 +79,7 @@ class ExponentialSolver(SigmaSolver):
         self._parts = list(zip(self._alpha.tolist(), self._sigma.tolist(), strict=True))
         algorithm = self._own("algorithm_type")
         self._images = algorithm not in ON_NOISE and self._own("predict_x0") is not False  # or ε are kept of outputs
-        self._stochastic = algorithm in (None, "sde-dpmsolver", "sde-dpmsolver++")
+        self._stochastic = algorithm in (None, "sde-dpmsolver", "sde-dpmsolver++")  # None: CosineDPMSolver
         self._order = 1
         self._rows_of = cache(self._rows)
 
@@ -287,7 +287,6 @@ class EDMDPMSolverMultistepScheduler(Preconditioned, DPMSolverMultistepScheduler
     )
     choices = options(DPMSolver.choices, algorithm_type=("dpmsolver++", "sde-dpmsolver++"))
     timestep_dtype = np.float32
-
     _split = SigmaSolver._split
 
     def _converted(self, i: int, x: Tensor, output: Tensor) -> Tensor:

@@ -363,12 +363,10 @@ class Preconditioned(SigmaSolver):
         return self._plan(len(self), None, None)
 
     def _plan(self, steps: int, timesteps: Numbers | None, sigmas: Numbers | None) -> Plan:
-        ramp = (
-            torch.linspace(0, 1, steps, dtype=self.ramp_dtype) if sigmas is None else torch.as_tensor(sigmas).double()
-        )
+        ramp = torch.linspace(0, 1, steps, dtype=self.ramp_dtype) if sigmas is None else torch.as_tensor(sigmas)
         config, high, low = self.config, self.config.sigma_max, self.config.sigma_min
         if config.sigma_schedule == "karras":
-            levels = power_spaced(high, low, ramp, config.rho).float()
+            levels = power_spaced(high, low, ramp.to(self.ramp_dtype), config.rho).float()
         else:
             levels = torch.linspace(math.log(low), math.log(high), len(ramp)).exp().flip(0)
         end = levels[-1].item() if config.final_sigmas_type == "sigma_min" else 0.0
