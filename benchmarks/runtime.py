@@ -114,17 +114,20 @@ def load(folder: Path, repeat: int) -> None:
 
 
 STEP = """
-import contextlib, json, sys, time, torch, resource
+import contextlib, json, re, sys, time, torch
+from pathlib import Path
 torch.set_num_threads(1)
 package, folder, device, dtype, size, lever = sys.argv[1:]
 if package == "diffusers":
     from diffusers import UNet2DConditionModel as U
 else:
     from weightport import UNet2DConditionModel as U
-    from weightport.runtime.speed import compile_model, constant_context
+    from weightport.runtime.speed import compile_model, constant_context, pack_model
 unet = U.from_pretrained(folder, torch_dtype=getattr(torch, dtype)).to(device)
 if "channels last" in lever:
     unet.to(memory_format=torch.channels_last)
+if "packed" in lever:
+    pack_model(unet)
 if "compiled" in lever:
     compile_model(unet)
 
@@ -133,7 +136,8 @@ def noise(*shape):
 
 def measured():
     if device == "cpu":
-        return time.process_time(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
+        peak = re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())  # ru_maxrss is also the parent's
+        return time.process_time(), int(peak[1]) / 1e3
     torch.cuda.synchronize()
     return time.perf_counter(), torch.cuda.max_memory_allocated() / 1e6
 
@@ -190,10 +194,9 @@ def steps(levers: list[str], unet: Path, repeat: int, device: str, dtype: str, s
         process.communicate()
 
 
-def step(folder: Path, repeat: int) -> None:
+def step(folder: Path, repeat: int, size: int = 256) -> None:
     """Eager."""
-    for size in (256, 512):
-        steps(["eager", "eager, channels last"], folder / "repo" / "unet", repeat, "cpu", "float32", size)
+    steps(["eager", "eager, channels last", "packed"], folder / "repo" / "unet", repeat, "cpu", "float32", size)
 
 
 def compiled(folder: Path, repeat: int, small: bool = False) -> None:
@@ -204,7 +207,7 @@ def compiled(folder: Path, repeat: int, small: bool = False) -> None:
 
         unet = folder / "small"
         weightport.UNet2DConditionModel({**UNET, "layers_per_block": 1}).save_pretrained(unet)
-    steps(["eager", "compiled"], unet, repeat, "cpu", "float32", 256)
+    steps(["packed", "compiled"], unet, repeat, "cpu", "float32", 256)
 
 
 def cuda(folder: Path, repeat: int) -> None:
@@ -233,11 +236,13 @@ def main() -> None:
     """Run the parts that are asked for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("parts", nargs="*", choices=[*PARTS, []], help="default: all but compile")
+    parser.add_argument("--size", type=int, default=256, help="edge of the images of step")
     parser.add_argument("--small", action="store_true", help="compile a smaller UNet")
     parser.add_argument("--repeat", type=int, default=5)
     parser.add_argument("--folder", type=Path, help="where the repository is, or is put and left")
     arguments = parser.parse_args()
     parts = {**PARTS, "compile": functools.partial(compiled, small=arguments.small)}
+    parts["step"] = functools.partial(step, size=arguments.size)
     with tempfile.TemporaryDirectory() as temporary:
         folder = arguments.folder or Path(temporary)
         if not (folder / "repo").is_dir():
