@@ -18,6 +18,7 @@ MAY_IMPORT = {"mappings": {"mappings"}, "converters": {"converters", "mappings"}
 MODELS = {"unet", "unet_blocks", "transformer", "layers", "clip", "vae", "controlnet", "speed"}
 BUDGETS = {  # -> folder, code lines, files of it that do not count
     "tokenizer, loading and pipelines": ("weightport/runtime", 2400, MODELS),
+    "schedulers": ("weightport/runtime/schedulers", 1400, set()),
 }
 HEAVY = {"torch", "tensorflow", "keras", "h5py"}
 
