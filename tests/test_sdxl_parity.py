@@ -95,6 +95,16 @@ def test_a_controlnet_as_by_diffusers_single_file(family, naming, tmp_path):
     assert_equal(ours, theirs, family)
 
 
+@pytest.mark.parametrize("family", ["sd1", "sd2"])
+def test_parity_runs_a_controlnet_beside_diffusers(family, tmp_path):
+    weightport.convert(write_controlnet(tmp_path / "source", family), tmp_path / "control.safetensors", to="ldm")
+    weightport.convert(tmp_path / "control.safetensors", tmp_path / "repo")
+    (check,) = weightport.parity(tmp_path / "repo", tmp_path / "control.safetensors").checks
+    assert check.passed
+    assert check.name == "controlnet"
+    assert check.against == "diffusers"
+
+
 def test_an_sdxl_controlnet_is_complete(tmp_path):
     """diffusers' single-file loader leaves out `label_emb`, so only files under diffusers' names compare."""
     source = write_controlnet(tmp_path / "source", "sdxl")
