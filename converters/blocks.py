@@ -104,7 +104,7 @@ class Blocks:
     def _pieces(self, output: Output) -> Iterator[tuple[Shape, _Fill]]:
         """Shapes of the output's blocks in order, each with the function that fills it."""
         source, moves = output.sources[0], _moves(output)
-        if _in_order(output):
+        if _in_order(output, moves):
             for place in _places(output):
                 yield from _chunks(place)
             return
@@ -125,9 +125,8 @@ def results(output: Output) -> int:
     return elements // result if output.op is not None and result else 1
 
 
-def _in_order(output: Output) -> bool:
-    """Whether the output is bytes of its sources as they lie."""
-    moves = _moves(output)
+def _in_order(output: Output, moves: tuple[Shape, Shape] | None) -> bool:
+    """Whether the output, whose axes move so, is bytes of its sources as they lie."""
     still = output.op is None or output.op.keeps_order or (moves is not None and len(moves[0]) < 2)
     return still and all(isinstance(source, Stored) for source in output.sources)
 

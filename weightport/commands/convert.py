@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from . import without_blas
 from .choices import COMPONENTS, FAMILIES
-from .terminal import print_lines, progress_bar
+from .terminal import print_result, progress_bar
 
 if TYPE_CHECKING:
     from ..api import Conversion
@@ -99,10 +98,7 @@ def run(arguments: argparse.Namespace) -> int:
             progress=progress,
             **{name: getattr(arguments, name) for name in names},
         )
-    if arguments.json:
-        print(json.dumps(_summary(conversion), indent=2))
-    elif not arguments.quiet:
-        print_lines(_conversion_lines(conversion))
+    print_result(_summary(conversion), _conversion_lines(conversion), arguments)
     return 0
 
 

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import json
 from typing import Any
 
 from . import without_blas
 from .choices import FAMILIES
-from .terminal import print_lines, progress_bar
+from .terminal import print_result, progress_bar
 
 
 def add(commands: Any, common: argparse.ArgumentParser) -> None:
@@ -34,8 +33,5 @@ def run(arguments: argparse.Namespace) -> int:
 
     with progress_bar(quiet=False) as progress:
         found = diff(arguments.a, arguments.b, family=arguments.family, ema=arguments.ema, progress=progress)
-    if arguments.json:
-        print(json.dumps(found.to_dict(), indent=2))
-    else:
-        print_lines(describe(found))
+    print_result(found.to_dict(), describe(found), arguments)
     return 1 if found.differences or found.families[0] != found.families[1] else 0

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from . import without_blas
-from .terminal import print_lines, size
+from .terminal import print_result, size
 
 if TYPE_CHECKING:
     from ..api import Inspection
@@ -32,10 +31,7 @@ def run(arguments: argparse.Namespace) -> int:
     from ..api import inspect
 
     inspection = inspect(arguments.file)
-    if arguments.json:
-        print(json.dumps(inspection.to_dict(), indent=2))
-    else:
-        print_lines(_inspection_lines(inspection))
+    print_result(inspection.to_dict(), _inspection_lines(inspection), arguments)
     return 0
 
 

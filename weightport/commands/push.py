@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 import sys
 from typing import Any
 
-from .terminal import print_lines, progress_bar
+from .terminal import print_result, progress_bar
 
 
 def add(commands: Any, common: argparse.ArgumentParser) -> None:
@@ -45,8 +44,6 @@ def run(arguments: argparse.Namespace) -> int:
     with progress_bar(quiet=False) as progress:
         pushed = push(arguments.repo, arguments.repo_id, progress=progress, **options)
     print(*(f"warning: {warning}\n" for warning in pushed.warnings), sep="", end="", file=sys.stderr)
-    if arguments.json:
-        print(json.dumps(dataclasses.asdict(pushed), indent=2))
-    else:
-        print_lines([f"pushed {len(pushed.files)} files: {pushed.url}"])
+    lines = [f"pushed {len(pushed.files)} files: {pushed.url}"]
+    print_result(dataclasses.asdict(pushed), lines, arguments)
     return 0

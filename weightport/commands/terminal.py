@@ -28,10 +28,10 @@ def progress_bar(quiet: bool, unit: str = "B") -> Iterator[Any]:
 
 
 def print_result(content: dict[str, Any], lines: Iterable[str], arguments: argparse.Namespace) -> None:
-    """What a command found: as JSON with `--json`, else for people, and with `--quiet` not at all."""
+    """What a command found: as JSON with `--json`, else for people, and with `--quiet`, if it has that, not at all."""
     if arguments.json:
         print(json.dumps(content, indent=2))
-    elif not arguments.quiet:
+    elif not getattr(arguments, "quiet", False):
         print_lines(lines)
 
 
