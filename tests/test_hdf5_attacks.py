@@ -409,9 +409,9 @@ def test_mutated_files_are_read_or_refused(tmp_path: Path, count: int, monkeypat
     choose, refusals = random.Random(5), set()
     for i in range(count):
         data = mutate(seeds[i % len(seeds)], choose)
-        begin = time.perf_counter()
+        begin = time.process_time()
         refusal = outcome(data)
-        assert time.perf_counter() - begin < 1
+        assert time.process_time() - begin < 1
         assert not refusal or (refusal.isprintable() and refusal.startswith("mutated.h5: "))
         refusals.add(re.sub(r".*: |\d+", "", refusal))
     assert len(refusals) > 30  # many different checks were reached

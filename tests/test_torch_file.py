@@ -294,9 +294,9 @@ def test_recognised_by_content(tmp_path: Path) -> None:
 def test_full_size_pickle_is_quick(tmp_path: Path) -> None:
     state = {f"model.diffusion_model.input_blocks.{i}.weight": torch.zeros(1) for i in range(4000)}
     path = saved(tmp_path / "model.ckpt", {"state_dict": state})
-    start = time.perf_counter()
+    start = time.process_time()
     read_torch(path)
-    assert time.perf_counter() - start < 5
+    assert time.process_time() - start < 5
 
 
 def test_no_module_of_the_reader_can_unpickle() -> None:

@@ -324,10 +324,12 @@ def test_killed_before_any_step(place: Path, source: Path) -> None:
 
 
 def test_killed_at_any_time(place: Path, sd1_keras: dict[str, Path]) -> None:
+    """A kill may also come late, when the output already stands, whole, and only the temp folder has yet to go."""
     runs = disturbed("kill-by-time", place / "out", sd1_keras["decoder"], sd1_keras["image_encoder"])
-    assert sum(ended["status"] == -signal.SIGKILL for ended in runs) >= 3
-    for ended in runs:
-        assert ended["state"] == ("none" if ended["status"] else "new"), ended
+    killed = [ended["state"] for ended in runs if ended["status"]]
+    assert "none" in killed, "no run was killed at work: the test shows nothing"
+    assert set(killed) <= {"none", "new"}
+    assert all(ended["state"] == "new" for ended in runs if ended["status"] == 0), runs
 
 
 def test_killed_while_it_overwrites(place: Path, source: Path) -> None:
