@@ -384,7 +384,6 @@ def test_local_folders_need_no_hub_and_no_oracle(sd1_repo: Path) -> None:
         "transformers",
         "tokenizers",
         "PIL",
-        "safetensors",
         "accelerate",
     }
 

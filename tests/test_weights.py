@@ -14,9 +14,14 @@ torch = pytest.importorskip("torch")
 from safetensors.torch import load_file, save_file  # noqa: E402
 from torch import nn  # noqa: E402
 
-from weightport.runtime.weights import DTYPES, Empty, load_weights, read_header, read_tensors, write_weights  # noqa: E402
+from weightport.runtime.weights import Empty, load_weights, read_tensors, write_weights  # noqa: E402
 
 Write = Callable[..., Path]
+DTYPES = {
+    **{"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16},
+    **{"F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2, "BOOL": torch.bool},
+    **{"I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8},
+}
 
 
 @pytest.fixture
@@ -57,14 +62,13 @@ def entry(shape: list[Any], begin: Any, end: Any, dtype: str = "F32") -> dict[st
         (b"[" * 10**5, 0),
         (b"\xff\xfe", 0),
         (b"{" + b'"a":' + b"9" * 6000 + b"}", 0),
-        (b'{"a":' + json.dumps(entry([2], 0, 8)).encode() + b',"a":' + json.dumps(entry([2], 0, 8)).encode() + b"}", 8),
         (b"version https://git-lfs.github.com/spec/v1", 0),
     ],
 )
 def test_damaged_files_are_refused(write: Write, header: Any, data: int) -> None:
     path = write(header, bytes(data))
     with pytest.raises(ValueError, match=r"x\.safetensors: .+") as caught:
-        read_header(path)
+        list(read_tensors(path))
     assert "\n" not in str(caught.value)
 
 
@@ -73,7 +77,7 @@ def test_what_is_no_safetensors_is_refused(tmp_path: Path, content: bytes) -> No
     path = tmp_path / "x.safetensors"
     path.write_bytes(content)
     with pytest.raises(ValueError, match=r"x\.safetensors: "):
-        read_header(path)
+        list(read_tensors(path))
 
 
 def test_every_dtype_is_read(tmp_path: Path) -> None:
@@ -81,7 +85,7 @@ def test_every_dtype_is_read(tmp_path: Path) -> None:
     state |= {"scalar": torch.tensor(3.0), "empty": torch.empty(0, 4)}
     save_file(state, tmp_path / "x.safetensors")
     for use_mmap in (True, False):
-        found = {key: tensor for key, tensor, _ in read_tensors(tmp_path / "x.safetensors", use_mmap)}
+        found = dict(read_tensors(tmp_path / "x.safetensors", use_mmap))
         assert found.keys() == state.keys()
         for key, tensor in state.items():
             assert found[key].dtype == tensor.dtype
@@ -92,7 +96,7 @@ def test_unaligned_tensors_are_read(write: Write) -> None:
     """The format allows any offset; torch needs aligned memory."""
     data = b"\1" + torch.tensor([1.5, -2.0]).numpy().tobytes()
     header = {"a": entry([1], 0, 1, "U8"), "b": entry([2], 1, 9)}
-    (_, a, _), (_, b, _) = read_tensors(write(header, data))
+    (_, a), (_, b) = read_tensors(write(header, data))
     assert a.tolist() == [1]
     assert b.tolist() == [1.5, -2.0]
 
@@ -243,11 +247,8 @@ def test_pickled_weights(tmp_path: Path, small: tuple[Path, dict[str, Any]], leg
 
 
 @pytest.mark.parametrize("suffix", ["bin", "safetensors"])
-def test_a_cast_leaves_little_of_the_file_in_memory(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str
-) -> None:
+def test_a_cast_leaves_little_of_the_file_in_memory(tmp_path: Path, suffix: str) -> None:
     """However large the file: what was copied is dropped from its mapping."""
-    monkeypatch.setattr("weightport.runtime.weights._COPIED", 1 << 20)
     path, names = tmp_path / f"x.{suffix}", [f"x{i}" for i in range(16)]
     state = {name: torch.rand(1 << 18) for name in names}
     torch.save(state, path) if suffix == "bin" else save_file(state, path)

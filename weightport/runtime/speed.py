@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ctypes
-import sys
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from mmap import MADV_DONTNEED, PAGESIZE
@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 Projected = tuple[Tensor, Tensor]
+PAGEMAP = Path("/proc/self/pagemap")
 
 
 class ConstantContext:
@@ -99,9 +100,9 @@ def drop_file_pages(tensor: Tensor) -> None:
     https://docs.kernel.org/admin-guide/mm/pagemap.html
     """
     first, last = -(-tensor.data_ptr() // PAGESIZE), (tensor.data_ptr() + tensor.nbytes) // PAGESIZE
-    if sys.platform != "linux" or first >= last:
+    if first >= last or not os.access(PAGEMAP, os.R_OK):  # only Linux has it, and not in every sandbox
         return
-    with Path("/proc/self/pagemap").open("rb") as file:
+    with PAGEMAP.open("rb") as file:
         file.seek(8 * first)
         states = torch.frombuffer(bytearray(file.read(8 * (last - first))), dtype=torch.int64) >> 61 & 7
     if bool(((states == 0b101) | (states == 0)).all()):  # in memory and of a file, or not in memory

@@ -106,4 +106,4 @@ def _find(item: Any, weight_name: str | None, options: Mapping[str, Any]) -> Pat
 
 
 def _load(path: Path) -> Mapping[str, Any]:
-    return {key: x for key, x, _ in read_tensors(path)} if path.suffix == ".safetensors" else load_pickle(path)
+    return dict(read_tensors(path)) if path.suffix == ".safetensors" else load_pickle(path)
