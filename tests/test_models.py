@@ -12,7 +12,7 @@ torch = pytest.importorskip("torch")
 
 from weightport.runtime.clip import CLIPTextModel, CLIPTextModelWithProjection  # noqa: E402
 from weightport.runtime.controlnet import ControlNetModel  # noqa: E402
-from weightport.runtime.layers import GEGLU, kerascv_gelu  # noqa: E402
+from weightport.runtime.layers import GEGLU, apply_semantics, kerascv_gelu  # noqa: E402
 from weightport.runtime.unet import UNet2DConditionModel  # noqa: E402
 from weightport.runtime.vae import AutoencoderKL  # noqa: E402
 
@@ -380,7 +380,8 @@ def test_construction_on_meta_allocates_nothing() -> None:
 
 
 def kerascv_pair(model: Any, config: dict[str, Any]) -> tuple[Any, Any]:
-    plain, keras = randomise(model(config)), model(config, semantics="kerascv").eval()
+    plain, keras = randomise(model(config)), model(config).eval()
+    apply_semantics(keras, "kerascv")
     keras.load_state_dict(plain.state_dict(), strict=True)
     return plain, keras
 
@@ -436,4 +437,4 @@ def test_kerascv_gelu_is_the_tanh_approximation_with_ten_digits() -> None:
 
 def test_unknown_semantics_are_refused() -> None:
     with pytest.raises(ValueError, match="semantics"):
-        CLIPTextModel(CLIP, semantics="tensorflow")  # type: ignore[arg-type]
+        apply_semantics(CLIPTextModel(CLIP), "tensorflow")  # type: ignore[arg-type]

@@ -10,23 +10,25 @@ from functools import partial
 from typing import Any, ClassVar, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .config import Config, read_config
-from .layers import Semantics, apply_semantics, attend
+from .layers import attend
 from .model import Model
 
 
-def quick_gelu(x: Tensor) -> Tensor:
+class QuickGELU(nn.Module):
     """The sigmoid approximation of GELU that OpenAI trained CLIP with."""
-    return x * torch.sigmoid(1.702 * x)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """In any shape."""
+        return x * torch.sigmoid(1.702 * x)
 
 
-ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
-    "quick_gelu": quick_gelu,
-    "gelu": F.gelu,
-    "gelu_pytorch_tanh": partial(F.gelu, approximate="tanh"),
+ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
+    "quick_gelu": QuickGELU,
+    "gelu": nn.GELU,
+    "gelu_pytorch_tanh": partial(nn.GELU, approximate="tanh"),
 }
 DEFAULTS: dict[str, Any] = {
     "vocab_size": 49408,
@@ -72,19 +74,14 @@ class CLIPAttention(nn.Module):
         return x
 
 
-class CLIPMLP(nn.Module):
-    """Two linear layers and the activation between them."""
+class CLIPMLP(nn.Sequential):
+    """Two linear layers and the activation between them: (b, n, hidden_size) -> (b, n, hidden_size)."""
 
     def __init__(self, c: Config) -> None:
         super().__init__()
-        self.activation = ACTIVATIONS[c.hidden_act]
         self.fc1 = nn.Linear(c.hidden_size, c.intermediate_size)
+        self.activation = ACTIVATIONS[c.hidden_act]()
         self.fc2 = nn.Linear(c.intermediate_size, c.hidden_size)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(b, n, hidden_size) -> (b, n, hidden_size)."""
-        x = self.fc2(self.activation(self.fc1(x)))
-        return x
 
 
 class CLIPEncoderLayer(nn.Module):
@@ -150,6 +147,14 @@ class CLIPTextOutput(NamedTuple):
     hidden_states: tuple[Tensor, ...]
 
 
+class CLIPTextProjectionOutput(NamedTuple):
+    """What `CLIPTextModelWithProjection` returns; `text_embeds` (b, projection_dim) is the projected pooler output."""
+
+    text_embeds: Tensor
+    last_hidden_state: Tensor
+    hidden_states: tuple[Tensor, ...]
+
+
 class CLIPTextTransformer(nn.Module):
     """Everything below the prefix `text_model.`."""
 
@@ -177,7 +182,6 @@ class CLIPTextEncoder(Model):
 
     Args:
         config: the content of `text_encoder/config.json`; absent keys take the defaults of transformers.
-        semantics: whose maths to follow; no difference here, as the activation is `hidden_act` in the config.
 
     Raises:
         ValueError: the config asks for something that is not implemented.
@@ -185,10 +189,9 @@ class CLIPTextEncoder(Model):
 
     library: ClassVar[str] = "transformers"
 
-    def __init__(self, config: Mapping[str, Any], semantics: Semantics = "diffusers") -> None:
+    def __init__(self, config: Mapping[str, Any]) -> None:
         super().__init__(read_config(type(self).__name__, config, DEFAULTS, CHOICES, IRRELEVANT))
         self.text_model = CLIPTextTransformer(self.config)
-        apply_semantics(self, semantics)
 
     @classmethod
     def rename(cls, key: str) -> str | None:
@@ -197,49 +200,39 @@ class CLIPTextEncoder(Model):
             key = f"text_model.{key}"
         return None if key == "text_model.embeddings.position_ids" else key
 
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: None = None,
+        output_hidden_states: bool = True,
+        return_dict: bool = True,
+    ) -> CLIPTextOutput | CLIPTextProjectionOutput:
+        """Encode token ids (b, n); the other arguments, which transformers has, change nothing."""
+        return self.output(self.text_model(input_ids))
+
+    def output(self, encoded: CLIPTextOutput) -> CLIPTextOutput | CLIPTextProjectionOutput:
+        """What `forward` returns."""
+        return encoded
+
 
 class CLIPTextModel(CLIPTextEncoder):
-    """The text encoder."""
+    """The text encoder; returns `CLIPTextOutput`."""
 
     @classmethod
     def rename(cls, key: str) -> str | None:
         """As of both text encoders; a projection is of no use here."""
         return None if key == "text_projection.weight" else super().rename(key)
 
-    def forward(
-        self,
-        input_ids: Tensor,
-        attention_mask: None = None,
-        output_hidden_states: bool = True,
-        return_dict: bool = True,
-    ) -> CLIPTextOutput:
-        """Encode token ids (b, n); the other arguments, which transformers has, change nothing."""
-        output: CLIPTextOutput = self.text_model(input_ids)
-        return output
-
-
-class CLIPTextProjectionOutput(NamedTuple):
-    """What `CLIPTextModelWithProjection` returns; `text_embeds` (b, projection_dim) is the projected pooler output."""
-
-    text_embeds: Tensor
-    last_hidden_state: Tensor
-    hidden_states: tuple[Tensor, ...]
-
 
 class CLIPTextModelWithProjection(CLIPTextEncoder):
     """`CLIPTextModel` with a linear layer on top of the pooled state, as the second text encoder of SDXL."""
 
-    def __init__(self, config: Mapping[str, Any], semantics: Semantics = "diffusers") -> None:
-        super().__init__(config, semantics)
+    def __init__(self, config: Mapping[str, Any]) -> None:
+        super().__init__(config)
         self.text_projection = nn.Linear(self.config.hidden_size, self.config.projection_dim, bias=False)
 
-    def forward(
-        self,
-        input_ids: Tensor,
-        attention_mask: None = None,
-        output_hidden_states: bool = True,
-        return_dict: bool = True,
-    ) -> CLIPTextProjectionOutput:
-        """Encode token ids (b, n); the other arguments, which transformers has, change nothing."""
-        last, pooled, states = self.text_model(input_ids)
-        return CLIPTextProjectionOutput(self.text_projection(pooled), last, states)
+    def output(self, encoded: CLIPTextOutput) -> CLIPTextProjectionOutput:
+        """The pooled state is projected."""
+        return CLIPTextProjectionOutput(
+            self.text_projection(encoded.pooler_output), encoded.last_hidden_state, encoded.hidden_states
+        )

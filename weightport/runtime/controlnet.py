@@ -16,7 +16,6 @@ from torch import Tensor, nn
 
 from . import unet
 from .config import Config, read_config
-from .layers import Semantics, apply_semantics
 from .unet_blocks import Conditioned, MidBlock, make_down_blocks, read_levels, skip_channels
 
 _DECODER = {"out_channels", "up_block_types", "time_cond_proj_dim"}  # options that only a whole UNet has
@@ -70,13 +69,12 @@ class ControlNetModel(Conditioned):
 
     Args:
         config: the content of its `config.json`; absent keys take the defaults of diffusers.
-        semantics: whose maths to follow, see `apply_semantics`.
 
     Raises:
         ValueError: the config asks for something that is not implemented.
     """
 
-    def __init__(self, config: Mapping[str, Any], semantics: Semantics = "diffusers") -> None:
+    def __init__(self, config: Mapping[str, Any]) -> None:
         c = read_config("ControlNetModel", config, DEFAULTS, CHOICES, unet.IRRELEVANT)
         super().__init__(c)
         levels = read_levels(c)
@@ -85,7 +83,6 @@ class ControlNetModel(Conditioned):
         self.controlnet_down_blocks = nn.ModuleList(nn.Conv2d(n, n, 1) for n in skip_channels(levels))
         self.controlnet_mid_block = nn.Conv2d(levels[-1].channels, levels[-1].channels, 1)
         self.mid_block = MidBlock(c, replace(levels[-1], only_cross_attention=False))
-        apply_semantics(self, semantics)
 
     def forward(
         self,

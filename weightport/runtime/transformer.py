@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor, nn
 
@@ -37,29 +39,36 @@ class Attention(nn.Module):
         return self.to_k(context), self.to_v(context)
 
 
-class FeedForward(nn.Module):
-    """GEGLU to four times the width, and back. `net.1` is the dropout of diffusers."""
+class FeedForward(nn.Sequential):
+    """GEGLU to four times the width, and back: (b, n, dim) -> (b, n, dim). `net.1` is the dropout of diffusers."""
 
     def __init__(self, dim: int) -> None:
         super().__init__()
         self.net = nn.Sequential(GEGLU(dim, 4 * dim), nn.Identity(), nn.Linear(4 * dim, dim))
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(b, n, dim) -> (b, n, dim)."""
-        x = self.net(x)
-        return x
+
+@dataclass(frozen=True)
+class Level:
+    """What a config says of one resolution of the UNet."""
+
+    channels: int
+    layers: int
+    heads: int
+    depth: int  # transformer blocks per attention
+    context_dim: int
+    only_cross_attention: bool
 
 
 class BasicTransformerBlock(nn.Module):
     """Attention to itself (to the text if `only_cross_attention`), attention to the text, feed-forward."""
 
-    def __init__(self, dim: int, heads: int, context_dim: int, only_cross_attention: bool) -> None:
+    def __init__(self, level: Level) -> None:
         super().__init__()
-        self.only_cross_attention = only_cross_attention
+        dim, self.only_cross_attention = level.channels, level.only_cross_attention
         self.norm1 = nn.LayerNorm(dim)
-        self.attn1 = Attention(dim, heads, context_dim if only_cross_attention else dim)
+        self.attn1 = Attention(dim, level.heads, level.context_dim if level.only_cross_attention else dim)
         self.norm2 = nn.LayerNorm(dim)
-        self.attn2 = Attention(dim, heads, context_dim)
+        self.attn2 = Attention(dim, level.heads, level.context_dim)
         self.norm3 = nn.LayerNorm(dim)
         self.ff = FeedForward(dim)
 
@@ -74,23 +83,12 @@ class BasicTransformerBlock(nn.Module):
 class Transformer2DModel(nn.Module):
     """Transformer blocks over the pixels of an image, between two projections that are convolutions or linear."""
 
-    def __init__(
-        self,
-        dim: int,
-        heads: int,
-        depth: int,
-        context_dim: int,
-        only_cross_attention: bool,
-        groups: int,
-        linear: bool,
-    ) -> None:
+    def __init__(self, level: Level, groups: int, linear: bool) -> None:
         super().__init__()
-        self.linear = linear
+        dim, self.linear = level.channels, linear
         self.norm = nn.GroupNorm(groups, dim, eps=1e-6)
         self.proj_in = nn.Linear(dim, dim) if linear else nn.Conv2d(dim, dim, 1)
-        self.transformer_blocks = nn.ModuleList(
-            BasicTransformerBlock(dim, heads, context_dim, only_cross_attention) for _ in range(depth)
-        )
+        self.transformer_blocks = nn.ModuleList(BasicTransformerBlock(level) for _ in range(level.depth))
         self.proj_out = nn.Linear(dim, dim) if linear else nn.Conv2d(dim, dim, 1)
 
     def forward(self, x: Tensor, context: Tensor) -> Tensor:

@@ -10,7 +10,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .config import read_config
-from .layers import Semantics, apply_semantics
 from .unet_blocks import Conditioned, MidBlock, UpBlock, make_down_blocks, read_levels, skip_channels
 
 DEFAULTS: dict[str, Any] = {
@@ -73,13 +72,12 @@ class UNet2DConditionModel(Conditioned):
 
     Args:
         config: the content of `unet/config.json`; absent keys take the defaults of diffusers.
-        semantics: whose maths to follow, see `apply_semantics`.
 
     Raises:
         ValueError: the config asks for something that is not implemented.
     """
 
-    def __init__(self, config: Mapping[str, Any], semantics: Semantics = "diffusers") -> None:
+    def __init__(self, config: Mapping[str, Any]) -> None:
         c = read_config("UNet2DConditionModel", config, DEFAULTS, CHOICES, IRRELEVANT)
         super().__init__(c)
         levels, width = read_levels(c), c.block_out_channels[0]
@@ -93,7 +91,6 @@ class UNet2DConditionModel(Conditioned):
 
         self.conv_norm_out = nn.GroupNorm(c.norm_num_groups, width, c.norm_eps)
         self.conv_out = nn.Conv2d(width, c.out_channels, 3, padding=1)
-        apply_semantics(self, semantics)
 
     def forward(
         self,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -13,19 +12,7 @@ from torch import Tensor, nn
 from .config import Config
 from .layers import Downsample2D, ResnetBlock2D, TimestepEmbedding, Upsample2D, timestep_embedding
 from .model import Model
-from .transformer import Transformer2DModel
-
-
-@dataclass(frozen=True)
-class Level:
-    """What a config says of one resolution of the UNet."""
-
-    channels: int
-    layers: int
-    heads: int
-    depth: int  # transformer blocks per attention
-    context_dim: int
-    only_cross_attention: bool
+from .transformer import Level, Transformer2DModel
 
 
 class Block(nn.Module):
@@ -37,8 +24,9 @@ class Block(nn.Module):
     def __init__(self, c: Config, level: Level, resnet_inputs: list[int], attentions: int) -> None:
         super().__init__()
         groups, time_dim = c.norm_num_groups, 4 * c.block_out_channels[0]
-        sizes = level.channels, level.heads, level.depth, level.context_dim, level.only_cross_attention, groups
-        self.attentions = nn.ModuleList(Transformer2DModel(*sizes, c.use_linear_projection) for _ in range(attentions))
+        self.attentions = nn.ModuleList(
+            Transformer2DModel(level, groups, c.use_linear_projection) for _ in range(attentions)
+        )
         self.resnets = nn.ModuleList(
             ResnetBlock2D(n, level.channels, groups, c.norm_eps, time_dim) for n in resnet_inputs
         )

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -10,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .config import Config, read_config
-from .layers import Downsample2D, ResnetBlock2D, Semantics, Upsample2D, apply_semantics, attend
+from .layers import Downsample2D, ResnetBlock2D, Upsample2D, attend
 from .model import Model
 
 DEFAULTS: dict[str, Any] = {
@@ -68,23 +70,24 @@ class MidBlock(nn.Module):
         return x
 
 
-class Level(nn.Module):
-    """`DownEncoderBlock2D` or `UpDecoderBlock2D`: residual blocks, then another resolution unless it is the last."""
+def make_levels(
+    c: Config, widths: list[int], layers: int, name: str, sampler: Callable[[int], nn.Module]
+) -> nn.Sequential:
+    """`DownEncoderBlock2D`s or `UpDecoderBlock2D`s: residual blocks, then another resolution unless it is the last.
 
-    def __init__(self, in_channels: int, channels: int, layers: int, groups: int, **samplers: list[nn.Module]) -> None:
-        super().__init__()
-        self.resnets = nn.ModuleList(
-            ResnetBlock2D(channels if i else in_channels, channels, groups, EPS) for i in range(layers)
-        )
-        for name, modules in samplers.items():
-            self.add_module(name, nn.ModuleList(modules))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(b, in_channels, h, w) -> (b, channels, h / 2, w / 2), (b, channels, 2 h, 2 w) or (b, channels, h, w)."""
-        for modules in self.children():
-            for module in modules.children():
-                x = module(x)
-        return x
+    Args:
+        c: the config.
+        widths: channels of each level, in the order of the computation.
+        layers: residual blocks of a level.
+        name: what the state dict calls the samplers.
+        sampler: makes the layer of so many channels that changes the resolution.
+    """
+    levels = nn.Sequential()
+    for before, width in zip(widths[:1] + widths[:-1], widths, strict=True):
+        resnets = (ResnetBlock2D(n, width, c.norm_num_groups, EPS) for n in [before] + [width] * (layers - 1))
+        samplers = [sampler(width)] if len(levels) < len(widths) - 1 else []
+        levels.append(nn.Sequential(OrderedDict({"resnets": nn.Sequential(*resnets), name: nn.Sequential(*samplers)})))
+    return levels
 
 
 class Encoder(nn.Module):
@@ -92,22 +95,18 @@ class Encoder(nn.Module):
 
     def __init__(self, c: Config) -> None:
         super().__init__()
-        widths, groups, last = list(c.block_out_channels), c.norm_num_groups, len(c.block_out_channels) - 1
+        widths, groups = list(c.block_out_channels), c.norm_num_groups
+        halve = partial(Downsample2D, padding=0)
         self.conv_in = nn.Conv2d(c.in_channels, widths[0], 3, padding=1)
-        self.down_blocks = nn.ModuleList(
-            Level(before, n, c.layers_per_block, groups, downsamplers=[Downsample2D(n, padding=0)] * (i < last))
-            for i, (before, n) in enumerate(zip(widths[:1] + widths[:-1], widths, strict=True))
-        )
+        self.down_blocks = make_levels(c, widths, c.layers_per_block, "downsamplers", halve)
         self.mid_block = MidBlock(widths[-1], groups)
         self.conv_norm_out = nn.GroupNorm(groups, widths[-1], EPS)
         self.conv_out = nn.Conv2d(widths[-1], 2 * c.latent_channels, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
         """(b, in_channels, h, w) -> (b, 2 latent_channels, h / 8, w / 8)."""
-        x = self.conv_in(x)
-        for block in self.down_blocks:
-            x = block(x)
-        x = self.conv_out(F.silu(self.conv_norm_out(self.mid_block(x))))
+        x = self.mid_block(self.down_blocks(self.conv_in(x)))
+        x = self.conv_out(F.silu(self.conv_norm_out(x)))
         return x
 
 
@@ -116,21 +115,16 @@ class Decoder(nn.Module):
 
     def __init__(self, c: Config) -> None:
         super().__init__()
-        widths, groups, last = list(c.block_out_channels)[::-1], c.norm_num_groups, len(c.block_out_channels) - 1
+        widths, groups = list(c.block_out_channels)[::-1], c.norm_num_groups
         self.conv_in = nn.Conv2d(c.latent_channels, widths[0], 3, padding=1)
-        self.up_blocks = nn.ModuleList(
-            Level(before, n, c.layers_per_block + 1, groups, upsamplers=[Upsample2D(n)] * (i < last))
-            for i, (before, n) in enumerate(zip(widths[:1] + widths[:-1], widths, strict=True))
-        )
+        self.up_blocks = make_levels(c, widths, c.layers_per_block + 1, "upsamplers", Upsample2D)
         self.mid_block = MidBlock(widths[0], groups)
         self.conv_norm_out = nn.GroupNorm(groups, widths[-1], EPS)
         self.conv_out = nn.Conv2d(widths[-1], c.out_channels, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
         """(b, latent_channels, h, w) -> (b, out_channels, 8 h, 8 w)."""
-        x = self.mid_block(self.conv_in(x))
-        for block in self.up_blocks:
-            x = block(x)
+        x = self.up_blocks(self.mid_block(self.conv_in(x)))
         x = self.conv_out(F.silu(self.conv_norm_out(x)))
         return x
 
@@ -172,13 +166,12 @@ class AutoencoderKL(Model):
 
     Args:
         config: the content of `vae/config.json`; absent keys take the defaults of diffusers.
-        semantics: whose maths to follow, see `apply_semantics`.
 
     Raises:
         ValueError: the config asks for something that is not implemented.
     """
 
-    def __init__(self, config: Mapping[str, Any], semantics: Semantics = "diffusers") -> None:
+    def __init__(self, config: Mapping[str, Any]) -> None:
         super().__init__(read_config("AutoencoderKL", config, DEFAULTS, CHOICES, IRRELEVANT))
         c = self.config
         for key, kind in (("down_block_types", "DownEncoderBlock2D"), ("up_block_types", "UpDecoderBlock2D")):
@@ -188,8 +181,6 @@ class AutoencoderKL(Model):
         self.decoder = Decoder(c)
         self.quant_conv = nn.Conv2d(2 * c.latent_channels, 2 * c.latent_channels, 1)
         self.post_quant_conv = nn.Conv2d(c.latent_channels, c.latent_channels, 1)
-        apply_semantics(self, semantics)
-
         self.use_tiling = self.use_slicing = False
 
     @classmethod
