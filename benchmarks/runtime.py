@@ -2,18 +2,21 @@
 
 start    import, and process start to a loaded pipeline
 load     a UNet of Stable Diffusion 1.5 in float32 cast to float16 and bfloat16, from the page cache and from the disk
-step     one step of that UNet on the CPU, eager, batch 2, on one thread
+step     one step of that UNet on the CPU, eager, batch 2; float32 at 256x256, on one thread
 compile  the same, compiled (many minutes); --small takes a UNet of half the layers
 cuda     eager and compiled steps on a GPU, float16 and bfloat16, at 512x512 and 1024x1024
 
 Weights are random; they are written to a temporary folder. Ratios are of ours to diffusers' in the same round, and the
-median over rounds; CPU seconds are user and system time, which a busy machine disturbs less than wall time.
+median over rounds; CPU seconds are user and system time, which a busy machine disturbs less than wall time. Memory is
+resident, or that allocated on the GPU, at its highest. Of steps also: the first one, and the relative L2 difference of
+the output.
 """
 
 from __future__ import annotations
 
 import argparse
-import functools
+import contextlib
+import itertools
 import json
 import os
 import statistics
@@ -21,8 +24,9 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 from measure import Run, measure
 
@@ -76,9 +80,15 @@ def processes(programs: dict[str, str], repeat: int, cold: Iterable[Path] = ()) 
     return {name: [one[name] for one in rounds[1:]] for name in programs}
 
 
-def show(title: str, runs: dict[str, list[Run]], peer: str, before: dict[str, str] | None = None) -> None:
+def show(
+    title: str,
+    runs: dict[str, list[Run]],
+    peer: str,
+    before: Mapping[str, str] = MappingProxyType({}),
+    notes: Mapping[str, str] = MappingProxyType({}),
+) -> None:
     """One line a program: medians, and ratios to the peer of the same round; `before` is what to leave out of times."""
-    print(f"\n{title:44}{'wall s':>8}{'ratio':>8}{'CPU s':>8}{'ratio':>8}{'RSS MB':>8}{'ratio':>8}")
+    print(f"\n{title:44}{'wall s':>8}{'ratio':>8}{'CPU s':>8}{'ratio':>8}{'MB':>8}{'ratio':>8}")
 
     def times(name: str, kind: str) -> list[float]:
         parts = runs[before[name]] if before else [Run(0, 0, 0, 0)] * len(runs[name])
@@ -89,18 +99,18 @@ def show(title: str, runs: dict[str, list[Run]], peer: str, before: dict[str, st
         for kind in ("wall", "cpu"):
             mine, theirs = times(name, kind), times(peer, kind)
             ratio = statistics.median(a / b for a, b in zip(mine, theirs, strict=True))
-            line += f"{statistics.median(mine):8.2f}{ratio:8.2f}"
+            line += f"{statistics.median(mine):8.4f}{ratio:8.2f}"
         rss, theirs_rss = (max(run.rss for run in runs[one]) for one in (name, peer))
-        print(f"{line}{rss / 1000:8.0f}{rss / theirs_rss:8.2f}")
+        print(f"{line}{rss / 1000:8.0f}{rss / theirs_rss:8.2f}{notes.get(name, '')}", flush=True)
 
 
-def start(folder: Path, repeat: int) -> None:
+def start(folder: Path, options: argparse.Namespace) -> None:
     """Imports, and process start to a loaded pipeline."""
     programs = {name: code.format(repo=str(folder / "repo")) for name, code in START.items()}
-    show("start", processes(programs, repeat), "diffusers, loaded")
+    show("start", processes(programs, options.repeat), "diffusers, loaded")
 
 
-def load(folder: Path, repeat: int) -> None:
+def load(folder: Path, options: argparse.Namespace) -> None:
     """float32 file -> float16 and bfloat16, without what the imports take."""
     unet = folder / "repo" / "unet"
     for title, cold in (("in the page cache", []), ("on the disk", list(unet.glob("*.safetensors")))):
@@ -109,147 +119,147 @@ def load(folder: Path, repeat: int) -> None:
             packages = ("diffusers", "weightport")
             programs = {f"{p}, imports": LOAD.format(package=p, body="") for p in packages}
             programs |= {p: LOAD.format(package=p, body=body) for p in packages}
-            runs = processes(programs, repeat, cold)
+            runs = processes(programs, options.repeat, cold)
             show(f"float32, {title} -> {dtype}", runs, "diffusers", {p: f"{p}, imports" for p in packages})
 
 
 STEP = """
 import contextlib, json, re, sys, time, torch
 from pathlib import Path
-torch.set_num_threads(1)
-package, folder, device, dtype, size, lever = sys.argv[1:]
+package, folder, device, dtype, size, threads, lever, output = sys.argv[1:]
+torch.set_num_threads(int(threads))
 if package == "diffusers":
     from diffusers import UNet2DConditionModel as U
 else:
     from weightport import UNet2DConditionModel as U
     from weightport.runtime.speed import compile_model, constant_context, pack_model
 unet = U.from_pretrained(folder, torch_dtype=getattr(torch, dtype)).to(device)
-if "channels last" in lever:
+if lever == "channels last":
     unet.to(memory_format=torch.channels_last)
-if "packed" in lever:
+if lever == "packed":
     pack_model(unet)
-if "compiled" in lever:
+if lever == "compiled":
     compile_model(unet)
 
 def noise(*shape):
     return torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(device, unet.dtype)
 
-def measured():
-    if device == "cpu":
-        peak = re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())  # ru_maxrss is also the parent's
-        return time.process_time(), int(peak[1]) / 1e3
-    torch.cuda.synchronize()
-    return time.perf_counter(), torch.cuda.max_memory_allocated() / 1e6
+def times():
+    if device == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter(), time.process_time()
+
+def peak():
+    if device == "cuda":
+        return torch.cuda.max_memory_allocated() // 1000
+    status = Path("/proc/self/status").read_text()  # ru_maxrss is also the parent's
+    return int(re.search(r"VmHWM:\\s+(\\d+)", status)[1])
 
 x, text, t = noise(2, 4, int(size) // 8, int(size) // 8), noise(2, 77, 768), torch.tensor(500, device=device)
 with torch.no_grad(), constant_context(unet) if package == "weightport" else contextlib.nullcontext():
     print("ready", flush=True)
     for line in sys.stdin:
         count = int(line)
-        start = measured()[0]
+        start = times()
         for _ in range(count):
             y = unet(x, t, encoder_hidden_states=text).sample
-        end, memory = measured()
-        print(json.dumps([(end - start) / count, memory, y.double().norm().item()]), flush=True)
+        took = [(end - begin) / count for begin, end in zip(start, times())]
+        torch.save(y.cpu(), output)
+        print(json.dumps([*took, peak()]), flush=True)
 """
 
 
-def steps(levers: list[str], unet: Path, repeat: int, device: str, dtype: str, size: int) -> None:
+def ask(process: subprocess.Popen[str], count: int) -> Run:
+    """What one of `count` steps took."""
+    assert process.stdin is not None
+    assert process.stdout is not None
+    process.stdin.write(f"{count}\n")
+    process.stdin.flush()
+    wall, cpu, peak = json.loads(process.stdout.readline())
+    return Run(wall, cpu, peak, 0)
+
+
+def steps(levers: list[str], unet: Path, device: str, dtype: str, size: int, options: argparse.Namespace) -> None:
     """Steps of the UNet in turns, every program in a process that stays alive."""
-    names = {
-        "diffusers, eager": ("diffusers", "eager"),
-        **{f"weightport, {one}": ("weightport", one) for one in levers},
-    }
-    running = {}
-    for name, (package, lever) in names.items():
-        command = [sys.executable, "-c", STEP, package, str(unet), device, dtype, str(size), lever]
-        running[name] = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    import torch
 
-    def ask(name: str, count: int) -> list[float]:
-        process = running[name]
-        assert process.stdin is not None
-        assert process.stdout is not None
-        process.stdin.write(f"{count}\n")
-        process.stdin.flush()
-        answer: list[float] = json.loads(process.stdout.readline())
-        return answer
-
-    for process in running.values():
-        assert process.stdout is not None
-        process.stdout.readline()
-    first = {name: ask(name, 1) for name in names}
-    rounds = [{name: ask(name, 1 if device == "cpu" else 10) for name in names} for _ in range(repeat)]
-    title = f"{device}, {dtype}, {size}x{size}"
-    print(f"\n{title:44}{'s':>8}{'ratio':>8}{'min/min':>8}{'MB':>8}{'ratio':>8}{'first s':>8}{'rel. diff':>11}")
-    peer = next(iter(names))
-    for name in names:
-        times, theirs = ([one[who][0] for one in rounds] for who in (name, peer))
-        ratio = statistics.median(a / b for a, b in zip(times, theirs, strict=True))
-        memory, norm, expected = rounds[-1][name][1], first[name][2], first[peer][2]
-        print(
-            f"  {name:42}{statistics.median(times):8.3f}{ratio:8.2f}{min(times) / min(theirs):8.2f}{memory:8.0f}"
-            f"{memory / rounds[-1][peer][1]:8.2f}{first[name][0]:8.1f}{abs(norm - expected) / expected:11.1e}"
-        )
-    for process in running.values():
-        process.communicate()
+    peer, notes = "diffusers, eager", {}
+    runs: dict[str, list[Run]] = {}
+    with contextlib.ExitStack() as stack:
+        outputs = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        running = {}
+        for name in (peer, *(f"weightport, {lever}" for lever in levers)):
+            package, lever = name.split(", ")
+            place = [package, str(unet), device, dtype, str(size), str(options.threads), lever, str(outputs / name)]
+            command = [sys.executable, "-c", STEP, *place]
+            running[name] = stack.enter_context(
+                subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+            )
+        for process in running.values():
+            assert process.stdout is not None
+            process.stdout.readline()
+        for name, process in running.items():
+            first, output, expected = ask(process, 1), *(torch.load(outputs / one).double() for one in (name, peer))
+            difference = float((output - expected).norm() / expected.norm())
+            notes[name] = f"  first {first.wall:.1f} s, differs by {difference:.0e}"
+        for _ in range(options.repeat):
+            for name, process in running.items():
+                runs.setdefault(name, []).append(ask(process, 10 if device == "cuda" else 1))
+    threads = "" if device == "cuda" else f", {options.threads} threads"
+    show(f"{device}{threads}, {dtype}, {size}x{size}", runs, peer, notes=notes)
 
 
-def step(folder: Path, repeat: int, size: int = 256) -> None:
+def step(folder: Path, options: argparse.Namespace) -> None:
     """Eager."""
-    steps(["eager", "eager, channels last", "packed"], folder / "repo" / "unet", repeat, "cpu", "float32", size)
+    for dtype, size in itertools.product(options.dtype or ["float32"], options.size or [256]):
+        steps(["eager", "channels last", "packed"], folder / "repo" / "unet", "cpu", dtype, size, options)
 
 
-def compiled(folder: Path, repeat: int, small: bool = False) -> None:
+def compiled(folder: Path, options: argparse.Namespace) -> None:
     """Compiled."""
     unet = folder / "repo" / "unet"
-    if small:
+    if options.small:
         import weightport
 
         unet = folder / "small"
         weightport.UNet2DConditionModel({**UNET, "layers_per_block": 1}).save_pretrained(unet)
-    steps(["packed", "compiled"], unet, repeat, "cpu", "float32", 256)
+    for dtype, size in itertools.product(options.dtype or ["float32"], options.size or [256]):
+        steps(["packed", "compiled"], unet, "cpu", dtype, size, options)
 
 
-def cuda(folder: Path, repeat: int) -> None:
+def cuda(folder: Path, options: argparse.Namespace) -> None:
     """Eager and compiled on a GPU."""
     import torch
 
     if not torch.cuda.is_available():
         print("\ncuda: there is no GPU")
         return
-    for dtype in ("float16", "bfloat16"):
-        for size in (512, 1024):
-            levers = ["eager", "eager, channels last", "compiled", "compiled, channels last"]
-            steps(levers, folder / "repo" / "unet", repeat, "cuda", dtype, size)
+    print(f"\n{torch.cuda.get_device_name()}, torch {torch.__version__}")
+    for dtype, size in itertools.product(options.dtype or ["float16", "bfloat16"], options.size or [512, 1024]):
+        steps(["eager", "packed", "compiled"], folder / "repo" / "unet", "cuda", dtype, size, options)
 
 
-PARTS: dict[str, Callable[[Path, int], None]] = {
-    "start": start,
-    "load": load,
-    "step": step,
-    "compile": compiled,
-    "cuda": cuda,
-}
+PARTS = {"start": start, "load": load, "step": step, "compile": compiled, "cuda": cuda}
 
 
 def main() -> None:
     """Run the parts that are asked for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("parts", nargs="*", choices=[*PARTS, []], help="default: all but compile")
-    parser.add_argument("--size", type=int, default=256, help="edge of the images of step")
+    parser.add_argument("--size", type=int, nargs="+", help="edges of the images of steps")
+    parser.add_argument("--dtype", nargs="+", choices=["float32", "float16", "bfloat16"], help="of steps")
+    parser.add_argument("--threads", type=int, default=1, help="of steps on the CPU")
     parser.add_argument("--small", action="store_true", help="compile a smaller UNet")
     parser.add_argument("--repeat", type=int, default=5)
     parser.add_argument("--folder", type=Path, help="where the repository is, or is put and left")
-    arguments = parser.parse_args()
-    parts = {**PARTS, "compile": functools.partial(compiled, small=arguments.small)}
-    parts["step"] = functools.partial(step, size=arguments.size)
+    options = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
-        folder = arguments.folder or Path(temporary)
+        folder = options.folder or Path(temporary)
         if not (folder / "repo").is_dir():
             write_repo(folder)
-        for part in arguments.parts or ["start", "load", "step", "cuda"]:
+        for part in options.parts or ["start", "load", "step", "cuda"]:
             began = time.perf_counter()
-            parts[part](folder, arguments.repeat)
+            PARTS[part](folder, options)
             print(f"({part}: {time.perf_counter() - began:.0f} s)")
 
 

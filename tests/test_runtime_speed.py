@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from functools import partial
 from mmap import PAGESIZE
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 torch = pytest.importorskip("torch")
 
-from weightport.runtime.speed import compile_model, constant_context, pack_model  # noqa: E402
+from weightport.runtime.speed import compile_model, constant_context, own_outputs, pack_model  # noqa: E402
 from weightport.runtime.transformer import Attention  # noqa: E402
-from weightport.runtime.unet import UNet2DConditionModel  # noqa: E402
+from weightport.runtime.unet import UNet2DConditionModel, UNet2DConditionOutput  # noqa: E402
 
 CONFIG = {
     "block_out_channels": [32, 64],
@@ -176,6 +178,34 @@ def test_channels_last_is_kept_and_equal_within_rounding(unet: UNet2DConditionMo
     got = unet(x, 3, text).sample
     assert all(layouts)
     assert (got - expected).abs().max() <= 1e-5 * expected.abs().max()
+
+
+@torch.no_grad()
+def test_each_shape_is_compiled_once(unet: UNet2DConditionModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    graphs: list[list[Any]] = []
+
+    def backend(graph: Any, inputs: list[Any], **_: Any) -> Any:
+        graphs.append(inputs)
+        return graph.forward
+
+    monkeypatch.setattr(unet, "compile", partial(unet.compile, backend=backend))
+    compile_model(unet)
+    for size in (8, 12):
+        x, text = inputs(10, size)
+        for _ in range(2):  # runs
+            with constant_context(unet):
+                unet(x, torch.tensor(3), text)
+        unet(x, torch.tensor(2), text)
+    assert len(graphs) == 2
+    assert all(isinstance(value, torch.Tensor) for values in graphs for value in values), "no size is left open"
+
+
+def test_outputs_outlive_the_next_call() -> None:
+    memory = torch.zeros(1)  # as a CUDA graph writes to the same at each call
+    forward = own_outputs(lambda x: UNet2DConditionOutput(memory.copy_(x)))
+    first, second = forward(torch.ones(1)), forward(torch.zeros(1))
+    assert isinstance(first, UNet2DConditionOutput)
+    assert (float(first.sample), float(second.sample)) == (1, 0)
 
 
 @pytest.mark.full

@@ -114,10 +114,22 @@ def drop_file_pages(tensor: Tensor) -> None:
 def compile_model(model: nn.Module) -> None:
     """Compile a model's forward, at the first call for each shape; weights must not change afterwards.
 
-    On a CPU weights become constants, laid out for the kernels; on CUDA a step is one graph. Sums are fused and
-    reordered, so bits change.
+    On a CPU weights become constants, laid out for the kernels; on CUDA a step is one graph, and images are channels
+    last. Sums are fused and reordered, so bits change.
     """
     if next(model.parameters()).is_cuda:
-        model.compile(mode="reduce-overhead")
+        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        forward = torch.compile(type(model).forward.__get__(model), mode="reduce-overhead", dynamic=False)
+        model.forward = own_outputs(forward)
     else:
-        model.compile(options={"freezing": True})
+        model.compile(options={"freezing": True}, dynamic=False)
+
+
+def own_outputs(forward: Callable[..., tuple[Tensor, ...]]) -> Callable[..., tuple[Tensor, ...]]:
+    """A forward whose tensors live on after the next call: those of a CUDA graph are in memory that it writes again."""
+
+    def run(*args: Any, **kwargs: Any) -> tuple[Tensor, ...]:
+        outputs = forward(*args, **kwargs)
+        return type(outputs)(*(output.clone() for output in outputs))
+
+    return run

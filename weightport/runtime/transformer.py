@@ -27,7 +27,7 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """(b, n, dim) -> (b, n, dim)."""
-        if context is None or self.constant is None or torch.compiler.is_compiling():
+        if context is None or torch.compiler.is_compiling() or self.constant is None:  # no guard on `constant`
             key, value = self.project(x if context is None else context)
         else:
             key, value = self.constant.get(context, self.project)
