@@ -15,7 +15,8 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from weightport import DDIMScheduler, DiffusionPipeline, UNet2DConditionModel  # noqa: E402
-from weightport.runtime.source import HubOptions, LocalFolder, open_source, split_options  # noqa: E402
+from weightport.download import HubOptions  # noqa: E402
+from weightport.runtime.source import Source, open_source, split_options  # noqa: E402
 
 from .command import run_python  # noqa: E402
 from .hub_server import HubServer  # noqa: E402
@@ -250,7 +251,7 @@ def test_folders(pair: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(pair.parent)
     for name in ("pair", Path("pair"), "./pair", str(pair)):
         source = open_source(name)
-        assert isinstance(source, LocalFolder)
+        assert isinstance(source, Source)
         assert open_source(source) is source
         assert "model_index.json" in source.names
         assert open_source(name, "unet").path("config.json").is_file()

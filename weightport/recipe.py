@@ -157,14 +157,14 @@ class Maker:
     def __init__(self, recipe: Recipe, quiet: bool = False) -> None:
         import torch
 
-        from .runtime.pipeline import INDEX, DiffusionPipeline
-        from .runtime.source import HubFolder, open_source
+        from .runtime.pipeline import DiffusionPipeline
+        from .runtime.source import open_source
 
         self.images = {name: _open(recipe, name) for name in ("image", "mask") if getattr(recipe, name)}
         dtype = getattr(torch, recipe.dtype)
         source = open_source(recipe.repo, revision=recipe.revision)
-        if isinstance(source, HubFolder):  # a branch may move, its commit does not
-            recipe = replace(recipe, revision=source.path(INDEX).parent.name)
+        if source.commit:  # a branch may move, its commit does not
+            recipe = replace(recipe, revision=source.commit)
         pipe: Any = DiffusionPipeline.from_pretrained(source, dtype=dtype)
         pipe = _for_task(pipe, recipe, dtype)
         if recipe.scheduler:

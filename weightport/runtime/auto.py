@@ -6,9 +6,10 @@ import os
 import re
 from typing import Any, ClassVar
 
+from ..download import HubOptions
 from .pipeline import INDEX, DiffusionPipeline
 from .registry import PIPELINES, public_class
-from .source import HubOptions, open_source, split_options
+from .source import open_source, split_options
 
 _FAMILIES = (
     *("StableDiffusion", "StableDiffusionControlNet", "StableDiffusionXL", "StableDiffusionXLControlNet"),

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection
-from dataclasses import dataclass
 
 STEMS = {
     "diffusers": ("diffusion_pytorch_model",),
@@ -25,19 +24,10 @@ _FORMATS = ("safetensors", "bin")
 _SHARD = r"-\d{5}-of-\d{5}"
 
 
-@dataclass(frozen=True)
-class Weights:
-    """The file that holds the weights, or the index that names such files."""
-
-    name: str
-    format: str
-    sharded: bool
-
-
 def find_weights(
     names: Collection[str], library: str, variant: str | None = None, use_safetensors: bool | None = None
-) -> Weights | None:
-    """The weights among the files of a folder, or None: safetensors before `.bin`, shards before one file.
+) -> str | None:
+    """The file with the weights, or their index (`.json`), or None: safetensors before `.bin`, shards before one file.
 
     Args:
         names: the files of the folder.
@@ -49,11 +39,10 @@ def find_weights(
     part = f".{variant}" if variant else ""
     for suffix in formats:
         stem = STEMS[library][-1 if suffix == "bin" else 0]
-        for index in dict.fromkeys((f"{stem}.{suffix}.index{part}.json", f"{stem}.{suffix}{part}.index.json")):
-            if index in names:
-                return Weights(index, suffix, True)
-        if f"{stem}{part}.{suffix}" in names:
-            return Weights(f"{stem}{part}.{suffix}", suffix, False)
+        indexes = f"{stem}.{suffix}.index{part}.json", f"{stem}.{suffix}{part}.index.json"
+        for name in (*indexes, f"{stem}{part}.{suffix}"):
+            if name in names:
+                return name
     return None
 
 

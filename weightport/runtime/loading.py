@@ -6,7 +6,7 @@ import inspect
 import itertools
 import re
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -70,35 +70,24 @@ def load_arguments(
     """
     wanted, dtypes = replace(wanted, device_map=wanted.device()), wanted.dtypes()
     names, options = read_signature(kind)
-    arguments: dict[str, Any] = {name: index[name] for name in options if name in index}
-    arguments |= {name: value for name, value in given.items() if name in (*names, *options)}
-    if ignored := sorted(given.keys() - arguments.keys()):
-        warnings.warn(f"{kind.__name__} takes no {', '.join(ignored)}: ignored", stacklevel=3)
-    missing, components = [], []
+    known = {name: index[name] for name in options if name in index}
+    components: list[Component] = []
     for name in names:
         library, class_name = _read_entry(index.get(name))
         if name in given:
             _check_kind(name, given[name], component_class(library, class_name))
         elif class_name:
-            found = _find_kind(source.folder(name), library, class_name, trust)
-            if found is None and name not in kind._optional_components:
+            found = _find_components(source, name, library, class_name, trust)
+            if not found and name not in kind._optional_components:
                 raise ValueError(
                     f"{source.name}: the runtime has no {class_name} of {library}; pass {name}=, or {name}=None"
                 )
-            if found is None:
+            if not found:
                 warnings.warn(f"{source.name}: {name} is left out: no {class_name} in the runtime", stacklevel=3)
-                arguments[name] = None
-            elif class_name == SEVERAL:
-                single = component_class(library, "ControlNetModel")
-                components += [Component(name, single, *one) for one in _series(source, name)]
-            else:
-                components.append(Component(name, found, name, source.folder(name)))
-        elif name in index or name in kind._optional_components:
-            arguments[name] = None
-        else:
-            missing.append(name)
-    if missing:
-        raise ValueError(f"{source.name}: has no {', '.join(missing)} for {kind.__name__}; pass what is missing")
+            components += found
+        if name in index:
+            known[name] = None  # until it is loaded
+    arguments = choose_arguments(kind, f"{source.name}:", known, given)
     _choose_files(source, components, wanted)
     loaded: dict[str, list[Any]] = {}
     for component in components:
@@ -107,10 +96,35 @@ def load_arguments(
     return arguments | {name: parts if len(parts) > 1 else parts[0] for name, parts in loaded.items()}
 
 
-def _series(source: Source, name: str) -> Iterator[tuple[str, Source]]:
-    """The folders `name`, `name_1`, `name_2` and so on, as far as they are there."""
-    folders = (f"{name}_{i}" if i else name for i in itertools.count())
-    return itertools.takewhile(lambda one: one[1].names, ((folder, source.folder(folder)) for folder in folders))
+def choose_arguments(kind: Any, owner: str, known: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of a pipeline's constructor: what the user gave, else what is known, else None if it is optional.
+
+    Raises:
+        ValueError: a component is missing; `owner` is who lacks it.
+    """
+    names, options = read_signature(kind)
+    everything = {**dict.fromkeys(kind._optional_components), **known, **given}
+    arguments = {name: everything[name] for name in (*names, *options) if name in everything}
+    if ignored := sorted(given.keys() - arguments.keys()):
+        warnings.warn(f"{kind.__name__} takes no {', '.join(ignored)}: ignored", stacklevel=3)
+    if missing := [name for name in names if name not in arguments]:
+        raise ValueError(f"{owner} has no {', '.join(missing)} for {kind.__name__}; pass what is missing")
+    return arguments
+
+
+def _find_components(source: Source, name: str, library: str, class_name: str, trust: bool) -> list[Component]:
+    """What an entry of the index stands for: of our class, or of one in a module in the component's own folder.
+
+    Several ControlNets are in the folders `name`, `name_1`, `name_2` and so on.
+    """
+    place, kind = source.folder(name), component_class(library, class_name)
+    if kind is not None and class_name == SEVERAL:
+        folders = (f"{name}_{i}" if i else name for i in itertools.count())
+        places = itertools.takewhile(lambda one: one[1].names, ((folder, source.folder(folder)) for folder in folders))
+        return [Component(name, component_class(library, "ControlNetModel"), *one) for one in places]
+    if kind is None and f"{library}.py" in place.names:
+        kind = load_class(place, library, class_name, trust)
+    return [] if kind is None else [Component(name, kind, name, place)]
 
 
 def _read_entry(entry: object) -> tuple[str, str]:
@@ -118,14 +132,6 @@ def _read_entry(entry: object) -> tuple[str, str]:
     if isinstance(entry, list) and len(entry) == 2 and all(isinstance(part, str) for part in entry):
         return entry[0], entry[1]
     return "", ""
-
-
-def _find_kind(folder: Source, library: str, class_name: str, trust: bool) -> Any:
-    """Our class, or that of a module in the component's own folder."""
-    ours = component_class(library, class_name)
-    if ours is None and f"{library}.py" in folder.names:
-        return load_class(folder, library, class_name, trust)
-    return ours
 
 
 def _check_kind(name: str, value: Any, expected: Any) -> None:

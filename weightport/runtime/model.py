@@ -13,12 +13,13 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import nn
 
+from ..download import HubOptions
 from ..upload import PushToHub
 from .config import DIFFUSERS_VERSION, Config
 from .files import find_weights, shard_names, sibling_files, why_no_weights
 from .registry import COMPONENTS, component_class
 from .saving import placed, write_json
-from .source import HubOptions, LocalFolder, Source, open_source, split_options
+from .source import Source, open_source, split_options
 from .weights import Empty, load_weights, write_weights
 
 CONFIG = "config.json"
@@ -181,7 +182,7 @@ class Model(nn.Module, PushToHub):
     @classmethod
     def stale(cls, folder: str | os.PathLike[str], variant: str | None) -> list[str]:
         """The files of a folder that weights of this variant take the place of."""
-        return sibling_files(LocalFolder(Path(folder)).names, cls.library, variant)
+        return sibling_files(Source(Path(folder)).names, cls.library, variant)
 
     def _saved_config(self) -> dict[str, Any]:
         """The config for other readers. No dtype: transformers would impose it on every variant of the weights."""
@@ -225,12 +226,12 @@ def find_files(source: Source, library: str, variant: str | None, use_safetensor
     weights = find_weights(source.names, library, variant, use_safetensors)
     if weights is None:
         raise OSError(f"{source.name}: {why_no_weights(source.names, library, variant, use_safetensors)}")
-    if not weights.sharded:
-        return [weights.name]
-    shards = shard_names(source.json(weights.name), f"{source.name}/{weights.name}")
+    if not weights.endswith(".json"):
+        return [weights]
+    shards = shard_names(source.json(weights), f"{source.name}/{weights}")
     missing = [name for name in shards if name not in source.names]
     if missing:
-        raise OSError(f"{source.name}: {weights.name} names {missing[0]}, which is missing; download it again")
+        raise OSError(f"{source.name}: {weights} names {missing[0]}, which is missing; download it again")
     return shards
 
 

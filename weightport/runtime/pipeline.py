@@ -5,7 +5,6 @@ from __future__ import annotations
 import inspect
 import json
 import os
-import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -14,14 +13,15 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
+from ..download import HubOptions
 from ..upload import PushToHub
 from .config import DIFFUSERS_VERSION, Config
 from .custom_code import copy_code, custom_file, load_class
-from .loading import load_arguments, read_signature
+from .loading import choose_arguments, load_arguments
 from .model import LoadOptions, Model
 from .registry import PIPELINES, library_of, public_class
 from .saving import placed, write_json
-from .source import HubOptions, LocalFolder, Source, open_source, split_options
+from .source import Source, open_source, split_options
 
 INDEX = "model_index.json"
 
@@ -161,7 +161,7 @@ class DiffusionPipeline(PushToHub):
         """The class to load: that of the custom code, this one, or the one of the name in the index."""
         if custom is not None and Path(custom).suffix == ".py":
             file = Path(custom).expanduser()
-            return load_class(LocalFolder(file.parent), file.stem, None, trust)
+            return load_class(Source(file.parent), file.stem, None, trust)
         if custom is not None:
             return load_class(open_source(custom, **hub), "pipeline", None, trust)
         if cls is not DiffusionPipeline:
@@ -184,17 +184,8 @@ class DiffusionPipeline(PushToHub):
             ValueError: a component that this class needs is missing.
         """
         kind = type(pipeline) if cls is DiffusionPipeline else cls
-        components, names = read_signature(kind)
-        known = {**pipeline.config, **pipeline.components, **options}
-        arguments = {name: known[name] for name in (*components, *names) if name in known}
-        arguments |= {name: None for name in kind._optional_components if name in components and name not in known}
-        missing = [name for name in components if name not in arguments]
-        if missing:
-            raise ValueError(f"{type(pipeline).__name__} has no {', '.join(missing)} for {kind.__name__}; pass them")
-        ignored = sorted(options.keys() - arguments.keys())
-        if ignored:
-            warnings.warn(f"{kind.__name__} takes no {', '.join(ignored)}: ignored", stacklevel=2)
-        result: Self = kind(**arguments)  # type: ignore[assignment]
+        known = {**pipeline.config, **pipeline.components}
+        result: Self = kind(**choose_arguments(kind, type(pipeline).__name__, known, options))  # type: ignore[assignment]
         result.name_or_path = pipeline.name_or_path
         return result
 

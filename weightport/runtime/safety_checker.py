@@ -20,11 +20,12 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, nn
 
+from ..download import HubOptions
 from .clip import CLIPEncoder
 from .config import Config
 from .model import Model
 from .saving import placed, write_json
-from .source import HubOptions, Source, open_source
+from .source import Source, open_source
 from .tokenizer import Encoding
 
 CONCEPTS, SPECIAL_CONCEPTS = 17, 3

@@ -14,9 +14,10 @@ from typing import Any, ClassVar, Literal, Self, Unpack
 import torch
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
+from ..download import HubOptions
 from .config import Attributes
 from .saving import placed, write_json
-from .source import HubOptions, Source, open_source
+from .source import Source, open_source
 
 START, END, WORD_END = "<|startoftext|>", "<|endoftext|>", "</w>"
 ROLES = {"bos_token": START, "eos_token": END, "unk_token": END, "pad_token": END}  # in the order of their addition

@@ -7,10 +7,11 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Self, cast
 
+from ...download import HubOptions
 from ...upload import PushToHub
 from ..config import DIFFUSERS_VERSION, Config
 from ..saving import placed, write_json
-from ..source import HubOptions, Source, open_source
+from ..source import Source, open_source
 
 Options = dict[str, Any]
 
