@@ -10,7 +10,7 @@ import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 
 import numpy as np
 
@@ -66,13 +66,28 @@ class Block:
 class Blocks:
     """Makes outputs block by block in a few buffers: a block is valid until `DEPTH - 1` more have been made."""
 
-    def __init__(self) -> None:
-        self._ring = itertools.cycle([np.empty(_BLOCK, np.uint8) for _ in range(DEPTH)])
-        # Large arrays lie on huge pages: to touch a few bytes of one takes 2 MB, which mere copying can do without.
-        self._small = itertools.cycle([np.empty(_CHUNK, np.uint8) for _ in range(DEPTH)])
-        self._raw = np.empty(_BLOCK, np.uint8)  # a block before its cast
-        self._panel = np.empty(_PANEL, np.uint8)
-        self._float16 = Float16Cast()
+    # Made when needed: a large array lies on huge pages, of which the kernel fills in whole ones around its header.
+    @cached_property
+    def _ring(self) -> Iterator[Array]:
+        return itertools.cycle([np.empty(_BLOCK, np.uint8) for _ in range(DEPTH)])
+
+    @cached_property
+    def _small(self) -> Iterator[Array]:
+        """Buffers for mere copying."""
+        return itertools.cycle([np.empty(_CHUNK, np.uint8) for _ in range(DEPTH)])
+
+    @cached_property
+    def _raw(self) -> Array:
+        """A block before its cast."""
+        return np.empty(_BLOCK, np.uint8)
+
+    @cached_property
+    def _panel(self) -> Array:
+        return np.empty(_PANEL, np.uint8)
+
+    @cached_property
+    def _float16(self) -> Float16Cast:
+        return Float16Cast()
 
     def of(self, outputs: Sequence[Output]) -> Iterator[Block]:
         """The bytes of the outputs, one after another."""

@@ -80,13 +80,14 @@ def write_repo(
     """
     written = WrittenRepo()
     extension = is_extension(family, components)
+    places = {name: "" if extension else name for name in components}
     for name, component in components.items():
-        place = "" if extension else name
-        (folder / place).mkdir(exist_ok=True)
-        _write_json(folder / place / "config.json", _config(component, family, style, prediction, written))
-        _write_weights(folder, place, component, family, style, progress, written)
+        (folder / places[name]).mkdir(exist_ok=True)
+        _write_json(folder / places[name] / "config.json", _config(component, family, style, prediction, written))
     if not extension:
         _write_pipeline(folder, family, components, style, prediction)
+    for name, component in components.items():  # last: what is refused above is refused before gigabytes are written
+        _write_weights(folder, places[name], component, family, style, progress, written)
     return written
 
 

@@ -8,11 +8,14 @@ default arguments vocabulary, merges and special tokens are byte for byte those 
 
 from __future__ import annotations
 
+import collections
+import contextlib
 import gzip
 import hashlib
+import itertools
 import json
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -30,20 +33,25 @@ _SHA256 = {  # of the packaged data, unpacked
 }
 
 
-def _data(name: str) -> bytes:
-    """CLIP's vocabulary (token -> id, as JSON), or its 48,894 merges in rank order, one pair a line.
+def _data(name: str) -> Iterator[bytes]:
+    """CLIP's vocabulary (token -> id, as JSON), or its 48,894 merges in rank order, one pair a line; in pieces.
 
     Raises:
-        ConversionError: the installed data file is damaged.
+        ConversionError: the installed data file is damaged; known after the last piece.
     """
-    packed = resources.files(mappings) / "tokenizer" / f"{name}.gz"
-    try:
-        data = gzip.decompress(packed.read_bytes())
-    except (OSError, EOFError, zlib.error):
-        data = b""
-    if hashlib.sha256(data).hexdigest() != _SHA256[name]:
+    packed, digest = resources.files(mappings) / "tokenizer" / f"{name}.gz", hashlib.sha256()
+    with contextlib.suppress(OSError, EOFError, zlib.error), packed.open("rb") as file, gzip.open(file) as unpacked:
+        while piece := unpacked.read(1 << 16):
+            digest.update(piece)
+            yield piece
+    if digest.hexdigest() != _SHA256[name]:
         raise ConversionError(f"{packed}: CLIP's tokenizer is missing or damaged; reinstall weightport")
-    return data
+
+
+def _vocabulary() -> dict[str, int]:
+    """CLIP's token -> id."""
+    vocabulary: dict[str, int] = json.loads(b"".join(_data("clip_vocab.json")))
+    return vocabulary
 
 
 def placeholder_names(rows: int, given: Sequence[str]) -> tuple[str, ...]:
@@ -90,7 +98,7 @@ def _flaw(name: str, earlier: Sequence[str]) -> str | None:
     """Why a name cannot be a placeholder token after the `earlier` ones."""
     if not name or not name.isprintable() or " " in name:
         return "is empty or holds white space or control characters"
-    if name in (vocabulary := json.loads(_data("clip_vocab.json"))):
+    if name in (vocabulary := _vocabulary()):
         return f"is token {vocabulary[name]} of CLIP's vocabulary"
     if name.lower() in (other.lower() for other in earlier):  # fast tokenizers match added tokens in any case
         return "is named twice (upper and lower case are one)"
@@ -113,20 +121,23 @@ def write_tokenizer(folder: Path, *, placeholder_tokens: Sequence[str] = (), pad
         ConversionError: a placeholder cannot be a token, or the pad token is not one.
     """
     _check_placeholders(placeholder_tokens)
-    vocabulary = _data("clip_vocab.json")
-    if f"\n  {json.dumps(pad_token)}: ".encode() not in vocabulary:
+    if pad_token != END and pad_token not in _vocabulary():
         raise ConversionError(f"pad token '{printable(pad_token)}' is not in CLIP's vocabulary")
-    contents = {
-        "vocab.json": vocabulary,
-        "merges.txt": b"#version: 0.2\n" + _data("clip_bpe_merges.txt"),
-        "tokenizer_config.json": _json(_config(pad_token)),
-        "special_tokens_map.json": _json(_special_tokens(pad_token)),
+    for name in _SHA256:
+        collections.deque(_data(name), maxlen=0)  # damaged data is refused before anything is written
+    contents: dict[str, Iterable[bytes]] = {
+        "vocab.json": _data("clip_vocab.json"),
+        "merges.txt": itertools.chain([b"#version: 0.2\n"], _data("clip_bpe_merges.txt")),
+        "tokenizer_config.json": [_json(_config(pad_token))],
+        "special_tokens_map.json": [_json(_special_tokens(pad_token))],
     }
     if placeholder_tokens:
-        contents["added_tokens.json"] = _json({name: VOCABULARY_SIZE + i for i, name in enumerate(placeholder_tokens)})
+        added = {name: VOCABULARY_SIZE + i for i, name in enumerate(placeholder_tokens)}
+        contents["added_tokens.json"] = [_json(added)]
     folder.mkdir(parents=True, exist_ok=True)
-    for name, content in contents.items():
-        (folder / name).write_bytes(content)
+    for name, pieces in contents.items():
+        with (folder / name).open("wb") as file:
+            file.writelines(pieces)
     return [folder / name for name in contents]
 
 
