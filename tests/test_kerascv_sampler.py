@@ -10,11 +10,11 @@ import pytest
 import torch
 
 import weightport
-from weightport.runtime.layers import apply_semantics
 from weightport.runtime.pipelines import StableDiffusionPipeline
 from weightport.runtime.schedulers import KerasCVScheduler
 from weightport.runtime.unet import UNet2DConditionModel
 from weightport.runtime.vae import AutoencoderKL
+from weightport.semantics import apply_semantics
 
 from .keras_files import made_by
 

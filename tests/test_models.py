@@ -12,9 +12,10 @@ torch = pytest.importorskip("torch")
 
 from weightport.runtime.clip import CLIPTextModel, CLIPTextModelWithProjection  # noqa: E402
 from weightport.runtime.controlnet import ControlNetModel  # noqa: E402
-from weightport.runtime.layers import GEGLU, apply_semantics, kerascv_gelu  # noqa: E402
+from weightport.runtime.layers import GEGLU  # noqa: E402
 from weightport.runtime.unet import UNet2DConditionModel  # noqa: E402
 from weightport.runtime.vae import AutoencoderKL  # noqa: E402
+from weightport.semantics import apply_semantics, kerascv_gelu  # noqa: E402
 
 # Both sides call the same kernels on the same values, so outputs are bit-equal where the memory layout of every
 # intermediate agrees too. A kernel may sum in another order for another layout: a few float32 roundings (6e-8 each).
@@ -404,8 +405,8 @@ def test_kerascv_semantics_of_the_unet() -> None:
                 module.eps = 1e-6
                 changed.append(name)
         elif isinstance(module, GEGLU):
-            assert module.tanh_gelu
-            module.tanh_gelu = False
+            assert module.gelu is kerascv_gelu
+            module.gelu = torch.nn.functional.gelu
             changed.append(name)
     assert len(changed) == 2 * 16
     assert torch.equal(keras(**inputs).sample, expected)

@@ -13,9 +13,9 @@ with exchange.needs("torch"):
     import torch_models
 
     from weightport.manifest import MODELS
-    from weightport.runtime.layers import apply_semantics
     from weightport.runtime.pipelines import StableDiffusionPipeline
     from weightport.runtime.schedulers import KerasCVScheduler
+    from weightport.semantics import apply_semantics
 
 
 def load(check: Mapping[str, Any], semantics: Any) -> Any:

@@ -32,8 +32,7 @@ class AutoPipeline:
         """
         source = open_source(name_or_path, **split_options(options, HubOptions)[0])
         kind = cls._find(str(source.json(INDEX).get("_class_name")), options)
-        pipeline: DiffusionPipeline = kind.from_pretrained(source, **options)
-        return pipeline
+        return kind.from_pretrained(source, **options)
 
     @classmethod
     def from_pipe(cls, pipeline: DiffusionPipeline, **options: Any) -> DiffusionPipeline:
@@ -42,11 +41,10 @@ class AutoPipeline:
         Raises:
             ValueError: the pipeline is of no family that has one for the task.
         """
-        result: DiffusionPipeline = cls._find(type(pipeline).__name__, options).from_pipe(pipeline, **options)
-        return result
+        return cls._find(type(pipeline).__name__, options).from_pipe(pipeline, **options)
 
     @classmethod
-    def _find(cls, name: str, options: dict[str, Any]) -> Any:
+    def _find(cls, name: str, options: dict[str, Any]) -> type[DiffusionPipeline]:
         """The class for the task, of the family that a pipeline belongs to; `controlnet` given or None changes it."""
         family = re.sub("(Img2Img|Inpaint)?Pipeline$", "", name)
         if "controlnet" in options:

@@ -14,23 +14,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from . import unet
+from . import unet_blocks
 from .config import Config, read_config
 from .unet_blocks import Conditioned, MidBlock, make_down_blocks, read_levels, skip_channels
 
-_DECODER = {"out_channels", "up_block_types", "time_cond_proj_dim"}  # options that only a whole UNet has
-_CHOICES = {
-    *("act_fn", "addition_embed_type", "class_embed_type", "downsample_padding", "encoder_hid_dim"),
-    *("encoder_hid_dim_type", "mid_block_scale_factor", "mid_block_type", "num_attention_heads"),
-    "resnet_time_scale_shift",
-}
 DEFAULTS: dict[str, Any] = {
-    **{key: value for key, value in unet.DEFAULTS.items() if key not in _DECODER},
+    **unet_blocks.DEFAULTS,
     "conditioning_channels": 3,
     "conditioning_embedding_out_channels": [16, 32, 96, 256],
 }
 CHOICES: dict[str, tuple[Any, ...]] = {
-    **{key: values for key, values in unet.CHOICES.items() if key in _CHOICES},
+    **unet_blocks.CHOICES,
     "controlnet_conditioning_channel_order": ("rgb", "bgr"),
     "global_pool_conditions": (False, True),
 }
@@ -75,7 +69,7 @@ class ControlNetModel(Conditioned):
     """
 
     def __init__(self, config: Mapping[str, Any]) -> None:
-        c = read_config("ControlNetModel", config, DEFAULTS, CHOICES, unet.IRRELEVANT)
+        c = read_config("ControlNetModel", config, DEFAULTS, CHOICES, unet_blocks.IRRELEVANT)
         super().__init__(c)
         levels = read_levels(c)
         self.controlnet_cond_embedding = ConditioningEmbedding(c)

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import math
-from typing import Literal
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-
-Semantics = Literal["diffusers", "kerascv"]
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, heads: int, is_causal: bool = False) -> Tensor:
@@ -103,33 +101,9 @@ class GEGLU(nn.Module):
     def __init__(self, dim: int, inner_dim: int) -> None:
         super().__init__()
         self.proj = nn.Linear(dim, 2 * inner_dim)
-        self.tanh_gelu = False
+        self.gelu: Callable[[Tensor], Tensor] = F.gelu
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., dim) -> (..., inner_dim)."""
         x, gate = self.proj(x).chunk(2, dim=-1)
-        return (kerascv_gelu(gate) if self.tanh_gelu else F.gelu(gate)).mul_(x)
-
-
-def kerascv_gelu(x: Tensor) -> Tensor:
-    """The tanh approximation of GELU with KerasCV's digits of sqrt(2 / pi) (`diffusion_model.py`, 0.3.5 to 0.9.0)."""
-    return 0.5 * x * (1 + torch.tanh(x * 0.7978845608 * (1 + 0.044715 * x**2)))
-
-
-def apply_semantics(model: nn.Module, semantics: Semantics) -> None:
-    """Choose whose maths `model` follows, where two sources of the same weights differ.
-
-    KerasCV differs from diffusers in two things: the GELU of GEGLU is the tanh approximation, and the epsilon of a
-    GroupNorm is 1e-5 also where diffusers fixes 1e-6: in the VAE and in front of transformer blocks.
-
-    Raises:
-        ValueError: an unknown name.
-    """
-    if semantics not in ("diffusers", "kerascv"):
-        raise ValueError(f"semantics must be 'diffusers' or 'kerascv', not {semantics!r}")
-    if semantics == "kerascv":
-        for module in model.modules():
-            if isinstance(module, GEGLU):
-                module.tanh_gelu = True
-            elif isinstance(module, nn.GroupNorm) and module.eps == 1e-6:  # not one that the config has set
-                module.eps = 1e-5
+        return self.gelu(gate).mul_(x)

@@ -211,8 +211,7 @@ class AutoModel:
         name = config.get("_class_name") or next(iter(config.get("architectures") or ()), None)
         for kind in (component_class(library, str(name)) for library in COMPONENTS):
             if kind is not None and issubclass(kind, Model):
-                model: Model = kind.from_pretrained(source, **options)
-                return model
+                return kind.from_pretrained(source, **options)
         raise ValueError(f"{source.name}: its config.json names {name!r}, which is not a model of the runtime")
 
 

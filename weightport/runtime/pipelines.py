@@ -242,10 +242,8 @@ class LatentDiffusionPipeline(DiffusionPipeline):
         """The VAE, in float32 if it has one of these dtypes and SDXL's config says so: `force_upcast`."""
         dtype = self.vae.dtype
         upcast = self.is_xl and dtype in dtypes and self.vae.config.get("force_upcast", True)
-        if upcast:
-            self.vae.to(torch.float32)
         try:
-            yield self.vae
+            yield self.vae.to(torch.float32) if upcast else self.vae
         finally:
             if upcast:
                 self.vae.to(dtype)

@@ -53,16 +53,17 @@ ALIASES = {
 }
 
 
-def public_class(name: str) -> Any:
+def public_class(name: str) -> type[Any]:
     """A class of the runtime by its name.
 
     Raises:
         KeyError: there is none.
     """
-    return getattr(import_module(f"{__package__}.{PUBLIC[name]}"), name)
+    kind: type[Any] = getattr(import_module(f"{__package__}.{PUBLIC[name]}"), name)
+    return kind
 
 
-def component_class(library: str, name: str) -> Any | None:
+def component_class(library: str, name: str) -> type[Any] | None:
     """Our class for an entry of `model_index.json`; None if there is none."""
     name = name.removeprefix("FlashPack")
     name = ALIASES.get(name, name)

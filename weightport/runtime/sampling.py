@@ -364,6 +364,11 @@ def tile(x: Tensor, rows: int) -> Tensor:
     return torch.cat([x] * (rows // len(x)))
 
 
+def for_each_branch(pipe: LatentDiffusionPipeline, run: Run, x: Tensor) -> Tensor:
+    """A condition that is the same in all of the guidance's branches: a row for each row of the UNet's batch."""
+    return torch.cat([tile(x.to(run.device, run.dtype), run.batch)] * pipe.branches)
+
+
 def encode_image(pipe: LatentDiffusionPipeline, image: Tensor, generator: Generator, *, mode: bool = False) -> Tensor:
     """Pixels (b, 3, h, w) -> unscaled latents: random ones, or the most probable."""
     image = image.to(pipe.vae.device, pipe.vae.dtype)  # rounded even where the VAE computes in more
@@ -435,7 +440,7 @@ def start_from_depth(pipe: LatentDiffusionPipeline, o: Options, run: Run) -> Non
     depth = F.interpolate(depth, run.latents.shape[-2:], mode="bicubic", align_corners=False)
     low, high = depth.amin((1, 2, 3), keepdim=True), depth.amax((1, 2, 3), keepdim=True)
     depth = 2.0 * (depth - low) / (high - low) - 1.0
-    run.depth_mask, run.extras = torch.cat([tile(depth, run.batch)] * pipe.branches), ("depth_mask",)
+    run.depth_mask, run.extras = for_each_branch(pipe, run, depth), ("depth_mask",)
 
 
 def start_from_mask(pipe: LatentDiffusionPipeline, o: Options, run: Run) -> None:
@@ -463,11 +468,7 @@ def start_from_mask(pipe: LatentDiffusionPipeline, o: Options, run: Run) -> None
         run.latents = run.noise * pipe.scheduler.init_noise_sigma
     else:
         run.latents = add_noise(pipe, run, clean, run.noise)
-
-    def for_each_branch(x: Tensor) -> Tensor:
-        return torch.cat([tile(x.to(run.device, run.dtype), run.batch)] * pipe.branches)
-
-    run.mask = for_each_branch(F.interpolate(mask, run.latents.shape[-2:]))
+    run.mask = for_each_branch(pipe, run, F.interpolate(mask, run.latents.shape[-2:]))
     masked = o.masked_image_latents
     if masked is None and not encoded:
         masked = to_latents(pipe, o, run, pixels * (mask < 0.5))  # with 4 channels for the sake of the random draw
@@ -476,7 +477,7 @@ def start_from_mask(pipe: LatentDiffusionPipeline, o: Options, run: Run) -> None
         return
     if masked is None:
         raise ValueError("masked_image_latents is needed where the image is given as latents")
-    run.masked_image_latents, run.extras = for_each_branch(masked), ("mask", "masked_image_latents")
+    run.masked_image_latents, run.extras = for_each_branch(pipe, run, masked), ("mask", "masked_image_latents")
 
 
 def start_from_edited(pipe: LatentDiffusionPipeline, o: Options, run: Run) -> None:
@@ -665,13 +666,11 @@ def listed(text: str | list[str] | None, count: int, what: str = "negative promp
 def tokenize(tokenizer: Any, prompts: list[str]) -> Tensor:
     """Texts -> token ids (b, model_max_length); warns of what does not fit."""
     prompts = [tokenizer.expand(prompt) for prompt in prompts]
-    limit = tokenizer.model_max_length
     for prompt in prompts:
         if rest := tokenizer.cut_off(prompt):
+            limit = tokenizer.model_max_length
             warnings.warn(f"the prompt is longer than {limit} tokens; this is left out: {rest}", stacklevel=2)
-    ids: Tensor = tokenizer(
-        prompts, padding="max_length", max_length=limit, truncation=True, return_tensors="pt"
-    ).input_ids
+    ids: Tensor = tokenizer(prompts, padding="max_length", truncation=True, return_tensors="pt").input_ids
     return ids
 
 
@@ -717,10 +716,8 @@ def check(pipe: LatentDiffusionPipeline, o: Options) -> None:
         require(spared or not pipe.takes(name) or given(name), f"{name} is needed")
     require(0 <= o.strength <= 1, f"strength = {o.strength} must be between 0 and 1")
     start, end = o.denoising_start, o.denoising_end
-    require(
-        start is None or end is None or start < end,
-        f"denoising_start = {start} must be less than denoising_end = {end}",
-    )
+    ordered = start is None or end is None or start < end
+    require(ordered, f"denoising_start = {start} must be less than denoising_end = {end}")
     limit = pipe.config.get("max_noise_level")
     require(limit is None or o.noise_level <= limit, f"noise_level = {o.noise_level} must be at most {limit}")
     require(o.output_type in OUTPUT_TYPES, f"output_type = {o.output_type!r} must be one of {', '.join(OUTPUT_TYPES)}")

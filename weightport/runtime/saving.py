@@ -1,4 +1,4 @@
-"""Files appear whole or not at all: written beside their place, synced to the disk, then renamed into it."""
+"""Files appear whole or not at all: written beside their place, their content synced, then renamed into it."""
 
 from __future__ import annotations
 
@@ -29,38 +29,20 @@ def placed(folder: str | os.PathLike[str], stale: Iterable[str] = ()) -> Iterato
         staging = Path(name) / place.name
         staging.mkdir()
         yield staging
-        written = {path.relative_to(staging).as_posix() for path in staging.rglob("*")}
-        for name in (*written, "."):
-            _sync(staging / name)
-        if place.exists():
-            _merge(staging, place)
-        else:
+        written = {path.relative_to(staging).as_posix() for path in staging.rglob("*") if path.is_file()}
+        for name in written:
+            with (staging / name).open("rb") as file:
+                os.fsync(file.fileno())
+        if not place.exists():
             staging.rename(place)
+            return
+        for name in sorted(written, key=lambda name: name == "model_index.json"):
+            (place / name).parent.mkdir(parents=True, exist_ok=True)
+            (staging / name).replace(place / name)
         for name in set(stale) - written:
             (place / name).unlink()
-        _sync(place.parent)
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """Write a JSON object as diffusers does, keys sorted."""
     path.write_text(json.dumps(content, indent=2, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")
-
-
-def _merge(source: Path, target: Path) -> None:
-    for path in sorted(source.iterdir(), key=lambda path: path.name == "model_index.json"):
-        place = target / path.name
-        if path.is_dir() and place.is_dir():
-            _merge(path, place)
-        else:
-            path.replace(place)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    except OSError:
-        if not path.is_dir():  # some file systems cannot sync a folder
-            raise
-    finally:
-        os.close(descriptor)

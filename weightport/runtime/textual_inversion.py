@@ -85,7 +85,7 @@ def _read(
     item: Embedding, token: str | None, where: str, weight_name: str | None, options: Mapping[str, Any]
 ) -> tuple[str, Tensor]:
     """The token and the vectors (n, d) in a file."""
-    content = item if isinstance(item, Mapping) else _load(_find(item, weight_name, options))
+    content = item if isinstance(item, Mapping) else _load(item, weight_name, options)
     if "string_to_param" in content:
         token, content = token or content.get("name"), content["string_to_param"]
     tensors = {key: value for key, value in content.items() if isinstance(value, Tensor)}
@@ -98,12 +98,9 @@ def _read(
     return token, values[None] if values.ndim == 1 else values
 
 
-def _find(item: Any, weight_name: str | None, options: Mapping[str, Any]) -> Path:
-    if not isinstance(item, Source) and Path(item).is_file():
-        return Path(item)
-    source = open_source(item, **options)
-    return source.path(weight_name or next((name for name in NAMES if name in source.names), NAMES[0]))
-
-
-def _load(path: Path) -> Mapping[str, Any]:
+def _load(item: str | os.PathLike[str] | Source, weight_name: str | None, options: Mapping[str, Any]) -> Any:
+    if isinstance(item, Source) or not Path(item).is_file():
+        source = open_source(item, **options)
+        item = source.path(weight_name or next((name for name in NAMES if name in source.names), NAMES[0]))
+    path = Path(item)
     return dict(read_tensors(path)) if path.suffix == ".safetensors" else load_pickle(path)

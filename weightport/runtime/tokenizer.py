@@ -5,7 +5,6 @@ The algorithm is CLIP's (`clip/simple_tokenizer.py`, https://github.com/openai/C
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -116,7 +115,6 @@ class CLIPTokenizer:
 
     def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
         """Write `vocab.json`, `merges.txt` and their configs: the layout that transformers 4 and 5 read."""
-        model = json.loads(self.backend.to_str())["model"]
         special = {role: getattr(self, role) for role in ROLES}
         added = self.backend.get_added_tokens_decoder()
         beyond = {token.content: id_ for id_, token in added.items() if id_ >= self.vocab_size}
@@ -125,10 +123,8 @@ class CLIPTokenizer:
             "model_max_length": self.model_max_length,
             "tokenizer_class": "CLIPTokenizer",
         }
-        merges = "".join(f"{' '.join(_pair(merge))}\n" for merge in model["merges"])
         with placed(folder) as staging:
-            write_json(staging / "vocab.json", model["vocab"])
-            (staging / "merges.txt").write_text(f"#version: 0.2\n{merges}", encoding="utf-8")
+            self.backend.model.save(str(staging))
             write_json(staging / "tokenizer_config.json", config | special)
             write_json(staging / "special_tokens_map.json", special)
             if beyond:

@@ -9,55 +9,26 @@ from typing import Any, NamedTuple
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from . import unet_blocks
 from .config import read_config
 from .unet_blocks import Conditioned, MidBlock, UpBlock, make_down_blocks, read_levels, skip_channels
 
 DEFAULTS: dict[str, Any] = {
-    "in_channels": 4,
+    **unet_blocks.DEFAULTS,
     "out_channels": 4,
-    "flip_sin_to_cos": True,
-    "freq_shift": 0,
-    "down_block_types": ["CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"],
     "up_block_types": ["UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"],
-    "only_cross_attention": False,
-    "block_out_channels": [320, 640, 1280, 1280],
-    "layers_per_block": 2,
-    "norm_num_groups": 32,
-    "norm_eps": 1e-5,
-    "cross_attention_dim": 1280,
-    "transformer_layers_per_block": 1,
-    "attention_head_dim": 8,
-    "use_linear_projection": False,
-    "addition_time_embed_dim": None,
-    "num_class_embeds": None,
     "time_cond_proj_dim": None,
-    "projection_class_embeddings_input_dim": None,
 }
 CHOICES: dict[str, tuple[Any, ...]] = {
-    "act_fn": ("silu", "swish"),  # two names of one function
-    "addition_embed_type": (None, "text_time"),
+    **unet_blocks.CHOICES,
     "attention_type": ("default",),
-    "class_embed_type": (None, "timestep", "projection"),
-    "mid_block_type": ("UNetMidBlock2DCrossAttn",),
-    "num_attention_heads": (None,),  # diffusers refuses it too: the number of heads is `attention_head_dim`
-    "resnet_time_scale_shift": ("default",),
     "time_embedding_type": ("positional",),
+    "resnet_out_scale_factor": (1,),
     **dict.fromkeys(("conv_in_kernel", "conv_out_kernel"), (3,)),
-    **dict.fromkeys(("downsample_padding", "mid_block_scale_factor", "resnet_out_scale_factor"), (1,)),
     **dict.fromkeys(("center_input_sample", "class_embeddings_concat"), (False,)),
     **dict.fromkeys(("dual_cross_attention", "resnet_skip_time_act"), (False,)),
-    **dict.fromkeys(("cross_attention_norm", "encoder_hid_dim", "encoder_hid_dim_type"), (None,)),
-    **dict.fromkeys(("reverse_transformer_layers_per_block", "timestep_post_act"), (None,)),
+    **dict.fromkeys(("cross_attention_norm", "reverse_transformer_layers_per_block", "timestep_post_act"), (None,)),
     **dict.fromkeys(("time_embedding_act_fn", "time_embedding_dim"), (None,)),
-}
-IRRELEVANT = {
-    "addition_embed_type_num_heads",  # of another addition_embed_type
-    "dropout",  # training
-    "mid_block_only_cross_attention",  # of another mid_block_type
-    "sample_size",  # read by pipelines
-    "upcast_attention",  # precision of attention scores; F.scaled_dot_product_attention accumulates in float32
-    # written by diffusers' EMAModel into the config of the averaged model
-    *("decay", "inv_gamma", "min_decay", "optimization_step", "power", "update_after_step", "use_ema_warmup"),
 }
 
 
@@ -78,7 +49,7 @@ class UNet2DConditionModel(Conditioned):
     """
 
     def __init__(self, config: Mapping[str, Any]) -> None:
-        c = read_config("UNet2DConditionModel", config, DEFAULTS, CHOICES, IRRELEVANT)
+        c = read_config("UNet2DConditionModel", config, DEFAULTS, CHOICES, unet_blocks.IRRELEVANT)
         super().__init__(c)
         levels, width = read_levels(c), c.block_out_channels[0]
         self.down_blocks, self.up_blocks = make_down_blocks(c, levels), nn.ModuleList()  # the order of the state dict

@@ -14,6 +14,45 @@ from .layers import Downsample2D, ResnetBlock2D, TimestepEmbedding, Upsample2D, 
 from .model import Model
 from .transformer import Level, Transformer2DModel
 
+# options that a UNet and its ControlNet have
+DEFAULTS: dict[str, Any] = {
+    "in_channels": 4,
+    "flip_sin_to_cos": True,
+    "freq_shift": 0,
+    "down_block_types": ["CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"],
+    "only_cross_attention": False,
+    "block_out_channels": [320, 640, 1280, 1280],
+    "layers_per_block": 2,
+    "norm_num_groups": 32,
+    "norm_eps": 1e-5,
+    "cross_attention_dim": 1280,
+    "transformer_layers_per_block": 1,
+    "attention_head_dim": 8,
+    "use_linear_projection": False,
+    "addition_time_embed_dim": None,
+    "num_class_embeds": None,
+    "projection_class_embeddings_input_dim": None,
+}
+CHOICES: dict[str, tuple[Any, ...]] = {
+    "act_fn": ("silu", "swish"),  # two names of one function
+    "addition_embed_type": (None, "text_time"),
+    "class_embed_type": (None, "timestep", "projection"),
+    "mid_block_type": ("UNetMidBlock2DCrossAttn",),
+    "num_attention_heads": (None,),  # diffusers refuses it too: the number of heads is `attention_head_dim`
+    "resnet_time_scale_shift": ("default",),
+    **dict.fromkeys(("downsample_padding", "mid_block_scale_factor"), (1,)),
+    **dict.fromkeys(("encoder_hid_dim", "encoder_hid_dim_type"), (None,)),
+}
+IRRELEVANT = {
+    "addition_embed_type_num_heads",  # of another addition_embed_type
+    "dropout",  # training
+    "mid_block_only_cross_attention",  # of another mid_block_type
+    "sample_size",  # read by pipelines
+    "upcast_attention",  # precision of attention scores; F.scaled_dot_product_attention accumulates in float32
+    # written by diffusers' EMAModel into the config of the averaged model
+    *("decay", "inv_gamma", "min_decay", "optimization_step", "power", "update_after_step", "use_ema_warmup"),
+}
+
 
 class Block(nn.Module):
     """The residual blocks of one resolution, each followed by attention if the block has any."""
