@@ -87,7 +87,7 @@ def load_weights(
                 elif not faults:
                     state[name] = tensor.to(device, dtype if tensor.is_floating_point() else None)
                     if state[name] is not tensor:
-                        drop_file_pages(tensor)
+                        drop_file_pages(tensor, unwritten=use_mmap and path.suffix == ".safetensors")
     faults += [f"missing {key}" for key in expected if key not in state]
     if faults:
         more = f" and {len(faults) - _TOLD} more" if len(faults) > _TOLD else ""
