@@ -12,6 +12,7 @@ from .checkpoint import Checkpoint
 from .conversion import HALVES, Conversion, Settings
 from .errors import ConversionError
 from .keras_leaves import Lora
+from .ldm import UNET
 from .output_keras import output_keras
 from .output_ldm import output_ldm
 from .output_repo import output_repo
@@ -43,6 +44,8 @@ def convert(
     """
     check_apart(output, [*sources, *(path for path in (base, settings.vae) if path)])
     opened = open_sources(sources, settings)
+    if settings.ema and not any(checkpoint.root == UNET for checkpoint in opened):
+        raise ConversionError("--ema: no source is the UNet of an original checkpoint")
     if settings.to == "diffusers" and settings.style.hashes and not settings.dry_run:
         Later(lambda: [file.sha256() for checkpoint in opened for file in checkpoint.files])  # while we plan and write
     parts = recognised(opened)
@@ -117,7 +120,7 @@ def recognised(checkpoints: Sequence[Checkpoint]) -> list[Recognition]:
 
 def _with_vae(parts: list[Recognition], path: Path, settings: Settings) -> list[Recognition]:
     """The parts with the VAE of another file in place of their own."""
-    baked = [part for part in gather([path], settings) if _component(part) == "vae"]
+    baked = [part for part in gather([path], replace(settings, ema=False)) if _component(part) == "vae"]
     if not baked:
         raise ConversionError(f"--vae {path}: holds no VAE")
     # what else its file holds is not of this model

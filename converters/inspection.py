@@ -13,7 +13,7 @@ from .collapse import collapse
 from .errors import ConversionError
 from .keras_leaves import Lora
 from .recognise import Recognition, recognise
-from .schedule import image_size, prediction
+from .schedule import image_size, prediction, stands_alone
 from .sources import open_source
 
 
@@ -92,10 +92,10 @@ def _inspected(found: Recognition) -> InspectedPart:
 
 
 def _evidence(found: Recognition) -> tuple[str, ...]:
-    """Why the checkpoint is what it is said to be; of an original UNet also what it predicts."""
+    """Why the checkpoint is what it is said to be; of a UNet alone in a file also what it predicts."""
     if not found.known:
         return (f"nearest: {found.nearest}", *found.evidence)
-    if (found.checkpoint.layout, found.part) != ("ldm", "unet"):
+    if found.part != "unet" or not stands_alone(found.checkpoint):
         return found.evidence
     facts = list(found.evidence)
     metadata = found.checkpoint.metadata

@@ -14,6 +14,8 @@ from dataclasses import replace
 from functools import lru_cache
 from typing import Any, NoReturn
 
+import numpy as np
+
 from ..mappings.families import families
 from ..mappings.table import FOLDER, all_tables
 from .checkpoint import FLOATS, Checkpoint, Tensor
@@ -22,6 +24,7 @@ from .errors import ConversionError, printable
 from .recognise import candidates
 from .schedule import FINAL_ALPHA, MARKERS
 
+UNET = "model.diffusion_model"  # where the UNet lies
 _EMA = "model_ema."
 _DIFFUSERS = ("down_blocks.", "up_blocks.", "mid_block.", "encoder.down_blocks.", "decoder.up_blocks.", "text_model.")
 _NOT_TAKEN = "the moving average of the weights; --ema takes it instead of the weights themselves"
@@ -59,6 +62,13 @@ def _refuse(checkpoint: Checkpoint, key: str, model: str) -> NoReturn:
     )
 
 
+def named_by_diffusers(raw: Checkpoint) -> Checkpoint:
+    """A file of one part under diffusers' names; what is not the model is left out, markers become metadata."""
+    skipped = dict(raw.skipped)
+    tensors = _without_skipped(raw.tensors, skipped)
+    return replace(raw, layout="diffusers", tensors=tensors, skipped=skipped, metadata=_stated(raw))
+
+
 def split(raw: Checkpoint, ema: bool) -> list[Checkpoint]:
     """The parts of an original checkpoint, tensors that belong to none of them as an unknown one.
 
@@ -66,7 +76,7 @@ def split(raw: Checkpoint, ema: bool) -> list[Checkpoint]:
         ema: take the moving average of the UNet's weights. A file that holds nothing else gives it anyway.
 
     Raises:
-        ConversionError: there is no average, or no tensor at all that belongs to a model.
+        ConversionError: a UNet has no average, or no tensor at all belongs to a model.
     """
     skipped = dict(raw.skipped)
     tensors = _with_ema(raw, _without_skipped(_renamed(raw.tensors), skipped), skipped, ema)
@@ -76,11 +86,9 @@ def split(raw: Checkpoint, ema: bool) -> list[Checkpoint]:
         groups.setdefault(prefix, {})[key] = tensor
     if not groups:
         raise ConversionError(f"{raw.path}: none of its tensors belong to a Stable Diffusion model")
-    metadata = {key: value for key, value in raw.metadata.items() if key not in MARKERS} | _markers(raw)
+    stated = _stated(raw)
     return [
-        replace(
-            raw, tensors=group, skipped=skipped, layout="ldm", root=prefix.rstrip("."), metadata=metadata, whole=raw
-        )
+        replace(raw, tensors=group, skipped=skipped, layout="ldm", root=prefix.rstrip("."), metadata=stated, whole=raw)
         for prefix, group in groups.items()
     ]
 
@@ -128,9 +136,9 @@ def _with_ema(raw: Checkpoint, tensors: dict[str, Tensor], skipped: dict[str, st
     """The tensors with the moving average in place of the UNet's weights, or without it."""
     averages = {key: tensor for key, tensor in tensors.items() if key.startswith(_EMA)}
     plain = {key: tensor for key, tensor in tensors.items() if key not in averages}
-    has_unet = any(key.startswith("model.diffusion_model.") for key in plain)
+    has_unet = any(key.startswith(f"{UNET}.") for key in plain)
     if not averages:
-        if ema:
+        if ema and has_unet:
             raise ConversionError(f"{raw.path}: --ema, but the file holds no moving average (model_ema.*)")
         return plain
     if has_unet and not ema:
@@ -151,10 +159,13 @@ def flat(key: str) -> str:
     return _EMA + key.removeprefix("model.").replace(".", "")
 
 
-def _markers(raw: Checkpoint) -> dict[str, str]:
-    """What the file says of its prediction type and schedule, beside its metadata."""
-    markers = {name: "present" for name in MARKERS if name in raw.tensors}
-    schedule = raw.tensors.get("alphas_cumprod")
-    if schedule is not None and schedule.dtype in FLOATS and schedule.shape == (1000,):
-        markers[FINAL_ALPHA] = repr(float(schedule.numpy()[-1]))
-    return markers
+def _stated(raw: Checkpoint) -> dict[str, str]:
+    """The metadata, and what tensors say of the prediction type and the schedule."""
+    stated = {key: value for key, value in raw.metadata.items() if key not in MARKERS}
+    stated |= {name: "present" for name in MARKERS if name in raw.tensors}
+    for name in ("betas", "alphas_cumprod"):
+        tensor = raw.tensors.get(name)
+        if tensor is not None and tensor.dtype in FLOATS and tensor.shape == (1000,):
+            values = tensor.numpy().astype(np.float64)
+            stated[FINAL_ALPHA] = repr(float(values[-1] if name == "alphas_cumprod" else np.prod(1 - values)))
+    return stated

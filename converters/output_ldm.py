@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from ..mappings.families import Family
 from ..mappings.table import Link
@@ -15,6 +16,7 @@ from .plan import PlannedComponent
 from .regenerate import Made, constants, markers, schedule
 from .repo import base_file, lacking, output_dtype, read_json, scheduler_config
 from .residue import Residue, read_residue, residue_of, residue_outputs, source_repo, written_by
+from .schedule import prediction, stands_alone
 from .staging import check_space, staged_file
 from .writer import Output, write_safetensors
 
@@ -34,7 +36,8 @@ def output_ldm(
     if output.suffix != ".safetensors":
         raise ConversionError(f"{output}: name the checkpoint `something.safetensors`")
     kept = _residue(conversion, family, settings)
-    residue = kept or Residue({}, {}, _metadata(conversion, family))
+    scheduler = _scheduler(conversion, family, settings)
+    residue = kept or Residue({}, {}, _metadata(conversion, family, scheduler))
     outputs, _ = residue_outputs(residue)
     names: dict[str, str] = {}
     made: list[Made] = []
@@ -45,7 +48,7 @@ def output_ldm(
         names |= {out.key: f"{component.name} {link.targets[0]}" for out, link in zip(mine, links, strict=True)}
         made += [] if kept else constants(candidate.table, component, mine)
         outputs += mine
-    made += [] if kept else _scheduled(conversion, family)
+    made += [] if kept else _scheduled(conversion, family, scheduler)
     conversion.report["regenerated"] = _listed(made, conversion)
     outputs += [out for out, _ in made]
     total = sum(tensor.nbytes for output in outputs for tensor in output.sources)
@@ -69,25 +72,40 @@ def output_ldm(
     conversion.report["files"] = {output.name: {"sha256": written.files[0].sha256}}
 
 
-def _scheduled(conversion: Conversion, family: Family) -> Iterator[Made]:
+def _scheduler(conversion: Conversion, family: Family, settings: Settings) -> dict[str, Any]:
+    """The config of the UNet's scheduler, by what the UNet's file or repo says; what it predicts is None if nothing."""
+    config = dict(family.scheduler)
+    if (unet := conversion.components.get("unet")) is None:
+        return config
+    config |= scheduler_config(unet, family)
+    checkpoint, asked = unet.parts[0].checkpoint, settings.prediction_type
+    if asked is None and not stands_alone(checkpoint):
+        return config
+    try:
+        found = prediction(family.name, checkpoint.metadata, asked, checkpoint.path)
+    except ConversionError:
+        return config | {"prediction_type": None}
+    return config | {"prediction_type": found.kind} | ({"rescale_betas_zero_snr": True} if found.zero_snr else {})
+
+
+def _scheduled(conversion: Conversion, family: Family, config: Mapping[str, Any]) -> Iterator[Made]:
     """What a whole checkpoint of the family holds of the noise schedule."""
     families = ldm_facts()["schedule"]
     unet = conversion.components.get("unet")
     if unet is None or lacking(family, conversion.components):
         return
-    config = dict(family.scheduler) | scheduler_config(unet, family)
     if family.name in families["buffers"]:
         yield from schedule(config)
     if family.name in families["markers"]:
         yield from markers(config)
 
 
-def _metadata(conversion: Conversion, family: Family) -> dict[str, str]:
-    """What the header says of a UNet that comes from elsewhere: what it predicts, for which images."""
+def _metadata(conversion: Conversion, family: Family, scheduler: Mapping[str, Any]) -> dict[str, str]:
+    """What the header says of a UNet: what it predicts, for which images."""
     unet = conversion.components.get("unet")
-    if unet is None or unet.layout == "ldm":
+    if unet is None:
         return {}
-    kind = (dict(family.scheduler) | scheduler_config(unet, family))["prediction_type"]
+    kind = scheduler["prediction_type"]
     found = {"modelspec.prediction_type": _MODELSPEC[kind]} if kind in _MODELSPEC else {}
     config = base_file(unet, "unet/config.json")
     side = read_json(config).get("sample_size") if config else None

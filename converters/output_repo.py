@@ -17,7 +17,7 @@ from .plan import PlannedComponent
 from .repo import kerascv_facts, write_repo
 from .report import conversion_report
 from .residue import residue_of, residue_outputs, residue_path
-from .schedule import Prediction, image_size, prediction
+from .schedule import Prediction, image_size, prediction, stands_alone
 from .staging import check_space, staged, staged_file
 from .writer import WrittenFile, write_safetensors
 
@@ -83,20 +83,22 @@ def _residue(conversion: Conversion, family: Family, output: Path, settings: Set
 
 
 def _prediction(conversion: Conversion, family: Family, settings: Settings) -> Prediction | None:
-    """What an original checkpoint's UNet predicts; None for others, whose schedulers are known."""
+    """What the UNet of a single file predicts, or what is asked for; None for others, whose schedulers are known."""
     unet = conversion.components.get("unet")
-    if unet is None or unet.layout != "ldm":
+    if unet is None:
         return None
     checkpoint = unet.parts[0].checkpoint
+    if settings.prediction_type is None and not stands_alone(checkpoint):
+        return None
     found = prediction(family.name, checkpoint.metadata, settings.prediction_type, checkpoint.path)
     conversion.notes.append(f"the UNet predicts {found.kind}: {found.evidence}")
     return found
 
 
 def _with_image_size(conversion: Conversion, settings: Settings) -> Settings:
-    """The settings with the image size that an original checkpoint states, unless another one was asked for."""
+    """The settings with the image size that a single file states, unless another one was asked for."""
     unet = conversion.components.get("unet")
-    if unet is None or unet.layout != "ldm" or settings.style.image_size is not None:
+    if unet is None or not stands_alone(unet.parts[0].checkpoint) or settings.style.image_size is not None:
         return settings
     found = image_size(unet.parts[0].checkpoint.metadata)
     if found is None:

@@ -141,7 +141,7 @@ def _evidence(keys: set[str], winners: Sequence[Candidate], score: float) -> tup
     facts = [
         f"{common} of the {len(first.links)} tensors of the {first.table.about['title']} are there ({score:.0%} match)"
     ]
-    if len(winners) > 1:
+    if len(winners) > 1 and score >= _KNOWN:
         titles = " and ".join(candidate.family.title for candidate in winners)
         facts.append(f"the same in {titles}: --family chooses")
     return tuple(facts)

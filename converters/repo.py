@@ -180,7 +180,7 @@ def _config(
             if option in given and given[option] != component.config[option]:
                 said = f"`{option}` is {printable(given[option])}"
                 raise ConversionError(f"{theirs}: {said}, but the weights have {component.config[option]}")
-        return given
+        return given | _sample_size(given, component, family, style)
     config = dict(component.config)
     if described.library == "transformers":
         config["architectures"] = [described.class_name]
@@ -197,10 +197,17 @@ def _config(
         return config
     if prediction is not None and prediction.kind == "v_prediction":
         config |= family.v_prediction.get(component.name, {})
-    if style.image_size is not None and "sample_size" in config:
-        halvings = len(family.components["vae"].config["block_out_channels"]) - 1
-        config["sample_size"] = style.image_size // (2**halvings if component.name == "unet" else 1)
-    return _dated({"_class_name": described.class_name} | config)
+    return _dated({"_class_name": described.class_name} | config | _sample_size(config, component, family, style))
+
+
+def _sample_size(
+    config: Mapping[str, Any], component: PlannedComponent, family: Family, style: Style
+) -> dict[str, int]:
+    """The option for the image size that is asked for, if any, in a config that has it."""
+    if style.image_size is None or "sample_size" not in config:
+        return {}
+    halvings = len(family.components["vae"].config["block_out_channels"]) - 1
+    return {"sample_size": style.image_size // (2**halvings if component.name == "unet" else 1)}
 
 
 def scheduler_config(unet: PlannedComponent, family: Family) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""What an original checkpoint's UNet predicts, and for which images, decided by evidence: no weight states it."""
+"""What the UNet of a single file predicts, and for which images, decided by evidence: no weight states it."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from ..mappings.families import families
+from .checkpoint import Checkpoint
 from .errors import ConversionError
 
 PREDICTION_TYPES = ("epsilon", "v_prediction")
@@ -26,6 +27,11 @@ class Prediction:
     kind: str
     zero_snr: bool
     evidence: str
+
+
+def stands_alone(checkpoint: Checkpoint) -> bool:
+    """Whether it is one file, in which alone is evidence; a repo has a scheduler, KerasCV always the same."""
+    return checkpoint.layout != "kerascv" and checkpoint.path.is_file()
 
 
 def prediction(family: str, metadata: Mapping[str, str], asked: str | None, where: object) -> Prediction:

@@ -9,7 +9,7 @@ from .checkpoint import Checkpoint
 from .errors import ConversionError
 from .keras import read_keras
 from .keras_leaves import Lora
-from .ldm import is_ldm, refuse_unsupported, split
+from .ldm import is_ldm, named_by_diffusers, refuse_unsupported, split
 from .safetensors import is_index, read_safetensors
 from .sniff import sniff
 from .torch_file import read_torch
@@ -41,7 +41,7 @@ def open_source(path: Path, lora: Lora | None = None, ema: bool = False) -> list
     if kind in ("safetensors", "torch"):
         raw = read_safetensors(path) if kind == "safetensors" else read_torch(path)
         refuse_unsupported(raw)
-        return split(raw, ema) if is_ldm(raw) else [_named(raw, "diffusers")]
+        return split(raw, ema) if is_ldm(raw) else [named_by_diffusers(raw)]
     return read_keras(path, kind, lora or Lora())
 
 
@@ -69,7 +69,8 @@ def _open_model(repo: Path, component: str) -> Checkpoint:
     file = _weights(repo / component)
     if file is None:
         raise ConversionError(f"{repo}: no weights named {' or '.join(dict.fromkeys(_STEMS.values()))}.safetensors")
-    checkpoint = _named(read_safetensors(file), "diffusers")
+    checkpoint = read_safetensors(file)
+    checkpoint.layout = "diffusers"
     for opened in checkpoint.files:
         inside(repo, opened.path)
     checkpoint.path, checkpoint.root = repo, component
@@ -89,8 +90,3 @@ def inside(repo: Path, file: Path) -> Path:
     if not {root, blobs} & set(real.parents):
         raise ConversionError(f"{file}: a link that leads out of the repo; put the file itself there")
     return file
-
-
-def _named(checkpoint: Checkpoint, layout: str) -> Checkpoint:
-    checkpoint.layout = layout
-    return checkpoint

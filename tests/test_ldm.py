@@ -261,9 +261,22 @@ def test_ema_beside_the_weights_is_taken_on_demand(sd1, tmp_path):
     assert json.loads((averaged.output / "conversion.json").read_text())["options"]["ema"] is True
 
 
+@pytest.mark.parametrize("baked", [True, False], ids=["--vae", "a second source"])
+def test_ema_needs_an_average_of_the_unet_only(sd1, baked, tmp_path):
+    save_file(part(sd1, P) | averages(sd1), tmp_path / "unet.safetensors")
+    save_file(sd1 if baked else part(sd1, V), tmp_path / "vae.safetensors")  # one with a UNet of its own
+    sources, vae = [tmp_path / "unet.safetensors"], tmp_path / "vae.safetensors"
+    options = {"vae": vae} if baked else {}
+    repo = weightport.convert([*sources, *([] if baked else [vae])], tmp_path / "repo", ema=True, **options).output
+    assert_same(written(repo, "unet"), {k: v + 1 for k, v in weights("sd1", "unet").items()})
+    assert_same(written(repo, "vae"), weights("sd1", "vae"))
+
+
 def test_ema_that_is_not_there_or_not_known_is_refused(sd1, tmp_path):
     with pytest.raises(weightport.ConversionError, match="--ema, but the file holds no moving average"):
         convert(part(sd1, P), tmp_path, ema=True)
+    with pytest.raises(weightport.ConversionError, match="--ema: no source is the UNet of an original checkpoint"):
+        convert(part(sd1, V), tmp_path, ema=True)
     with pytest.raises(weightport.ConversionError, match=r"1 averages belong to no tensor of a UNet: .*blocks9junk"):
         convert(averages(sd1) | {"model_ema.diffusion_modelinput_blocks9junk": np.ones(1, "f4")}, tmp_path)
     lacking = averages(sd1)

@@ -176,6 +176,25 @@ def test_what_it_predicts_survives_without_residue(family, markers, original_of,
     assert (tmp_path / "again" / config).read_text() == (tmp_path / "repo" / config).read_text()
 
 
+@pytest.mark.parametrize("markers", [("v_pred",), ("v_pred", "ztsnr")], ids=" ".join)
+@pytest.mark.parametrize("family", ["sd1", "sd2", "sdxl"])
+def test_what_it_predicts_survives_from_file_to_file(family, markers, original_of, tmp_path):
+    save_file(
+        load_file(original_of(family)) | dict.fromkeys(markers, np.zeros(0, "f4")), tmp_path / "model.safetensors"
+    )
+    weightport.convert(tmp_path / "model.safetensors", tmp_path / "back.safetensors", to="ldm", residue=False)
+    for name in ("model", "back"):
+        weightport.convert(tmp_path / f"{name}.safetensors", tmp_path / name, residue=False)
+    config = "scheduler/scheduler_config.json"
+    assert (tmp_path / "back" / config).read_text() == (tmp_path / "model" / config).read_text()
+
+
+def test_a_file_that_does_not_say_what_it_predicts_makes_none_that_does(original_of, tmp_path):
+    weightport.convert(original_of("sd2"), tmp_path / "back.safetensors", to="ldm", residue=False)
+    with safe_open(tmp_path / "back.safetensors", "np") as file:
+        assert file.metadata() == {"format": "pt"}
+
+
 def test_a_repo_of_some_components_gets_no_schedule(tmp_path):
     state, _ = back(write_repo(tmp_path / "repo", "sd1", components=["vae"]), tmp_path)
     assert all(key.startswith(V) for key in state)

@@ -19,7 +19,7 @@ from weightport.converters.schedule import prediction
 from weightport.converters.sources import open_source
 from weightport.mappings.families import families
 
-from .synthetic import State
+from .synthetic import State, weights
 
 P = "model.diffusion_model."
 Unet = Callable[[str], State]
@@ -54,6 +54,13 @@ SCHEDULE = np.cumprod(1 - np.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2).asty
 ZERO = SCHEDULE - SCHEDULE[-1]
 EPSILON, V = "epsilon", "v_prediction"
 
+
+def betas_of(schedule: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """The share of noise that each step adds."""
+    kept = schedule.astype(np.float64)
+    return (1 - kept / np.append(1, kept[:-1])).astype(np.float32)
+
+
 # tensors, metadata -> what is predicted, whether the schedule ends at zero signal, a word of the evidence
 EVIDENCE: dict[str, tuple[State, dict[str, str], str, bool, str]] = {
     "nothing": ({}, {}, EPSILON, False, "no marker"),
@@ -68,6 +75,8 @@ EVIDENCE: dict[str, tuple[State, dict[str, str], str, bool, str]] = {
     "kohya no v": ({}, {"ss_v_parameterization": "False"}, EPSILON, False, "no marker"),
     "schedule": ({"alphas_cumprod": SCHEDULE}, {}, EPSILON, False, "no marker"),
     "zero schedule": ({"alphas_cumprod": ZERO}, {}, V, True, "zero signal"),
+    "betas": ({"betas": betas_of(SCHEDULE)}, {}, EPSILON, False, "no marker"),
+    "zero betas": ({"betas": betas_of(ZERO)}, {}, V, True, "zero signal"),
     "zero schedule in half": ({"alphas_cumprod": ZERO.astype(np.float16)}, {}, V, True, "zero signal"),
     "metadata like a marker": ({}, {"v_pred": "x", "final_alpha_cumprod": "many"}, EPSILON, False, "no marker"),
 }
@@ -83,6 +92,45 @@ def test_markers_metadata_and_the_schedule_are_evidence(case, unet_of, tmp_path)
     assert (found.kind, found.zero_snr) == (kind, zero)
     (part,) = weightport.inspect(path).parts
     assert any(fact.startswith(f"predicts {kind}: ") and word in fact for fact in part.evidence)
+
+
+FILES = {  # tensors and metadata beside an SD 2.x UNet -> what it predicts
+    "marker": ({"v_pred": ONE}, {}, V),
+    "modelspec v": ({}, {"modelspec.prediction_type": "v"}, V),
+    "modelspec epsilon": ({}, {"modelspec.prediction_type": "epsilon"}, EPSILON),
+    "zero schedule": ({"alphas_cumprod": ZERO}, {}, V),
+}
+
+
+@pytest.mark.parametrize("case", FILES)
+def test_a_file_with_diffusers_names_is_held_to_the_same_evidence(case, tmp_path):
+    """It has no scheduler beside it either: nothing may be taken for granted."""
+    tensors, metadata, kind = FILES[case]
+    save_file(weights("sd2", "unet") | tensors, tmp_path / "model.safetensors", metadata)
+    (part,) = weightport.inspect(tmp_path / "model.safetensors").parts
+    assert any(fact.startswith(f"predicts {kind}: ") for fact in part.evidence)
+    repo = weightport.convert(tmp_path / "model.safetensors", tmp_path / "repo").output
+    assert scheduler(repo)["prediction_type"] == kind
+    assert _json(repo / "unet" / "config.json")["sample_size"] == (96 if kind == V else 64)
+
+
+def test_a_file_with_diffusers_names_and_no_evidence(tmp_path):
+    save_file(weights("sd2", "unet"), tmp_path / "model.safetensors")
+    with pytest.raises(weightport.ConversionError, match="nothing in the file says"):
+        weightport.convert(tmp_path / "model.safetensors", tmp_path / "repo")
+    repo = weightport.convert(tmp_path / "model.safetensors", tmp_path / "repo", prediction_type=V).output
+    assert scheduler(repo)["prediction_type"] == V
+
+
+def test_what_is_asked_for_holds_for_a_repo_too(repo_of, tmp_path):
+    asked = {"prediction_type": V, "image_size": 768}
+    repo = weightport.convert(repo_of("sd1"), tmp_path / "repo", **asked).output
+    assert scheduler(repo)["prediction_type"] == V
+    sizes = [_json(repo / name / "config.json")["sample_size"] for name in ("unet", "vae")]
+    assert sizes == [96, 768]
+    for size in (0, -8, 513):
+        with pytest.raises(weightport.ConversionError, match=rf"--image-size {size}: must be a multiple of 8"):
+            weightport.convert(repo_of("sd1"), tmp_path / "other", image_size=size)
 
 
 @pytest.mark.parametrize("markers", [(), ("v_pred", "ztsnr")], ids=" ".join)
@@ -308,6 +356,7 @@ def test_unknown_says_unknown(what, tmp_path):
         assert (part.part, part.families, part.becomes) == ("unknown", (), "nothing")
         assert part.evidence[0].startswith("nearest: ")
         assert any(family.title in part.evidence[0] for family in families().values())
+        assert "--family" not in " ".join(part.evidence)
         assert part.missing
     with pytest.raises(weightport.ConversionError, match="not recognised") as caught:
         weightport.convert(tmp_path / "model.safetensors", tmp_path / "repo")

@@ -83,8 +83,8 @@ def convert(
         placeholder_tokens: names for the token rows that textual inversion added, in order.
         lora_alpha: merge LoRA factors with this alpha; they are refused without it.
         ema: take the moving average of an original checkpoint's UNet instead of its weights.
-        prediction_type: what an original checkpoint's UNet predicts, where the file does not say or says it wrongly.
-        image_size: in pixels, for the configs; by default the family's.
+        prediction_type: what the UNet predicts, where its file does not say or says it wrongly.
+        image_size: in pixels, a multiple of 8, for the configs; by default the file's or the family's.
         residue: keep what a repo cannot hold of an original checkpoint in a file beside it, and put it back with
             `to="ldm"`.
         hashes: put the sha256 of sources and weights into the report.
@@ -106,6 +106,8 @@ def convert(
     paths = [sources] if isinstance(sources, str | os.PathLike) else list(sources)
     if dtype not in DTYPES:
         raise ConversionError(f"--dtype {dtype}: unknown; one of {', '.join(DTYPES)}")
+    if image_size is not None and (image_size < 8 or image_size % 8):
+        raise ConversionError(f"--image-size {image_size}: must be a multiple of 8 pixels")
     style = Style(
         dtype=DTYPES[dtype],
         variant=_variant(variant),

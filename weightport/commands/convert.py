@@ -47,8 +47,8 @@ def add(commands: Any, common: argparse.ArgumentParser) -> None:
         help="name of an added token row; repeat in order",
     )
     option("--ema", action="store_true", help="take the moving average of an original checkpoint's UNet")
-    option("--prediction-type", choices=["epsilon", "v_prediction"], help="of an original checkpoint's UNet")
-    option("--image-size", type=int, metavar="PIXELS", help="for the configs (default: the family's)")
+    option("--prediction-type", choices=["epsilon", "v_prediction"], help="of the UNet")
+    option("--image-size", type=int, metavar="PIXELS", help="for the configs (default: the file's or family's)")
     option("--no-residue", action="store_false", dest="residue", help="write no residue file, and look for none")
     option("--lora-alpha", type=float, metavar="ALPHA", help="merge LoRA factors with this alpha")
     option("--no-hash", action="store_false", dest="hashes", help="leave sha256 out of the report")
