@@ -339,6 +339,40 @@ def test_embeddings_take_the_place_of_prompts() -> None:
     assert torch.equal(sd(**given, generator=seeded(7))[0], sd(**arguments, generator=seeded(7))[0])
 
 
+@pytest.mark.parametrize("name", ["text", "xl"])
+def test_parts_that_a_run_does_not_need_may_be_none(name: str) -> None:
+    """Text encoders where embeddings are given, the VAE where latents are asked for."""
+    theirs, ours, arguments = make(name, one_scheduler())
+    names = ("prompt_embeds", "negative_prompt_embeds", "pooled_prompt_embeds", "negative_pooled_prompt_embeds")
+    given = dict(zip(names, ours.encode_prompt(arguments.pop("prompt")), strict=False)) | arguments
+    unused = {part: None for part in ours.components if part.startswith(("vae", "text_encoder", "tokenizer"))}
+    lean = [type(pipe)(**{**pipe.components, **unused}) for pipe in (theirs, ours)]
+    lean[0].set_progress_bar_config(disable=True)
+    assert torch.equal(*results(*lean, given))
+    with pytest.raises(ValueError, match="there is no tokenizer or no text encoder; give embeddings"):
+        lean[1](**arguments, prompt="a cat")
+    with pytest.raises(ValueError, match="the pipeline has no vae"):
+        lean[1](**{**given, "output_type": "pil"})
+    with pytest.raises(ValueError, match="the pipeline has no unet, scheduler"):
+        type(ours)(**{**ours.components, "unet": None, "scheduler": None})(**arguments, prompt="a cat")
+
+
+@pytest.mark.parametrize("name", ["text", "xl", "image"])
+def test_the_dtype_of_the_unet_decides(name: str) -> None:
+    """Where a dict gave each part its own: upstream stops at the first matrix."""
+    theirs, ours, arguments = make(name, one_scheduler())
+    whole = ours(**arguments, generator=seeded(7))[0]
+    for pipe in (theirs, ours):
+        pipe.unet = copy.deepcopy(pipe.unet).to(torch.bfloat16)
+    latents = ours(**arguments, generator=seeded(7))[0]
+    assert latents.dtype is torch.bfloat16
+    assert latents.isfinite().all()
+    with pytest.raises(RuntimeError, match="dtype"):
+        theirs(**arguments, generator=seeded(7))
+    if name != "image":
+        assert distance(whole, latents.float()) < 1
+
+
 def test_callbacks_see_and_change_tensors_and_stop_the_run() -> None:
     def no_guidance_after_two_steps(pipe: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
         seen.append((type(pipe).__name__, step, int(timestep), sorted(tensors)))
@@ -401,6 +435,11 @@ def test_vae_tiling_and_slicing(vae: str) -> None:
         ("text", {"negative_prompt": ["a", "b", "c"]}, "3 negative prompts"),
         ("text", {"generator": [seeded(1)] * 3}, "3 generators are given for 4 images"),
         ("text", {"prompt_embeds": torch.zeros(1, 12, 16)}, "not both"),
+        ("text", {"num_inference_steps": 0}, "num_inference_steps = 0"),
+        ("text", {"num_images_per_prompt": 0}, "num_images_per_prompt = 0"),
+        ("text", {"clip_skip": -1}, "clip_skip = -1"),
+        ("text", {"clip_skip": 9}, "clip_skip = 9 leaves no layer"),
+        ("xl", {"clip_skip": 9}, "clip_skip = 9 leaves no layer"),
         ("image", {"strength": 1.5}, "strength = 1.5"),
         ("image", {"strength": 0.0}, "no step is left"),
         ("image", {"image": None}, "image is needed"),

@@ -185,8 +185,8 @@ class LatentDiffusionPipeline(DiffusionPipeline):
 
     @property
     def vae_scale_factor(self) -> int:
-        """Pixels for each latent, on an edge."""
-        return int(2 ** (len(self.vae.config.block_out_channels) - 1))
+        """Pixels for each latent, on an edge; without a VAE 8, as in most of this family."""
+        return 8 if self.vae is None else int(2 ** (len(self.vae.config.block_out_channels) - 1))
 
     def pixels(self, latents: Tensor) -> tuple[int, int]:
         """The height and width of what the VAE makes of latents."""

@@ -290,7 +290,9 @@ def begin_run(pipe: LatentDiffusionPipeline, o: Options) -> Run:
     Raises:
         ValueError: the generators are not as many as the images.
     """
-    positive, negative, pooled, negative_pooled = encode_prompts(pipe, o, pipe.device, pipe.branches > 1)
+    encoded = encode_prompts(pipe, o, pipe.device, pipe.branches > 1)
+    cast: list[Any] = [None if x is None else x.to(pipe.unet.dtype) for x in encoded]
+    positive, negative, pooled, negative_pooled = cast
     edges = pipe.unet.config.get("sample_size") or 64
     edges = edges if isinstance(edges, (list, tuple)) else (edges, edges)
     height, width = (edge * pipe.vae_scale_factor for edge in edges)
@@ -350,7 +352,7 @@ def draw(shape: Sequence[int], run: Run, generator: Generator) -> Tensor:
 def draw_latents(pipe: LatentDiffusionPipeline, o: Options, run: Run, given: Tensor | None) -> Tensor:
     """Noise in the size of the result, unless it is given."""
     height, width = (edge // pipe.vae_scale_factor for edge in run.size)
-    shape = (run.batch, pipe.vae.config.latent_channels, height, width)
+    shape = (run.batch, pipe.unet.config.out_channels, height, width)
     return draw(shape, run, o.generator) if given is None else given.to(run.device)
 
 
@@ -634,14 +636,17 @@ def embed(
     In SD it is the last hidden state after the final norm, or an earlier one after that norm; in SDXL the penultimate
     states of both text encoders, or earlier ones, side by side.
     """
+    pairs = [(pipe.tokenizer, pipe.text_encoder), *([(pipe.tokenizer_2, pipe.text_encoder_2)] if pipe.is_xl else [])]
+    pairs = [pair for pair in pairs if None not in pair]
+    require(bool(pairs), "there is no tokenizer or no text encoder; give embeddings, of negative prompts too")
+    left = pairs[0][1].config.num_hidden_layers - clip_skip
+    require(left > 0, f"clip_skip = {clip_skip} leaves no layer of the text encoder")
     if not pipe.is_xl:
         ids = tokenize(pipe.tokenizer, prompts).to(pipe.text_encoder.device)
         output = pipe.text_encoder(ids, output_hidden_states=True)
         if not clip_skip:
             return output.last_hidden_state, None
         return pipe.text_encoder.text_model.final_layer_norm(output.hidden_states[-(clip_skip + 1)]), None
-    pairs = [(pipe.tokenizer, pipe.text_encoder), (pipe.tokenizer_2, pipe.text_encoder_2)]
-    pairs = [(tokenizer, encoder) for tokenizer, encoder in pairs if tokenizer is not None]
     states, pooled = [], None
     # the refiner's one encoder gets the first prompt
     second = listed(prompts_2 or prompts, len(prompts), "texts for the second text encoder")
@@ -694,6 +699,12 @@ def check(pipe: LatentDiffusionPipeline, o: Options) -> None:
     def given(name: str) -> bool:
         return getattr(o, name) is not None
 
+    needed = {"unet": True, "scheduler": True, "vae": o.output_type != "latent"}
+    lacking = [name for name, needs in needed.items() if needs and getattr(pipe, name) is None]
+    require(not lacking, f"the pipeline has no {', '.join(lacking)}")
+    for name, least in (("num_inference_steps", 1), ("num_images_per_prompt", 1), ("clip_skip", 0)):
+        value = getattr(o, name)
+        require(value is None or value >= least, f"{name} = {value} must be at least {least}")
     for name in ("ip_adapter_image", "ip_adapter_image_embeds", "cross_attention_kwargs"):
         require(not given(name), f"{name} is not supported")
     rivals = {"prompt": "prompt_embeds", "negative_prompt": "negative_prompt_embeds", "timesteps": "sigmas"}
