@@ -67,8 +67,6 @@ UNETS: dict[str, dict[str, Any]] = {
         "plain cross cross plain", transformer_layers_per_block=2, attention_head_dim=[3, 4, 4, 4], **SDXL
     ),
     "lcm": unet_config(time_cond_proj_dim=16),
-    "class timestep": unet_config(class_embed_type="timestep"),
-    "class projection": unet_config(class_embed_type="projection", projection_class_embeddings_input_dim=12),
     "uneven layers": unet_config(layers_per_block=[1, 2, 1, 3], norm_eps=1e-2, norm_num_groups=16),
     "uneven context": unet_config(cross_attention_dim=[24, 24, 24, 24], only_cross_attention=True),
     "other features": unet_config(flip_sin_to_cos=False, freq_shift=1),
@@ -153,9 +151,7 @@ def unet_inputs(config: dict[str, Any], size: tuple[int, int] = (16, 8)) -> dict
         inputs["added_cond_kwargs"] = {"text_embeds": torch.randn(2, 20), "time_ids": torch.randint(0, 1024, (2, 6))}
     if "time_cond_proj_dim" in config:
         inputs["timestep_cond"] = torch.randn(2, config["time_cond_proj_dim"])
-    if config.get("class_embed_type") == "projection":
-        inputs["class_labels"] = torch.randn(2, 12)
-    elif "num_class_embeds" in config or "class_embed_type" in config:
+    if "num_class_embeds" in config:
         inputs["class_labels"] = torch.tensor([3, 20])
     return inputs
 
@@ -322,7 +318,7 @@ def test_clip_refuses_more_tokens_than_positions() -> None:
         (UNet2DConditionModel, {"encoder_hid_dim_type": "ip_image_proj"}, "encoder_hid_dim_type"),
         (UNet2DConditionModel, {"addition_embed_type": "image"}, "addition_embed_type"),
         (UNet2DConditionModel, {"addition_embed_type": "text_time"}, "needs addition_time_embed_dim"),
-        (UNet2DConditionModel, {"class_embed_type": "projection"}, "needs projection_class_embeddings_input_dim"),
+        (UNet2DConditionModel, {"class_embed_type": "projection"}, "class_embed_type = 'projection'"),
         (UNet2DConditionModel, {"num_attention_heads": 8}, "num_attention_heads = 8"),
         (UNet2DConditionModel, {"mid_block_type": None}, "mid_block_type = None"),
         (UNet2DConditionModel, {"norm_num_groups": None}, "norm_num_groups must not be null"),

@@ -102,7 +102,6 @@ def test_ids_are_those_of_transformers(folder_of: Callable[[str], Path], kind: s
         assert ours(text).input_ids == theirs(text).input_ids, text
         for options in OPTIONS:
             assert ours(text, **options) == dict(theirs(text, **options)), text
-        assert ours.tokenize(text) == theirs.tokenize(text)
         ids = theirs(text).input_ids
         for skip in (False, True):
             assert ours.decode(ids, skip_special_tokens=skip) == theirs.decode(ids, skip_special_tokens=skip)
@@ -148,7 +147,7 @@ def test_batches(folder_of: Callable[[str], Path]) -> None:
                 assert torch.equal(got[key], expected[key])
     assert ours(["a", "b c"]) == dict(theirs(["a", "b c"]))
     assert ours("a", return_tensors="pt").to("meta").input_ids.is_meta
-    assert ours.encode("a cat", add_special_tokens=False) == [320, 2368]
+    assert ours("a cat", add_special_tokens=False).input_ids == [320, 2368]
     with pytest.raises(ValueError, match="padding=True"):
         ours(["a", "b c"], return_tensors="pt")
     with pytest.raises(AttributeError, match="token_type_ids"):
@@ -164,7 +163,6 @@ def test_decode_takes_what_encode_gives(folder_of: Callable[[str], Path]) -> Non
     assert ours.decode(320) == "a"
     assert ours.convert_tokens_to_ids("cat</w>") == 2368
     assert ours.convert_tokens_to_ids(["cat</w>", "no such token"]) == [2368, 49407]
-    assert ours.convert_ids_to_tokens([2368, 49406, 10**6]) == ["cat</w>", "<|startoftext|>", None]
 
 
 @pytest.mark.parametrize(

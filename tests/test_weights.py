@@ -14,7 +14,7 @@ torch = pytest.importorskip("torch")
 from safetensors.torch import load_file, save_file  # noqa: E402
 from torch import nn  # noqa: E402
 
-from weightport.runtime.weights import Empty, load_weights, read_tensors, write_weights  # noqa: E402
+from weightport.runtime.weights import NoInit, load_weights, read_tensors, write_weights  # noqa: E402
 
 Write = Callable[..., Path]
 DTYPES = {
@@ -132,7 +132,7 @@ class Small(nn.Module):
 
 
 def fill(path: Path, dtype: Any = None, rename: Any = lambda key: key, **options: Any) -> Small:
-    with Empty():
+    with torch.device("meta"), NoInit():
         model = Small()
     load_weights(model, [path], rename, dtype, **options)
     return model
@@ -146,12 +146,12 @@ def small(tmp_path: Path) -> tuple[Path, dict[str, Any]]:
 
 
 def test_models_are_built_without_memory_or_initialisation(monkeypatch: pytest.MonkeyPatch) -> None:
-    with Empty():
+    with torch.device("meta"), NoInit():
         model = Small()
     assert all(tensor.is_meta for tensor in model.state_dict().values())
     assert not torch.empty(1).is_meta
     state = torch.random.get_rng_state()
-    with Empty():
+    with torch.device("meta"), NoInit():
         Small()
     assert torch.equal(state, torch.random.get_rng_state())
 
@@ -223,7 +223,7 @@ def test_keys_that_do_not_fit(
 
 
 def test_a_key_in_two_shards(small: tuple[Path, dict[str, Any]]) -> None:
-    with Empty():
+    with torch.device("meta"), NoInit():
         model = Small()
     with pytest.raises(ValueError, match="is there twice"):
         load_weights(model, [small[0], small[0]], lambda key: key, None)
@@ -252,7 +252,7 @@ def test_a_cast_leaves_little_of_the_file_in_memory(tmp_path: Path, suffix: str)
     path, names = tmp_path / f"x.{suffix}", [f"x{i}" for i in range(16)]
     state = {name: torch.rand(1 << 18) for name in names}
     torch.save(state, path) if suffix == "bin" else save_file(state, path)
-    with Empty():
+    with torch.device("meta"), NoInit():
         model = nn.ParameterDict({name: torch.empty(1 << 18) for name in names})
     resident: list[int] = []
 

@@ -2,19 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import re
 from typing import Any, ClassVar
 
 from ..download import HubOptions
 from .pipeline import INDEX, DiffusionPipeline
 from .registry import PIPELINES, public_class
-from .source import open_source, split_options
-
-_FAMILIES = (
-    *("StableDiffusion", "StableDiffusionControlNet", "StableDiffusionXL", "StableDiffusionXLControlNet"),
-    "LatentConsistencyModel",
-)
+from .source import StrPath, open_source, split_options
 
 
 class AutoPipeline:
@@ -24,7 +18,7 @@ class AutoPipeline:
     ending: ClassVar[str]
 
     @classmethod
-    def from_pretrained(cls, name_or_path: str | os.PathLike[str], **options: Any) -> DiffusionPipeline:
+    def from_pretrained(cls, name_or_path: StrPath, **options: Any) -> DiffusionPipeline:
         """The pipeline for the task; with `controlnet=` one that uses it. See `DiffusionPipeline.from_pretrained`.
 
         Raises:
@@ -49,7 +43,8 @@ class AutoPipeline:
         family = re.sub("(Img2Img|Inpaint)?Pipeline$", "", name)
         if "controlnet" in options:
             family = family.removesuffix("ControlNet") + ("ControlNet" if options["controlnet"] is not None else "")
-        if family not in _FAMILIES or not {name, family + cls.ending} <= {*PIPELINES}:
+        # a family has image-to-image; a single pipeline, such as the one that enlarges images, is none
+        if not {name, f"{family}Img2ImgPipeline", family + cls.ending} <= {*PIPELINES}:
             raise ValueError(f"there is no pipeline for {cls.task} that takes what {name} has")
         return public_class(family + cls.ending)
 

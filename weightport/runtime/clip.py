@@ -57,11 +57,10 @@ class CLIPAttention(nn.Module):
 
     def __init__(self, c: Config, is_causal: bool) -> None:
         super().__init__()
-        if c.num_attention_heads < 1 or c.hidden_size % c.num_attention_heads:
-            raise ValueError(
-                f"hidden_size {c.hidden_size} cannot be split into {c.num_attention_heads} attention heads"
-            )
-        self.heads, self.is_causal = c.num_attention_heads, is_causal
+        heads = c.num_attention_heads
+        if heads < 1 or c.hidden_size % heads:
+            raise ValueError(f"hidden_size {c.hidden_size} cannot be split into {heads} attention heads")
+        self.heads, self.is_causal = heads, is_causal
         self.k_proj = nn.Linear(c.hidden_size, c.hidden_size)
         self.v_proj = nn.Linear(c.hidden_size, c.hidden_size)
         self.q_proj = nn.Linear(c.hidden_size, c.hidden_size)
@@ -155,6 +154,9 @@ class CLIPTextProjectionOutput(NamedTuple):
     hidden_states: tuple[Tensor, ...]
 
 
+CLIPOutput = CLIPTextOutput | CLIPTextProjectionOutput
+
+
 class CLIPTextTransformer(nn.Module):
     """Everything below the prefix `text_model.`."""
 
@@ -200,17 +202,11 @@ class CLIPTextEncoder(Model):
             key = f"text_model.{key}"
         return None if key == "text_model.embeddings.position_ids" else key
 
-    def forward(
-        self,
-        input_ids: Tensor,
-        attention_mask: None = None,
-        output_hidden_states: bool = True,
-        return_dict: bool = True,
-    ) -> CLIPTextOutput | CLIPTextProjectionOutput:
-        """Encode token ids (b, n); the other arguments, which transformers has, change nothing."""
+    def forward(self, input_ids: Tensor, attention_mask: None = None, **options: bool) -> CLIPOutput:
+        """Encode token ids (b, n); transformers' options `output_hidden_states` and `return_dict` change nothing."""
         return self.output(self.text_model(input_ids))
 
-    def output(self, encoded: CLIPTextOutput) -> CLIPTextOutput | CLIPTextProjectionOutput:
+    def output(self, encoded: CLIPTextOutput) -> CLIPOutput:
         """What `forward` returns."""
         return encoded
 
@@ -233,6 +229,5 @@ class CLIPTextModelWithProjection(CLIPTextEncoder):
 
     def output(self, encoded: CLIPTextOutput) -> CLIPTextProjectionOutput:
         """The pooled state is projected."""
-        return CLIPTextProjectionOutput(
-            self.text_projection(encoded.pooler_output), encoded.last_hidden_state, encoded.hidden_states
-        )
+        last, pooled, states = encoded
+        return CLIPTextProjectionOutput(self.text_projection(pooled), last, states)

@@ -20,14 +20,7 @@ from .source import Source
 
 _PACKAGE = "weightport_custom_"
 
-
-class _Package(ModuleType):
-    """The package in which modules of a folder import each other; `files` are their paths and texts."""
-
-    def __init__(self, name: str, root: Path, files: dict[str, bytes]) -> None:
-        super().__init__(name)
-        self.__path__ = [str(root)]
-        self.files = files
+_TEXTS: dict[str, dict[str, bytes]] = {}  # package -> path in the folder -> text
 
 
 def load_class(source: Source, module: str, name: str | None, trust: bool) -> Any:
@@ -70,9 +63,7 @@ def custom_file(kind: type) -> str | None:
 
 def copy_code(kind: type, folder: Path) -> None:
     """Write the module of a class, with what it imports relatively, into a folder."""
-    package = sys.modules[kind.__module__.split(".")[0]]
-    assert isinstance(package, _Package)
-    for name, text in package.files.items():
+    for name, text in _TEXTS[kind.__module__.split(".")[0]].items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_bytes(text)
 
@@ -85,7 +76,8 @@ def _import(source: Source, module: str) -> ModuleType:
     text = b"".join(name.encode() + files[name] for name in sorted(files))
     package = _PACKAGE + hashlib.sha256(text).hexdigest()[:16]
     if package not in sys.modules:
-        sys.modules[package] = _Package(package, source.fetch(files), files)
+        sys.modules[package], _TEXTS[package] = ModuleType(package), files
+        sys.modules[package].__path__ = [str(source.fetch(files))]
     importlib.invalidate_caches()  # for files that were written a moment ago
     quiet, sys.dont_write_bytecode = sys.dont_write_bytecode, True  # the folder is the user's, or the Hub's cache
     try:

@@ -126,14 +126,9 @@ class VaeImageProcessor:
             image: (b, c, h, w).
             output_type: pil, np, pt or latent.
             do_denormalize: for each image, whether it is in [-1, 1]; by default all are.
-
-        Raises:
-            ValueError: the output type is unknown.
         """
         if output_type == "latent":
             return image
-        if output_type not in OUTPUT_TYPES:
-            raise ValueError(f"output_type = {output_type!r} must be one of {', '.join(OUTPUT_TYPES)}")
         flags = do_denormalize or [True] * len(image)
         image = torch.stack([(x * 0.5 + 0.5).clamp(0, 1) if flag else x for x, flag in zip(image, flags, strict=True)])
         if output_type == "pt":

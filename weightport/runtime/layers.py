@@ -19,10 +19,8 @@ def attend(query: Tensor, key: Tensor, value: Tensor, heads: int, is_causal: boo
 def timestep_embedding(timesteps: Tensor, dim: int, flip_sin_to_cos: bool = True, freq_shift: float = 0) -> Tensor:
     """Sinusoidal features of timesteps (b,) -> float32 (b, dim). Ho et al. 2020, https://arxiv.org/abs/2006.11239."""
     half = dim // 2
-    exponents = (
-        -math.log(10000) * torch.arange(half, dtype=torch.float32, device=timesteps.device) / (half - freq_shift)
-    )
-    angles = timesteps[:, None].float() * exponents.exp()
+    steps = torch.arange(half, dtype=torch.float32, device=timesteps.device)
+    angles = timesteps[:, None].float() * (-math.log(10000) * steps / (half - freq_shift)).exp()
     sin, cos = angles.sin(), angles.cos()
     return torch.cat((cos, sin) if flip_sin_to_cos else (sin, cos), dim=-1)
 
@@ -67,18 +65,16 @@ class ResnetBlock2D(nn.Module):
         return (x if self.conv_shortcut is None else self.conv_shortcut(x)) + h
 
 
-class Downsample2D(nn.Module):
-    """Halve the resolution. `padding` 0 pads right and bottom only, as the VAE of latent diffusion does."""
+class Downsample2D(nn.Sequential):
+    """Halve the resolution: (b, c, h, w) -> (b, c, h / 2, w / 2).
 
-    def __init__(self, channels: int, padding: int) -> None:
+    `padding` 0 pads right and bottom only, as the VAE of latent diffusion does.
+    """
+
+    def __init__(self, channels: int, padding: int = 0) -> None:
         super().__init__()
-        self.padding = padding
+        self.pad = nn.Identity() if padding else nn.ZeroPad2d((0, 1, 0, 1))
         self.conv = nn.Conv2d(channels, channels, 3, stride=2, padding=padding)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(b, c, h, w) -> (b, c, h / 2, w / 2)."""
-        x = self.conv(x if self.padding else F.pad(x, (0, 1, 0, 1)))
-        return x
 
 
 class Upsample2D(nn.Module):

@@ -79,9 +79,8 @@ def load_arguments(
         elif class_name:
             found = _find_components(source, name, library, class_name, trust)
             if not found and name not in kind._optional_components:
-                raise ValueError(
-                    f"{source.name}: the runtime has no {class_name} of {library}; pass {name}=, or {name}=None"
-                )
+                advice = f"pass {name}=, or {name}=None"
+                raise ValueError(f"{source.name}: the runtime has no {class_name} of {library}; {advice}")
             if not found:
                 warnings.warn(f"{source.name}: {name} is left out: no {class_name} in the runtime", stacklevel=3)
             components += found
@@ -138,11 +137,9 @@ def _check_kind(name: str, value: Any, expected: Any) -> None:
     """Raise ValueError if a component that the user gave cannot take the place of a class: a scheduler for a UNet."""
     if value is None or expected is None or isinstance(value, list | tuple):
         return
-    if isinstance(value, Model) and issubclass(expected, Model):
-        fits = bool(set(type(value).__mro__) & set(expected.__mro__) - set(Model.__mro__))
-    else:
-        fits = _shape(type(value)) == _shape(expected)
-    if not fits:
+    models = isinstance(value, Model) and issubclass(expected, Model)
+    related = bool(set(type(value).__mro__) & set(expected.__mro__) - set(Model.__mro__))
+    if not (related if models else _shape(type(value)) == _shape(expected)):
         raise ValueError(f"{name}: a {type(value).__name__} is given, but a {expected.__name__} is expected")
 
 

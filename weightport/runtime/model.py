@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import warnings
 from collections.abc import Mapping
@@ -19,8 +18,8 @@ from .config import DIFFUSERS_VERSION, Config
 from .files import find_weights, shard_names, sibling_files, why_no_weights
 from .registry import COMPONENTS, component_class
 from .saving import placed, write_json
-from .source import Source, open_source, split_options
-from .weights import Empty, load_weights, write_weights
+from .source import Place, Source, StrPath, open_source, split_options
+from .weights import NoInit, load_weights, write_weights
 
 CONFIG = "config.json"
 
@@ -113,7 +112,7 @@ class Model(nn.Module, PushToHub):
     @classmethod
     def from_pretrained(
         cls,
-        name_or_path: str | os.PathLike[str] | Source,
+        name_or_path: Place,
         *,
         subfolder: str | None = None,
         output_loading_info: bool = False,
@@ -140,7 +139,7 @@ class Model(nn.Module, PushToHub):
         dtype, device = wanted.dtypes()["default"], wanted.device()
         files = find_files(source, cls.library, wanted.variant, wanted.use_safetensors)
         folder = source.fetch([CONFIG, *files] if CONFIG in source.names else files)
-        with Empty():
+        with torch.device("meta"), NoInit():
             model = cls(source.json(CONFIG))
         paths = [folder / name for name in files]
         unused = load_weights(model, paths, cls.rename, dtype, device, use_mmap=not wanted.disable_mmap)
@@ -153,7 +152,7 @@ class Model(nn.Module, PushToHub):
 
     def save_pretrained(
         self,
-        folder: str | os.PathLike[str],
+        folder: StrPath,
         *,
         safe_serialization: bool = True,
         variant: str | None = None,
@@ -175,14 +174,9 @@ class Model(nn.Module, PushToHub):
         """
         if variant is not None and not re.fullmatch(r"[\w-]+", variant):
             raise ValueError(f"variant = {variant!r} cannot be part of a file name")
-        with placed(folder, self.stale(folder, variant)) as staging:
+        with placed(folder, sibling_files(Source(Path(folder)).names, self.library, variant)) as staging:
             write_json(staging / CONFIG, self._saved_config())
             write_weights(staging, self.state_dict(), self.library, variant, _size(max_shard_size), safe_serialization)
-
-    @classmethod
-    def stale(cls, folder: str | os.PathLike[str], variant: str | None) -> list[str]:
-        """The files of a folder that weights of this variant take the place of."""
-        return sibling_files(Source(Path(folder)).names, cls.library, variant)
 
     def _saved_config(self) -> dict[str, Any]:
         """The config for other readers. No dtype: transformers would impose it on every variant of the weights."""
@@ -197,9 +191,7 @@ class AutoModel:
     """Loads a model whose class `config.json` tells."""
 
     @classmethod
-    def from_pretrained(
-        cls, name_or_path: str | os.PathLike[str] | Source, *, subfolder: str | None = None, **options: Any
-    ) -> Model:
+    def from_pretrained(cls, name_or_path: Place, *, subfolder: str | None = None, **options: Any) -> Model:
         """The model in a folder or on the Hub; for the other arguments see `Model.from_pretrained`.
 
         Raises:
@@ -228,8 +220,7 @@ def find_files(source: Source, library: str, variant: str | None, use_safetensor
     if not weights.endswith(".json"):
         return [weights]
     shards = shard_names(source.json(weights), f"{source.name}/{weights}")
-    missing = [name for name in shards if name not in source.names]
-    if missing:
+    if missing := [name for name in shards if name not in source.names]:
         raise OSError(f"{source.name}: {weights} names {missing[0]}, which is missing; download it again")
     return shards
 

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import inspect
 import json
-import os
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import torch
 from torch import nn
@@ -17,11 +16,12 @@ from ..download import HubOptions
 from ..upload import PushToHub
 from .config import DIFFUSERS_VERSION, Config
 from .custom_code import copy_code, custom_file, load_class
+from .files import sibling_files
 from .loading import choose_arguments, load_arguments
 from .model import LoadOptions, Model
 from .registry import PIPELINES, library_of, public_class
 from .saving import placed, write_json
-from .source import Source, open_source, split_options
+from .source import Place, Source, StrPath, open_source, split_options
 
 INDEX = "model_index.json"
 
@@ -38,39 +38,34 @@ class DiffusionPipeline(PushToHub):
     _optional_components: ClassVar[list[str]] = []
 
     name_or_path: str = ""
+    _names: tuple[str, ...] = ()  # of the components
+    _options: Mapping[str, Any] = {}
     _progress_bar_config: Mapping[str, Any] = {}
 
     def register_modules(self, **components: Any) -> None:
         """Make these the components of the pipeline, as attributes of the same names."""
-        self.__dict__.setdefault("_components", {}).update(components)
+        self._names += tuple(name for name in components if name not in self._names)
+        vars(self).update(components)
 
     def register_to_config(self, **options: Any) -> None:
         """Remember options of the constructor that are no components; they are saved in `model_index.json`."""
-        self.__dict__.setdefault("_options", {}).update(options)
+        self._options = {**self._options, **options}
 
-    def __getattr__(self, name: str) -> Any:
-        try:
-            return self.__dict__["_components"][name]
-        except KeyError:
-            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}") from None
+    if TYPE_CHECKING:
 
-    def __setattr__(self, name: str, value: Any) -> None:
-        if name in self.components:
-            self.__dict__["_components"][name] = value
-        else:
-            super().__setattr__(name, value)
+        def __getattr__(self, name: str) -> Any: ...
 
     @property
     def components(self) -> dict[str, Any]:
         """Name -> component, in the order of the constructor; None where there is none."""
-        return dict(self.__dict__.get("_components", {}))
+        return {name: getattr(self, name) for name in self._names}
 
     @property
     def config(self) -> Config:
         """What `model_index.json` says of this pipeline: the class of each component, and options."""
         entries = {name: _entry(component) for name, component in self.components.items()}
         head = {"_class_name": type(self).__name__, "_diffusers_version": DIFFUSERS_VERSION}
-        return Config(head | entries | self.__dict__.get("_options", {}))
+        return Config({**head, **entries, **self._options})
 
     def __repr__(self) -> str:
         return f"{type(self).__name__} {json.dumps(self.config, indent=2, sort_keys=True)}\n"
@@ -118,9 +113,9 @@ class DiffusionPipeline(PushToHub):
     @classmethod
     def from_pretrained(
         cls,
-        name_or_path: str | os.PathLike[str] | Source,
+        name_or_path: Place,
         *,
-        custom_pipeline: str | os.PathLike[str] | None = None,
+        custom_pipeline: StrPath | None = None,
         custom_revision: str | None = None,
         trust_remote_code: bool = False,
         **options: Any,
@@ -193,7 +188,7 @@ class DiffusionPipeline(PushToHub):
 
     def save_pretrained(
         self,
-        folder: str | os.PathLike[str],
+        folder: StrPath,
         *,
         safe_serialization: bool = True,
         variant: str | None = None,
@@ -226,7 +221,8 @@ class DiffusionPipeline(PushToHub):
                 if custom_file(type(component)):
                     copy_code(type(component), staging / name)
                 if isinstance(component, Model):
-                    stale += [f"{name}/{file}" for file in component.stale(place / name, variant)]
+                    files = sibling_files(Source(place / name).names, component.library, variant)
+                    stale += [f"{name}/{file}" for file in files]
             index = self.config
             if module := custom_file(type(self)):
                 copy_code(type(self), staging)

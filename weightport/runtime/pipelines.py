@@ -132,7 +132,6 @@ class LatentDiffusionPipeline(DiffusionPipeline):
     _guidance_scale: float = 1.0
     _image_guidance_scale: float = 1.5
     _guidance_rescale: float = 0.0
-    _clip_skip: int | None = None
     _interrupt: bool = False
 
     def __init_subclass__(cls, **options: Any) -> None:
@@ -160,13 +159,12 @@ class LatentDiffusionPipeline(DiffusionPipeline):
     guidance_scale = property(attrgetter("_guidance_scale"), doc="Weight of the prompt.")
     image_guidance_scale = property(attrgetter("_image_guidance_scale"), doc="Weight of the image to edit.")
     guidance_rescale = property(attrgetter("_guidance_rescale"), doc="Share of it whose deviation is corrected.")
-    clip_skip = property(attrgetter("_clip_skip"), doc="How many layers of the text encoder are left out.")
     interrupt = property(attrgetter("_interrupt"), doc="Whether the run is to stop.")
 
     def begin(self, o: Options) -> None:
         """Take over what callbacks may change during the run, by the names with an underscore."""
         self._guidance_scale, self._image_guidance_scale = o.guidance_scale, o.image_guidance_scale
-        self._guidance_rescale, self._clip_skip, self._interrupt = o.guidance_rescale, o.clip_skip, False
+        self._guidance_rescale, self._interrupt = o.guidance_rescale, False
 
     @property
     def branches(self) -> int:
@@ -175,11 +173,6 @@ class LatentDiffusionPipeline(DiffusionPipeline):
         if self.takes("image_guidance_scale"):
             return 3 if guided and self.image_guidance_scale >= 1 else 1
         return 2 if guided else 1
-
-    @property
-    def do_classifier_free_guidance(self) -> bool:
-        """Whether there is guidance."""
-        return self.branches > 1
 
     # --- components ---------------------------------------------------------------------------------------------------
 
@@ -268,22 +261,6 @@ class LatentDiffusionPipeline(DiffusionPipeline):
         """Bring weights into the order that kernels read, for speed; images differ by rounding. See `speed.Packed`."""
         for model in (self.unet, *self.controlnets):
             pack_model(model)
-
-    def enable_vae_slicing(self) -> None:
-        """Let the VAE take one image at a time."""
-        self.vae.enable_slicing()
-
-    def disable_vae_slicing(self) -> None:
-        """Let the VAE take all images at once."""
-        self.vae.disable_slicing()
-
-    def enable_vae_tiling(self) -> None:
-        """Let the VAE take large images in overlapping tiles; the result differs a little."""
-        self.vae.enable_tiling()
-
-    def disable_vae_tiling(self) -> None:
-        """Let the VAE take images whole."""
-        self.vae.disable_tiling()
 
     encode_prompt = make_method(
         _encode, f"prompt {ENCODE} negative_prompt {EMBEDS} lora_scale clip_skip".split(), ENCODE_DEFAULTS
@@ -452,11 +429,10 @@ class _XLPipeline(LatentDiffusionPipeline):
         if given != (wanted := config.projection_class_embeddings_input_dim):
             advice = f"check requires_aesthetics_score ({scored}) and text_encoder_2"
             raise ValueError(f"the conditions have {given} features, the UNet expects {wanted}: {advice}")
-        rows = [torch.tensor([ids], dtype=run.dtype, device=run.device) for ids in (positive, negative)]
-        if late:
-            run.add_time_ids = join(self, *(row.repeat(run.batch, 1) for row in rows))
-        else:  # here diffusers lets rows of both signs alternate, and images depend on it
-            run.add_time_ids = join(self, *rows).repeat(run.batch, 1)
+        # joined first, rows of both signs alternate: diffusers does so here, and images depend on it
+        first, then = (run.batch, 1) if late else (1, run.batch)
+        rows = (torch.tensor([ids], dtype=run.dtype, device=run.device) for ids in (positive, negative))
+        run.add_time_ids = join(self, *(row.repeat(first, 1) for row in rows)).repeat(then, 1)
 
 
 class StableDiffusionXLPipeline(_XLPipeline):

@@ -46,9 +46,7 @@ COMPONENTS: dict[str, tuple[str, ...]] = {  # library in model_index.json -> cla
     "stable_diffusion": ("StableDiffusionSafetyChecker",),
 }
 ALIASES = {
-    "CLIPFeatureExtractor": "CLIPImageProcessor",
-    "CLIPImageProcessorFast": "CLIPImageProcessor",
-    "CLIPImageProcessorPil": "CLIPImageProcessor",
+    **dict.fromkeys(("CLIPFeatureExtractor", "CLIPImageProcessorFast", "CLIPImageProcessorPil"), "CLIPImageProcessor"),
     "CLIPTokenizerFast": "CLIPTokenizer",
 }
 
@@ -72,7 +70,5 @@ def component_class(library: str, name: str) -> type[Any] | None:
 
 def library_of(kind: type) -> str:
     """What `model_index.json` calls the library of a class: diffusers' names for ours, or the package it is from."""
-    root = (__package__ or "").split(".")[0]
     package = kind.__module__.split(".")[0]
-    names = (library for library, classes in COMPONENTS.items() if package == root and kind.__name__ in classes)
-    return next(names, package)
+    return str(getattr(kind, "library", package)) if package == __name__.split(".")[0] else package

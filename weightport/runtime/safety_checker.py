@@ -8,7 +8,6 @@ https://arxiv.org/abs/2210.04610.
 from __future__ import annotations
 
 import logging
-import os
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal, Self, TypeVar, Unpack
@@ -25,7 +24,7 @@ from .clip import CLIPEncoder
 from .config import Config
 from .model import Model
 from .saving import placed, write_json
-from .source import Source, open_source
+from .source import Place, StrPath, open_source
 from .tokenizer import Encoding
 
 CONCEPTS, SPECIAL_CONCEPTS = 17, 3
@@ -163,13 +162,11 @@ class CLIPImageProcessor:
         self.config["crop_size"] = {"height": crop, "width": crop} if isinstance(crop, int) else crop
 
     @classmethod
-    def from_pretrained(
-        cls, name_or_path: str | os.PathLike[str] | Source, *, subfolder: str | None = None, **hub: Unpack[HubOptions]
-    ) -> Self:
+    def from_pretrained(cls, name_or_path: Place, *, subfolder: str | None = None, **hub: Unpack[HubOptions]) -> Self:
         """Read `preprocessor_config.json`."""
         return cls(open_source(name_or_path, subfolder, **hub).json("preprocessor_config.json"))
 
-    def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
+    def save_pretrained(self, folder: StrPath) -> None:
         """Write `preprocessor_config.json`."""
         with placed(folder) as staging:
             kind = {"feature_extractor_type": "CLIPFeatureExtractor", "image_processor_type": "CLIPImageProcessor"}

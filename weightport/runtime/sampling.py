@@ -160,10 +160,10 @@ class Run:
     control_image: Any = None
     image_latents: Tensor | None = None
     depth_mask: Tensor | None = None
-    mask: Tensor | None = None
+    mask: Any = None
     masked_image_latents: Tensor | None = None
     extras: tuple[str, ...] = ()
-    clean: Tensor | None = None
+    clean: Any = None
     noise: Tensor | None = None
     crop: Box | None = None
 
@@ -272,13 +272,11 @@ def join(pipe: LatentDiffusionPipeline, positive: Any, negative: Any) -> Any:
 
 def keep_unmasked(scheduler: Any, run: Run, i: int) -> Tensor:
     """The latents after step `i`, replaced by those of the image where the mask is black."""
-    assert run.clean is not None
-    assert run.mask is not None
     kept: Tensor = run.clean
+    mask: Tensor = run.mask[: run.batch]
     if i < len(run.timesteps) - 1:
         kept = scheduler.add_noise(kept, run.noise, run.timesteps[i + 1 : i + 2])
-    mask = run.mask[: run.batch]
-    return (1 - mask) * kept + mask * run.latents
+    return run.latents * mask + (1 - mask) * kept
 
 
 # --- before the loop --------------------------------------------------------------------------------------------------
@@ -336,8 +334,7 @@ def choose_timesteps(pipe: LatentDiffusionPipeline, o: Options, device: torch.de
             scheduler.set_begin_index(begin)
     if o.denoising_end is not None and 0 < o.denoising_end < 1:
         timesteps = timesteps[: int((timesteps >= round(trained - o.denoising_end * trained)).sum())]
-    left_over = f"no step is left of {steps}: raise num_inference_steps, strength or denoising_end"
-    require(len(timesteps) > 0, left_over)
+    require(len(timesteps) > 0, f"no step is left of {steps}: raise num_inference_steps, strength or denoising_end")
     return timesteps
 
 
@@ -376,12 +373,10 @@ def encode_image(pipe: LatentDiffusionPipeline, image: Tensor, generator: Genera
     image = image.to(pipe.vae.device, pipe.vae.dtype)  # rounded even where the VAE computes in more
     with pipe.full_precision_vae(torch.float16, torch.bfloat16) as vae:
         image = image.to(vae.dtype)
-        if isinstance(generator, list):
-            each = zip(image.chunk(len(image)), generator, strict=False)
-            return torch.cat([vae.encode(one).latent_dist.sample(seed) for one, seed in each])
-        posterior = vae.encode(image).latent_dist
-        latents: Tensor = posterior.mode() if mode else posterior.sample(generator)
-        return latents
+        seeds = generator if isinstance(generator, list) else [generator]
+        parts = image.chunk(len(image)) if isinstance(generator, list) else [image]
+        posteriors = (vae.encode(part).latent_dist for part in parts)
+        return torch.cat([x.mode() if mode else x.sample(seed) for x, seed in zip(posteriors, seeds, strict=False)])
 
 
 def statistics(pipe: LatentDiffusionPipeline, latents: Tensor) -> tuple[Any, Any, float]:

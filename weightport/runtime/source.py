@@ -16,6 +16,7 @@ from typing import Any, Unpack
 
 from ..download import Commit, HubOptions, find_commit
 
+StrPath = str | os.PathLike[str]
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?", re.ASCII)
 _MAX_JSON = 100_000_000  # bytes; a tokenizer.json has 3 million
 
@@ -107,9 +108,10 @@ class HubFolder(Source):
         return Path(paths[0]).parents[names[0].count("/")]
 
 
-def open_source(
-    name_or_path: str | os.PathLike[str] | Source, subfolder: str | None = None, **hub: Unpack[HubOptions]
-) -> Source:
+Place = StrPath | Source
+
+
+def open_source(name_or_path: Place, subfolder: str | None = None, **hub: Unpack[HubOptions]) -> Source:
     """The folder that a user means: a local path if it exists, a Hub id otherwise; a `Source` stays as it is.
 
     Args:

@@ -102,9 +102,8 @@ def drop_file_pages(tensor: Tensor, unwritten: bool = False) -> None:
     """
     first, last = -(-tensor.data_ptr() // PAGESIZE), (tensor.data_ptr() + tensor.nbytes) // PAGESIZE
     if first < last and os.access(PAGEMAP, os.R_OK) and (unwritten or _of_file(first, last)):
-        ctypes.CDLL(None).madvise(
-            ctypes.c_size_t(first * PAGESIZE), ctypes.c_size_t((last - first) * PAGESIZE), MADV_DONTNEED
-        )
+        start, size = (ctypes.c_size_t(pages * PAGESIZE) for pages in (first, last - first))
+        ctypes.CDLL(None).madvise(start, size, MADV_DONTNEED)
 
 
 def _of_file(first: int, last: int) -> bool:

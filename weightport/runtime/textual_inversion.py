@@ -6,7 +6,6 @@ safetensors below `emb_params`, both without a token.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,12 +13,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .source import Source, open_source
+from .source import Place, Source, open_source
 from .tokenizer import CLIPTokenizer
 from .weights import load_pickle, read_tensors
 
 NAMES = ("learned_embeds.safetensors", "learned_embeds.bin")
-Embedding = str | os.PathLike[str] | Source | Mapping[str, Any]
+Embedding = Place | Mapping[str, Any]
 
 
 def load_textual_inversion(
@@ -56,7 +55,8 @@ def load_textual_inversion(
     vectors: dict[str, Tensor] = {}
     for item, name in zip(items, tokens, strict=True):
         where = "the embedding" if isinstance(item, Mapping) else str(getattr(item, "name", item))
-        name, values = _read(item, name, where, weight_name, options)
+        content = item if isinstance(item, Mapping) else _load(item, weight_name, options)
+        name, values = _read(content, name, where)
         if values.ndim != 2 or values.shape[1] != table.embedding_dim:
             width = f"a text encoder of {table.embedding_dim} channels"
             raise ValueError(f"{where}: vectors {[*values.shape]} do not fit {width}")
@@ -81,11 +81,8 @@ def _enlarge(table: nn.Embedding, rows: Mapping[int, Tensor], size: int) -> None
     table.weight, table.num_embeddings = nn.Parameter(new, requires_grad=old.requires_grad), len(new)
 
 
-def _read(
-    item: Embedding, token: str | None, where: str, weight_name: str | None, options: Mapping[str, Any]
-) -> tuple[str, Tensor]:
-    """The token and the vectors (n, d) in a file."""
-    content = item if isinstance(item, Mapping) else _load(item, weight_name, options)
+def _read(content: Mapping[str, Any], token: str | None, where: str) -> tuple[str, Tensor]:
+    """The token and the vectors (n, d) in the content of a file."""
     if "string_to_param" in content:
         token, content = token or content.get("name"), content["string_to_param"]
     tensors = {key: value for key, value in content.items() if isinstance(value, Tensor)}
@@ -98,7 +95,7 @@ def _read(
     return token, values[None] if values.ndim == 1 else values
 
 
-def _load(item: str | os.PathLike[str] | Source, weight_name: str | None, options: Mapping[str, Any]) -> Any:
+def _load(item: Place, weight_name: str | None, options: Mapping[str, Any]) -> Any:
     if isinstance(item, Source) or not Path(item).is_file():
         source = open_source(item, **options)
         item = source.path(weight_name or next((name for name in NAMES if name in source.names), NAMES[0]))

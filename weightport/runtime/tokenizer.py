@@ -5,7 +5,6 @@ The algorithm is CLIP's (`clip/simple_tokenizer.py`, https://github.com/openai/C
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, ClassVar, Literal, Self, Unpack
@@ -16,7 +15,7 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalize
 from ..download import HubOptions
 from .config import Attributes
 from .saving import placed, write_json
-from .source import Source, open_source
+from .source import Place, Source, StrPath, open_source
 
 START, END, WORD_END = "<|startoftext|>", "<|endoftext|>", "</w>"
 ROLES = {"bos_token": START, "eos_token": END, "unk_token": END, "pad_token": END}  # in the order of their addition
@@ -74,9 +73,7 @@ class CLIPTokenizer:
         self.unk_token_id, self.pad_token_id = self._id(self.unk_token), self._id(self.pad_token)
 
     @classmethod
-    def from_pretrained(
-        cls, name_or_path: str | os.PathLike[str] | Source, *, subfolder: str | None = None, **hub: Unpack[HubOptions]
-    ) -> Self:
+    def from_pretrained(cls, name_or_path: Place, *, subfolder: str | None = None, **hub: Unpack[HubOptions]) -> Self:
         """Read `tokenizer.json`, or else `vocab.json` and `merges.txt`, with the configs beside them.
 
         Raises:
@@ -110,10 +107,9 @@ class CLIPTokenizer:
             vocab, merges = models.BPE.read_file(str(source.path("vocab.json")), str(source.path("merges.txt")))
         length = config.get("model_max_length", MAX_LENGTH)
         length = length if length < UNKNOWN else MAX_LENGTH
-        special_tokens = _special_tokens(config)
-        return cls(vocab, merges, special_tokens=special_tokens, added_tokens=added, model_max_length=length)
+        return cls(vocab, merges, special_tokens=_special_tokens(config), added_tokens=added, model_max_length=length)
 
-    def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
+    def save_pretrained(self, folder: StrPath) -> None:
         """Write `vocab.json`, `merges.txt` and their configs: the layout that transformers 4 and 5 read."""
         special = {role: getattr(self, role) for role in ROLES}
         added = self.backend.get_added_tokens_decoder()
@@ -178,10 +174,6 @@ class CLIPTokenizer:
             return ids[:limit]
         return [self.bos_token_id, *(ids if limit is None else ids[: max(limit - 2, 0)]), self.eos_token_id]
 
-    def encode(self, text: str, **options: Any) -> list[int]:
-        """The ids of one text; options as for a call."""
-        return list(self(text, **options).input_ids)
-
     def decode(self, ids: int | Iterable[int], skip_special_tokens: bool = False) -> str:
         """The text of some ids: in lower case, and with single spaces."""
         ids = torch.as_tensor(ids).reshape(-1).tolist()
@@ -215,10 +207,6 @@ class CLIPTokenizer:
                 prompt = re.sub(rf"{re.escape(token)}(?!_\d)", written, prompt, flags=re.I)
         return prompt
 
-    def tokenize(self, text: str) -> list[str]:
-        """The tokens of a text."""
-        return list(self.backend.encode(text, add_special_tokens=False).tokens)
-
     def convert_tokens_to_ids(self, tokens: str | Sequence[str]) -> int | list[int]:
         """The id of a token, or of each; that of `unk_token` where there is none."""
         return self._id(tokens) if isinstance(tokens, str) else [self._id(token) for token in tokens]
@@ -226,10 +214,6 @@ class CLIPTokenizer:
     def _id(self, token: str) -> int:
         id_ = self.backend.token_to_id(token)
         return self.unk_token_id if id_ is None else id_
-
-    def convert_ids_to_tokens(self, ids: Iterable[int]) -> list[str | None]:
-        """The token of each id."""
-        return [self.backend.id_to_token(int(id_)) for id_ in ids]
 
     def get_vocab(self) -> dict[str, int]:
         """Token -> id, added tokens too."""

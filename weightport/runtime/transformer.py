@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from .config import Config
 from .layers import GEGLU, attend
 from .speed import ConstantContext
 
@@ -83,13 +84,13 @@ class BasicTransformerBlock(nn.Module):
 class Transformer2DModel(nn.Module):
     """Transformer blocks over the pixels of an image, between two projections that are convolutions or linear."""
 
-    def __init__(self, level: Level, groups: int, linear: bool) -> None:
+    def __init__(self, c: Config, level: Level) -> None:
         super().__init__()
-        dim, self.linear = level.channels, linear
-        self.norm = nn.GroupNorm(groups, dim, eps=1e-6)
-        self.proj_in = nn.Linear(dim, dim) if linear else nn.Conv2d(dim, dim, 1)
+        dim, self.linear = level.channels, c.use_linear_projection
+        self.norm = nn.GroupNorm(c.norm_num_groups, dim, eps=1e-6)
+        self.proj_in = nn.Linear(dim, dim) if self.linear else nn.Conv2d(dim, dim, 1)
         self.transformer_blocks = nn.ModuleList(BasicTransformerBlock(level) for _ in range(level.depth))
-        self.proj_out = nn.Linear(dim, dim) if linear else nn.Conv2d(dim, dim, 1)
+        self.proj_out = nn.Linear(dim, dim) if self.linear else nn.Conv2d(dim, dim, 1)
 
     def forward(self, x: Tensor, context: Tensor) -> Tensor:
         """(b, c, h, w), context (b, m, context_dim) -> (b, c, h, w)."""

@@ -81,8 +81,7 @@ class UNet2DConditionModel(Conditioned):
             sample: (b, in_channels, h, w); h and w need not be divisible by anything.
             timestep: one for all, or (b,).
             encoder_hidden_states: (b, tokens, cross_attention_dim).
-            class_labels: (b,) for `num_class_embeds` (the upscaler's noise level) and `timestep`; (b, d) for
-                `projection`.
+            class_labels: (b,) for `num_class_embeds`, the upscaler's noise level.
             timestep_cond: (b, time_cond_proj_dim), the embedded guidance scale of LCM.
             added_cond_kwargs: `text_embeds` (b, d) and `time_ids` (b, k) of SDXL.
             down_block_additional_residuals: what a ControlNet adds to each skip.

@@ -36,12 +36,11 @@ DEFAULTS: dict[str, Any] = {
 CHOICES: dict[str, tuple[Any, ...]] = {
     "act_fn": ("silu", "swish"),  # two names of one function
     "addition_embed_type": (None, "text_time"),
-    "class_embed_type": (None, "timestep", "projection"),
     "mid_block_type": ("UNetMidBlock2DCrossAttn",),
     "num_attention_heads": (None,),  # diffusers refuses it too: the number of heads is `attention_head_dim`
     "resnet_time_scale_shift": ("default",),
     **dict.fromkeys(("downsample_padding", "mid_block_scale_factor"), (1,)),
-    **dict.fromkeys(("encoder_hid_dim", "encoder_hid_dim_type"), (None,)),
+    **dict.fromkeys(("class_embed_type", "encoder_hid_dim", "encoder_hid_dim_type"), (None,)),
 }
 IRRELEVANT = {
     "addition_embed_type_num_heads",  # of another addition_embed_type
@@ -62,13 +61,9 @@ class Block(nn.Module):
 
     def __init__(self, c: Config, level: Level, resnet_inputs: list[int], attentions: int) -> None:
         super().__init__()
-        groups, time_dim = c.norm_num_groups, 4 * c.block_out_channels[0]
-        self.attentions = nn.ModuleList(
-            Transformer2DModel(level, groups, c.use_linear_projection) for _ in range(attentions)
-        )
-        self.resnets = nn.ModuleList(
-            ResnetBlock2D(n, level.channels, groups, c.norm_eps, time_dim) for n in resnet_inputs
-        )
+        width, groups, time_dim = level.channels, c.norm_num_groups, 4 * c.block_out_channels[0]
+        self.attentions = nn.ModuleList(Transformer2DModel(c, level) for _ in range(attentions))
+        self.resnets = nn.ModuleList(ResnetBlock2D(n, width, groups, c.norm_eps, time_dim) for n in resnet_inputs)
 
     def layer(self, i: int, x: Tensor, emb: Tensor, context: Tensor) -> Tensor:
         """Residual block `i`, then attention `i` where there is one."""
@@ -186,7 +181,7 @@ class Conditioned(Model):
         width = c.block_out_channels[0]
         self.conv_in = nn.Conv2d(c.in_channels, width, 3, padding=1)
         self.time_embedding = TimestepEmbedding(width, 4 * width, c.get("time_cond_proj_dim"))
-        self.class_embedding = make_class_embedding(c)
+        self.class_embedding = nn.Embedding(c.num_class_embeds, 4 * width) if c.num_class_embeds else None
         self.add_embedding = make_add_embedding(c)
 
     def embed(
@@ -209,8 +204,7 @@ class Conditioned(Model):
         if self.class_embedding is not None:
             if class_labels is None:
                 raise ValueError("this model needs class_labels")
-            labels = features(class_labels, width) if c.class_embed_type == "timestep" else class_labels
-            emb = emb + self.class_embedding(labels)
+            emb = emb + self.class_embedding(class_labels)
         if self.add_embedding is not None:
             if not {"text_embeds", "time_ids"} <= set(added):
                 raise ValueError("this model needs added_cond_kwargs text_embeds and time_ids")
@@ -227,27 +221,11 @@ class Conditioned(Model):
         return self.mid_block(x, emb, context), skips
 
 
-def make_class_embedding(c: Config) -> nn.Module | None:
-    """The embedding of `class_labels`: a table, an MLP over sinusoidal features or over a given vector, or none."""
-    width = c.block_out_channels[0]
-    match c.class_embed_type:
-        case "timestep":
-            return TimestepEmbedding(width, 4 * width)
-        case "projection":
-            return TimestepEmbedding(required(c, "projection_class_embeddings_input_dim"), 4 * width)
-    return nn.Embedding(c.num_class_embeds, 4 * width) if c.num_class_embeds is not None else None
-
-
 def make_add_embedding(c: Config) -> nn.Module | None:
     """The MLP over SDXL's pooled text and image sizes, or none."""
     if c.addition_embed_type is None:
         return None
-    required(c, "addition_time_embed_dim")
-    return TimestepEmbedding(required(c, "projection_class_embeddings_input_dim"), 4 * c.block_out_channels[0])
-
-
-def required(c: Config, key: str) -> int:
-    """An option that another one makes mandatory."""
-    if c[key] is None:
-        raise ValueError(f"the config needs {key}")
-    return int(c[key])
+    for key in ("addition_time_embed_dim", "projection_class_embeddings_input_dim"):
+        if c[key] is None:
+            raise ValueError(f"the config needs {key}")
+    return TimestepEmbedding(c.projection_class_embeddings_input_dim, 4 * c.block_out_channels[0])

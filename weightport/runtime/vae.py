@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
-from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -70,9 +69,7 @@ class MidBlock(nn.Module):
         return x
 
 
-def make_levels(
-    c: Config, widths: list[int], layers: int, name: str, sampler: Callable[[int], nn.Module]
-) -> nn.Sequential:
+def make_levels(c: Config, widths: list[int], layers: int, name: str, sampler: type[nn.Module]) -> nn.Sequential:
     """`DownEncoderBlock2D`s or `UpDecoderBlock2D`s: residual blocks, then another resolution unless it is the last.
 
     Args:
@@ -80,7 +77,7 @@ def make_levels(
         widths: channels of each level, in the order of the computation.
         layers: residual blocks of a level.
         name: what the state dict calls the samplers.
-        sampler: makes the layer of so many channels that changes the resolution.
+        sampler: the class of the layer that changes the resolution.
     """
     levels = nn.Sequential()
     for before, width in zip(widths[:1] + widths[:-1], widths, strict=True):
@@ -96,9 +93,8 @@ class Encoder(nn.Module):
     def __init__(self, c: Config) -> None:
         super().__init__()
         widths, groups = list(c.block_out_channels), c.norm_num_groups
-        halve = partial(Downsample2D, padding=0)
         self.conv_in = nn.Conv2d(c.in_channels, widths[0], 3, padding=1)
-        self.down_blocks = make_levels(c, widths, c.layers_per_block, "downsamplers", halve)
+        self.down_blocks = make_levels(c, widths, c.layers_per_block, "downsamplers", Downsample2D)
         self.mid_block = MidBlock(widths[-1], groups)
         self.conv_norm_out = nn.GroupNorm(groups, widths[-1], EPS)
         self.conv_out = nn.Conv2d(widths[-1], 2 * c.latent_channels, 3, padding=1)

@@ -24,21 +24,16 @@ from .saving import write_json
 from .speed import drop_file_pages
 
 _TOLD = 3  # faults that a message names
-_MAKERS = {torch.empty, torch.zeros, torch.ones, torch.full, torch.arange, torch.tensor}
 _INITIALISERS = {value for name, value in vars(nn.init).items() if name.endswith("_") and callable(value)}
 
 
-class Empty(TorchFunctionMode):
-    """Within it, new tensors are on the meta device and initialisation does nothing."""
+class NoInit(TorchFunctionMode):
+    """Within it, initialisation does nothing: on the meta device it would only take time."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = dict(kwargs or {})
+        kwargs = kwargs or {}
         if func in _INITIALISERS:
             return kwargs.get("tensor", args[0] if args else None)
-        if func in _MAKERS:
-            kwargs.setdefault("device", "meta")
-            if kwargs["device"] is None:
-                kwargs["device"] = "meta"
         return func(*args, **kwargs)
 
 
