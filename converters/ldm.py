@@ -8,6 +8,8 @@ What else such files hold is data: `mappings/ldm.toml`.
 from __future__ import annotations
 
 import fnmatch
+import json
+import math
 import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
@@ -22,10 +24,11 @@ from .checkpoint import FLOATS, Checkpoint, Tensor
 from .collapse import brief
 from .errors import ConversionError, printable
 from .recognise import candidates
-from .schedule import FINAL_ALPHA, MARKERS
+from .schedule import CONFIGS, FINAL_ALPHA, MARKERS, betas_config, is_marker
 
 UNET = "model.diffusion_model"  # where the UNet lies
 _EMA = "model_ema."
+_PRECISE = ("F32", "F64")  # half precision tells how a schedule ends, not how it began
 _DIFFUSERS = ("down_blocks.", "up_blocks.", "mid_block.", "encoder.down_blocks.", "decoder.up_blocks.", "text_model.")
 _NOT_TAKEN = "the moving average of the weights; --ema takes it instead of the weights themselves"
 _REPLACED = "its moving average is taken instead, as --ema says"
@@ -163,9 +166,27 @@ def _stated(raw: Checkpoint) -> dict[str, str]:
     """The metadata, and what tensors say of the prediction type and the schedule."""
     stated = {key: value for key, value in raw.metadata.items() if key not in MARKERS}
     stated |= {name: "present" for name in MARKERS if name in raw.tensors}
+    configs: dict[str, Any] = {}
     for name in ("betas", "alphas_cumprod"):
         tensor = raw.tensors.get(name)
         if tensor is not None and tensor.dtype in FLOATS and tensor.shape == (1000,):
             values = tensor.numpy().astype(np.float64)
-            stated[FINAL_ALPHA] = repr(float(values[-1] if name == "alphas_cumprod" else np.prod(1 - values)))
-    return stated
+            kept = values if name == "alphas_cumprod" else np.cumprod(1 - values)
+            stated[FINAL_ALPHA] = repr(float(kept[-1]))
+            if tensor.dtype in _PRECISE and 0 < kept[-1] < kept[0] < 1:
+                configs = {f"scheduler.{option}": value for option, value in betas_config(kept).items()}
+    for marker, options in ldm_facts()["edm"].items():
+        if marker in raw.tensors:
+            configs = {option: _value(raw.tensors, value) for option, value in options.items()}
+    return stated | {CONFIGS: json.dumps({option: value for option, value in configs.items() if value is not None})}
+
+
+def _value(tensors: Mapping[str, Tensor], value: Any) -> Any:
+    """A value of a config; of a tensor's name the few numbers in it, or None if it is not there."""
+    if not is_marker(value):
+        return value
+    tensor = tensors.get(value)
+    if tensor is None or tensor.dtype not in FLOATS or math.prod(tensor.shape) not in (1, 4):
+        return None
+    numbers = [float(f"{number:.7g}") for number in tensor.numpy().ravel()]
+    return numbers if len(numbers) > 1 else numbers[0]

@@ -82,10 +82,10 @@ def _scheduler(conversion: Conversion, family: Family, settings: Settings) -> di
     if asked is None and not stands_alone(checkpoint):
         return config
     try:
-        found = prediction(family.name, checkpoint.metadata, asked, checkpoint.path)
+        found = prediction(family.name, checkpoint, asked)
     except ConversionError:
         return config | {"prediction_type": None}
-    return config | {"prediction_type": found.kind} | ({"rescale_betas_zero_snr": True} if found.zero_snr else {})
+    return found.scheduler(config)
 
 
 def _scheduled(conversion: Conversion, family: Family, config: Mapping[str, Any]) -> Iterator[Made]:
@@ -97,7 +97,15 @@ def _scheduled(conversion: Conversion, family: Family, config: Mapping[str, Any]
     if family.name in families["buffers"]:
         yield from schedule(config)
     if family.name in families["markers"]:
-        yield from markers(config)
+        yield from markers(config, _vae_config(conversion, family), ldm_facts()["edm"])
+
+
+def _vae_config(conversion: Conversion, family: Family) -> dict[str, Any]:
+    """The config of the VAE, of which the UNet's file may say what its latents are."""
+    unet, vae = conversion.components["unet"].parts[0].checkpoint, conversion.components["vae"]
+    theirs = base_file(vae, "vae/config.json")
+    stock = read_json(theirs) if theirs else vae.config
+    return prediction(family.name, unet, None).config("vae", stock) if stands_alone(unet) else dict(stock)
 
 
 def _metadata(conversion: Conversion, family: Family, scheduler: Mapping[str, Any]) -> dict[str, str]:

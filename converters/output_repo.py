@@ -90,8 +90,10 @@ def _prediction(conversion: Conversion, family: Family, settings: Settings) -> P
     checkpoint = unet.parts[0].checkpoint
     if settings.prediction_type is None and not stands_alone(checkpoint):
         return None
-    found = prediction(family.name, checkpoint.metadata, settings.prediction_type, checkpoint.path)
+    found = prediction(family.name, checkpoint, settings.prediction_type)
     conversion.notes.append(f"the UNet predicts {found.kind}: {found.evidence}")
+    if found.configs:
+        conversion.notes.append(f"the file says of its schedule: {found.told}")
     return found
 
 

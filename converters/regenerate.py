@@ -15,6 +15,7 @@ import numpy as np
 from ..mappings.table import Table
 from .checkpoint import DTYPES, Array, Computed
 from .plan import PlannedComponent
+from .schedule import is_marker, training_betas
 from .writer import Output
 
 Made = tuple[Output, str]  # a tensor, and how it was made
@@ -52,10 +53,10 @@ def schedule(config: Mapping[str, Any]) -> Iterator[Made]:
 
     Source: `DDPM.register_schedule` in ldm/models/diffusion/ddpm.py. A schedule of another kind gives nothing.
     """
-    steps, start, end = config["num_train_timesteps"], config["beta_start"], config["beta_end"]
-    if config["beta_schedule"] != "scaled_linear":
+    try:
+        kept = np.cumprod(1 - training_betas(config))
+    except KeyError:
         return
-    kept = np.cumprod(1 - np.linspace(start**0.5, end**0.5, steps) ** 2)
     if config.get("rescale_betas_zero_snr"):
         kept = _ending_at_zero(kept)
     before = np.append(1.0, kept[:-1])
@@ -69,8 +70,8 @@ def schedule(config: Mapping[str, Any]) -> Iterator[Made]:
         "sqrt_alphas_cumprod": np.sqrt(kept),
         "sqrt_one_minus_alphas_cumprod": np.sqrt(1 - kept),
         "log_one_minus_alphas_cumprod": np.log(1 - kept),
-        "sqrt_recip_alphas_cumprod": np.sqrt(1 / kept) if divides else np.zeros(steps),
-        "sqrt_recipm1_alphas_cumprod": np.sqrt(1 / kept - 1) if divides else np.zeros(steps),
+        "sqrt_recip_alphas_cumprod": np.sqrt(1 / kept) if divides else np.zeros(len(kept)),
+        "sqrt_recipm1_alphas_cumprod": np.sqrt(1 / kept - 1) if divides else np.zeros(len(kept)),
         "posterior_variance": variance,
         "posterior_log_variance_clipped": np.log(np.maximum(variance, 1e-20)),
         "posterior_mean_coef1": betas * np.sqrt(before) / (1 - kept),
@@ -88,9 +89,24 @@ def _ending_at_zero(kept: Array) -> Array:
     return scaled
 
 
-def markers(config: Mapping[str, Any]) -> Iterator[Made]:
-    """The empty tensors by which web UIs know what an SDXL model predicts, and that its schedule ends at zero."""
+def markers(config: Mapping[str, Any], vae: Mapping[str, Any], edm: Mapping[str, Mapping[str, Any]]) -> Iterator[Made]:
+    """The tensors by which programs know what an SDXL model predicts, and its schedule.
+
+    Args:
+        config: the scheduler's.
+        vae: the VAE's config.
+        edm: marker of an EDM schedule -> option -> its value, or the tensor that has it: `mappings/ldm.toml`.
+    """
     how = "a marker: what scheduler_config.json says"
+    values = {f"scheduler.{name}": value for name, value in config.items()}
+    values |= {f"vae.{name}": value for name, value in vae.items()}
+    for options in edm.values():
+        if options["scheduler._class_name"] == config["_class_name"]:
+            for option, name in options.items():
+                if is_marker(name) and values.get(option) is not None:
+                    numbers = np.array(values[option], np.float32)
+                    yield _output(name, numbers.reshape(1, -1, 1, 1) if numbers.ndim else numbers, "F32", how), how
+            return
     for name, there in (
         ("v_pred", config["prediction_type"] == "v_prediction"),
         ("ztsnr", config.get("rescale_betas_zero_snr")),

@@ -197,6 +197,8 @@ def _config(
         return config
     if prediction is not None and prediction.kind == "v_prediction":
         config |= family.v_prediction.get(component.name, {})
+    if prediction is not None:
+        config = prediction.config(component.name, config)
     return _dated({"_class_name": described.class_name} | config | _sample_size(config, component, family, style))
 
 
@@ -227,12 +229,7 @@ def _write_scheduler(folder: Path, unet: PlannedComponent, family: Family, predi
     theirs = base_file(unet, "scheduler/scheduler_config.json")
     config = scheduler_config(unet, family)
     if prediction is not None:
-        config["prediction_type"] = prediction.kind
-        if prediction.zero_snr:
-            if config["_class_name"] == "PNDMScheduler":  # which cannot rescale its betas
-                config["_class_name"] = "DDIMScheduler"
-                del config["skip_prk_steps"]
-            config |= {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
+        config = prediction.scheduler(config)
     name = str(config.get("_class_name"))
     if not re.fullmatch(r"\w+Scheduler", name):
         raise ConversionError(f"{theirs}: `_class_name` is {printable(name)}, which is no scheduler")

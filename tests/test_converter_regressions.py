@@ -85,8 +85,10 @@ def test_04_markers_set_the_scheduler(original, tmp_path):
     assert scheduler(convert(state, tmp_path))["prediction_type"] == "epsilon"
     assert scheduler(convert(state | {"v_pred": ONE}, tmp_path))["prediction_type"] == "v_prediction"
     assert scheduler(convert(state | {"v_pred": ONE, "ztsnr": ONE}, tmp_path))["rescale_betas_zero_snr"] is True
-    with pytest.raises(weightport.ConversionError, match="CosXL"):
-        convert(state | {"edm_vpred.sigma_max": ONE}, tmp_path)
+    edm = {"edm_vpred.sigma_max": np.full(1, 120, np.float32), "edm_vpred.sigma_min": np.full(1, 0.002, np.float32)}
+    config = scheduler(convert(state | edm, tmp_path))
+    assert (config["_class_name"], config["prediction_type"]) == ("EDMEulerScheduler", "v_prediction")
+    assert (config["sigma_min"], config["sigma_max"]) == (0.002, 120)
 
 
 @pytest.mark.parametrize(

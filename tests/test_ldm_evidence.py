@@ -88,10 +88,97 @@ def test_markers_metadata_and_the_schedule_are_evidence(case, unet_of, tmp_path)
     path = tmp_path / "model.safetensors"
     save_file(unet_of("sd1") | tensors, path, metadata)
     (unet,) = open_source(path)
-    found = prediction("sd1", unet.metadata, None, path)
+    found = prediction("sd1", unet, None)
     assert (found.kind, found.zero_snr) == (kind, zero)
     (part,) = weightport.inspect(path).parts
     assert any(fact.startswith(f"predicts {kind}: ") and word in fact for fact in part.evidence)
+
+
+def kept(betas: Any) -> np.ndarray[Any, Any]:
+    return np.cumprod(1 - np.asarray(betas)).astype(np.float32)
+
+
+BENT = 0.0001 + 0.02 * np.linspace(0, 1, 1000) ** 3
+SCHEDULES: dict[str, tuple[State, dict[str, Any]]] = {  # tensors -> what the config says that the family's does not
+    "stock": ({"alphas_cumprod": SCHEDULE}, {}),
+    "stock betas": ({"betas": betas_of(SCHEDULE)}, {}),
+    "linear": (
+        {"alphas_cumprod": kept(np.linspace(1e-4, 0.02, 1000))},
+        {"beta_schedule": "linear", "beta_start": 1e-4, "beta_end": 0.02},
+    ),
+    "linear in the roots": (
+        {"betas": (np.linspace(0.0015**0.5, 0.0195**0.5, 1000) ** 2).astype(np.float32)},
+        {"beta_start": 0.0015, "beta_end": 0.0195},
+    ),
+    "of another kind": ({"alphas_cumprod": kept(BENT)}, {"trained_betas": BENT}),
+    "half precision": ({"alphas_cumprod": SCHEDULE.astype(np.float16)}, {}),
+    "no schedule": ({"alphas_cumprod": np.full(1000, np.nan, np.float32)}, {}),
+}
+
+
+@pytest.mark.parametrize("case", SCHEDULES)
+def test_the_schedule_is_the_one_in_the_file(case, unet_of, tmp_path):
+    tensors, said = SCHEDULES[case]
+    stock = scheduler(convert(unet_of("sd1"), tmp_path))
+    config = scheduler(convert(unet_of("sd1") | tensors, tmp_path))
+    assert config.keys() - stock.keys() <= said.keys()
+    changed = {key: value for key, value in config.items() if stock.get(key) != value}
+    assert changed.keys() == said.keys()
+    for key, value in said.items():
+        assert changed[key] == (value if isinstance(value, str) else pytest.approx(value, rel=2e-2, abs=1e-6))
+    theirs = diffusers.DDIMScheduler.from_config(config).alphas_cumprod.numpy()
+    expected = tensors.get("alphas_cumprod", SCHEDULE if not said else kept(tensors.get("betas", 0)))
+    if case not in ("half precision", "no schedule"):
+        np.testing.assert_allclose(theirs, expected, rtol=2e-3)
+    notes = weightport.inspect(tmp_path / "model.safetensors").parts[0].evidence
+    assert any("says of its schedule" in note for note in notes) == bool(said)
+
+
+EDM: dict[str, tuple[State, str, dict[str, Any], dict[str, Any]]] = {  # markers -> scheduler, its config, the VAE's
+    "CosXL": (
+        {"edm_vpred.sigma_max": np.float32(120), "edm_vpred.sigma_min": np.float32(0.002)},
+        "EDMEulerScheduler",
+        {"sigma_max": 120.0, "sigma_min": 0.002, "sigma_data": 1.0, "prediction_type": V},
+        {"scaling_factor": 0.13025},
+    ),
+    "Playground 2.5": (
+        {
+            "edm_mean": np.array([-1.6574, 1.886, -1.383, 2.5155], np.float32).reshape(1, 4, 1, 1),
+            "edm_std": np.array([8.4927, 5.9022, 6.5498, 5.2299], np.float32).reshape(1, 4, 1, 1),
+        },
+        "EDMDPMSolverMultistepScheduler",
+        {"sigma_max": 80.0, "sigma_min": 0.002, "sigma_data": 0.5, "prediction_type": EPSILON},
+        {
+            "latents_mean": [-1.6574, 1.886, -1.383, 2.5155],
+            "latents_std": [8.4927, 5.9022, 6.5498, 5.2299],
+            "scaling_factor": 0.5,
+        },
+    ),
+}
+
+
+@pytest.mark.parametrize("case", EDM)
+def test_markers_of_an_edm_schedule(case, original_of, tmp_path):
+    """The configs are those of diffusers' own conversion; the markers come back, with residue and without."""
+    tensors, name, config, vae = EDM[case]
+    state = load_file(original_of("sdxl")) | {key: np.asarray(value) for key, value in tensors.items()}
+    repo = convert(state, tmp_path)
+    found = scheduler(repo)
+    assert found["_class_name"] == name
+    assert found | config == found
+    assert "beta_start" not in found
+    getattr(diffusers, name).from_pretrained(repo / "scheduler").set_timesteps(4)
+    described = _json(repo / "vae" / "config.json")
+    assert described | vae == described
+    pipeline = weightport.DiffusionPipeline.from_pretrained(repo)
+    assert type(pipeline.scheduler).__name__ == name
+    for source in (repo, tmp_path / "model.safetensors"):
+        back = weightport.convert(source, tmp_path / "back.safetensors", to="ldm", overwrite=True, residue=False)
+        again = load_file(back.output)
+        assert {key for key in again if key.startswith(("edm_", "v_pred"))} == tensors.keys()
+        for key, value in tensors.items():
+            assert again[key].shape == np.shape(value)
+            np.testing.assert_allclose(again[key], value, rtol=1e-6)
 
 
 FILES = {  # tensors and metadata beside an SD 2.x UNet -> what it predicts
@@ -293,7 +380,6 @@ NAMED = {
     f"{P}input_blocks.1.0.time_mixer.mix_factor": "Stable Video Diffusion",
     f"{P}joint_blocks.0.x_block.attn.qkv.weight": "Stable Diffusion 3",
     f"{P}double_blocks.0.img_attn.norm.key_norm.scale": "Flux", "double_blocks.0.img_mod.lin.weight": "Flux",
-    "edm_vpred.sigma_max": "CosXL", "edm_mean": "Playground 2.5",
     "down_blocks.0.motion_modules.0.temporal_transformer.norm.weight": "AnimateDiff",
     f"{P}distilled_guidance_layer.in_proj.weight": "Chroma", "single_stream_modulation.lin.weight": "Flux.2",
     "text_encoders.t5xxl.transformer.shared.weight": "Stable Diffusion 3 or Flux",
