@@ -207,3 +207,9 @@ def test_any_layout_reaches_any_other(sd1_keras: dict[str, Path], original_of: C
     weightport.convert(tmp_path / "one.safetensors", tmp_path / "model.weights.h5", to="kerascv")
     for part in sd1_keras:
         assert not weightport.diff(tmp_path / f"model.{part}.weights.h5", sd1_keras[part]).differences
+
+
+@pytest.mark.parametrize("to", ["ldm", "kerascv"])
+def test_a_variant_is_of_a_repo(to, repo_of, tmp_path):
+    with pytest.raises(weightport.ConversionError, match="--variant fp16: names files of a repo"):
+        weightport.convert(repo_of("sd1"), tmp_path / "back.safetensors", to=to, variant="fp16")

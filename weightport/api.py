@@ -110,7 +110,7 @@ def convert(
         raise ConversionError(f"--image-size {image_size}: must be a multiple of 8 pixels")
     style = Style(
         dtype=DTYPES[dtype],
-        variant=_variant(variant),
+        variant=_variant(variant, to),
         max_shard_size=_nbytes(max_shard_size),
         image_size=image_size,
         text_activation=text_activation,
@@ -330,7 +330,9 @@ def _hub_id(base: StrPath | None) -> str | None:
     return reference.repo_id if reference else None
 
 
-def _variant(variant: str | None) -> str | None:
+def _variant(variant: str | None, to: str) -> str | None:
+    if variant is not None and to != "diffusers":
+        raise ConversionError(f"--variant {variant}: names files of a repo, and --to {to} writes none")
     if variant is not None and not re.fullmatch(r"[A-Za-z0-9_]+", variant):
         raise ConversionError(f"--variant {variant}: use letters, digits and underscores, such as fp16")
     return variant
