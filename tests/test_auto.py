@@ -50,6 +50,16 @@ def test_the_same_class_as_diffusers(family: str, ending: str, task: str) -> Non
         assert outcome(lambda name=name: TASKS[task]._find(name, {})) == theirs
 
 
+def test_none_in_place_of_a_controlnet_is_no_reason_to_warn(repo: Path, recwarn: Any) -> None:  # noqa: F811
+    parts = weightport.StableDiffusionPipeline.from_pretrained(repo, safety_checker=None).components
+    net = {key: value for key, value in UNET.items() if key != "up_block_types"}
+    pipe = weightport.StableDiffusionControlNetPipeline(**parts, controlnet=ControlNetModel.from_config(net))
+    recwarn.clear()
+    found = AutoPipelineForText2Image.from_pipe(pipe, controlnet=None)
+    assert type(found) is weightport.StableDiffusionPipeline
+    assert not [str(one.message) for one in recwarn if "takes no" in str(one.message)]
+
+
 def test_from_a_repository(repo: Path) -> None:  # noqa: F811
     pipe = AutoPipelineForText2Image.from_pretrained(repo, safety_checker=None, dtype=torch.float16)
     assert type(pipe) is weightport.StableDiffusionPipeline

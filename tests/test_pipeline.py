@@ -156,6 +156,45 @@ def test_components_are_attributes_and_folders(repo: Path) -> None:
         pipe.sampler  # noqa: B018
 
 
+def test_arguments_have_diffusers_names_and_order(repo: Path, tmp_path: Path) -> None:
+    pipe = Plain.from_pretrained(pretrained_model_name_or_path=repo)
+    pipe.save_pretrained(tmp_path / "bin", False, "fp16")
+    assert (tmp_path / "bin" / "unet" / f"{D}.fp16.bin").is_file()
+    pipe.save_pretrained(save_directory=tmp_path / "all")
+    for kind, name in ((UNet2DConditionModel, "unet"), (CLIPTokenizer, "tokenizer"), (DDIMScheduler, "scheduler")):
+        part = kind.from_pretrained(pretrained_model_name_or_path=repo, subfolder=name)  # type: ignore[attr-defined]
+        part.save_pretrained(save_directory=tmp_path / name)
+        assert {path.name for path in (tmp_path / name).iterdir()} == {
+            path.name for path in (tmp_path / "all" / name).iterdir()
+        }
+
+
+def test_parameters_and_components_make_a_pipeline(repo: Path) -> None:
+    pipe = Plain.from_pretrained(repo, requires_safety_checker=False)
+    theirs = diffusers.StableDiffusionPipeline.from_pretrained(repo, requires_safety_checker=False)
+    assert pipe.parameters == {"requires_safety_checker": False}
+    assert pipe.parameters.items() <= theirs.parameters.items()
+    other = Plain(**pipe.components, **pipe.parameters)
+    assert other.unet is pipe.unet
+    assert other.config == pipe.config
+
+
+def test_configs_alone_are_loaded_and_saved(repo: Path, tmp_path: Path) -> None:
+    for kind, name in ((UNet2DConditionModel, "unet"), (DDIMScheduler, "scheduler"), (Plain, None)):
+        config, unused = kind.load_config(repo, subfolder=name, return_unused_kwargs=True, strength=1)
+        assert unused == {"strength": 1}
+        assert config == kind.load_config(repo, subfolder=name)
+        assert config == json.loads((repo / (name or "") / kind.config_name).read_text())
+        theirs = getattr(diffusers, kind.__name__.replace("Plain", "StableDiffusionPipeline"))
+        assert {**theirs.load_config(repo, subfolder=name)} == config
+        made = Plain.from_pretrained(repo) if name is None else kind.from_config(config)
+        made.save_config(tmp_path / kind.__name__)
+        assert [path.name for path in (tmp_path / kind.__name__).iterdir()] == [kind.config_name]
+        saved = kind.load_config(tmp_path / kind.__name__)
+        assert saved["_class_name"] == kind.__name__
+        assert all(saved[key] == value for key, value in config.items() if not key.startswith("_"))
+
+
 def test_it_prints_its_components(repo: Path) -> None:
     printed = repr(Plain.from_pretrained(repo))
     assert printed.startswith("Plain {")

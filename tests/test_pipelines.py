@@ -431,6 +431,10 @@ def test_vae_tiling_and_slicing(vae: str) -> None:
     [
         ("text", {"prompt": None}, "give a prompt or prompt_embeds"),
         ("text", {"height": 30}, "height = 30"),
+        ("text", {"height": 32.0}, "height = 32.0 must be a whole multiple of 8"),
+        ("text", {"latents": torch.zeros(1, 4, 8, 8)}, "latents must have the shape"),
+        ("text", {"latents": torch.zeros(4, 4, 2, 4)}, "latents must have the shape"),
+        ("image", {"latents": torch.zeros(1, 4, 8, 8)}, "latents must have the shape"),
         ("text", {"output_type": "jpg"}, "output_type = 'jpg'"),
         ("text", {"negative_prompt": ["a", "b", "c"]}, "3 negative prompts"),
         ("text", {"generator": [seeded(1)] * 3}, "3 generators are given for 4 images"),
@@ -455,6 +459,27 @@ def test_contradictions_are_named(name: str, arguments: dict[str, Any], message:
     _, ours, usual = make(name)
     with pytest.raises(ValueError, match=message):
         ours(**{**usual, **arguments})
+
+
+def test_a_unet_of_another_task_is_named() -> None:
+    _, ours, arguments = make("text")
+    ours.unet = type(ours.unet)({**ours.unet.config, "in_channels": 9})
+    with pytest.raises(ValueError, match="4 channels are given, but this model takes 9"):
+        ours(**arguments)
+
+
+def test_grey_images_become_colours() -> None:
+    _, ours, arguments = make("image")
+    grey = picture(3, (32, 32)).convert("L")
+    images = [ours(**{**arguments, "image": image}, generator=seeded(7))[0] for image in (grey, grey.convert("RGB"))]
+    assert torch.equal(*(torch.as_tensor(np.asarray(image)) for image in images))
+
+
+def test_a_constant_depth_map_gives_an_image() -> None:
+    _, ours, arguments = make("depth")
+    constant = torch.ones_like(arguments["depth_map"])
+    result = ours(**{**arguments, "depth_map": constant, "output_type": "latent"}, generator=seeded(7))[0]
+    assert result.isfinite().all()
 
 
 def test_unknown_arguments_are_refused() -> None:

@@ -35,7 +35,7 @@ class PushOptions(TypedDict, total=False):
 
 
 class PushToHub:
-    """Adds `push_to_hub` to what has `save_pretrained(folder, **saving)`, and its arguments to `save_pretrained`:
+    """Adds `push_to_hub` to what has `save_pretrained(save_directory, ...)`, and its arguments to `save_pretrained`:
 
     `push_to_hub=True` uploads the folder when it is written, to `repo_id` or a repo of its name; see `PushOptions`.
     """
@@ -85,13 +85,17 @@ class PushToHub:
 def _with_push(save: Callable[..., None]) -> Callable[..., None]:
     @functools.wraps(save)
     def save_pretrained(
-        self: PushToHub, folder: str | os.PathLike[str], *, push_to_hub: bool = False, **options: Any
+        self: PushToHub,
+        save_directory: str | os.PathLike[str],
+        *arguments: Any,
+        push_to_hub: bool = False,
+        **options: Any,
     ) -> None:
         names = ("repo_id", *PushOptions.__annotations__)
         place = {key: options.pop(key) for key in names if key in options}
-        save(self, folder, **options)
+        save(self, save_directory, *arguments, **options)
         if push_to_hub:
-            self.push_folder(Path(folder).expanduser(), **place)
+            self.push_folder(Path(save_directory).expanduser(), **place)
 
     return save_pretrained
 

@@ -18,13 +18,13 @@ class AutoPipeline:
     ending: ClassVar[str]
 
     @classmethod
-    def from_pretrained(cls, name_or_path: StrPath, **options: Any) -> DiffusionPipeline:
+    def from_pretrained(cls, pretrained_model_name_or_path: StrPath, **options: Any) -> DiffusionPipeline:
         """The pipeline for the task; with `controlnet=` one that uses it. See `DiffusionPipeline.from_pretrained`.
 
         Raises:
             ValueError: the repository is of no family that has a pipeline for the task.
         """
-        source = open_source(name_or_path, **split_options(options, HubOptions)[0])
+        source = open_source(pretrained_model_name_or_path, **split_options(options, HubOptions)[0])
         kind = cls._find(str(source.json(INDEX).get("_class_name")), options)
         return kind.from_pretrained(source, **options)
 

@@ -204,10 +204,7 @@ class CLIPTextEncoder(Model):
 
     def forward(self, input_ids: Tensor, attention_mask: None = None, **options: bool) -> CLIPOutput:
         """Encode token ids (b, n); transformers' options `output_hidden_states` and `return_dict` change nothing."""
-        return self.output(self.text_model(input_ids))
-
-    def output(self, encoded: CLIPTextOutput) -> CLIPOutput:
-        """What `forward` returns."""
+        encoded: CLIPTextOutput = self.text_model(input_ids)
         return encoded
 
 
@@ -227,7 +224,7 @@ class CLIPTextModelWithProjection(CLIPTextEncoder):
         super().__init__(config)
         self.text_projection = nn.Linear(self.config.hidden_size, self.config.projection_dim, bias=False)
 
-    def output(self, encoded: CLIPTextOutput) -> CLIPTextProjectionOutput:
-        """The pooled state is projected."""
-        last, pooled, states = encoded
+    def forward(self, input_ids: Tensor, attention_mask: None = None, **options: bool) -> CLIPTextProjectionOutput:
+        """As of both text encoders, and the pooled state projected."""
+        last, pooled, states = self.text_model(input_ids)
         return CLIPTextProjectionOutput(self.text_projection(pooled), last, states)

@@ -1,9 +1,13 @@
-"""The `config.json` of a model: checked key by key, so that no option is silently ignored."""
+"""Configs: how they are read and written, and those of models checked key by key, so that no option is ignored."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
+
+from ..upload import PushToHub
+from .saving import placed, write_json
+from .source import Place, PlaceOptions, StrPath, open_source, split_options
 
 DIFFUSERS_VERSION = "0.35.0"  # whose format is written; older readers look at it
 
@@ -12,14 +16,45 @@ class Attributes(dict[str, Any]):
     """A dict whose keys are attributes too."""
 
     def __getattr__(self, key: str) -> Any:
-        try:
+        if key in self:
             return self[key]
-        except KeyError:
-            raise AttributeError(f"the {type(self).__name__.lower()} has no {key!r}") from None
+        raise AttributeError(f"the {type(self).__name__.lower()} has no {key!r}")
 
 
 class Config(Attributes):
     """The config of a model, complete with defaults, as in diffusers and transformers."""
+
+
+class HasConfig(PushToHub):
+    """What has a config in a JSON file of the name `config_name`."""
+
+    config_name: ClassVar[str]
+    config: Any
+
+    @classmethod
+    def load_config(cls, pretrained_model_name_or_path: Place, return_unused_kwargs: bool = False, **given: Any) -> Any:
+        """The content of the config in a folder or on the Hub, as it is.
+
+        Args:
+            pretrained_model_name_or_path: a local folder, or the id of a repository on the Hub.
+            return_unused_kwargs: return also a dict of the options that have no meaning here.
+            given: see `PlaceOptions`.
+
+        Raises:
+            OSError: there is no such file.
+        """
+        place, unused = split_options(given, PlaceOptions)
+        config = open_source(pretrained_model_name_or_path, **place).json(cls.config_name)
+        return (config, unused) if return_unused_kwargs else config
+
+    def save_config(self, save_directory: StrPath) -> None:
+        """Write the config, defaults included, into a folder that is made if it does not exist."""
+        with placed(save_directory) as staging:
+            write_json(staging / self.config_name, self._saved_config())
+
+    def _saved_config(self) -> dict[str, Any]:
+        options = {key: value for key, value in self.config.items() if not key.startswith("_")}
+        return options | {"_class_name": type(self).__name__, "_diffusers_version": DIFFUSERS_VERSION}
 
 
 def read_config(

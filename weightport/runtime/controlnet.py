@@ -113,9 +113,8 @@ class ControlNetModel(Conditioned):
         x, skips = self.encode(x, emb, encoder_hidden_states)
 
         convs = [*self.controlnet_down_blocks, self.controlnet_mid_block]
-        scales = torch.full((len(convs),), 1.0, device=x.device)
-        if guess_mode and not c.global_pool_conditions:
-            scales = torch.logspace(-1, 0, len(convs), device=x.device)
+        weakest = -1 if guess_mode and not c.global_pool_conditions else 0
+        scales = torch.logspace(weakest, 0, len(convs), device=x.device)
         outputs = [conv(y) * s for conv, y, s in zip(convs, [*skips, x], scales * conditioning_scale, strict=True)]
         if c.global_pool_conditions:
             outputs = [output.mean((2, 3), keepdim=True) for output in outputs]

@@ -17,7 +17,6 @@ OutputType = Literal["pil", "np", "pt", "latent"]
 OUTPUT_TYPES = get_args(OutputType)
 ResizeMode = Literal["default", "fill", "crop"]
 Box = tuple[int, int, int, int]
-RESAMPLING = {"lanczos": Image.Resampling.LANCZOS, "bicubic": Image.Resampling.BICUBIC}
 
 
 @dataclass(frozen=True)
@@ -29,8 +28,7 @@ class VaeImageProcessor:
         resample: the filter for PIL images; tensors and arrays are resized to the nearest neighbour.
         do_normalize: map [0, 1] to [-1, 1].
         do_binarize: make every value 0 or 1, as masks need.
-        do_convert_rgb: convert PIL images to RGB.
-        do_convert_grayscale: convert PIL images to one channel, and let tensors and arrays have none.
+        do_convert_grayscale: convert PIL images to one channel, not to RGB, and let tensors and arrays have none.
         vae_latent_channels: a tensor of so many channels is latents, which are left alone.
     """
 
@@ -38,7 +36,6 @@ class VaeImageProcessor:
     resample: Literal["lanczos", "bicubic"] = "lanczos"
     do_normalize: bool = field(default=True, kw_only=True)
     do_binarize: bool = field(default=False, kw_only=True)
-    do_convert_rgb: bool = field(default=False, kw_only=True)
     do_convert_grayscale: bool = field(default=False, kw_only=True)
     vae_latent_channels: int = field(default=4, kw_only=True)
 
@@ -96,19 +93,18 @@ class VaeImageProcessor:
         return (want_height or height) // unit * unit, (want_width or width) // unit * unit
 
     def _from_pil(self, image: Image.Image) -> Tensor:
-        image = image.convert("RGB") if self.do_convert_rgb else image
-        image = image.convert("L") if self.do_convert_grayscale else image
+        image = image.convert("L" if self.do_convert_grayscale else "RGB")
         array = np.asarray(image, dtype=np.float32) / 255.0
         return _to_tensor(array.reshape(1, *array.shape[:2], -1))
 
     def resize(self, image: Image.Image, height: int, width: int, resize_mode: ResizeMode = "default") -> Image.Image:
         """A PIL image at a size: stretched, or scaled and then cropped or filled up with its outermost pixels."""
         if resize_mode == "default":
-            return image.resize((width, height), RESAMPLING[self.resample])
+            return image.resize((width, height), Image.Resampling[self.resample.upper()])
         w, h = image.size
         fits_width = (width / height < w / h) == (resize_mode == "fill")
         size = (width, h * width // w) if fits_width else (w * height // h, height)
-        scaled, result = image.resize(size, RESAMPLING["lanczos"]), Image.new("RGB", (width, height))
+        scaled, result = image.resize(size, Image.Resampling.LANCZOS), Image.new("RGB", (width, height))
         left, top = width // 2 - size[0] // 2, height // 2 - size[1] // 2
         result.paste(scaled, (left, top))
         if top > 0 and resize_mode == "fill":
@@ -134,18 +130,15 @@ class VaeImageProcessor:
         if output_type == "pt":
             return image
         array = image.cpu().permute(0, 2, 3, 1).float().numpy()
-        return array if output_type == "np" else to_pil(array)
+        if output_type == "np":
+            return array
+        pixels = (array * 255).round().astype("uint8")
+        return [Image.fromarray(one.squeeze(-1) if one.shape[-1] == 1 else one) for one in pixels]
 
 
 def _to_tensor(array: np.ndarray[Any, Any]) -> Tensor:
     array = array if array.ndim == 4 else array[..., None]
     return torch.from_numpy(array.transpose(0, 3, 1, 2))
-
-
-def to_pil(array: np.ndarray[Any, Any]) -> list[Image.Image]:
-    """An array (b, h, w, c) in [0, 1] -> one PIL image each, grey if c is 1."""
-    pixels = (array * 255).round().astype("uint8")
-    return [Image.fromarray(one.squeeze(-1) if one.shape[-1] == 1 else one) for one in pixels]
 
 
 def crop_region(mask: Image.Image, width: int, height: int, pad: int) -> Box:

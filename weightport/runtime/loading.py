@@ -19,8 +19,6 @@ from .model import CONFIG, LoadOptions, Model, find_files
 from .registry import component_class
 from .source import Source
 
-SEVERAL = "MultiControlNetModel"  # is not a model with files of its own
-
 
 def correct_sample_size(unet: Any) -> None:
     """Set `sample_size` to 64 in a config in which a diffusers before 0.9 wrote less, which was a mistake."""
@@ -104,7 +102,7 @@ def choose_arguments(kind: Any, owner: str, known: Mapping[str, Any], given: Map
     names, options = read_signature(kind)
     everything = {**dict.fromkeys(kind._optional_components), **known, **given}
     arguments = {name: everything[name] for name in (*names, *options) if name in everything}
-    if ignored := sorted(given.keys() - arguments.keys()):
+    if ignored := [name for name, value in given.items() if name not in arguments and value is not None]:
         warnings.warn(f"{kind.__name__} takes no {', '.join(ignored)}: ignored", stacklevel=3)
     if missing := [name for name in names if name not in arguments]:
         raise ValueError(f"{owner} has no {', '.join(missing)} for {kind.__name__}; pass what is missing")
@@ -117,7 +115,7 @@ def _find_components(source: Source, name: str, library: str, class_name: str, t
     Several ControlNets are in the folders `name`, `name_1`, `name_2` and so on.
     """
     place, kind = source.folder(name), component_class(library, class_name)
-    if kind is not None and class_name == SEVERAL:
+    if kind is not None and class_name == "MultiControlNetModel":  # is not a model with files of its own
         folders = (f"{name}_{i}" if i else name for i in itertools.count())
         places = itertools.takewhile(lambda one: one[1].names, ((folder, source.folder(folder)) for folder in folders))
         return [Component(name, component_class(library, "ControlNetModel"), *one) for one in places]

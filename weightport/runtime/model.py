@@ -12,13 +12,11 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import nn
 
-from ..download import HubOptions
-from ..upload import PushToHub
-from .config import DIFFUSERS_VERSION, Config
+from .config import Config, HasConfig
 from .files import find_weights, shard_names, sibling_files, why_no_weights
 from .registry import COMPONENTS, component_class
 from .saving import placed, write_json
-from .source import Place, Source, StrPath, open_source, split_options
+from .source import Place, PlaceOptions, Source, StrPath, open_source, split_options
 from .weights import NoInit, load_weights, write_weights
 
 CONFIG = "config.json"
@@ -72,7 +70,7 @@ class LoadOptions:
             raise ValueError(message) from None
 
 
-class Model(nn.Module, PushToHub):
+class Model(nn.Module, HasConfig):
     """The base of the models.
 
     Attributes:
@@ -81,8 +79,8 @@ class Model(nn.Module, PushToHub):
         name_or_path: where the model was loaded from.
     """
 
+    config_name: ClassVar[str] = CONFIG
     library: ClassVar[str] = "diffusers"
-    config: Config
     name_or_path: str = ""
 
     def __init__(self, config: Mapping[str, Any]) -> None:
@@ -111,38 +109,32 @@ class Model(nn.Module, PushToHub):
 
     @classmethod
     def from_pretrained(
-        cls,
-        name_or_path: Place,
-        *,
-        subfolder: str | None = None,
-        output_loading_info: bool = False,
-        **options: Any,
+        cls, pretrained_model_name_or_path: Place, *, output_loading_info: bool = False, **options: Any
     ) -> Self:
         """The model in a folder or on the Hub, in evaluation mode.
 
         Args:
-            name_or_path: a local folder, or the id of a repository on the Hub.
-            subfolder: the folder in it.
+            pretrained_model_name_or_path: a local folder, or the id of a repository on the Hub.
             output_loading_info: return the model and, as diffusers does, a dict of lists: `missing_keys`,
                 `mismatched_keys` and `error_msgs`, always empty as these raise, and `unexpected_keys`, those that are
                 known to be of no use.
-            options: see `LoadOptions` and `HubOptions`; a model alone never falls back from a variant to the main
+            options: see `LoadOptions` and `PlaceOptions`; a model alone never falls back from a variant to the main
                 weights.
 
         Raises:
             OSError: the folder, the repository or a file in it is missing.
             ValueError: the config asks for something that is not implemented, or the weights do not fit.
         """
-        hub, others = split_options(options, HubOptions)
+        place, others = split_options(options, PlaceOptions)
         wanted = LoadOptions(**others)
-        source = open_source(name_or_path, subfolder, **hub)
+        source = open_source(pretrained_model_name_or_path, **place)
         dtype, device = wanted.dtypes()["default"], wanted.device()
         files = find_files(source, cls.library, wanted.variant, wanted.use_safetensors)
         folder = source.fetch([CONFIG, *files] if CONFIG in source.names else files)
         with torch.device("meta"), NoInit():
             model = cls(source.json(CONFIG))
         paths = [folder / name for name in files]
-        unused = load_weights(model, paths, cls.rename, dtype, device, use_mmap=not wanted.disable_mmap)
+        unused = load_weights(model, paths, cls.rename, dtype, device, not wanted.disable_mmap)
         model.name_or_path = source.name
         model.eval()
         if output_loading_info:
@@ -152,7 +144,7 @@ class Model(nn.Module, PushToHub):
 
     def save_pretrained(
         self,
-        folder: StrPath,
+        save_directory: StrPath,
         *,
         safe_serialization: bool = True,
         variant: str | None = None,
@@ -163,7 +155,7 @@ class Model(nn.Module, PushToHub):
         Other files of the folder stay, such as other variants; earlier weights of the same variant are replaced.
 
         Args:
-            folder: made if it does not exist.
+            save_directory: made if it does not exist.
             safe_serialization: False writes `.bin` in place of safetensors.
             variant: a part of the names of the weights; the config is the same for all variants.
             max_shard_size: bytes, or text such as `500MB`; larger weights are split.
@@ -174,31 +166,32 @@ class Model(nn.Module, PushToHub):
         """
         if variant is not None and not re.fullmatch(r"[\w-]+", variant):
             raise ValueError(f"variant = {variant!r} cannot be part of a file name")
-        with placed(folder, sibling_files(Source(Path(folder)).names, self.library, variant)) as staging:
+        stale = sibling_files(Source(Path(save_directory)).names, self.library, variant)
+        with placed(save_directory, stale) as staging:
             write_json(staging / CONFIG, self._saved_config())
             write_weights(staging, self.state_dict(), self.library, variant, _size(max_shard_size), safe_serialization)
 
     def _saved_config(self) -> dict[str, Any]:
         """The config for other readers. No dtype: transformers would impose it on every variant of the weights."""
-        name, hidden = type(self).__name__, ("_", "dtype", "torch_dtype")
-        config = {key: value for key, value in self.config.items() if not key.startswith(hidden)}
+        config, hidden = super()._saved_config(), ("_", "dtype", "torch_dtype")
         if self.library == "diffusers":
-            return config | {"_class_name": name, "_diffusers_version": DIFFUSERS_VERSION}
-        return config | {"architectures": [name]}
+            return config
+        own = {key: value for key, value in config.items() if not key.startswith(hidden)}
+        return own | {"architectures": [type(self).__name__]}
 
 
 class AutoModel:
     """Loads a model whose class `config.json` tells."""
 
     @classmethod
-    def from_pretrained(cls, name_or_path: Place, *, subfolder: str | None = None, **options: Any) -> Model:
+    def from_pretrained(cls, pretrained_model_name_or_path: Place, **options: Any) -> Model:
         """The model in a folder or on the Hub; for the other arguments see `Model.from_pretrained`.
 
         Raises:
             ValueError: the config names no class of the runtime.
         """
-        hub, options = split_options(options, HubOptions)
-        source = open_source(name_or_path, subfolder, **hub)
+        place, options = split_options(options, PlaceOptions)
+        source = open_source(pretrained_model_name_or_path, **place)
         config = source.json(CONFIG)
         name = config.get("_class_name") or next(iter(config.get("architectures") or ()), None)
         for kind in (component_class(library, str(name)) for library in COMPONENTS):

@@ -13,11 +13,10 @@ from torch import nn
 from tqdm import tqdm
 
 from ..download import HubOptions
-from ..upload import PushToHub
-from .config import DIFFUSERS_VERSION, Config
+from .config import DIFFUSERS_VERSION, Config, HasConfig
 from .custom_code import copy_code, custom_file, load_class
 from .files import sibling_files
-from .loading import choose_arguments, load_arguments
+from .loading import choose_arguments, load_arguments, read_signature
 from .model import LoadOptions, Model
 from .registry import PIPELINES, library_of, public_class
 from .saving import placed, write_json
@@ -26,7 +25,7 @@ from .source import Place, Source, StrPath, open_source, split_options
 INDEX = "model_index.json"
 
 
-class DiffusionPipeline(PushToHub):
+class DiffusionPipeline(HasConfig):
     """A pipeline is made of components: models, a scheduler, a tokenizer.
 
     A subclass takes its components as arguments of `__init__`, hands them to `register_modules` and does its work in
@@ -59,6 +58,11 @@ class DiffusionPipeline(PushToHub):
     def components(self) -> dict[str, Any]:
         """Name -> component, in the order of the constructor; None where there is none."""
         return {name: getattr(self, name) for name in self._names}
+
+    @property
+    def parameters(self) -> dict[str, Any]:
+        """The constructor's arguments that are no components: `Other(**pipe.components, **pipe.parameters)`."""
+        return {name: self._options[name] for name in read_signature(type(self))[1] if name in self._options}
 
     @property
     def config(self) -> Config:
@@ -113,7 +117,7 @@ class DiffusionPipeline(PushToHub):
     @classmethod
     def from_pretrained(
         cls,
-        name_or_path: Place,
+        pretrained_model_name_or_path: Place,
         *,
         custom_pipeline: StrPath | None = None,
         custom_revision: str | None = None,
@@ -126,7 +130,7 @@ class DiffusionPipeline(PushToHub):
         repository of any pipeline that has its components.
 
         Args:
-            name_or_path: a local folder, or the id of a repository on the Hub.
+            pretrained_model_name_or_path: a local folder, or the id of a repository on the Hub.
             custom_pipeline: the code of another pipeline: a `.py` file, or a folder or repository with `pipeline.py`.
             custom_revision: the revision of that repository.
             trust_remote_code: agree to run code that a file or repository brings along.
@@ -139,13 +143,13 @@ class DiffusionPipeline(PushToHub):
         """
         hub, others = split_options(options, HubOptions)
         wanted, given = split_options(others, LoadOptions)
-        source = open_source(name_or_path, **hub)
+        source = open_source(pretrained_model_name_or_path, **hub)
         index = source.json(INDEX)
         hub["revision"] = custom_revision
         kind = cls._find_class(source, index.get("_class_name"), custom_pipeline, trust_remote_code, hub)
         if not issubclass(kind, DiffusionPipeline):
             # the code of a class that extends diffusers' pipeline expects diffusers' components
-            return kind.from_pretrained(name_or_path, trust_remote_code=trust_remote_code, **options)  # type: ignore[no-any-return]
+            return kind.from_pretrained(pretrained_model_name_or_path, trust_remote_code=trust_remote_code, **options)  # type: ignore[no-any-return]
         arguments = load_arguments(kind, source, index, given, LoadOptions(**wanted), trust_remote_code)
         pipeline: Self = kind(**arguments)
         pipeline.name_or_path = source.name
@@ -155,7 +159,7 @@ class DiffusionPipeline(PushToHub):
     def _find_class(cls, source: Source, name: Any, custom: Any, trust: bool, hub: Mapping[str, Any]) -> Any:
         """The class to load: that of the custom code, this one, or the one of the name in the index."""
         if custom is not None and Path(custom).suffix == ".py":
-            file = Path(custom).expanduser()
+            file = Path(custom).expanduser().absolute()
             return load_class(Source(file.parent), file.stem, None, trust)
         if custom is not None:
             return load_class(open_source(custom, **hub), "pipeline", None, trust)
@@ -188,8 +192,7 @@ class DiffusionPipeline(PushToHub):
 
     def save_pretrained(
         self,
-        folder: StrPath,
-        *,
+        save_directory: StrPath,
         safe_serialization: bool = True,
         variant: str | None = None,
         max_shard_size: int | str = "10GB",
@@ -200,7 +203,7 @@ class DiffusionPipeline(PushToHub):
         See `PushToHub` for uploading the folder afterwards.
 
         Args:
-            folder: made if it does not exist.
+            save_directory: made if it does not exist.
             safe_serialization: False writes `.bin` in place of safetensors, in components of diffusers.
             variant: a part of the names of the weights.
             max_shard_size: bytes, or text such as `500MB`; larger weights are split.
@@ -209,7 +212,7 @@ class DiffusionPipeline(PushToHub):
             OSError: the folder cannot be written.
             ValueError: a component cannot be saved.
         """
-        place = Path(folder).expanduser()
+        place = Path(save_directory).expanduser()
         given = {"safe_serialization": safe_serialization, "variant": variant, "max_shard_size": max_shard_size}
         stale: list[str] = []
         with placed(place, stale) as staging:
@@ -223,11 +226,13 @@ class DiffusionPipeline(PushToHub):
                 if isinstance(component, Model):
                     files = sibling_files(Source(place / name).names, component.library, variant)
                     stale += [f"{name}/{file}" for file in files]
-            index = self.config
-            if module := custom_file(type(self)):
+            if custom_file(type(self)):
                 copy_code(type(self), staging)
-                index["_class_name"] = [module, type(self).__name__]
-            write_json(staging / INDEX, index)
+            write_json(staging / INDEX, self._saved_config())
+
+    def _saved_config(self) -> dict[str, Any]:
+        saved, module = super()._saved_config(), custom_file(type(self))
+        return saved | ({"_class_name": [module, type(self).__name__]} if module else {})
 
     def _folders(self) -> Iterator[tuple[str, Any]]:
         """What is saved, and into which folder: several ControlNets into `controlnet`, `controlnet_1`, and so on."""

@@ -198,7 +198,7 @@ class LatentDiffusionPipeline(DiffusionPipeline):
     @property
     def control_image_processor(self) -> VaeImageProcessor:
         """What the images of ControlNets go through."""
-        return VaeImageProcessor(self.vae_scale_factor, do_normalize=False, do_convert_rgb=True)
+        return VaeImageProcessor(self.vae_scale_factor, do_normalize=False)
 
     @classmethod
     def control_argument(cls) -> str:

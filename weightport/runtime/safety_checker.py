@@ -19,12 +19,10 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, nn
 
-from ..download import HubOptions
 from .clip import CLIPEncoder
-from .config import Config
+from .config import Config, HasConfig
 from .model import Model
-from .saving import placed, write_json
-from .source import Place, StrPath, open_source
+from .source import Place, PlaceOptions
 from .tokenizer import Encoding
 
 CONCEPTS, SPECIAL_CONCEPTS = 17, 3
@@ -133,13 +131,14 @@ class StableDiffusionSafetyChecker(Model):
         return images, flags
 
 
-class CLIPImageProcessor:
+class CLIPImageProcessor(HasConfig):
     """Images as CLIP saw them in training: short side resized, the centre cut out, colours normalised.
 
     Args:
         config: the content of `preprocessor_config.json`.
     """
 
+    config_name: ClassVar[str] = "preprocessor_config.json"
     library: ClassVar[str] = "transformers"
     DEFAULTS: ClassVar[dict[str, Any]] = {
         "crop_size": {"height": 224, "width": 224},
@@ -162,15 +161,15 @@ class CLIPImageProcessor:
         self.config["crop_size"] = {"height": crop, "width": crop} if isinstance(crop, int) else crop
 
     @classmethod
-    def from_pretrained(cls, name_or_path: Place, *, subfolder: str | None = None, **hub: Unpack[HubOptions]) -> Self:
+    def from_pretrained(cls, pretrained_model_name_or_path: Place, **options: Unpack[PlaceOptions]) -> Self:
         """Read `preprocessor_config.json`."""
-        return cls(open_source(name_or_path, subfolder, **hub).json("preprocessor_config.json"))
+        return cls(cls.load_config(pretrained_model_name_or_path, **options))
 
-    def save_pretrained(self, folder: StrPath) -> None:
-        """Write `preprocessor_config.json`."""
-        with placed(folder) as staging:
-            kind = {"feature_extractor_type": "CLIPFeatureExtractor", "image_processor_type": "CLIPImageProcessor"}
-            write_json(staging / "preprocessor_config.json", {**self.config, **kind})
+    save_pretrained = HasConfig.save_config
+
+    def _saved_config(self) -> dict[str, Any]:
+        kind = {"feature_extractor_type": "CLIPFeatureExtractor", "image_processor_type": "CLIPImageProcessor"}
+        return {**self.config, **kind}
 
     def __call__(
         self, images: Image.Image | Sequence[Image.Image], return_tensors: Literal["pt", "np"] | None = None

@@ -347,9 +347,14 @@ def draw(shape: Sequence[int], run: Run, generator: Generator) -> Tensor:
 
 
 def draw_latents(pipe: LatentDiffusionPipeline, o: Options, run: Run, given: Tensor | None) -> Tensor:
-    """Noise in the size of the result, unless it is given."""
+    """Noise in the size of the result, unless it is given.
+
+    Raises:
+        ValueError: what is given is of another shape.
+    """
     height, width = (edge // pipe.vae_scale_factor for edge in run.size)
     shape = (run.batch, pipe.unet.config.out_channels, height, width)
+    require(given is None or given.shape == shape, f"latents must have the shape {shape}, as height and width ask for")
     return draw(shape, run, o.generator) if given is None else given.to(run.device)
 
 
@@ -415,7 +420,8 @@ def start_from_noise(pipe: LatentDiffusionPipeline, o: Options, run: Run) -> Non
 def start_from_image(pipe: LatentDiffusionPipeline, o: Options, run: Run) -> None:
     """Image-to-image (Meng et al., SDEdit, https://arxiv.org/abs/2108.01073): noise is added to the image."""
     if o.latents is not None:
-        run.latents = o.latents.to(run.device)
+        run.size = pipe.pixels(o.latents)
+        run.latents = draw_latents(pipe, o, run, o.latents)
         return
     image = pipe.image_processor.preprocess(o.image, o.height, o.width)
     run.latents = to_latents(pipe, o, run, tile(image, run.batch) if isinstance(o.generator, list) else image)
@@ -436,7 +442,7 @@ def start_from_depth(pipe: LatentDiffusionPipeline, o: Options, run: Run) -> Non
     depth = o.depth_map.to(run.device, run.dtype)[:, None]
     depth = F.interpolate(depth, run.latents.shape[-2:], mode="bicubic", align_corners=False)
     low, high = depth.amin((1, 2, 3), keepdim=True), depth.amax((1, 2, 3), keepdim=True)
-    depth = 2.0 * (depth - low) / (high - low) - 1.0
+    depth = 2.0 * (depth - low) / (high - low).clamp_min(torch.finfo(depth.dtype).eps) - 1.0
     run.depth_mask, run.extras = for_each_branch(pipe, run, depth), ("depth_mask",)
 
 
@@ -447,7 +453,6 @@ def start_from_mask(pipe: LatentDiffusionPipeline, o: Options, run: Run) -> None
         ValueError: the UNet is not of a kind that can inpaint.
     """
     channels, whole = pipe.unet.config.in_channels, o.strength == 1.0
-    require(channels in (4, 9), f"inpainting needs a UNet of 4 or 9 input channels, not {channels}")
     height, width = run.size
     mode: Any = "default"
     if o.padding_mask_crop is not None:
@@ -700,6 +705,9 @@ def check(pipe: LatentDiffusionPipeline, o: Options) -> None:
     for name, least in (("num_inference_steps", 1), ("num_images_per_prompt", 1), ("clip_skip", 0)):
         value = getattr(o, name)
         require(value is None or value >= least, f"{name} = {value} must be at least {least}")
+    for name in ("height", "width"):
+        value = getattr(o, name) or 0
+        require(not isinstance(value, float) and value % 8 == 0, f"{name} = {value} must be a whole multiple of 8")
     for name in ("ip_adapter_image", "ip_adapter_image_embeds", "cross_attention_kwargs"):
         require(not given(name), f"{name} is not supported")
     rivals = {"prompt": "prompt_embeds", "negative_prompt": "negative_prompt_embeds", "timesteps": "sigmas"}
@@ -715,8 +723,6 @@ def check(pipe: LatentDiffusionPipeline, o: Options) -> None:
     for prefix in ("", "negative_"):
         complete = not pipe.is_xl or not given(f"{prefix}prompt_embeds") or given(f"{prefix}pooled_prompt_embeds")
         require(complete, f"{prefix}prompt_embeds needs {prefix}pooled_prompt_embeds")
-    for name in ("height", "width"):
-        require((getattr(o, name) or 0) % 8 == 0, f"{name} = {getattr(o, name)} must be a multiple of 8")
     for name in ("image", "mask_image", "control_image"):
         spared = name == "image" and given("latents") and pipe.takes("latents") and pipe.takes("strength")
         require(spared or not pipe.takes(name) or given(name), f"{name} is needed")

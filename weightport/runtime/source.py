@@ -27,6 +27,12 @@ def split_options(options: Mapping[str, Any], kind: type) -> tuple[dict[str, Any
     return named, {key: value for key, value in options.items() if key not in named}
 
 
+class PlaceOptions(HubOptions, total=False):
+    """Where in a repository something is: in its folder `subfolder`, or else at its top; and `HubOptions`."""
+
+    subfolder: str | None
+
+
 class Source:
     """A folder of a repository, here one on the disk.
 

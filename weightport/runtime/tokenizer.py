@@ -12,10 +12,9 @@ from typing import Any, ClassVar, Literal, Self, Unpack
 import torch
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
-from ..download import HubOptions
 from .config import Attributes
 from .saving import placed, write_json
-from .source import Place, Source, StrPath, open_source
+from .source import Place, PlaceOptions, Source, StrPath, open_source
 
 START, END, WORD_END = "<|startoftext|>", "<|endoftext|>", "</w>"
 ROLES = {"bos_token": START, "eos_token": END, "unk_token": END, "pad_token": END}  # in the order of their addition
@@ -73,14 +72,14 @@ class CLIPTokenizer:
         self.unk_token_id, self.pad_token_id = self._id(self.unk_token), self._id(self.pad_token)
 
     @classmethod
-    def from_pretrained(cls, name_or_path: Place, *, subfolder: str | None = None, **hub: Unpack[HubOptions]) -> Self:
+    def from_pretrained(cls, pretrained_model_name_or_path: Place, **options: Unpack[PlaceOptions]) -> Self:
         """Read `tokenizer.json`, or else `vocab.json` and `merges.txt`, with the configs beside them.
 
         Raises:
             OSError: the files are not there.
             ValueError: a file is damaged.
         """
-        source = open_source(name_or_path, subfolder, **hub)
+        source = open_source(pretrained_model_name_or_path, **options)
         try:
             return cls._from_source(source)
         except OSError:
@@ -109,7 +108,7 @@ class CLIPTokenizer:
         length = length if length < UNKNOWN else MAX_LENGTH
         return cls(vocab, merges, special_tokens=_special_tokens(config), added_tokens=added, model_max_length=length)
 
-    def save_pretrained(self, folder: StrPath) -> None:
+    def save_pretrained(self, save_directory: StrPath) -> None:
         """Write `vocab.json`, `merges.txt` and their configs: the layout that transformers 4 and 5 read."""
         special = {role: getattr(self, role) for role in ROLES}
         added = self.backend.get_added_tokens_decoder()
@@ -119,7 +118,7 @@ class CLIPTokenizer:
             "model_max_length": self.model_max_length,
             "tokenizer_class": "CLIPTokenizer",
         }
-        with placed(folder) as staging:
+        with placed(save_directory) as staging:
             self.backend.model.save(str(staging))
             write_json(staging / "tokenizer_config.json", config | special)
             write_json(staging / "special_tokens_map.json", special)

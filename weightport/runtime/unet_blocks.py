@@ -140,16 +140,11 @@ def read_levels(c: Config) -> list[Level]:
             raise ValueError(f"{key} = {c[key]!r} must be one value, or one for each block")
         return values
 
-    keys = (
-        "block_out_channels",
-        "layers_per_block",
-        "attention_head_dim",  # the number of heads, in spite of its name: diffusers keeps the slip for compatibility
-        "transformer_layers_per_block",
-        "cross_attention_dim",
-        "only_cross_attention",
-    )
     for key in {"down_block_types", "up_block_types"} & c.keys():
         per_level(key)
+    # `attention_head_dim` is the number of heads, in spite of its name: diffusers keeps the slip for compatibility
+    sizes = "block_out_channels layers_per_block attention_head_dim transformer_layers_per_block"
+    keys = f"{sizes} cross_attention_dim only_cross_attention".split()
     return [Level(*values) for values in zip(*map(per_level, keys), strict=True)]
 
 
@@ -194,6 +189,8 @@ class Conditioned(Model):
     ) -> Tensor:
         """The sum of the embeddings of the timestep and of every other global condition, activated: (b, 4 width)."""
         c = self.config
+        if sample.shape[1] != c.in_channels:
+            raise ValueError(f"{sample.shape[1]} channels are given, but this model takes {c.in_channels}")
 
         def features(values: Tensor, dim: int) -> Tensor:
             return timestep_embedding(values, dim, c.flip_sin_to_cos, c.freq_shift).to(sample.dtype)

@@ -87,7 +87,7 @@ def make_levels(c: Config, widths: list[int], layers: int, name: str, sampler: t
     return levels
 
 
-class Encoder(nn.Module):
+class Encoder(nn.Sequential):
     """Image (b, in_channels, h, w) -> moments of the latents (b, 2 latent_channels, h / 8, w / 8)."""
 
     def __init__(self, c: Config) -> None:
@@ -97,13 +97,8 @@ class Encoder(nn.Module):
         self.down_blocks = make_levels(c, widths, c.layers_per_block, "downsamplers", Downsample2D)
         self.mid_block = MidBlock(widths[-1], groups)
         self.conv_norm_out = nn.GroupNorm(groups, widths[-1], EPS)
+        self.conv_act = nn.SiLU()
         self.conv_out = nn.Conv2d(widths[-1], 2 * c.latent_channels, 3, padding=1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(b, in_channels, h, w) -> (b, 2 latent_channels, h / 8, w / 8)."""
-        x = self.mid_block(self.down_blocks(self.conv_in(x)))
-        x = self.conv_out(F.silu(self.conv_norm_out(x)))
-        return x
 
 
 class Decoder(nn.Module):

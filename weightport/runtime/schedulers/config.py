@@ -4,14 +4,10 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Collection, Mapping
-from pathlib import Path
-from typing import Any, ClassVar, Self, cast
+from typing import Any, ClassVar, Self
 
-from ...download import HubOptions
-from ...upload import PushToHub
-from ..config import DIFFUSERS_VERSION, Config
-from ..saving import placed, write_json
-from ..source import Source, open_source
+from ..config import Config, HasConfig
+from ..source import Place
 
 Options = dict[str, Any]
 
@@ -57,7 +53,7 @@ NAMES = (
 COMPATIBLE = tuple(f"{name}Scheduler" for name in NAMES.split())  # with one another; in this order
 
 
-class Configured(PushToHub):
+class Configured(HasConfig):
     """Something made from a `scheduler_config.json`.
 
     Attributes:
@@ -72,6 +68,7 @@ class Configured(PushToHub):
         has_compatibles: whether `COMPATIBLE` schedulers take its config.
     """
 
+    config_name: ClassVar[str] = FILE
     library: ClassVar[str] = "diffusers"
     defaults: ClassVar[Options] = {}
     predicts: ClassVar[tuple[str, ...]] = VE
@@ -119,21 +116,18 @@ class Configured(PushToHub):
         return scheduler
 
     @classmethod
-    def from_pretrained(cls, name_or_path: Path | str | Source, *, subfolder: str | None = None, **given: Any) -> Self:
-        """The config in a folder or on the Hub, of any class; `given` are options, or `HubOptions`."""
-        hub = {key: given.pop(key) for key in HubOptions.__annotations__ if key in given}
-        return cls.from_config(open_source(name_or_path, subfolder, **cast(HubOptions, hub)).json(FILE), **given)
+    def from_pretrained(cls, pretrained_model_name_or_path: Place, **given: Any) -> Self:
+        """The config in a folder or on the Hub, of any class; `given` are options, or `PlaceOptions`."""
+        config, options = cls.load_config(pretrained_model_name_or_path, return_unused_kwargs=True, **given)
+        return cls.from_config(config, **options)
 
-    def save_pretrained(self, folder: Path | str) -> None:
-        """Write `scheduler_config.json`, defaults included; may also push, see `PushToHub`."""
-        with placed(folder) as staging:
-            write_json(staging / FILE, self._saved_config())
+    save_pretrained = HasConfig.save_config
 
     def _saved_config(self) -> Options:
-        options = {key: value for key, value in self.config.items() if not key.startswith("_")}
-        if callables := [key for key, value in options.items() if callable(value)]:
+        saved = super()._saved_config()
+        if callables := [key for key, value in saved.items() if callable(value)]:
             raise ValueError(f"{callables[0]} is a function, which a JSON file cannot hold")
-        return options | {"_class_name": type(self).__name__, "_diffusers_version": DIFFUSERS_VERSION}
+        return saved
 
     @property
     def compatibles(self) -> list[type[Configured]]:
