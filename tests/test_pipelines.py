@@ -434,7 +434,6 @@ def test_vae_tiling_and_slicing(vae: str) -> None:
         ("text", {"height": 32.0}, "height = 32.0 must be a whole multiple of 8"),
         ("text", {"latents": torch.zeros(1, 4, 8, 8)}, "latents must have the shape"),
         ("text", {"latents": torch.zeros(4, 4, 2, 4)}, "latents must have the shape"),
-        ("image", {"latents": torch.zeros(1, 4, 8, 8)}, "latents must have the shape"),
         ("text", {"output_type": "jpg"}, "output_type = 'jpg'"),
         ("text", {"negative_prompt": ["a", "b", "c"]}, "3 negative prompts"),
         ("text", {"generator": [seeded(1)] * 3}, "3 generators are given for 4 images"),
