@@ -1,7 +1,8 @@
 """The runtime beside diffusers, in the same run and in turns: runtime.py [start] [load] [step] [compile] [cuda]
 
 start    import, and process start to a loaded pipeline
-load     a UNet of Stable Diffusion 1.5 in float32 cast to float16 and bfloat16, from the page cache and from the disk
+load     a UNet of Stable Diffusion 1.5 in float32 cast to float16 and bfloat16, from the page cache and from the disk,
+         without what imports take
 step     one step of that UNet on the CPU, eager, batch 2; float32 at 256x256, on one thread
 compile  the same, compiled (many minutes); --small takes a UNet of half the layers
 cuda     eager and compiled steps on a GPU, float16 and bfloat16, at 512x512 and 1024x1024
@@ -24,7 +25,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 
@@ -39,8 +40,6 @@ START = {
     "diffusers, loaded": "from diffusers import StableDiffusionPipeline as P; P.from_pretrained({repo!r})",
     "weightport, loaded": "from weightport import DiffusionPipeline as P; P.from_pretrained({repo!r})",
 }
-LOAD = "import torch; from {package} import UNet2DConditionModel as U; {body}"
-CAST = "U.from_pretrained({unet!r}, torch_dtype=torch.{dtype})"
 
 
 def write_repo(folder: Path) -> None:
@@ -64,149 +63,102 @@ def write_repo(folder: Path) -> None:
     ).save_pretrained(folder / "repo")
 
 
-def processes(programs: dict[str, str], repeat: int, cold: Iterable[Path] = ()) -> dict[str, list[Run]]:
-    """Each program in a process of its own, all of them once a round; the first round warms the caches.
-
-    Files in `cold` are dropped from the page cache before each.
-    """
-    rounds = []
-    for _ in range(repeat + 1):
-        rounds.append({})
-        for name, code in programs.items():
-            for path in cold:
-                with path.open("rb") as file:
-                    os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-            rounds[-1][name] = measure([sys.executable, "-c", code])
-    return {name: [one[name] for one in rounds[1:]] for name in programs}
+Round = dict[str, Run]
 
 
-def show(
-    title: str,
-    runs: dict[str, list[Run]],
-    peer: str,
-    before: Mapping[str, str] = MappingProxyType({}),
-    notes: Mapping[str, str] = MappingProxyType({}),
-) -> None:
-    """One line a program: medians, and ratios to the peer of the same round; `before` is what to leave out of times."""
+def show(title: str, rounds: list[Round], peer: str, notes: Mapping[str, str] = MappingProxyType({})) -> None:
+    """One line a program: medians, and ratios to the peer of the same round."""
     print(f"\n{title:44}{'wall s':>8}{'ratio':>8}{'CPU s':>8}{'ratio':>8}{'MB':>8}{'ratio':>8}")
-
-    def times(name: str, kind: str) -> list[float]:
-        parts = runs[before[name]] if before else [Run(0, 0, 0, 0)] * len(runs[name])
-        return [getattr(run, kind) - getattr(part, kind) for run, part in zip(runs[name], parts, strict=True)]
-
-    for name in before or runs:
+    for name in rounds[0]:
         line = f"  {name:42}"
         for kind in ("wall", "cpu"):
-            mine, theirs = times(name, kind), times(peer, kind)
-            ratio = statistics.median(a / b for a, b in zip(mine, theirs, strict=True))
-            line += f"{statistics.median(mine):8.4f}{ratio:8.2f}"
-        rss, theirs_rss = (max(run.rss for run in runs[one]) for one in (name, peer))
-        print(f"{line}{rss / 1000:8.0f}{rss / theirs_rss:8.2f}{notes.get(name, '')}", flush=True)
+            times = [getattr(one[name], kind) for one in rounds]
+            ratios = [time / getattr(one[peer], kind) for time, one in zip(times, rounds, strict=True)]
+            line += f"{statistics.median(times):8.4f}{statistics.median(ratios):8.2f}"
+        memory, theirs = (max(one[who].rss for one in rounds) for who in (name, peer))
+        print(f"{line}{memory / 1000:8.0f}{memory / theirs:8.2f}{notes.get(name, '')}", flush=True)
 
 
 def start(folder: Path, options: argparse.Namespace) -> None:
-    """Imports, and process start to a loaded pipeline."""
+    """Imports, and process start to a loaded pipeline; the first round warms the caches."""
     programs = {name: code.format(repo=str(folder / "repo")) for name, code in START.items()}
-    show("start", processes(programs, options.repeat), "diffusers, loaded")
+    rounds = [
+        {name: measure([sys.executable, "-c", code]) for name, code in programs.items()}
+        for _ in range(options.repeat + 1)
+    ]
+    show("start", rounds[1:], "diffusers, loaded")
 
 
-def load(folder: Path, options: argparse.Namespace) -> None:
-    """float32 file -> float16 and bfloat16, without what the imports take."""
-    unet = folder / "repo" / "unet"
-    for title, cold in (("in the page cache", []), ("on the disk", list(unet.glob("*.safetensors")))):
-        for dtype in ("float16", "bfloat16"):
-            body = CAST.format(unet=str(unet), dtype=dtype)
-            packages = ("diffusers", "weightport")
-            programs = {f"{p}, imports": LOAD.format(package=p, body="") for p in packages}
-            programs |= {p: LOAD.format(package=p, body=body) for p in packages}
-            runs = processes(programs, options.repeat, cold)
-            show(f"float32, {title} -> {dtype}", runs, "diffusers", {p: f"{p}, imports" for p in packages})
+@contextlib.contextmanager
+def living(programs: Mapping[str, Sequence[object]]) -> Iterator[dict[str, subprocess.Popen[str]]]:
+    """Workers with these arguments, all ready; they end at the end."""
+    with contextlib.ExitStack() as stack:
+        workers = {}
+        for name, arguments in programs.items():
+            command = [sys.executable, str(Path(__file__).with_name("worker.py")), *map(str, arguments)]
+            worker = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+            workers[name] = stack.enter_context(worker)
+        for worker in workers.values():
+            assert worker.stdout is not None
+            worker.stdout.readline()
+        yield workers
 
 
-STEP = """
-import contextlib, json, re, sys, time, torch
-from pathlib import Path
-package, folder, device, dtype, size, threads, lever, output = sys.argv[1:]
-torch.set_num_threads(int(threads))
-if package == "diffusers":
-    from diffusers import UNet2DConditionModel as U
-else:
-    from weightport import UNet2DConditionModel as U
-    from weightport.runtime.speed import compile_model, constant_context, pack_model
-unet = U.from_pretrained(folder, torch_dtype=getattr(torch, dtype)).to(device)
-if lever == "channels last":
-    unet.to(memory_format=torch.channels_last)
-if lever == "packed":
-    pack_model(unet)
-if lever == "compiled":
-    compile_model(unet)
-
-def noise(*shape):
-    return torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(device, unet.dtype)
-
-def times():
-    if device == "cuda":
-        torch.cuda.synchronize()
-    return time.perf_counter(), time.process_time()
-
-def peak():
-    if device == "cuda":
-        return torch.cuda.max_memory_allocated() // 1000
-    status = Path("/proc/self/status").read_text()  # ru_maxrss is also the parent's
-    return int(re.search(r"VmHWM:\\s+(\\d+)", status)[1])
-
-x, text, t = noise(2, 4, int(size) // 8, int(size) // 8), noise(2, 77, 768), torch.tensor(500, device=device)
-with torch.no_grad(), constant_context(unet) if package == "weightport" else contextlib.nullcontext():
-    print("ready", flush=True)
-    for line in sys.stdin:
-        count = int(line)
-        start = times()
-        for _ in range(count):
-            y = unet(x, t, encoder_hidden_states=text).sample
-        took = [(end - begin) / count for begin, end in zip(start, times())]
-        torch.save(y.cpu(), output)
-        print(json.dumps([*took, peak()]), flush=True)
-"""
-
-
-def ask(process: subprocess.Popen[str], count: int) -> Run:
-    """What one of `count` steps took."""
-    assert process.stdin is not None
-    assert process.stdout is not None
-    process.stdin.write(f"{count}\n")
-    process.stdin.flush()
-    wall, cpu, peak = json.loads(process.stdout.readline())
+def ask(worker: subprocess.Popen[str], count: int = 1) -> Run:
+    """What its work took, on average over `count` times."""
+    assert worker.stdin is not None
+    assert worker.stdout is not None
+    worker.stdin.write(f"{count}\n")
+    worker.stdin.flush()
+    wall, cpu, peak = json.loads(worker.stdout.readline())
     return Run(wall, cpu, peak, 0)
 
 
+def load(folder: Path, options: argparse.Namespace) -> None:
+    """float32 file -> float16 and bfloat16, each in a new process; the first round warms the caches."""
+    unet = folder / "repo" / "unet"
+    for cold, dtype in itertools.product((False, True), options.dtype or ["float16", "bfloat16"]):
+        rounds: list[Round] = []
+        for _ in range(options.repeat + 1):
+            rounds.append({})
+            with living(
+                {package: ("load", package, unet, dtype) for package in ("diffusers", "weightport")}
+            ) as workers:
+                for package, worker in workers.items():
+                    if cold:
+                        drop_cache(unet)
+                    rounds[-1][package] = ask(worker)
+        show(f"float32, {'on the disk' if cold else 'in the page cache'} -> {dtype}", rounds[1:], "diffusers")
+
+
+def drop_cache(folder: Path) -> None:
+    """Let the system read weights from the disk again."""
+    for path in folder.glob("*.safetensors"):
+        with path.open("rb") as file:
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
 def steps(levers: list[str], unet: Path, device: str, dtype: str, size: int, options: argparse.Namespace) -> None:
-    """Steps of the UNet in turns, every program in a process that stays alive."""
+    """Steps of the UNet in turns."""
     import torch
 
-    peer, notes = "diffusers, eager", {}
-    runs: dict[str, list[Run]] = {}
-    with contextlib.ExitStack() as stack:
-        outputs = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        running = {}
-        for name in (peer, *(f"weightport, {lever}" for lever in levers)):
+    peer, count = "diffusers, eager", 10 if device == "cuda" else 1
+    names = [peer, *(f"weightport, {lever}" for lever in levers)]
+    with tempfile.TemporaryDirectory() as outputs:
+        programs = {}
+        for name in names:
             package, lever = name.split(", ")
-            place = [package, str(unet), device, dtype, str(size), str(options.threads), lever, str(outputs / name)]
-            command = [sys.executable, "-c", STEP, *place]
-            running[name] = stack.enter_context(
-                subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-            )
-        for process in running.values():
-            assert process.stdout is not None
-            process.stdout.readline()
-        for name, process in running.items():
-            first, output, expected = ask(process, 1), *(torch.load(outputs / one).double() for one in (name, peer))
-            difference = float((output - expected).norm() / expected.norm())
-            notes[name] = f"  first {first.wall:.1f} s, differs by {difference:.0e}"
-        for _ in range(options.repeat):
-            for name, process in running.items():
-                runs.setdefault(name, []).append(ask(process, 10 if device == "cuda" else 1))
+            programs[name] = ("step", package, unet, device, dtype, size, options.threads, lever, Path(outputs, name))
+        with living(programs) as workers:
+            first = {name: ask(worker).wall for name, worker in workers.items()}
+            rounds = [{name: ask(worker, count) for name, worker in workers.items()} for _ in range(options.repeat)]
+        results = {name: torch.load(Path(outputs, name)).double() for name in names}
+    notes = {}
+    for name, result in results.items():
+        difference = float((result - results[peer]).norm() / results[peer].norm())
+        notes[name] = f"  first {first[name]:.1f} s, differs by {difference:.0e}"
     threads = "" if device == "cuda" else f", {options.threads} threads"
-    show(f"{device}{threads}, {dtype}, {size}x{size}", runs, peer, notes=notes)
+    show(f"{device}{threads}, {dtype}, {size}x{size}", rounds, peer, notes)
 
 
 def step(folder: Path, options: argparse.Namespace) -> None:
