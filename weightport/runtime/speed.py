@@ -82,14 +82,15 @@ class Packed:
 def pack_model(model: nn.Module) -> None:
     """Bring a model's weights into the order in which kernels read them; they must not change or move afterwards.
 
-    On a CPU that is done at the first call for each shape; weights in a mapped file then leave the memory.
+    In float32 on a CPU that is done at the first call for each shape; weights in a mapped file then leave the memory.
+    Others become channels last.
     """
-    if next(model.parameters()).device.type != "cpu":
+    weight = next(model.parameters())
+    if weight.is_cuda or weight.dtype != torch.float32:  # where packing does not pay
         model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         return
-    dtypes = {torch.float32, *([torch.bfloat16] if torch.ops.mkldnn._is_mkldnn_bf16_supported() else [])}
     for layer in model.modules():
-        if isinstance(layer, nn.Linear | nn.Conv2d) and layer.weight.dtype in dtypes:
+        if isinstance(layer, nn.Linear | nn.Conv2d):
             layer.forward = Packed(layer)  # type: ignore[assignment]
 
 
@@ -120,19 +121,17 @@ def compile_model(model: nn.Module) -> None:
     On a CPU weights become constants, laid out for the kernels; on CUDA a step is one graph, and images are channels
     last. Sums are fused and reordered, so bits change.
     """
-    if next(model.parameters()).is_cuda:
+    from torch._inductor import config
+
+    cuda = next(model.parameters()).is_cuda
+    if cuda:
         model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        forward = torch.compile(type(model).forward.__get__(model), mode="reduce-overhead", dynamic=False)
-        model.forward = own_outputs(forward)
-    else:
-        model.compile(options={"freezing": True}, dynamic=False)
+    mode = "reduce-overhead" if cuda else None
+    compiled: Any = torch.compile(type(model).forward.__get__(model), mode=mode, dynamic=False)
 
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        with config.patch(freezing=not cuda):  # as an option of `torch.compile` it comes too late
+            outputs = compiled(*args, **kwargs)
+        return type(outputs)(*(output.clone() for output in outputs))  # a CUDA graph writes to the same memory again
 
-def own_outputs(forward: Callable[..., tuple[Tensor, ...]]) -> Callable[..., tuple[Tensor, ...]]:
-    """A forward whose tensors live on after the next call: those of a CUDA graph are in memory that it writes again."""
-
-    def run(*args: Any, **kwargs: Any) -> tuple[Tensor, ...]:
-        outputs = forward(*args, **kwargs)
-        return type(outputs)(*(output.clone() for output in outputs))
-
-    return run
+    model.forward = forward
