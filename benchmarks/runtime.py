@@ -1,10 +1,9 @@
-"""The runtime beside diffusers, in the same run and in turns: runtime.py [start] [load] [step] [compile] [cuda]
+"""The runtime beside diffusers, in the same run and in turns: runtime.py [start] [load] [step] [cuda]
 
 start    import, and process start to a loaded pipeline
 load     a UNet of Stable Diffusion 1.5 in float32 cast to float16 and bfloat16, from the page cache and from the disk,
          without what imports take
 step     one step of that UNet on the CPU, eager, batch 2; float32 at 256x256, on one thread
-compile  the same, compiled (many minutes); --small takes a UNet of half the layers
 cuda     eager and compiled steps on a GPU, float16 and bfloat16, at 512x512 and 1024x1024
 
 Weights are random; they are written to a temporary folder. Ratios are of ours to diffusers' in the same round, and the
@@ -167,18 +166,6 @@ def step(folder: Path, options: argparse.Namespace) -> None:
         steps(["eager", "channels last", "packed"], folder / "repo" / "unet", "cpu", dtype, size, options)
 
 
-def compiled(folder: Path, options: argparse.Namespace) -> None:
-    """Compiled."""
-    unet = folder / "repo" / "unet"
-    if options.small:
-        import weightport
-
-        unet = folder / "small"
-        weightport.UNet2DConditionModel({**UNET, "layers_per_block": 1}).save_pretrained(unet)
-    for dtype, size in itertools.product(options.dtype or ["float32"], options.size or [256]):
-        steps(["packed", "compiled"], unet, "cpu", dtype, size, options)
-
-
 def cuda(folder: Path, options: argparse.Namespace) -> None:
     """Eager and compiled on a GPU."""
     import torch
@@ -191,17 +178,16 @@ def cuda(folder: Path, options: argparse.Namespace) -> None:
         steps(["eager", "packed", "compiled"], folder / "repo" / "unet", "cuda", dtype, size, options)
 
 
-PARTS = {"start": start, "load": load, "step": step, "compile": compiled, "cuda": cuda}
+PARTS = {"start": start, "load": load, "step": step, "cuda": cuda}
 
 
 def main() -> None:
     """Run the parts that are asked for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("parts", nargs="*", choices=[*PARTS, []], help="default: all but compile")
+    parser.add_argument("parts", nargs="*", choices=[*PARTS, []], help="default: all")
     parser.add_argument("--size", type=int, nargs="+", help="edges of the images of steps")
     parser.add_argument("--dtype", nargs="+", choices=["float32", "float16", "bfloat16"], help="of steps")
     parser.add_argument("--threads", type=int, default=1, help="of steps on the CPU")
-    parser.add_argument("--small", action="store_true", help="compile a smaller UNet")
     parser.add_argument("--repeat", type=int, default=5)
     parser.add_argument("--folder", type=Path, help="where the repository is, or is put and left")
     options = parser.parse_args()
@@ -209,7 +195,7 @@ def main() -> None:
         folder = options.folder or Path(temporary)
         if not (folder / "repo").is_dir():
             write_repo(folder)
-        for part in options.parts or ["start", "load", "step", "cuda"]:
+        for part in options.parts or PARTS:
             began = time.perf_counter()
             PARTS[part](folder, options)
             print(f"({part}: {time.perf_counter() - began:.0f} s)")
