@@ -100,9 +100,9 @@ def _evidence(found: Recognition) -> tuple[str, ...]:
     facts = list(found.evidence)
     metadata = found.checkpoint.metadata
     try:
-        predicted = prediction(found.families[0], found.checkpoint, None)
-        facts.append(f"predicts {predicted.kind}: {predicted.evidence}")
-        facts += [f"says of its schedule: {predicted.told}"] if predicted.configs else []
+        if predicted := prediction(found.families[0], found.checkpoint, None):
+            facts.append(f"predicts {predicted.kind}: {predicted.evidence}")
+            facts += [f"says of its schedule: {predicted.told}"] if predicted.configs else []
     except ConversionError:
         facts.append("nothing says what it predicts")
     size = image_size(metadata)

@@ -16,7 +16,7 @@ from .plan import PlannedComponent
 from .regenerate import Made, constants, markers, schedule
 from .repo import base_file, lacking, output_dtype, read_json, scheduler_config
 from .residue import Residue, read_residue, residue_of, residue_outputs, source_repo, written_by
-from .schedule import prediction, stands_alone
+from .schedule import prediction
 from .staging import check_space, staged_file
 from .writer import Output, write_safetensors
 
@@ -78,14 +78,11 @@ def _scheduler(conversion: Conversion, family: Family, settings: Settings) -> di
     if (unet := conversion.components.get("unet")) is None:
         return config
     config |= scheduler_config(unet, family)
-    checkpoint, asked = unet.parts[0].checkpoint, settings.prediction_type
-    if asked is None and not stands_alone(checkpoint):
-        return config
     try:
-        found = prediction(family.name, checkpoint, asked)
+        found = prediction(family.name, unet.parts[0].checkpoint, settings.prediction_type)
     except ConversionError:
         return config | {"prediction_type": None}
-    return found.scheduler(config)
+    return found.scheduler(config) if found else config
 
 
 def _scheduled(conversion: Conversion, family: Family, config: Mapping[str, Any]) -> Iterator[Made]:
@@ -105,7 +102,8 @@ def _vae_config(conversion: Conversion, family: Family) -> dict[str, Any]:
     unet, vae = conversion.components["unet"].parts[0].checkpoint, conversion.components["vae"]
     theirs = base_file(vae, "vae/config.json")
     stock = read_json(theirs) if theirs else vae.config
-    return prediction(family.name, unet, None).config("vae", stock) if stands_alone(unet) else dict(stock)
+    found = prediction(family.name, unet, None)
+    return found.config("vae", stock) if found else dict(stock)
 
 
 def _metadata(conversion: Conversion, family: Family, scheduler: Mapping[str, Any]) -> dict[str, str]:

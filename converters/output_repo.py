@@ -87,12 +87,10 @@ def _prediction(conversion: Conversion, family: Family, settings: Settings) -> P
     unet = conversion.components.get("unet")
     if unet is None:
         return None
-    checkpoint = unet.parts[0].checkpoint
-    if settings.prediction_type is None and not stands_alone(checkpoint):
-        return None
-    found = prediction(family.name, checkpoint, settings.prediction_type)
-    conversion.notes.append(f"the UNet predicts {found.kind}: {found.evidence}")
-    if found.configs:
+    found = prediction(family.name, unet.parts[0].checkpoint, settings.prediction_type)
+    if found:
+        conversion.notes.append(f"the UNet predicts {found.kind}: {found.evidence}")
+    if found and found.configs:
         conversion.notes.append(f"the file says of its schedule: {found.told}")
     return found
 

@@ -69,13 +69,18 @@ def stands_alone(checkpoint: Checkpoint) -> bool:
     return checkpoint.layout != "kerascv" and checkpoint.path.is_file()
 
 
-def prediction(family: str, checkpoint: Checkpoint, asked: str | None) -> Prediction:
+def prediction(family: str, checkpoint: Checkpoint, asked: str | None) -> Prediction | None:
     """Decide from markers in the file, its metadata and its training step; `asked` overrides what is predicted.
+
+    None where nothing is to be decided: the scheduler is known and nothing is asked for.
 
     Raises:
         ConversionError: an SD 2.x UNet without any evidence: both kinds exist, and a wrong guess gives noise.
     """
-    metadata = checkpoint.metadata if stands_alone(checkpoint) else {}
+    alone = stands_alone(checkpoint)
+    if asked is None and not alone:
+        return None
+    metadata = checkpoint.metadata if alone else {}
     zero = (
         "ztsnr" in metadata
         or abs(float(metadata.get(FINAL_ALPHA, 1))) < 1e-6

@@ -143,8 +143,8 @@ def read_levels(c: Config) -> list[Level]:
     for key in {"down_block_types", "up_block_types"} & c.keys():
         per_level(key)
     # `attention_head_dim` is the number of heads, in spite of its name: diffusers keeps the slip for compatibility
-    sizes = "block_out_channels layers_per_block attention_head_dim transformer_layers_per_block"
-    keys = f"{sizes} cross_attention_dim only_cross_attention".split()
+    keys = ["block_out_channels", "layers_per_block", "attention_head_dim", "transformer_layers_per_block"]
+    keys += ["cross_attention_dim", "only_cross_attention"]
     return [Level(*values) for values in zip(*map(per_level, keys), strict=True)]
 
 
