@@ -321,7 +321,7 @@ def test_packed_pipelines_differ_by_rounding(name: str) -> None:
     for part in {"unet", "controlnet"} & ours.components.keys():  # others share them
         setattr(ours, part, copy.deepcopy(getattr(ours, part)))
     ours.pack()
-    assert type(ours.unet.conv_in.forward).__name__ == "Packed"
+    assert type(ours.unet.conv_in.forward).__name__ == "PackedConvolution"
     assert distance(*results(theirs, ours, arguments)) <= ROUNDING
 
 

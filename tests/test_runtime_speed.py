@@ -11,7 +11,13 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from weightport.runtime.speed import Packed, compile_model, compile_steps, constant_context, pack_model  # noqa: E402
+from weightport.runtime.speed import (  # noqa: E402
+    PackedConvolution,
+    compile_model,
+    compile_steps,
+    constant_context,
+    pack_model,
+)
 from weightport.runtime.transformer import Attention  # noqa: E402
 from weightport.runtime.unet import UNet2DConditionModel  # noqa: E402
 
@@ -34,6 +40,10 @@ def unet() -> UNet2DConditionModel:
 def inputs(seed: int, size: int = 8) -> tuple[torch.Tensor, torch.Tensor]:
     generator = torch.Generator().manual_seed(seed)
     return torch.randn(2, 4, size, size, generator=generator), torch.randn(2, 7, 16, generator=generator)
+
+
+def convolutions(unet: UNet2DConditionModel) -> list[Any]:
+    return [module for module in unet.modules() if isinstance(module, torch.nn.Conv2d)]
 
 
 def projections(unet: UNet2DConditionModel, counted: list[int]) -> None:
@@ -119,25 +129,33 @@ def test_packed_equal_within_rounding(unet: UNet2DConditionModel) -> None:
 
 def test_compiling_on_a_cpu_is_packing(unet: UNet2DConditionModel) -> None:
     compile_model(unet)
-    layers = [module for module in unet.modules() if isinstance(module, torch.nn.Linear | torch.nn.Conv2d)]
-    assert all(isinstance(layer.forward, Packed) for layer in layers)
+    assert all(isinstance(layer.forward, PackedConvolution) for layer in convolutions(unet))
     assert "forward" not in vars(unet)
 
 
-def test_weights_in_half_precision_become_channels_last(unet: UNet2DConditionModel) -> None:
+@pytest.mark.parametrize("supported", [False, True])
+def test_bfloat16_is_packed_where_the_cpu_has_it(
+    unet: UNet2DConditionModel, monkeypatch: pytest.MonkeyPatch, supported: bool
+) -> None:
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: supported)
     pack_model(unet.bfloat16())
-    assert all(
-        module.weight.is_contiguous(memory_format=torch.channels_last) and "forward" not in vars(module)
-        for module in unet.modules()
-        if isinstance(module, torch.nn.Conv2d)
-    )
+    for layer in convolutions(unet):
+        assert isinstance(layer.forward, PackedConvolution) == supported
+        assert layer.weight.is_contiguous(memory_format=torch.channels_last) != supported or layer.kernel_size == (1, 1)
+
+
+def test_float16_becomes_channels_last(unet: UNet2DConditionModel) -> None:
+    pack_model(unet.half())
+    for layer in convolutions(unet):
+        assert layer.weight.is_contiguous(memory_format=torch.channels_last)
+        assert "forward" not in vars(layer)
 
 
 @torch.no_grad()
 def test_weights_are_packed_once_for_a_shape(unet: UNet2DConditionModel) -> None:
     pack_model(unet)
     x, text = inputs(6)
-    layers = [module for module in unet.modules() if isinstance(module, torch.nn.Linear | torch.nn.Conv2d)]
+    layers = convolutions(unet)
     unet(x, 3, text)
     weights = [layer.forward.weight for layer in layers]
     assert all(weight.is_mkldnn for weight in weights)

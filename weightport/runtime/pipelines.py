@@ -258,7 +258,7 @@ class LatentDiffusionPipeline(DiffusionPipeline):
         compile_model(self.unet)
 
     def pack(self) -> None:
-        """Bring weights into the order that kernels read, for speed; images differ by rounding. See `speed.Packed`."""
+        """Bring weights into the order that kernels read, for speed; images differ by rounding. See `pack_model`."""
         for model in (self.unet, *self.controlnets):
             pack_model(model)
 

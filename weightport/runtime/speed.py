@@ -50,48 +50,46 @@ def constant_context(*models: nn.Module) -> Iterator[None]:
             layer.constant = None
 
 
-class Packed:
-    """The forward of a linear or convolutional layer with its weights in the order in which a CPU's kernel reads them.
+class PackedConvolution:
+    """The forward of a convolution with its weights in the order in which a CPU's kernel reads them.
 
     oneDNN orders them at each call, which for wide layers on small images takes half as long as the sums. Here that is
     done once for each shape of input. Kernels are others than without, so bits change.
     """
 
-    def __init__(self, layer: nn.Linear | nn.Conv2d) -> None:
+    def __init__(self, layer: nn.Conv2d) -> None:
         self.layer: Any = layer
         self.weight: Tensor | None = None
         self.shape = torch.Size()
 
     def __call__(self, x: Tensor) -> Tensor:
-        """What the layer makes of `x`; images come out channels last."""
+        """What the layer makes of `x`, channels last."""
         layer, ops = self.layer, torch.ops.mkldnn
-        conv = isinstance(layer, nn.Conv2d)
         if torch.is_grad_enabled() or torch.compiler.is_compiling():
-            return nn.Conv2d.forward(layer, x) if conv else nn.Linear.forward(layer, x)
-        sizes = (layer.padding, layer.stride, layer.dilation, layer.groups) if conv else ()
+            return nn.Conv2d.forward(layer, x)
+        sizes = layer.padding, layer.stride, layer.dilation, layer.groups
         if x.shape != self.shape:
-            reorder = ops._reorder_convolution_weight if conv else ops._reorder_linear_weight
-            self.shape = x.shape
-            self.weight = reorder(layer.weight, *sizes, x.shape if conv else x.shape[:-1].numel())
+            self.shape, self.weight = x.shape, ops._reorder_convolution_weight(layer.weight, *sizes, x.shape)
             drop_file_pages(layer.weight)
-        run = ops._convolution_pointwise if conv else ops._linear_pointwise
-        result: Tensor = run(x, self.weight, layer.bias, *sizes, "none", [], "")
+        result: Tensor = ops._convolution_pointwise(x, self.weight, layer.bias, *sizes, "none", [], "")
         return result
 
 
 def pack_model(model: nn.Module) -> None:
     """Bring a model's weights into the order in which kernels read them; they must not change or move afterwards.
 
-    In float32 on a CPU that is done at the first call for each shape; weights in a mapped file then leave the memory.
-    Others become channels last.
+    On a CPU with kernels for the dtype that is done at the first call for each shape, for convolutions: linear layers
+    gain nothing, and in bfloat16 theirs run on fewer threads, which costs all other layers new threads each time.
+    Weights in a mapped file then leave the memory. Elsewhere weights become channels last.
     """
     weight = next(model.parameters())
-    if weight.is_cuda or weight.dtype != torch.float32:  # where packing does not pay
+    bfloat16 = weight.dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    if weight.is_cuda or not (bfloat16 or weight.dtype == torch.float32):
         model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         return
     for layer in model.modules():
-        if isinstance(layer, nn.Linear | nn.Conv2d):
-            layer.forward = Packed(layer)  # type: ignore[assignment]
+        if isinstance(layer, nn.Conv2d):
+            layer.forward = PackedConvolution(layer)  # type: ignore[assignment]
 
 
 def drop_file_pages(tensor: Tensor, unwritten: bool = False) -> None:
