@@ -26,6 +26,7 @@ from weightport import (  # noqa: E402
     UNet2DConditionModel,
 )
 from weightport.converters.tokenizer import write_tokenizer  # noqa: E402
+from weightport.runtime.config import Config  # noqa: E402
 from weightport.runtime.loading import correct_sample_size  # noqa: E402
 
 D = "diffusion_pytorch_model"
@@ -469,6 +470,8 @@ def test_dtypes_of_components(repo: Path) -> None:
     }
     with pytest.raises(ValueError, match="two names of one argument"):
         Plain.from_pretrained(repo, dtype={"unet": brain}, torch_dtype=half)
+    with pytest.warns(UserWarning, match=r"dtype: Plain has no unett: ignored"):
+        assert set(dtypes(Plain.from_pretrained(repo, dtype={"unett": half})).values()) == {single}
     with pytest.warns(UserWarning, match=r"is not a torch\.dtype"):
         assert set(dtypes(Plain.from_pretrained(repo, dtype="half")).values()) == {single}
     assert Plain.from_pretrained(repo, device_map="meta").device.type == "meta"
@@ -530,7 +533,7 @@ def test_old_configs() -> None:
         ("1.0.0", 32, 32),
         ("0.8.1", [32, 48], [32, 48]),
     ):
-        unet.config.update({"_diffusers_version": version, "sample_size": size})
+        unet.config = Config({**unet.config, "_diffusers_version": version, "sample_size": size})
         correct_sample_size(unet)
         assert unet.config.sample_size == expected
     correct_sample_size(None)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import copy
+import gc
 import json
 import os
+import pickle
 import re
 import shutil
 import subprocess
@@ -280,6 +283,50 @@ def test_disable_mmap(vae: Path) -> None:
 
 
 # --- what is wrong ----------------------------------------------------------------------------------------------------
+
+
+def test_an_unknown_option_is_told_by_name(vae: Path) -> None:
+    with pytest.raises(TypeError, match=r"AutoencoderKL\.from_pretrained\(\) takes no dtyp, cache$"):
+        AutoencoderKL.from_pretrained(vae, dtyp=torch.float16, cache="here")
+
+
+@pytest.mark.parametrize("enabled", [True, False])
+def test_loading_leaves_the_collector_as_it_was(vae: Path, enabled: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    during = []
+    monkeypatch.setattr(AutoencoderKL, "rename", lambda key: during.append(gc.isenabled()) or key)
+    (gc.enable if enabled else gc.disable)()
+    try:
+        AutoencoderKL.from_pretrained(vae)
+        assert gc.isenabled() == enabled
+        with pytest.raises(ValueError, match="unknown option"):
+            ControlNetModel.from_pretrained(vae)  # fails within
+        assert gc.isenabled() == enabled
+    finally:
+        gc.enable()
+    assert during
+    assert not any(during)
+
+
+def test_a_config_is_read_only(vae: Path) -> None:
+    """Upstream a config can be changed, and nobody notices."""
+    model = AutoencoderKL.from_pretrained(vae)
+    before = dict(model.config)
+    for change in (
+        lambda c: c.update(scaling_factor=2),
+        lambda c: c.pop("scaling_factor"),
+        lambda c: c.__setitem__("scaling_factor", 2),
+        lambda c: setattr(c, "scaling_factor", 2),
+        lambda c: c.__ior__({"scaling_factor": 2}),
+        lambda c: c.__delitem__("scaling_factor"),
+        lambda c: c.setdefault("new", 2),
+        lambda c: c.clear(),
+    ):
+        with pytest.raises(TypeError, match="read-only"):
+            change(model.config)
+        assert model.config == before
+    for same in (copy.deepcopy(model).config, pickle.loads(pickle.dumps(model.config)), copy.copy(model.config)):
+        assert (type(same), same) == (type(model.config), before)
+    assert AutoencoderKL.from_config({**model.config, "scaling_factor": 2}).config.scaling_factor == 2
 
 
 def test_missing_things(vae: Path, tmp_path: Path) -> None:

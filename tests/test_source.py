@@ -182,6 +182,11 @@ def test_what_is_not_there_is_said_in_one_line(hub: HubServer, client: Client, p
         ("Pair.from_pretrained('org/pair', revision='v9')", None, "there is no such branch, tag or commit"),
         ("Pair.from_pretrained('org/pair', variant='bf16')", None, "there are fp16, fp32"),
         ("AutoModel.from_pretrained('org/pair', subfolder='vae')", None, "org/pair/vae: the JSON in config.json"),
+        (
+            "Pair.from_pretrained('org/other', local_files_only=True)",
+            None,
+            "org/other: there is no such folder; the Hub",
+        ),
         ("Pair.from_pretrained('org/other', local_files_only=True)", None, "and it has not been downloaded before"),
     ):
         printed = client(code, token)
@@ -193,7 +198,7 @@ def test_what_is_not_there_is_said_in_one_line(hub: HubServer, client: Client, p
 def test_offline_without_a_download(client: Client) -> None:
     printed = client("Pair.from_pretrained('org/pair')", HF_HUB_OFFLINE="1")
     assert printed == (
-        "OSError: org/pair: the Hub may not be asked (local_files_only or HF_HUB_OFFLINE), "
+        "OSError: org/pair: there is no such folder; the Hub may not be asked (local_files_only or HF_HUB_OFFLINE), "
         "and it has not been downloaded before"
     )
 

@@ -61,7 +61,9 @@ def find_commit(repo_id: str, options: HubOptions) -> Commit | Path:
         try:
             return Path(hub.snapshot_download(repo_id, **place, allow_patterns=[]))
         except (OSError, ValueError):
-            raise OSError(f"{repo_id}: {reason}, and it has not been downloaded before") from None
+            raise OSError(
+                f"{repo_id}: there is no such folder; {reason}, and it has not been downloaded before"
+            ) from None
 
     if options.get("local_files_only") or constants.HF_HUB_OFFLINE:
         return cached("the Hub may not be asked (local_files_only or HF_HUB_OFFLINE)")

@@ -41,10 +41,7 @@ DEFAULTS: dict[str, Any] = {
     "layer_norm_eps": 1e-5,
     "eos_token_id": 49407,
 }
-CHOICES: dict[str, tuple[Any, ...]] = {
-    "hidden_act": tuple(ACTIVATIONS),
-    "model_type": ("clip_text_model",),
-}
+CHOICES: dict[str, tuple[Any, ...]] = {"hidden_act": tuple(ACTIVATIONS), "model_type": ("clip_text_model",)}
 IRRELEVANT = {
     *("architectures", "dtype", "torch_dtype", "transformers_version"),  # bookkeeping
     *("attention_dropout", "dropout", "initializer_factor", "initializer_range"),  # training
@@ -68,8 +65,7 @@ class CLIPAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(b, n, hidden_size) -> (b, n, hidden_size)."""
-        x = attend(self.q_proj(x), self.k_proj(x), self.v_proj(x), self.heads, is_causal=self.is_causal)
-        x = self.out_proj(x)
+        x = self.out_proj(attend(self.q_proj(x), self.k_proj(x), self.v_proj(x), self.heads, self.is_causal))
         return x
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NoReturn
 
 from ..upload import PushToHub
 from .saving import placed, write_json
@@ -22,7 +22,16 @@ class Attributes(dict[str, Any]):
 
 
 class Config(Attributes):
-    """The config of a model, complete with defaults, as in diffusers and transformers."""
+    """The config of a model, complete with defaults, as in diffusers and transformers; it does not change."""
+
+    def _refuse(self, *_: Any, **__: Any) -> NoReturn:
+        raise TypeError("a config is read-only; make an object of another: from_config({**config, name: value})")
+
+    __setitem__ = __delitem__ = __setattr__ = __delattr__ = __ior__ = _refuse
+    clear = pop = popitem = setdefault = update = _refuse
+
+    def __reduce__(self) -> tuple[type[Config], tuple[dict[str, Any]]]:
+        return type(self), (dict(self),)
 
 
 class HasConfig(PushToHub):

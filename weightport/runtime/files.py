@@ -20,7 +20,6 @@ STEMS = {
     "transformers": ("model", "pytorch_model"),
     "stable_diffusion": ("model", "pytorch_model"),  # the safety checker
 }
-_FORMATS = ("safetensors", "bin")
 _SHARD = r"-\d{5}-of-\d{5}"
 
 
@@ -35,7 +34,7 @@ def find_weights(
         variant: None is the main variant, whose names have no such part.
         use_safetensors: True admits no `.bin`, False nothing else.
     """
-    formats = {None: _FORMATS, True: _FORMATS[:1], False: _FORMATS[1:]}[use_safetensors]
+    formats = {None: ("safetensors", "bin"), True: ("safetensors",), False: ("bin",)}[use_safetensors]
     part = f".{variant}" if variant else ""
     for suffix in formats:
         stem = STEMS[library][-1 if suffix == "bin" else 0]

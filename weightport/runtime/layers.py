@@ -86,8 +86,7 @@ class Upsample2D(nn.Module):
 
     def forward(self, x: Tensor, size: tuple[int, int] | None = None) -> Tensor:
         """(b, c, h, w) -> (b, c, *size), by default twice the size."""
-        x = F.interpolate(x, size=size or (2 * x.shape[-2], 2 * x.shape[-1]), mode="nearest")
-        x = self.conv(x)
+        x = self.conv(F.interpolate(x, size=size or (2 * x.shape[-2], 2 * x.shape[-1]), mode="nearest"))
         return x
 
 

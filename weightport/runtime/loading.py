@@ -26,7 +26,7 @@ def correct_sample_size(unet: Any) -> None:
         return
     version, size = re.match(r"0\.(\d+)\.", str(config.get("_diffusers_version", ""))), config.get("sample_size")
     if version and int(version[1]) < 9 and isinstance(size, int) and size < 64:
-        config["sample_size"] = 64
+        unet.config = Config({**config, "sample_size": 64})
 
 
 @dataclass
@@ -68,6 +68,8 @@ def load_arguments(
     """
     wanted, dtypes = replace(wanted, device_map=wanted.device()), wanted.dtypes()
     names, options = read_signature(kind)
+    if unknown := ", ".join(dtypes.keys() - {"default", *names}):
+        warnings.warn(f"dtype: {kind.__name__} has no {unknown}: ignored", stacklevel=3)
     known = {name: index[name] for name in options if name in index}
     components: list[Component] = []
     for name in names:

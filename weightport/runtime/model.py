@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import re
 import warnings
 from collections.abc import Mapping
@@ -123,18 +124,28 @@ class Model(nn.Module, HasConfig):
 
         Raises:
             OSError: the folder, the repository or a file in it is missing.
+            TypeError: an option is unknown.
             ValueError: the config asks for something that is not implemented, or the weights do not fit.
         """
         place, others = split_options(options, PlaceOptions)
-        wanted = LoadOptions(**others)
+        load, unknown = split_options(others, LoadOptions)
+        if unknown:
+            raise TypeError(f"{cls.__name__}.from_pretrained() takes no {', '.join(unknown)}")
+        wanted = LoadOptions(**load)
         source = open_source(pretrained_model_name_or_path, **place)
         dtype, device = wanted.dtypes()["default"], wanted.device()
         files = find_files(source, cls.library, wanted.variant, wanted.use_safetensors)
         folder = source.fetch([CONFIG, *files] if CONFIG in source.names else files)
-        with torch.device("meta"), NoInit():
-            model = cls(source.json(CONFIG))
         paths = [folder / name for name in files]
-        unused = load_weights(model, paths, cls.rename, dtype, device, not wanted.disable_mmap)
+        collects = gc.isenabled()
+        gc.disable()  # of a model's thousands of parts none is garbage, and looking takes longer than making them
+        try:
+            with torch.device("meta"), NoInit():
+                model = cls(source.json(CONFIG))
+            unused = load_weights(model, paths, cls.rename, dtype, device, not wanted.disable_mmap)
+        finally:
+            if collects:
+                gc.enable()
         model.name_or_path = source.name
         model.eval()
         if output_loading_info:

@@ -222,10 +222,11 @@ class LatentDiffusionPipeline(DiffusionPipeline):
             components["controlnet"] = MultiControlNetModel(list(net))
         if components.get("safety_checker") is not None and components.get("feature_extractor") is None:
             raise ValueError("a safety_checker needs a feature_extractor; pass both, or safety_checker=None")
-        if isinstance(config := getattr(components.get("scheduler"), "config", None), Config):
+        scheduler: Any = components.get("scheduler")
+        if isinstance(config := getattr(scheduler, "config", None), Config):
             fixes = {key: value for key, value in self.scheduler_fixes.items() if key in config}
             unset = [key for key in config.get("_use_default_values", ()) if key not in fixes]
-            config.update(fixes | {"_use_default_values": unset})
+            scheduler.config = Config({**config, **fixes, "_use_default_values": unset})
         if self.scheduler_fixes:
             correct_sample_size(components.get("unet"))
         super().register_modules(**components)

@@ -63,8 +63,7 @@ def public_class(name: str) -> type[Any]:
 
 def component_class(library: str, name: str) -> type[Any] | None:
     """Our class for an entry of `model_index.json`; None if there is none."""
-    name = name.removeprefix("FlashPack")
-    name = ALIASES.get(name, name)
+    name = ALIASES.get(plain := name.removeprefix("FlashPack"), plain)
     return public_class(name) if name in COMPONENTS.get(library, ()) and name in PUBLIC else None
 
 

@@ -155,10 +155,11 @@ class CLIPImageProcessor(HasConfig):
     }
 
     def __init__(self, config: Mapping[str, Any] | None = None) -> None:
-        self.config = Config(self.DEFAULTS | {k: v for k, v in (config or {}).items() if k in self.DEFAULTS})
-        size, crop = self.config.size, self.config.crop_size  # older files have numbers
-        self.config["size"] = {"shortest_edge": size} if isinstance(size, int) else size
-        self.config["crop_size"] = {"height": crop, "width": crop} if isinstance(crop, int) else crop
+        given = self.DEFAULTS | {k: v for k, v in (config or {}).items() if k in self.DEFAULTS}
+        size, crop = given["size"], given["crop_size"]  # older files have numbers
+        given["size"] = {"shortest_edge": size} if isinstance(size, int) else size
+        given["crop_size"] = {"height": crop, "width": crop} if isinstance(crop, int) else crop
+        self.config = Config(given)
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Place, **options: Unpack[PlaceOptions]) -> Self:

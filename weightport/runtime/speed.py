@@ -13,7 +13,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-Projected = tuple[Tensor, Tensor]
 PAGEMAP = Path("/proc/self/pagemap")
 
 
@@ -23,9 +22,9 @@ class ConstantContext:
     def __init__(self) -> None:
         self.seen: tuple[Any, ...] = ()
         self.context: Tensor | None = None  # held, so that no other tensor takes its memory
-        self.projected: Projected | None = None
+        self.projected: tuple[Tensor, Tensor] | None = None
 
-    def get(self, context: Tensor, project: Callable[[Tensor], Projected]) -> Projected:
+    def get(self, context: Tensor, project: Callable[[Tensor], tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
         """`project(context)`, or what that gave for the same memory with the same content."""
         if context.is_inference() or (torch.is_grad_enabled() and context.requires_grad):
             return project(context)

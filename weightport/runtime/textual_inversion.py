@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .config import Config
 from .source import Place, Source, open_source
 from .tokenizer import CLIPTokenizer
 from .weights import load_pickle, read_tensors
@@ -68,7 +69,7 @@ def load_textual_inversion(
     tokenizer.add_tokens(list(vectors))
     known = tokenizer.get_vocab()
     _enlarge(table, {known[one]: vector for one, vector in vectors.items()}, len(tokenizer))
-    text_encoder.config["vocab_size"] = table.num_embeddings  # type: ignore[operator, index]
+    text_encoder.config = Config({**text_encoder.config, "vocab_size": table.num_embeddings})  # type: ignore[assignment, dict-item]
 
 
 @torch.no_grad()

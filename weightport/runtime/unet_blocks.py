@@ -56,9 +56,6 @@ IRRELEVANT = {
 class Block(nn.Module):
     """The residual blocks of one resolution, each followed by attention if the block has any."""
 
-    attentions: nn.ModuleList
-    resnets: nn.ModuleList
-
     def __init__(self, c: Config, level: Level, resnet_inputs: list[int], attentions: int) -> None:
         super().__init__()
         width, groups, time_dim = level.channels, c.norm_num_groups, 4 * c.block_out_channels[0]
@@ -99,8 +96,7 @@ class MidBlock(Block):
 
     def forward(self, x: Tensor, emb: Tensor, context: Tensor) -> Tensor:
         """(b, c, h, w) -> (b, c, h, w)."""
-        x = self.layer(0, x, emb, context)
-        x = self.resnets[1](x, emb)
+        x = self.resnets[1](self.layer(0, x, emb, context), emb)
         return x
 
 

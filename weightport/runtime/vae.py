@@ -27,9 +27,7 @@ DEFAULTS: dict[str, Any] = {
 }
 CHOICES: dict[str, tuple[Any, ...]] = {
     "act_fn": ("silu", "swish"),
-    "mid_block_add_attention": (True,),
-    "use_post_quant_conv": (True,),
-    "use_quant_conv": (True,),
+    **dict.fromkeys(("mid_block_add_attention", "use_post_quant_conv", "use_quant_conv"), (True,)),
 }
 # The model works on unscaled latents; pipelines read these, and scaling_factor, for what lies between.
 IRRELEVANT = {"force_upcast", "latents_mean", "latents_std", "sample_size", "shift_factor"}

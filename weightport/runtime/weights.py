@@ -31,10 +31,7 @@ class NoInit(TorchFunctionMode):
     """Within it, initialisation does nothing: on the meta device it would only take time."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        if func in _INITIALISERS:
-            return kwargs.get("tensor", args[0] if args else None)
-        return func(*args, **kwargs)
+        return None if func in _INITIALISERS else func(*args, **(kwargs or {}))
 
 
 def load_weights(
@@ -180,8 +177,8 @@ def write_weights(
         _write(folder / name, shard)
         weight_map |= dict.fromkeys(shard, name)
     total = sum(tensor.nbytes for tensor in state.values())
-    index = {"metadata": {"total_size": total}, "weight_map": weight_map}
-    write_json(folder / f"{stem}.{suffix}.index{part}.json", index)
+    where = folder / f"{stem}.{suffix}.index{part}.json"
+    write_json(where, {"metadata": {"total_size": total}, "weight_map": weight_map})
 
 
 def _write(path: Path, state: Mapping[str, Tensor]) -> None:

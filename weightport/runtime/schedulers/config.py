@@ -112,7 +112,8 @@ class Configured(HasConfig):
         own = {key: value for key, value in (given | options).items() if key in cls.defaults}
         hidden = {key: value for key, value in given.items() if key not in own}
         scheduler = cls(**own)
-        scheduler.config.update(hidden | ({"_class_name": cls.__name__} if "_class_name" in hidden else {}))
+        hidden |= {"_class_name": cls.__name__} if "_class_name" in hidden else {}
+        scheduler.config = Config({**scheduler.config, **hidden})
         return scheduler
 
     @classmethod

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..config import Config
 from .base import Draw, Numbers, Plan, Scheduler, Timestep, combine, to_image, to_noise
 from .brownian import BrownianNoise
 from .config import EDM, FLOW, FLOWS, SHIFT, SPACING, THRESHOLDING, VE, options
@@ -249,7 +250,7 @@ class DPMSolverSinglestepScheduler(DPMSolver):
         super()._begin(timesteps, sigmas, device)
         n, order, zero = len(timesteps), self.config.solver_order, self.config.final_sigmas_type == "zero"
         if self.num_inference_steps and (n % order or zero):
-            self.config["lower_order_final"] = True
+            self.config = Config({**self.config, "lower_order_final": True})
         self._orders = [1 + i % order for i in range(n)]
         if self.config.lower_order_final and n % order == 0:
             self._orders[-order:] = {1: [1], 2: [1, 1], 3: [1, 2, 1]}[order]
