@@ -114,15 +114,17 @@ def ask(worker: subprocess.Popen[str], count: int = 1) -> Run:
 
 
 def load(folder: Path, options: argparse.Namespace) -> None:
-    """float32 file -> float16 and bfloat16, each in a new process; the first round warms the caches."""
+    """float32 file -> float16 and bfloat16, each in a new process; the first round warms the caches.
+
+    Who comes first changes from round to round: the memory that a process left is cheaper to get than other memory.
+    """
     unet = folder / "repo" / "unet"
     for cold, dtype in itertools.product((False, True), options.dtype or ["float16", "bfloat16"]):
         rounds: list[Round] = []
-        for _ in range(options.repeat + 1):
+        for number in range(options.repeat + 1):
             rounds.append({})
-            with living(
-                {package: ("load", package, unet, dtype) for package in ("diffusers", "weightport")}
-            ) as workers:
+            packages = sorted(("diffusers", "weightport"), reverse=bool(number % 2))
+            with living({package: ("load", package, unet, dtype) for package in packages}) as workers:
                 for package, worker in workers.items():
                     if cold:
                         drop_cache(unet)
