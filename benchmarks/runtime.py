@@ -116,7 +116,7 @@ def ask(worker: subprocess.Popen[str], count: int = 1) -> Run:
 def load(folder: Path, options: argparse.Namespace) -> None:
     """float32 file -> float16 and bfloat16, each in a new process; the first round warms the caches.
 
-    Who comes first changes from round to round: the memory that a process left is cheaper to get than other memory.
+    Who comes first changes from round to round: the memory that a process left may be cheaper to get than other memory.
     """
     unet = folder / "repo" / "unet"
     for cold, dtype in itertools.product((False, True), options.dtype or ["float16", "bfloat16"]):

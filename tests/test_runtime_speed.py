@@ -144,8 +144,9 @@ def test_bfloat16_is_packed_where_the_cpu_has_it(
         assert layer.weight.is_contiguous(memory_format=torch.channels_last) != supported or layer.kernel_size == (1, 1)
 
 
-def test_float16_becomes_channels_last(unet: UNet2DConditionModel) -> None:
-    pack_model(unet.half())
+@pytest.mark.parametrize("place", [torch.float16, "meta"])
+def test_others_become_channels_last(unet: UNet2DConditionModel, place: Any) -> None:
+    pack_model(unet.to(place))
     for layer in convolutions(unet):
         assert layer.weight.is_contiguous(memory_format=torch.channels_last)
         assert "forward" not in vars(layer)

@@ -68,7 +68,7 @@ def load_arguments(
     """
     wanted, dtypes = replace(wanted, device_map=wanted.device()), wanted.dtypes()
     names, options = read_signature(kind)
-    if unknown := ", ".join(dtypes.keys() - {"default", *names}):
+    if unknown := ", ".join(sorted(dtypes.keys() - {"default", *names})):
         warnings.warn(f"dtype: {kind.__name__} has no {unknown}: ignored", stacklevel=3)
     known = {name: index[name] for name in options if name in index}
     components: list[Component] = []

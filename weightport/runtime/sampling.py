@@ -292,7 +292,8 @@ def begin_run(pipe: LatentDiffusionPipeline, o: Options) -> Run:
     cast: list[Any] = [None if x is None else x.to(pipe.unet.dtype) for x in encoded]
     positive, negative, pooled, negative_pooled = cast
     edges = pipe.unet.config.get("sample_size") or 64
-    height, width = (torch.as_tensor(edges).expand(2) * pipe.vae_scale_factor).tolist()
+    edges = edges if isinstance(edges, (list, tuple)) else (edges, edges)
+    height, width = (edge * pipe.vae_scale_factor for edge in edges)
     if isinstance(o.generator, list):
         count = len(o.generator)
         require(count in (1, len(positive)), f"{count} generators are given for {len(positive)} images")

@@ -83,7 +83,7 @@ def pack_model(model: nn.Module) -> None:
     """
     weight = next(model.parameters())
     bfloat16 = weight.dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported()
-    if weight.is_cuda or not (bfloat16 or weight.dtype == torch.float32):
+    if weight.device.type != "cpu" or not (bfloat16 or weight.dtype == torch.float32):
         model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         return
     for layer in model.modules():
