@@ -1,13 +1,16 @@
-"""How fast, and in how much memory, full-size models are converted, beside `cp` of the same bytes and other programs.
+"""How fast, and in how much memory, full-size models are converted, beside `cp` of the same bytes
+and other programs.
 
-    python benchmarks/convert.py [--model NAME] [--work TEXT] [--rows TEXT] [--repeat N] [--folder DIR]
+    python benchmarks/convert.py [--model NAME] [--work TEXT] [--rows TEXT] [--repeat N] [--folder
+    DIR]
 
-Works on a Stable Diffusion 1.x UNet of KerasCV (3.4 GB; every kernel has to be transposed), on a whole Stable Diffusion
-1.5 checkpoint (4.3 GB, as `.safetensors`, `.ckpt` and repo; tensors are renamed), and on SDXL in float16 (6.9 GB), all
-with random weights. The rows of one work take turns, N times; medians are printed. The ratio is to `cp` and `sync` of
-the source in the same round, and every row ends with its output on the disk; rows that say `no sync` compare with the
-plain `cp`. Needs h5py, safetensors, torch and, for its row, diffusers; takes 12 GB of disk for the UNet,
-18 GB for the checkpoint, 28 GB for SDXL.
+Works on a Stable Diffusion 1.x UNet of KerasCV (3.4 GB; every kernel has to be transposed), on a
+whole Stable Diffusion 1.5 checkpoint (4.3 GB, as `.safetensors`, `.ckpt` and repo; tensors are
+renamed), and on SDXL in float16 (6.9 GB), all with random weights. The rows of one work take turns,
+N times; medians are printed. The ratio is to `cp` and `sync` of the source in the same round, and
+every row ends with its output on the disk; rows that say `no sync` compare with the plain `cp`.
+Needs h5py, safetensors, torch and, for its row, diffusers; takes 12 GB of disk for the UNet, 18 GB
+for the checkpoint, 28 GB for SDXL.
 """
 
 from __future__ import annotations
@@ -50,7 +53,9 @@ def original(folder: Path, out: Path) -> Works:
     for source in (safetensors, ckpt):
         rows = _copied(source, out) | _converted(source, out / "repo")
         rows["torch script"] = [*PEERS, "rename_script", str(source), str(out / "repo")]
-        works[f"SD 1.5 {source.suffix} -> repo"] = rows | _diffusers(source, out, repo) | _inspected(source) | _help()
+        works[f"SD 1.5 {source.suffix} -> repo"] = (
+            rows | _diffusers(source, out, repo) | _inspected(source) | _help()
+        )
     back = out / "back.safetensors"
     rows = _copied(repo, out) | _converted(repo, back, "--to=ldm")
     rows["torch script"] = [*PEERS, "rename_back_script", str(repo), str(back)]
@@ -64,7 +69,9 @@ def sdxl(folder: Path, out: Path) -> Works:
     subprocess.run([*WEIGHTPORT, "convert", "-q", source, "-o", repo], check=True)
     there = _copied(source, out) | _converted(source, out / "repo", dtypes=["bfloat16"])
     there |= _diffusers(source, out, repo) | _inspected(source)
-    back = _copied(repo, out) | _converted(repo, out / "back.safetensors", "--to=ldm", dtypes=["bfloat16"])
+    back = _copied(repo, out) | _converted(
+        repo, out / "back.safetensors", "--to=ldm", dtypes=["bfloat16"]
+    )
     return {"SDXL float16 .safetensors -> repo": there, "SDXL float16 repo -> .safetensors": back}
 
 
@@ -79,14 +86,19 @@ def _converted(
     source: Path, target: Path, *options: str, dtypes: Sequence[str] = ("float16", "bfloat16")
 ) -> dict[str, Command]:
     command = [*WEIGHTPORT, "convert", "-q", str(source), "-o", str(target), *options]
-    rows = {"weightport": command, "weightport, no hash, no sync": [*command, "--no-hash", "--no-sync"]}
+    rows = {
+        "weightport": command,
+        "weightport, no hash, no sync": [*command, "--no-hash", "--no-sync"],
+    }
     return rows | {f"weightport, {dtype}": [*command, "--dtype", dtype] for dtype in dtypes}
 
 
 def _diffusers(source: Path, out: Path, repo: Path) -> dict[str, Command]:
     if not find_spec("diffusers"):
         return {}
-    return {"diffusers single file": [*PEERS, "diffusers", str(source), str(out / "repo"), str(repo)]}
+    return {
+        "diffusers single file": [*PEERS, "diffusers", str(source), str(out / "repo"), str(repo)]
+    }
 
 
 def _inspected(source: Path) -> dict[str, Command]:
@@ -99,22 +111,41 @@ def _help() -> dict[str, Command]:
 
 def main() -> None:
     """Make the sources, run the rows, print the tables, clean up."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", choices=["kerascv", "original", "sdxl"], help="default: all, one after the other")
-    parser.add_argument("--work", default="", metavar="TEXT", help="only work whose title contains this text")
-    parser.add_argument("--rows", default="", metavar="TEXT", help="only rows whose name contains it (cp always runs)")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--model", choices=["kerascv", "original", "sdxl"], help="default: all, one after the other"
+    )
+    parser.add_argument(
+        "--work", default="", metavar="TEXT", help="only work whose title contains this text"
+    )
+    parser.add_argument(
+        "--rows",
+        default="",
+        metavar="TEXT",
+        help="only rows whose name contains it (cp always runs)",
+    )
     parser.add_argument("--repeat", type=int, default=5, metavar="N")
-    parser.add_argument("--folder", type=Path, metavar="DIR", help="where to work (default: the temporary folder)")
+    parser.add_argument(
+        "--folder", type=Path, metavar="DIR", help="where to work (default: the temporary folder)"
+    )
     arguments = parser.parse_args()
     os.environ.pop(
         "PYTHONDONTWRITEBYTECODE", None
     )  # installed programs are compiled, so all rows are after their first
     for make in (kerascv, original, sdxl):
         if arguments.model in (None, make.__name__):
-            with tempfile.TemporaryDirectory(prefix="weightport-bench-", dir=arguments.folder) as folder:
+            with tempfile.TemporaryDirectory(
+                prefix="weightport-bench-", dir=arguments.folder
+            ) as folder:
                 outputs = Path(folder, "outputs")
                 for title, rows in make(Path(folder), outputs).items():
-                    chosen = {name: row for name, row in rows.items() if arguments.rows in name or "cp" in name}
+                    chosen = {
+                        name: row
+                        for name, row in rows.items()
+                        if arguments.rows in name or "cp" in name
+                    }
                     if arguments.work in title:
                         print(f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}")
                         unsynced = {name: "cp" for name in chosen if "no sync" in name}

@@ -1,4 +1,5 @@
-"""Runs commands, one after another in turns, and prints what they took: wall and CPU time, memory, ratio to the first.
+"""Runs commands, one after another in turns, and prints what they took: wall and CPU time, memory,
+ratio to the first.
 
 `anon` is the highest anonymous memory seen, which leaves out mapped files.
 """
@@ -47,7 +48,9 @@ def measure(command: Command) -> Run:
     process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:
         raise SystemExit(f"{shlex.join(command)}: exit status {process.returncode}")
-    return Run(time.perf_counter() - start, usage.ru_utime + usage.ru_stime, peak["VmHWM"], peak["RssAnon"])
+    return Run(
+        time.perf_counter() - start, usage.ru_utime + usage.ru_stime, peak["VmHWM"], peak["RssAnon"]
+    )
 
 
 def _sample(pid: int, peak: dict[str, int]) -> None:
@@ -73,14 +76,21 @@ def rounds(commands: Mapping[str, Command], outputs: Path, repeat: int) -> Itera
         yield runs
 
 
-def table(title: str, measured: list[dict[str, Run]], bases: Mapping[str, str] = MappingProxyType({})) -> str:
-    """Medians, one line a row; the ratio is to the row that `bases` names, or the first, in the same round."""
+def table(
+    title: str, measured: list[dict[str, Run]], bases: Mapping[str, str] = MappingProxyType({})
+) -> str:
+    """Medians, one line a row; the ratio is to the row that `bases` names, or the first, in the
+    same round."""
     first = next(iter(measured[0]))
     lines = [f"{title:34}{'wall s':>8}{'CPU s':>8}{'ratio':>8}{'RSS MB':>8}{'anon MB':>8}"]
     for name in measured[0]:
         runs, base = [round_[name] for round_ in measured], bases.get(name, first)
         ratio = statistics.median(round_[name].wall / round_[base].wall for round_ in measured)
-        wall, cpu = (statistics.median(values) for values in ([r.wall for r in runs], [r.cpu for r in runs]))
-        rss, anon = (max(values) / 1000 for values in ([r.rss for r in runs], [r.anon for r in runs]))
+        wall, cpu = (
+            statistics.median(values) for values in ([r.wall for r in runs], [r.cpu for r in runs])
+        )
+        rss, anon = (
+            max(values) / 1000 for values in ([r.rss for r in runs], [r.anon for r in runs])
+        )
         lines.append(f"  {name:32}{wall:8.2f}{cpu:8.2f}{ratio:8.2f}{rss:8.0f}{anon:8.0f}")
     return "\n".join(lines)

@@ -19,7 +19,8 @@ Shape = tuple[int, ...]
 
 
 def keras_unet(path: Path) -> None:
-    """A KerasCV UNet of Stable Diffusion 1.x as `.weights.h5`, 3.4 GB; every kernel has to be transposed."""
+    """A KerasCV UNet of Stable Diffusion 1.x as `.weights.h5`, 3.4 GB; every kernel has to be
+    transposed."""
     (unet,) = (c for c in candidates("kerascv") if (c.family.name, c.part) == ("sd1", "unet"))
     random = _random()
     tensors = {key: functools.partial(random, shape) for key, shape in _shapes(unet).items()}
@@ -33,13 +34,20 @@ def original(path: Path, family: str, dtype: str) -> None:
     shapes = {"alphas_cumprod": (1000,), "betas": (1000,)}
     for candidate in candidates("ldm"):
         extends = bool(candidate.component.pipelines)  # a ControlNet
-        if candidate.family.name == family and not extends and not candidate.table.about.get("read_only"):
+        if (
+            candidate.family.name == family
+            and not extends
+            and not candidate.table.about.get("read_only")
+        ):
             shapes |= _shapes(candidate)
 
     def compute(shape: Shape) -> Array:
         return random(shape).astype(DTYPES[dtype])
 
-    tensors = [Computed(key, dtype, shape, (), functools.partial(compute, shape), "") for key, shape in shapes.items()]
+    tensors = [
+        Computed(key, dtype, shape, (), functools.partial(compute, shape), "")
+        for key, shape in shapes.items()
+    ]
     outputs = [Output(tensor.name, dtype, tensor.shape, (tensor,)) for tensor in tensors]
     write_safetensors(path.parent, path.name, outputs, max_shard_size=1 << 40)
     os.sync()
@@ -64,6 +72,7 @@ def _shapes(candidate: Candidate) -> dict[str, Shape]:
 
 
 def _random() -> Callable[[Shape], Array]:
-    """A function that makes weights: slices of a million random numbers, which is quicker than new ones."""
+    """A function that makes weights: slices of a million random numbers, which is quicker than new
+    ones."""
     pool = np.random.default_rng(0).standard_normal(1 << 20, np.float32) * np.float32(0.02)
     return lambda shape: np.resize(pool[math.prod(shape) % 1000 :], shape)

@@ -1,4 +1,5 @@
-"""What people use instead, each a program: peers.py NAME SOURCE OUT [REPO]. The output is on the disk when it ends."""
+"""What people use instead, each a program: peers.py NAME SOURCE OUT [REPO]. The output is on the
+disk when it ends."""
 
 from __future__ import annotations
 
@@ -35,7 +36,8 @@ def keras_script(source: Path, out: Path) -> None:
 
 
 def rename_script(source: Path, out: Path) -> None:
-    """`load_file` or `torch.load`, rename, reshape, `save_file`; no hashes, no checks, no configs."""
+    """`load_file` or `torch.load`, rename, reshape, `save_file`; no hashes, no checks, no
+    configs."""
     import torch
     from safetensors.torch import load_file, save_file
 
@@ -65,7 +67,8 @@ def rename_back_script(source: Path, out: Path) -> None:
 
 
 def diffusers(source: Path, out: Path, repo: Path) -> None:
-    """diffusers' single-file loader, offline and in the precision of the file: the configs of a repo at hand."""
+    """diffusers' single-file loader, offline and in the precision of the file: the configs of a
+    repo at hand."""
     import diffusers as library
     import torch
     from safetensors import safe_open
@@ -76,17 +79,24 @@ def diffusers(source: Path, out: Path, repo: Path) -> None:
             dtype = file.get_tensor("betas").dtype
     index = json.loads((repo / "model_index.json").read_text())
     kind = getattr(library, index["_class_name"])
-    pipeline = kind.from_single_file(source, config=str(repo), local_files_only=True, torch_dtype=dtype)
+    pipeline = kind.from_single_file(
+        source, config=str(repo), local_files_only=True, torch_dtype=dtype
+    )
     pipeline.save_pretrained(out)
 
 
 def _renames() -> dict[str, tuple[str, str, tuple[int, ...]]]:
-    """Original key -> component, its key in diffusers and shape there; a script has them as string replacements."""
+    """Original key -> component, its key in diffusers and shape there; a script has them as string
+    replacements."""
     from weightport.converters.recognise import candidates
 
     renames = {}
     for candidate in candidates("ldm"):
-        if candidate.family.name == "sd1" and candidate.part in FILES and not candidate.table.about.get("read_only"):
+        if (
+            candidate.family.name == "sd1"
+            and candidate.part in FILES
+            and not candidate.table.about.get("read_only")
+        ):
             shapes = candidate.component.manifest()
             for key, link in candidate.links.items():
                 renames[key] = (candidate.part, link.targets[0], shapes[link.targets[0]])
@@ -96,7 +106,8 @@ def _renames() -> dict[str, tuple[str, str, tuple[int, ...]]]:
 def main() -> None:
     """Run one of them and bring its output to the disk."""
     programs = {
-        function.__name__: function for function in (keras_script, rename_script, rename_back_script, diffusers)
+        function.__name__: function
+        for function in (keras_script, rename_script, rename_back_script, diffusers)
     }
     source, out, *repo = map(Path, sys.argv[2:])
     programs[sys.argv[1]](source, out, *repo)

@@ -1,4 +1,5 @@
-"""The runtime beside diffusers, in the same run and in turns: runtime.py [start] [load] [step] [cuda]
+"""The runtime beside diffusers, in the same run and in turns: runtime.py [start] [load] [step]
+[cuda]
 
 start    import, and process start to a loaded pipeline
 load     a UNet of Stable Diffusion 1.5 in float32 cast to float16 and bfloat16, from the page cache and from the disk,
@@ -6,10 +7,10 @@ load     a UNet of Stable Diffusion 1.5 in float32 cast to float16 and bfloat16,
 step     one step of that UNet on the CPU, eager, batch 2; float32 at 256x256, on one thread
 cuda     eager and compiled steps on a GPU, float16 and bfloat16, at 512x512 and 1024x1024
 
-Weights are random; they are written to a temporary folder. Ratios are of ours to diffusers' in the same round, and the
-median over rounds; CPU seconds are user and system time, which a busy machine disturbs less than wall time. Memory is
-resident, or that allocated on the GPU, at its highest. Of steps also: the first one, and the relative L2 difference of
-the output.
+Weights are random; they are written to a temporary folder. Ratios are of ours to diffusers' in the
+same round, and the median over rounds; CPU seconds are user and system time, which a busy machine
+disturbs less than wall time. Memory is resident, or that allocated on the GPU, at its highest. Of
+steps also: the first one, and the relative L2 difference of the output.
 """
 
 from __future__ import annotations
@@ -36,8 +37,12 @@ START = {
     "import weightport": "import weightport, sys; assert 'torch' not in sys.modules",
     "from weightport import DiffusionPipeline": "from weightport import DiffusionPipeline",
     "from diffusers import DiffusionPipeline": "from diffusers import DiffusionPipeline",
-    "diffusers, loaded": "from diffusers import StableDiffusionPipeline as P; P.from_pretrained({repo!r})",
-    "weightport, loaded": "from weightport import DiffusionPipeline as P; P.from_pretrained({repo!r})",
+    "diffusers, loaded": (
+        "from diffusers import StableDiffusionPipeline as P; P.from_pretrained({repo!r})"
+    ),
+    "weightport, loaded": (
+        "from weightport import DiffusionPipeline as P; P.from_pretrained({repo!r})"
+    ),
 }
 
 
@@ -50,10 +55,20 @@ def write_repo(folder: Path) -> None:
 
     torch.manual_seed(0)
     write_tokenizer(folder / "tokenizer")
-    clip = {"hidden_size": 768, "intermediate_size": 3072, "num_attention_heads": 12, "hidden_act": "quick_gelu"}
-    blocks = {"down_block_types": ["DownEncoderBlock2D"] * 4, "up_block_types": ["UpDecoderBlock2D"] * 4}
+    clip = {
+        "hidden_size": 768,
+        "intermediate_size": 3072,
+        "num_attention_heads": 12,
+        "hidden_act": "quick_gelu",
+    }
+    blocks = {
+        "down_block_types": ["DownEncoderBlock2D"] * 4,
+        "up_block_types": ["UpDecoderBlock2D"] * 4,
+    }
     weightport.StableDiffusionPipeline(
-        vae=weightport.AutoencoderKL({"block_out_channels": [128, 256, 512, 512], "layers_per_block": 2, **blocks}),
+        vae=weightport.AutoencoderKL(
+            {"block_out_channels": [128, 256, 512, 512], "layers_per_block": 2, **blocks}
+        ),
         text_encoder=weightport.CLIPTextModel({**clip, "projection_dim": 768}),
         tokenizer=weightport.CLIPTokenizer.from_pretrained(folder / "tokenizer"),
         unet=weightport.UNet2DConditionModel(UNET),
@@ -65,14 +80,18 @@ def write_repo(folder: Path) -> None:
 Round = dict[str, Run]
 
 
-def show(title: str, rounds: list[Round], peer: str, notes: Mapping[str, str] = MappingProxyType({})) -> None:
+def show(
+    title: str, rounds: list[Round], peer: str, notes: Mapping[str, str] = MappingProxyType({})
+) -> None:
     """One line a program: medians, and ratios to the peer of the same round."""
     print(f"\n{title:44}{'wall s':>8}{'ratio':>8}{'CPU s':>8}{'ratio':>8}{'MB':>8}{'ratio':>8}")
     for name in rounds[0]:
         line = f"  {name:42}"
         for kind in ("wall", "cpu"):
             times = [getattr(one[name], kind) for one in rounds]
-            ratios = [time / getattr(one[peer], kind) for time, one in zip(times, rounds, strict=True)]
+            ratios = [
+                time / getattr(one[peer], kind) for time, one in zip(times, rounds, strict=True)
+            ]
             line += f"{statistics.median(times):8.4f}{statistics.median(ratios):8.2f}"
         memory, theirs = (max(one[who].rss for one in rounds) for who in (name, peer))
         print(f"{line}{memory / 1000:8.0f}{memory / theirs:8.2f}{notes.get(name, '')}", flush=True)
@@ -94,8 +113,14 @@ def living(programs: Mapping[str, Sequence[object]]) -> Iterator[dict[str, subpr
     with contextlib.ExitStack() as stack:
         workers = {}
         for name, arguments in programs.items():
-            command = [sys.executable, str(Path(__file__).with_name("worker.py")), *map(str, arguments)]
-            worker = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+            command = [
+                sys.executable,
+                str(Path(__file__).with_name("worker.py")),
+                *map(str, arguments),
+            ]
+            worker = subprocess.Popen(
+                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+            )
             workers[name] = stack.enter_context(worker)
         for worker in workers.values():
             assert worker.stdout is not None
@@ -114,9 +139,11 @@ def ask(worker: subprocess.Popen[str], count: int = 1) -> Run:
 
 
 def load(folder: Path, options: argparse.Namespace) -> None:
-    """float32 file -> float16 and bfloat16, each in a new process; the first round warms the caches.
+    """float32 file -> float16 and bfloat16, each in a new process; the first round warms the
+    caches.
 
-    Who comes first changes from round to round: the memory that a process left may be cheaper to get than other memory.
+    Who comes first changes from round to round: the memory that a process left may be cheaper to
+    get than other memory.
     """
     unet = folder / "repo" / "unet"
     for cold, dtype in itertools.product((False, True), options.dtype or ["float16", "bfloat16"]):
@@ -124,12 +151,18 @@ def load(folder: Path, options: argparse.Namespace) -> None:
         for number in range(options.repeat + 1):
             rounds.append({})
             packages = sorted(("diffusers", "weightport"), reverse=bool(number % 2))
-            with living({package: ("load", package, unet, dtype) for package in packages}) as workers:
+            with living(
+                {package: ("load", package, unet, dtype) for package in packages}
+            ) as workers:
                 for package, worker in workers.items():
                     if cold:
                         drop_cache(unet)
                     rounds[-1][package] = ask(worker)
-        show(f"float32, {'on the disk' if cold else 'in the page cache'} -> {dtype}", rounds[1:], "diffusers")
+        show(
+            f"float32, {'on the disk' if cold else 'in the page cache'} -> {dtype}",
+            rounds[1:],
+            "diffusers",
+        )
 
 
 def drop_cache(folder: Path) -> None:
@@ -139,7 +172,9 @@ def drop_cache(folder: Path) -> None:
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
-def steps(levers: list[str], unet: Path, device: str, dtype: str, size: int, options: argparse.Namespace) -> None:
+def steps(
+    levers: list[str], unet: Path, device: str, dtype: str, size: int, options: argparse.Namespace
+) -> None:
     """Steps of the UNet in turns."""
     import torch
 
@@ -149,10 +184,23 @@ def steps(levers: list[str], unet: Path, device: str, dtype: str, size: int, opt
         programs = {}
         for name in names:
             package, lever = name.split(", ")
-            programs[name] = ("step", package, unet, device, dtype, size, options.threads, lever, Path(outputs, name))
+            programs[name] = (
+                "step",
+                package,
+                unet,
+                device,
+                dtype,
+                size,
+                options.threads,
+                lever,
+                Path(outputs, name),
+            )
         with living(programs) as workers:
             first = {name: ask(worker).wall for name, worker in workers.items()}
-            rounds = [{name: ask(worker, count) for name, worker in workers.items()} for _ in range(options.repeat)]
+            rounds = [
+                {name: ask(worker, count) for name, worker in workers.items()}
+                for _ in range(options.repeat)
+            ]
         results = {name: torch.load(Path(outputs, name)).double() for name in names}
     notes = {}
     for name, result in results.items():
@@ -165,7 +213,14 @@ def steps(levers: list[str], unet: Path, device: str, dtype: str, size: int, opt
 def step(folder: Path, options: argparse.Namespace) -> None:
     """Eager."""
     for dtype, size in itertools.product(options.dtype or ["float32"], options.size or [256]):
-        steps(["eager", "channels last", "packed"], folder / "repo" / "unet", "cpu", dtype, size, options)
+        steps(
+            ["eager", "channels last", "packed"],
+            folder / "repo" / "unet",
+            "cpu",
+            dtype,
+            size,
+            options,
+        )
 
 
 def cuda(folder: Path, options: argparse.Namespace) -> None:
@@ -176,8 +231,12 @@ def cuda(folder: Path, options: argparse.Namespace) -> None:
         print("\ncuda: there is no GPU")
         return
     print(f"\n{torch.cuda.get_device_name()}, torch {torch.__version__}")
-    for dtype, size in itertools.product(options.dtype or ["float16", "bfloat16"], options.size or [512, 1024]):
-        steps(["eager", "packed", "compiled"], folder / "repo" / "unet", "cuda", dtype, size, options)
+    for dtype, size in itertools.product(
+        options.dtype or ["float16", "bfloat16"], options.size or [512, 1024]
+    ):
+        steps(
+            ["eager", "packed", "compiled"], folder / "repo" / "unet", "cuda", dtype, size, options
+        )
 
 
 PARTS = {"start": start, "load": load, "step": step, "cuda": cuda}
@@ -185,10 +244,14 @@ PARTS = {"start": start, "load": load, "step": step, "cuda": cuda}
 
 def main() -> None:
     """Run the parts that are asked for."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("parts", nargs="*", choices=[*PARTS, []], help="default: all")
     parser.add_argument("--size", type=int, nargs="+", help="edges of the images of steps")
-    parser.add_argument("--dtype", nargs="+", choices=["float32", "float16", "bfloat16"], help="of steps")
+    parser.add_argument(
+        "--dtype", nargs="+", choices=["float32", "float16", "bfloat16"], help="of steps"
+    )
     parser.add_argument("--threads", type=int, default=1, help="of steps on the CPU")
     parser.add_argument("--repeat", type=int, default=5)
     parser.add_argument("--folder", type=Path, help="where the repository is, or is put and left")

@@ -1,9 +1,11 @@
-"""Seconds that a scheduler spends on a step, beside diffusers: no model, float32 samples of 1x4x64x64.
+"""Seconds that a scheduler spends on a step, beside diffusers: no model, float32 samples of
+1x4x64x64.
 
     python benchmarks/schedulers.py [--steps 20] [--repeats 15]
 
-A step is one `scale_model_input` and one `step`; the begin of a run is its `set_timesteps`. Both sides take turns, and
-the fastest of the runs counts. Prints a table in Markdown, and the schedulers whose steps are slower than diffusers'.
+A step is one `scale_model_input` and one `step`; the begin of a run is its `set_timesteps`. Both
+sides take turns, and the fastest of the runs counts. Prints a table in Markdown, and the schedulers
+whose steps are slower than diffusers'.
 """
 
 import argparse
@@ -56,7 +58,13 @@ def main() -> None:
         )
         ratio = step / their_step
         slower += [name] if ratio > 1 else []
-        cells = (f"{step:.0f}", f"{their_step:.0f}", f"{ratio:.2f}", f"{begin:.0f}", f"{their_begin:.0f}")
+        cells = (
+            f"{step:.0f}",
+            f"{their_step:.0f}",
+            f"{ratio:.2f}",
+            f"{begin:.0f}",
+            f"{their_begin:.0f}",
+        )
         print(f"| {name.removesuffix('Scheduler')} | {' | '.join(cells)} |", flush=True)
     print(f"\nSlower than diffusers: {', '.join(slower) or 'none'}")
 

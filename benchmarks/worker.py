@@ -1,4 +1,5 @@
-"""A process of `runtime.py` that stays alive: prepares, then does its work as often as each line of its input says.
+"""A process of `runtime.py` that stays alive: prepares, then does its work as often as each line of
+its input says.
 
 worker.py load PACKAGE FOLDER DTYPE
 worker.py step PACKAGE FOLDER DEVICE DTYPE SIZE THREADS LEVER OUTPUT
@@ -21,7 +22,8 @@ import torch
 
 
 def measured(device: str = "cpu") -> tuple[float, float, int]:
-    """Wall and CPU seconds since some moment, and the peak of memory in kB: resident, or allocated on the GPU."""
+    """Wall and CPU seconds since some moment, and the peak of memory in kB: resident, or allocated
+    on the GPU."""
     if device == "cuda":
         torch.cuda.synchronize()
         peak = torch.cuda.max_memory_allocated() // 1000
@@ -45,11 +47,22 @@ def serve(work: Callable[[], object], device: str = "cpu") -> None:
 
 def load(package: str, folder: str, dtype: str) -> None:
     """A UNet in float32, cast."""
-    kind = importlib.import_module(package).UNet2DConditionModel  # diffusers imports it when it is asked for
+    kind = importlib.import_module(
+        package
+    ).UNet2DConditionModel  # diffusers imports it when it is asked for
     serve(lambda: kind.from_pretrained(folder, torch_dtype=getattr(torch, dtype)))
 
 
-def step(package: str, folder: str, device: str, dtype: str, size: str, threads: str, lever: str, output: str) -> None:
+def step(
+    package: str,
+    folder: str,
+    device: str,
+    dtype: str,
+    size: str,
+    threads: str,
+    lever: str,
+    output: str,
+) -> None:
     """A step of the UNet, batch 2."""
     torch.set_num_threads(int(threads))
     kind = importlib.import_module(package).UNet2DConditionModel
@@ -70,7 +83,11 @@ def step(package: str, folder: str, device: str, dtype: str, size: str, threads:
     def noise(*shape: int) -> torch.Tensor:
         return torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(device, unet.dtype)
 
-    x, text, t = noise(2, 4, int(size) // 8, int(size) // 8), noise(2, 77, 768), torch.tensor(500, device=device)
+    x, text, t = (
+        noise(2, 4, int(size) // 8, int(size) // 8),
+        noise(2, 77, 768),
+        torch.tensor(500, device=device),
+    )
 
     def work() -> None:
         prediction.copy_(unet(x, t, encoder_hidden_states=text).sample)

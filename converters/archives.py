@@ -1,8 +1,8 @@
 """Finds the members of zip and tar archives, to be read in place: nothing is extracted.
 
-An archive that two readers could understand differently is refused: names are unique, every member lies uncompressed
-in bytes of its own, and what stands beside a zip member agrees with the directory.
-Formats: PKWARE APPNOTE.TXT 6.3.10 (zip), POSIX.1-2001 pax (tar).
+An archive that two readers could understand differently is refused: names are unique, every member
+lies uncompressed in bytes of its own, and what stands beside a zip member agrees with the
+directory. Formats: PKWARE APPNOTE.TXT 6.3.10 (zip), POSIX.1-2001 pax (tar).
 """
 
 from __future__ import annotations
@@ -38,12 +38,15 @@ def zip_members(file: SourceFile) -> dict[str, Member]:
     """Name -> member, in the order of the directory.
 
     Raises:
-        ConversionError: the archive is damaged, ambiguous, compressed or encrypted, or a name leads out of it.
+        ConversionError: the archive is damaged, ambiguous, compressed or encrypted, or a name leads
+            out of it.
     """
     try:
         members, start = _read_directory(file)
     except struct.error:
-        raise ConversionError(f"{file.path}: damaged zip archive (its directory is cut); is it truncated?") from None
+        raise ConversionError(
+            f"{file.path}: damaged zip archive (its directory is cut); is it truncated?"
+        ) from None
     found: dict[str, Member] = {}
     end = 0
     for at, member in sorted(members, key=lambda entry: entry[0]):
@@ -51,7 +54,9 @@ def zip_members(file: SourceFile) -> dict[str, Member]:
             problem = "overlaps another member" if found else "does not begin the file"
             raise _damaged(file, f"`{printable(member.name)}` {problem}")
         if member.name in found:
-            raise ConversionError(f"{file.path}: the zip archive has `{printable(member.name)}` twice")
+            raise ConversionError(
+                f"{file.path}: the zip archive has `{printable(member.name)}` twice"
+            )
         found[member.name] = member
         end = member.offset + member.size
     if end > start:
@@ -67,7 +72,9 @@ def _read_directory(file: SourceFile) -> tuple[list[tuple[int, Member]], int]:
     """The members, each with where its local header begins; and where the directory begins."""
     count, start, size = _find_directory(file)
     if size > _MAX_DIRECTORY:
-        raise ConversionError(f"{file.path}: the directory of the zip archive has {size} bytes, too many for one")
+        raise ConversionError(
+            f"{file.path}: the directory of the zip archive has {size} bytes, too many for one"
+        )
     directory, at = file.read(start, size), 0
     members = []
     for _ in range(count):
@@ -86,7 +93,8 @@ def _read_directory(file: SourceFile) -> tuple[list[tuple[int, Member]], int]:
 
 
 def _find_directory(file: SourceFile) -> tuple[int, int, int]:
-    """(number of members, offset, size) of the directory, which must end where its end record begins."""
+    """(number of members, offset, size) of the directory, which must end where its end record
+    begins."""
     tail_at = max(0, file.size - 22 - _MAX16)
     tail = file.read(tail_at, file.size - tail_at)
     at = tail.rfind(b"PK\x05\x06")
@@ -96,7 +104,9 @@ def _find_directory(file: SourceFile) -> tuple[int, int, int]:
     record = tail_at + at
     if tail[max(0, at - 20) :][:4] == b"PK\x06\x07":
         _, record, disks = struct.unpack_from("<IQI", tail, at - 16)
-        fields = struct.unpack_from("<4sQ2H2I4Q", file.read(record, min(56, max(0, file.size - record))))
+        fields = struct.unpack_from(
+            "<4sQ2H2I4Q", file.read(record, min(56, max(0, file.size - record)))
+        )
         if fields[0] != b"PK\x06\x06" or disks > 1:
             raise _damaged(file, "its zip64 end record is missing")
         disk, start_disk, _, count, size, start = fields[4:]
@@ -105,7 +115,9 @@ def _find_directory(file: SourceFile) -> tuple[int, int, int]:
     return count, start, size
 
 
-def _member(file: SourceFile, entry: tuple[int, ...], raw: bytes, extra: bytes) -> tuple[int, Member]:
+def _member(
+    file: SourceFile, entry: tuple[int, ...], raw: bytes, extra: bytes
+) -> tuple[int, Member]:
     """Check one entry of the directory against the member itself."""
     flags, method, crc32 = entry[3], entry[4], entry[7]
     stored, size, offset = _sizes(entry, extra)
@@ -115,20 +127,32 @@ def _member(file: SourceFile, entry: tuple[int, ...], raw: bytes, extra: bytes) 
         raise _damaged(file, f"a name {raw[:40]!r} that is no text") from None
     shown = printable(name)
     if not name.isprintable() or "\\" in name or {"..", ".", ""} & set(name.split("/")):
-        raise ConversionError(f"{file.path}: the zip archive has a member `{shown}`, which is not a plain name")
+        raise ConversionError(
+            f"{file.path}: the zip archive has a member `{shown}`, which is not a plain name"
+        )
     if flags & _ENCRYPTED or method or stored != size:
-        raise ConversionError(f"{file.path}: `{shown}` is compressed or encrypted, which PyTorch never does; unpack it")
+        raise ConversionError(
+            f"{file.path}: `{shown}` is compressed or encrypted, which PyTorch never does;"
+            " unpack it"
+        )
     local = struct.unpack("<4s5H3I2H", file.read(offset, 30))
-    if local[0] != b"PK\x03\x04" or file.read(offset + 30, local[9]) != raw or (local[2], local[3]) != (flags, method):
+    if (
+        local[0] != b"PK\x03\x04"
+        or file.read(offset + 30, local[9]) != raw
+        or (local[2], local[3]) != (flags, method)
+    ):
         raise ConversionError(f"{file.path}: the zip directory and the member `{shown}` disagree")
     if not flags & _SIZES_FOLLOW and not {local[7], local[8]} <= {size, _MAX32}:
-        raise ConversionError(f"{file.path}: the zip directory and the member `{shown}` disagree about its size")
+        raise ConversionError(
+            f"{file.path}: the zip directory and the member `{shown}` disagree about its size"
+        )
     begin = offset + 30 + local[9] + local[10]
     return offset, Member(name, begin, size, crc32)
 
 
 def _sizes(entry: tuple[int, ...], extra: bytes) -> tuple[int, int, int]:
-    """(stored size, size, offset) of an entry; each that does not fit into 32 bits stands in the zip64 field."""
+    """(stored size, size, offset) of an entry; each that does not fit into 32 bits stands in the
+    zip64 field."""
     size, stored, offset = entry[9], entry[8], entry[16]
     wide = b""
     while len(extra) >= 4:
@@ -152,7 +176,8 @@ def tar_members(file: SourceFile) -> dict[str, Member]:
     """Name -> member of a tar archive that holds plain files only.
 
     Raises:
-        ConversionError: the archive is damaged or ambiguous, or has a link or another special member.
+        ConversionError: the archive is damaged or ambiguous, or has a link or another special
+            member.
     """
     found: dict[str, Member] = {}
     at = 0
@@ -161,7 +186,9 @@ def tar_members(file: SourceFile) -> dict[str, Member]:
         if kind == b"x":
             _check_pax(file, file.read(at + _BLOCK, min(size, _BLOCK)))
         elif kind not in b"0\0":
-            raise ConversionError(f"{file.path}: the tar archive has `{printable(name)}`, a link or a special file")
+            raise ConversionError(
+                f"{file.path}: the tar archive has `{printable(name)}`, a link or a special file"
+            )
         elif name in found:
             raise ConversionError(f"{file.path}: the tar archive has `{printable(name)}` twice")
         else:
@@ -180,11 +207,19 @@ def _tar_header(file: SourceFile, header: bytes) -> tuple[str, bytes, int]:
     except ValueError:
         size, checksum = -1, -1
     if size < 0 or checksum != sum(header[:148]) + 8 * ord(" ") + sum(header[156:]):
-        raise ConversionError(f"{file.path}: the tar archive is damaged (a header does not match its checksum)")
+        raise ConversionError(
+            f"{file.path}: the tar archive is damaged (a header does not match its checksum)"
+        )
     return header[:100].partition(b"\0")[0].decode("latin-1"), header[156:157], size
 
 
 def _check_pax(file: SourceFile, records: bytes) -> None:
-    """Extended records may hold times, as PyTorch wrote them, but no other name, size or link for the next member."""
-    if any(word in records for word in (b"path=", b"size=", b"GNU.sparse")) or len(records) == _BLOCK:
-        raise ConversionError(f"{file.path}: the tar archive renames or resizes a member, which PyTorch never does")
+    """Extended records may hold times, as PyTorch wrote them, but no other name, size or link for
+    the next member."""
+    if (
+        any(word in records for word in (b"path=", b"size=", b"GNU.sparse"))
+        or len(records) == _BLOCK
+    ):
+        raise ConversionError(
+            f"{file.path}: the tar archive renames or resizes a member, which PyTorch never does"
+        )

@@ -1,4 +1,5 @@
-"""Work in a second thread: results that are wanted later, items made ahead of their use, writing to the disk."""
+"""Work in a second thread: results that are wanted later, items made ahead of their use, writing to
+the disk."""
 
 from __future__ import annotations
 
@@ -41,10 +42,15 @@ class Later(Generic[T]):
 def read_ahead(items: Iterable[T], depth: int) -> Iterator[T]:
     """The same items in the same order, made in a second thread.
 
-    At most `depth` of them exist at a time, with the one in use and the one being made: `depth` buffers suffice. An
-    exception in the thread is raised here, after the items before it. Closing the iterator waits for the thread's end.
+    At most `depth` of them exist at a time, with the one in use and the one being made: `depth`
+    buffers suffice. An exception in the thread is raised here, after the items before it. Closing
+    the iterator waits for the thread's end.
     """
-    slots, ready, stopped = threading.Semaphore(depth), queue.SimpleQueue[tuple[T] | None](), threading.Event()
+    slots, ready, stopped = (
+        threading.Semaphore(depth),
+        queue.SimpleQueue[tuple[T] | None](),
+        threading.Event(),
+    )
 
     def produce() -> None:
         slots.acquire()
@@ -70,7 +76,8 @@ def read_ahead(items: Iterable[T], depth: int) -> Iterator[T]:
 
 @contextlib.contextmanager
 def flushing(descriptor: int) -> Iterator[None]:
-    """Bring a file that is being written to the disk all the while, so that the sync at the end finds little to do.
+    """Bring a file that is being written to the disk all the while, so that the sync at the end
+    finds little to do.
 
     Raises:
         OSError: the disk failed; a later sync through another descriptor might not say so.

@@ -1,7 +1,9 @@
-"""Makes the bytes of output tensors, block by block, from lazy sources: copied, transposed, cast, counted.
+"""Makes the bytes of output tensors, block by block, from lazy sources: copied, transposed, cast,
+counted.
 
-Bytes that stay as they are, parts of a fused tensor among them, pass through a small buffer that stays in the cache.
-Stored tensors and their axis permutations take constant memory; a tensor that is computed is held whole.
+Bytes that stay as they are, parts of a fused tensor among them, pass through a small buffer that
+stays in the cache. Stored tensors and their axis permutations take constant memory; a tensor that
+is computed is held whole.
 """
 
 from __future__ import annotations
@@ -19,11 +21,18 @@ from .cast import Float16Cast
 from .checkpoint import DTYPES, Array, Stored, Tensor
 from .transpose import Shape, coalesced, copy_view, panels, row_blocks
 
-_CHUNK = 1 << 19  # bytes copied at once: few hand-overs, and still in the cache when they are written
+_CHUNK = (
+    1 << 19
+)  # bytes copied at once: few hand-overs, and still in the cache when they are written
 _BLOCK = 4 << 20  # bytes transposed at once: whole tiles of output rows
 _PANEL = 64 << 20  # bytes of a transposed tensor that are held at once
 DEPTH = 3  # blocks that exist at a time: one written, one waiting, one being made
-_EXPONENT = {"F64": 0x7FF0 << 48, "F32": 0x7F80 << 16, "F16": 0x7C00, "BF16": 0x7F80}  # all set: Inf or NaN
+_EXPONENT = {
+    "F64": 0x7FF0 << 48,
+    "F32": 0x7F80 << 16,
+    "F16": 0x7C00,
+    "BF16": 0x7F80,
+}  # all set: Inf or NaN
 _Fill = Callable[[Array], None]
 
 
@@ -64,9 +73,11 @@ class Block:
 
 
 class Blocks:
-    """Makes outputs block by block in a few buffers: a block is valid until `DEPTH - 1` more have been made."""
+    """Makes outputs block by block in a few buffers: a block is valid until `DEPTH - 1` more have
+    been made."""
 
-    # Made when needed: a large array lies on huge pages, of which the kernel fills in whole ones around its header.
+    # Made when needed: a large array lies on huge pages, of which the kernel fills in whole ones
+    # around its header.
     @cached_property
     def _ring(self) -> Iterator[Array]:
         return itertools.cycle([np.empty(_BLOCK, np.uint8) for _ in range(DEPTH)])
@@ -136,7 +147,10 @@ class Blocks:
 
 def results(output: Output) -> int:
     """How many tensors of this output's shape its sources give."""
-    elements, result = sum(math.prod(source.shape) for source in output.sources), math.prod(output.shape)
+    elements, result = (
+        sum(math.prod(source.shape) for source in output.sources),
+        math.prod(output.shape),
+    )
     return elements // result if output.op is not None and result else 1
 
 
@@ -147,7 +161,8 @@ def _in_order(output: Output, moves: tuple[Shape, Shape] | None) -> bool:
 
 
 def _places(output: Output) -> Iterator[Stored]:
-    """The stored bytes of an output whose elements stay in their order: its sources, or its part of one."""
+    """The stored bytes of an output whose elements stay in their order: its sources, or its part of
+    one."""
     for source in output.sources:
         assert isinstance(source, Stored)
         nbytes = source.nbytes // results(output)
@@ -156,7 +171,8 @@ def _places(output: Output) -> Iterator[Stored]:
 
 
 def _moves(output: Output) -> tuple[Shape, Shape] | None:
-    """Coalesced (shape, permutation) of an output that is one source with its axes permuted; None for the rest."""
+    """Coalesced (shape, permutation) of an output that is one source with its axes permuted; None
+    for the rest."""
     if output.op is None or len(output.sources) > 1 or results(output) > 1:
         return None
     shape = output.sources[0].shape
@@ -189,7 +205,8 @@ def _bits(dtype: str) -> np.dtype[np.unsignedinteger]:
 
 
 def _count_nonfinite(bits: Array, dtype: str) -> int:
-    """How many floats are NaN or Inf. Mostly none is, which the largest bit patterns of both signs tell quickly."""
+    """How many floats are NaN or Inf. Mostly none is, which the largest bit patterns of both signs
+    tell quickly."""
     if dtype not in _EXPONENT:
         return 0
     exponent, sign = _EXPONENT[dtype], 1 << 8 * bits.itemsize - 1

@@ -1,4 +1,5 @@
-"""The model card of a converted repo, `README.md`, made from `conversion.json` and `parity.json` alone.
+"""The model card of a converted repo, `README.md`, made from `conversion.json` and `parity.json`
+alone.
 
 The metadata is laid out as `huggingface_hub.ModelCardData` does, so that both write the same bytes.
 """
@@ -34,7 +35,8 @@ def check_license(license: str) -> str:
     """
     if not re.fullmatch(r"[a-z0-9][a-z0-9.-]*", license):
         raise ConversionError(
-            f"--license {printable(license)}: write it as the Hub does, such as creativeml-openrail-m"
+            f"--license {printable(license)}: write it as the Hub does, such as"
+            " creativeml-openrail-m"
         )
     return license
 
@@ -46,19 +48,24 @@ def check_base_model(base_model: str) -> str:
         ConversionError: it cannot be one.
     """
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", base_model, re.ASCII):
-        raise ConversionError(f"--base-model {printable(base_model)}: not a Hub id (organisation/name)")
+        raise ConversionError(
+            f"--base-model {printable(base_model)}: not a Hub id (organisation/name)"
+        )
     return base_model
 
 
 def metadata(report: Mapping[str, Any], class_name: str | None) -> dict[str, Any]:
-    """What the Hub reads at the top of the card, sorted; `class_name` is the pipeline's, if there is one."""
+    """What the Hub reads at the top of the card, sorted; `class_name` is the pipeline's, if there
+    is one."""
     options = report["options"]
     kerascv = any(table.startswith("kerascv") for table in report["tables"])
     data = {
         "base_model": options.get("base_model"),
         "library_name": "diffusers",
         "license": options.get("license"),
-        "pipeline_tag": "text-to-image" if class_name in (None, *_TEXT_TO_IMAGE) else "image-to-image",
+        "pipeline_tag": (
+            "text-to-image" if class_name in (None, *_TEXT_TO_IMAGE) else "image-to-image"
+        ),
         "tags": [*(["keras-cv"] if kerascv else []), "stable-diffusion", "weightport"],
     }
     return {key: value for key, value in data.items() if value is not None}
@@ -110,41 +117,58 @@ def refresh(text: str, new_body: str) -> str:
 def _yaml(data: Mapping[str, Any]) -> str:
     lines = []
     for key, value in data.items():
-        lines += [f"{key}:", *(f"- {item}" for item in value)] if isinstance(value, list) else [f"{key}: {value}"]
+        lines += (
+            [f"{key}:", *(f"- {item}" for item in value)]
+            if isinstance(value, list)
+            else [f"{key}: {value}"]
+        )
     return "".join(f"{line}\n" for line in lines)
 
 
-# --- sections ---------------------------------------------------------------------------------------------------------
+# --- sections -------------------------------------------------------------------------------------
 
 
-def _usage(report: Mapping[str, Any], class_name: str | None, place: str, revision: str | None) -> Iterator[str]:
+def _usage(
+    report: Mapping[str, Any], class_name: str | None, place: str, revision: str | None
+) -> Iterator[str]:
     gaps = [note.removeprefix("lacks ") for note in report["notes"] if note.startswith("lacks ")]
     if gaps:
         yield "Not a whole pipeline: it lacks " + "; ".join(map(_cell, gaps)) + "."
         return
     variant = report["options"].get("variant")
     keywords = {"variant": variant, "revision": revision}
-    where = "".join([f'"{place}"', *(f', {name}="{value}"' for name, value in keywords.items() if value)])
+    where = "".join(
+        [f'"{place}"', *(f', {name}="{value}"' for name, value in keywords.items() if value)]
+    )
     for library in ("weightport", "diffusers"):
         yield f"```python\n{_snippet(class_name, library, where)}\n```"
 
 
 def _snippet(class_name: str | None, library: str, where: str) -> str:
     if class_name is None:
-        return f"from {library} import ControlNetModel\n\ncontrolnet = ControlNetModel.from_pretrained({where})"
+        return (
+            f"from {library} import ControlNetModel\n\ncontrolnet ="
+            f" ControlNetModel.from_pretrained({where})"
+        )
     endings = [ending for ending in _IMAGES if class_name.endswith(ending)]
     images = _IMAGES[max(endings, key=len)] if endings else ()
     arguments = "".join(f', {name}=Image.open("{name}.png")' for name in images)
-    imports = [f"from {library} import DiffusionPipeline", *(["from PIL import Image"] if images else [])]
-    calls = [f"pipe = DiffusionPipeline.from_pretrained({where})", f'image = pipe("{_PROMPT}"{arguments}).images[0]']
+    imports = [
+        f"from {library} import DiffusionPipeline",
+        *(["from PIL import Image"] if images else []),
+    ]
+    calls = [
+        f"pipe = DiffusionPipeline.from_pretrained({where})",
+        f'image = pipe("{_PROMPT}"{arguments}).images[0]',
+    ]
     return "\n".join([*imports, "", *calls, 'image.save("image.png")'])
 
 
 def _conversion(report: Mapping[str, Any]) -> Iterator[str]:
     yield (
-        f"By weightport {report['weightport_version']}, every tensor accounted for: "
-        "[`conversion.json`](conversion.json) has the source and the operation of each, what was left out and why, and "
-        "the sha256 of every file."
+        f"By weightport {report['weightport_version']}, every tensor accounted for:"
+        " [`conversion.json`](conversion.json) has the source and the operation of each, what was"
+        " left out and why, and the sha256 of every file."
     )
     sources = [
         (source["part"], name, source["format"], f"`{sha256}`")
@@ -152,8 +176,14 @@ def _conversion(report: Mapping[str, Any]) -> Iterator[str]:
         for name, sha256 in (source["files"] or {source["path"]: "not recorded"}).items()
     ]
     yield _table(("part", "source", "format", "sha256"), sources)
-    yield _table(("table", "sha256"), [(name, f"`{sha256}`") for name, sha256 in report["tables"].items()])
-    options = {k: v for k, v in report["options"].items() if v is not False and k not in ("license", "base_model")}
+    yield _table(
+        ("table", "sha256"), [(name, f"`{sha256}`") for name, sha256 in report["tables"].items()]
+    )
+    options = {
+        k: v
+        for k, v in report["options"].items()
+        if v is not False and k not in ("license", "base_model")
+    }
     facts = [*(f"`{name}`: {value}" for name, value in options.items()), *report["notes"]]
     if facts:
         yield "\n".join(f"- {_cell(fact)}" for fact in facts)
@@ -161,7 +191,10 @@ def _conversion(report: Mapping[str, Any]) -> Iterator[str]:
 
 def _parity(parity: Mapping[str, Any] | None) -> Iterator[str]:
     if parity is None:
-        yield "Not checked: `weightport parity` compares the outputs with those of the source framework."
+        yield (
+            "Not checked: `weightport parity` compares the outputs with those of the source"
+            " framework."
+        )
         return
     verdict = "All checks passed" if parity["passed"] else "**Failed**"
     yield f"{verdict}, in {parity['dtype']}; the whole report is [`parity.html`](parity.html)."
@@ -179,7 +212,15 @@ def _parity(parity: Mapping[str, Any] | None) -> Iterator[str]:
                 "passed" if check["passed"] else "**failed**",
             )
         )
-    head = ("model", "against", "relative L2", "tolerance", "max abs", "relative L2 as diffusers runs it", "")
+    head = (
+        "model",
+        "against",
+        "relative L2",
+        "tolerance",
+        "max abs",
+        "relative L2 as diffusers runs it",
+        "",
+    )
     yield _table(head, rows)
 
 

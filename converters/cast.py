@@ -1,4 +1,5 @@
-"""float32 to float16 by integer arithmetic: the same bits as numpy's own cast, in two thirds of its time."""
+"""float32 to float16 by integer arithmetic: the same bits as numpy's own cast, in two thirds of its
+time."""
 
 from __future__ import annotations
 
@@ -7,7 +8,10 @@ import numpy as np
 from .checkpoint import Array
 
 _CHUNK = 1 << 17  # elements at once: the scratch arrays stay in the cache
-_SMALLEST, _LARGEST = 0x38800000, 0x477FEFFF  # float32 bits of the normal float16 numbers, before they are rounded
+_SMALLEST, _LARGEST = (
+    0x38800000,
+    0x477FEFFF,
+)  # float32 bits of the normal float16 numbers, before they are rounded
 _REBIAS = (1 << 32) - ((127 - 15) << 23)  # to the exponent's other bias, modulo 2^32
 _BELOW_HALF = 0xFFF  # of the 13 bits that are dropped
 

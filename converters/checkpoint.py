@@ -1,7 +1,9 @@
-"""What every reader returns: a `Checkpoint` of lazy tensors, known by key, dtype and shape before any byte is read.
+"""What every reader returns: a `Checkpoint` of lazy tensors, known by key, dtype and shape before
+any byte is read.
 
-A tensor is a range of bytes in a file (`Stored`), or is computed from such ranges (`Computed`: dequantised, merged).
-Files are opened once and read with `pread` at known ranges; a range is checked against the file's real size.
+A tensor is a range of bytes in a file (`Stored`), or is computed from such ranges (`Computed`:
+dequantised, merged). Files are opened once and read with `pread` at known ranges; a range is
+checked against the file's real size.
 """
 
 from __future__ import annotations
@@ -63,7 +65,9 @@ class SourceFile:
         """Bytes `offset .. offset + nbytes`; never allocates more than the file holds."""
         if offset < 0 or nbytes < 0 or offset + nbytes > self.size:
             wanted = f"bytes {offset}..{offset + nbytes} are needed"
-            raise ConversionError(f"{self.path}: {wanted} but the file has {self.size}; is it truncated?")
+            raise ConversionError(
+                f"{self.path}: {wanted} but the file has {self.size}; is it truncated?"
+            )
         data = os.pread(self._fd, nbytes, offset)
         while len(data) < nbytes:
             more = os.pread(self._fd, nbytes - len(data), offset + len(data))
@@ -78,14 +82,20 @@ class SourceFile:
         while done < len(buffer):
             count = os.preadv(self._fd, [buffer[done:]], offset + done)
             if count == 0:
-                raise ConversionError(f"{self.path}: the file ends inside a tensor; is it truncated?")
+                raise ConversionError(
+                    f"{self.path}: the file ends inside a tensor; is it truncated?"
+                )
             done += count
 
     def check_unchanged(self) -> None:
         """Raise if the file was modified since it was opened."""
         now = os.fstat(self._fd)
         before = self._stat
-        if (now.st_size, now.st_mtime_ns, now.st_ino) != (before.st_size, before.st_mtime_ns, before.st_ino):
+        if (now.st_size, now.st_mtime_ns, now.st_ino) != (
+            before.st_size,
+            before.st_mtime_ns,
+            before.st_ino,
+        ):
             raise ConversionError(f"{self.path}: the file changed while it was read; run again")
 
     def sha256(self) -> str:
@@ -153,7 +163,8 @@ class Stored(Tensor):
 
 @dataclass(frozen=True)
 class Computed(Tensor):
-    """A tensor that is a function of stored ones, such as a dequantised kernel; computed when asked for."""
+    """A tensor that is a function of stored ones, such as a dequantised kernel; computed when asked
+    for."""
 
     inputs: tuple[Tensor, ...]
     compute: Callable[..., Array]
@@ -161,7 +172,9 @@ class Computed(Tensor):
 
     def numpy(self) -> Array:
         """The whole tensor, in memory."""
-        return self.compute(*(tensor.numpy() for tensor in self.inputs)).astype(DTYPES[self.dtype], copy=False)
+        return self.compute(*(tensor.numpy() for tensor in self.inputs)).astype(
+            DTYPES[self.dtype], copy=False
+        )
 
 
 @dataclass

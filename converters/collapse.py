@@ -1,4 +1,5 @@
-"""Long key lists for people: `down_blocks.{0..3}.resnets.{0..1}.conv1.weight` instead of eight lines."""
+"""Long key lists for people: `down_blocks.{0..3}.resnets.{0..1}.conv1.weight` instead of eight
+lines."""
 
 from __future__ import annotations
 
@@ -8,7 +9,8 @@ from collections.abc import Iterable
 def collapse(keys: Iterable[str]) -> list[tuple[str, list[str]]]:
     """(pattern, the keys it stands for), in the order of first appearance.
 
-    Keys that differ only in whole-number segments become one pattern; its ranges span the numbers that occur.
+    Keys that differ only in whole-number segments become one pattern; its ranges span the numbers
+    that occur.
     """
     groups: dict[tuple[str, ...], list[str]] = {}
     for key in keys:
@@ -20,7 +22,10 @@ def collapse(keys: Iterable[str]) -> list[tuple[str, list[str]]]:
 def brief(keys: Iterable[str], limit: int = 3) -> str:
     """A key list in one line: the first patterns and how many more there are."""
     patterns = collapse(keys)
-    shown = ", ".join(f"{pattern} ({len(group)})" if len(group) > 1 else pattern for pattern, group in patterns[:limit])
+    shown = ", ".join(
+        f"{pattern} ({len(group)})" if len(group) > 1 else pattern
+        for pattern, group in patterns[:limit]
+    )
     rest = sum(len(group) for _, group in patterns[limit:])
     return f"{shown} and {rest} more" if rest else shown
 

@@ -1,4 +1,5 @@
-"""Two checkpoints in any two layouts, compared tensor by tensor in canonical form: is a conversion 1:1?"""
+"""Two checkpoints in any two layouts, compared tensor by tensor in canonical form: is a conversion
+1:1?"""
 
 from __future__ import annotations
 
@@ -53,9 +54,14 @@ class Comparison:
 
 
 def compare(
-    a: Path, b: Path, settings: Settings, state_dict_shapes: StateDictShapes, progress: Callable[[int, int], None]
+    a: Path,
+    b: Path,
+    settings: Settings,
+    state_dict_shapes: StateDictShapes,
+    progress: Callable[[int, int], None],
 ) -> Comparison:
-    """Compare two sources by key, shape, dtype and value; one tensor of each is in memory at a time.
+    """Compare two sources by key, shape, dtype and value; one tensor of each is in memory at a
+    time.
 
     Raises:
         ConversionError: one of them cannot be read or recognised.
@@ -79,17 +85,25 @@ def compare(
 
 
 def _tensors(components: dict[str, PlannedComponent]) -> dict[tuple[str, str], PlannedTensor]:
-    return {(name, key): tensor for name, component in components.items() for key, tensor in component.tensors.items()}
+    return {
+        (name, key): tensor
+        for name, component in components.items()
+        for key, tensor in component.tensors.items()
+    }
 
 
-def _difference(component: str, key: str, a: PlannedTensor | None, b: PlannedTensor | None) -> TensorDifference | None:
+def _difference(
+    component: str, key: str, a: PlannedTensor | None, b: PlannedTensor | None
+) -> TensorDifference | None:
     if a is None or b is None:
         return TensorDifference(component, key, "only in B" if a is None else "only in A", "")
     if a.shape != b.shape:
         return TensorDifference(component, key, "shape", f"{list(a.shape)} and {list(b.shape)}")
     left, right = a.tensor().numpy(), b.tensor().numpy()
     if a.dtype != b.dtype:
-        return TensorDifference(component, key, "dtype", f"{a.dtype} and {b.dtype}", _max_abs(left, right))
+        return TensorDifference(
+            component, key, "dtype", f"{a.dtype} and {b.dtype}", _max_abs(left, right)
+        )
     if left.tobytes() == right.tobytes():
         return None
     return TensorDifference(component, key, "value", a.dtype, _max_abs(left, right))
@@ -106,9 +120,15 @@ def describe(comparison: Comparison) -> Iterator[str]:
     if comparison.families[0] != comparison.families[1]:
         yield f"families: {comparison.families[0]} and {comparison.families[1]}"
     yield f"{comparison.equal} tensors are the same, bit for bit"
-    kinds = dict.fromkeys((difference.kind, difference.detail) for difference in comparison.differences)
+    kinds = dict.fromkeys(
+        (difference.kind, difference.detail) for difference in comparison.differences
+    )
     for kind, detail in kinds:
-        yield from _described(kind, detail, [d for d in comparison.differences if (d.kind, d.detail) == (kind, detail)])
+        yield from _described(
+            kind,
+            detail,
+            [d for d in comparison.differences if (d.kind, d.detail) == (kind, detail)],
+        )
 
 
 def _described(kind: str, detail: str, differences: Sequence[TensorDifference]) -> Iterator[str]:

@@ -57,9 +57,13 @@ class Conversion:
 
 
 def check_finite(
-    conversion: Conversion, nonfinite: Mapping[str, int], overflowed: Mapping[str, int], settings: Settings
+    conversion: Conversion,
+    nonfinite: Mapping[str, int],
+    overflowed: Mapping[str, int],
+    settings: Settings,
 ) -> None:
-    """Refuse NaN, Inf and overflow, or note them where they are allowed. Names are `component key`."""
+    """Refuse NaN, Inf and overflow, or note them where they are allowed. Names are `component
+    key`."""
     too_large = f"too large for {settings.style.dtype}"
     for counts, what, advice in (
         (nonfinite, "NaN or Inf", "--allow-nan converts them anyway"),
@@ -78,12 +82,18 @@ def _origin(conversion: Conversion, name: str) -> Path:
     component, key = name.split(" ", 1)
     parts = conversion.components[component].parts
     source = conversion.components[component].tensors[key].sources[0]
-    return next(p.checkpoint.path for p in parts if any(source is t for t in p.checkpoint.tensors.values()))
+    return next(
+        p.checkpoint.path for p in parts if any(source is t for t in p.checkpoint.tensors.values())
+    )
 
 
 def total_nbytes(conversion: Conversion, dtype: str) -> int:
     """Bytes of all planned tensors in the dtype they are written in."""
-    return sum(_nbytes(t, dtype) for component in conversion.components.values() for t in component.tensors.values())
+    return sum(
+        _nbytes(t, dtype)
+        for component in conversion.components.values()
+        for t in component.tensors.values()
+    )
 
 
 def _nbytes(tensor: PlannedTensor, dtype: str) -> int:

@@ -1,4 +1,5 @@
-"""The conversion itself: sources -> parts -> plan -> a staged output that appears whole or not at all."""
+"""The conversion itself: sources -> parts -> plan -> a staged output that appears whole or not at
+all."""
 
 from __future__ import annotations
 
@@ -47,7 +48,9 @@ def convert(
     if settings.ema and not any(checkpoint.root == UNET for checkpoint in opened):
         raise ConversionError("--ema: no source is the UNet of an original checkpoint")
     if settings.to == "diffusers" and settings.style.hashes and not settings.dry_run:
-        Later(lambda: [file.sha256() for checkpoint in opened for file in checkpoint.files])  # while we plan and write
+        Later(
+            lambda: [file.sha256() for checkpoint in opened for file in checkpoint.files]
+        )  # while we plan and write
     parts = recognised(opened)
     if settings.vae is not None:
         parts = _with_vae(parts, settings.vae, settings)
@@ -64,7 +67,11 @@ def convert(
             *_width_notes(family, components),
             *placeholder_notes(tokens),
         ]
-    conversion.lacks = lacking(family, components) if settings.component is None and settings.to == "diffusers" else []
+    conversion.lacks = (
+        lacking(family, components)
+        if settings.component is None and settings.to == "diffusers"
+        else []
+    )
     if not settings.dry_run:
         _OUTPUTS[settings.to](conversion, family, output, settings, progress)
     for part in parts:
@@ -78,7 +85,10 @@ def _choice_notes(family: Family, parts: Sequence[Recognition], settings: Settin
     others = [families()[name].title for name in shared(parts) if name != family.name]
     if settings.family or not others:
         return []
-    return [f"configured for {family.title}, but the weights fit {', '.join(others)} as well: --family chooses"]
+    return [
+        f"configured for {family.title}, but the weights fit {', '.join(others)} as well: --family"
+        " chooses"
+    ]
 
 
 def _width_notes(family: Family, components: Mapping[str, PlannedComponent]) -> list[str]:
@@ -86,7 +96,11 @@ def _width_notes(family: Family, components: Mapping[str, PlannedComponent]) -> 
     notes = []
     for name, component in components.items():
         stock = family.components[name].config
-        own = [f"{key} {value} (stock {stock[key]})" for key, value in component.config.items() if value != stock[key]]
+        own = [
+            f"{key} {value} (stock {stock[key]})"
+            for key, value in component.config.items()
+            if value != stock[key]
+        ]
         if own:
             notes.append(f"{name} has sizes of its own: {', '.join(own)}")
     return notes
@@ -103,7 +117,9 @@ def gather(sources: Sequence[Path], settings: Settings) -> list[Recognition]:
 
 def open_sources(sources: Sequence[Path], settings: Settings) -> list[Checkpoint]:
     """Open every source; one checkpoint for each part."""
-    return [c for path in sources for c in open_source(path, Lora(settings.lora_alpha), settings.ema)]
+    return [
+        c for path in sources for c in open_source(path, Lora(settings.lora_alpha), settings.ema)
+    ]
 
 
 def recognised(checkpoints: Sequence[Checkpoint]) -> list[Recognition]:
@@ -120,7 +136,9 @@ def recognised(checkpoints: Sequence[Checkpoint]) -> list[Recognition]:
 
 def _with_vae(parts: list[Recognition], path: Path, settings: Settings) -> list[Recognition]:
     """The parts with the VAE of another file in place of their own."""
-    baked = [part for part in gather([path], replace(settings, ema=False)) if _component(part) == "vae"]
+    baked = [
+        part for part in gather([path], replace(settings, ema=False)) if _component(part) == "vae"
+    ]
     if not baked:
         raise ConversionError(f"--vae {path}: holds no VAE")
     # what else its file holds is not of this model
@@ -132,10 +150,12 @@ def _component(part: Recognition) -> str:
     return part.candidates[0].component.name
 
 
-# --- base -------------------------------------------------------------------------------------------------------------
+# --- base -----------------------------------------------------------------------------------------
 
 
-def _with_base(parts: list[Recognition], base: Path | None, settings: Settings) -> tuple[Family, list[Recognition]]:
+def _with_base(
+    parts: list[Recognition], base: Path | None, settings: Settings
+) -> tuple[Family, list[Recognition]]:
     """The family, and the parts with those a base adds."""
     if base is None:
         return choose_family(parts, settings.family), parts
@@ -148,7 +168,9 @@ def _with_base(parts: list[Recognition], base: Path | None, settings: Settings) 
         added = gather([path for path in stock if path.is_file()], settings)
         if not added:
             names = ", ".join(path.name for path in stock)
-            raise ConversionError(f"{base}: neither a diffusers repo nor a folder with KerasCV's files ({names})")
+            raise ConversionError(
+                f"{base}: neither a diffusers repo nor a folder with KerasCV's files ({names})"
+            )
     added = [part for part in added if part.part not in given and not _whole(part.part, given)]
     parts = [*added, *parts]
     return choose_family(parts, settings.family), parts

@@ -2,11 +2,13 @@
 
 
 class ConversionError(Exception):
-    """A file cannot be read, recognised, converted or written. The message is one line, ready to print."""
+    """A file cannot be read, recognised, converted or written. The message is one line, ready to
+    print."""
 
 
 def printable(text: object, limit: int = 120) -> str:
-    """Text from an untrusted file, made safe to print: control characters escaped, length bounded."""
+    """Text from an untrusted file, made safe to print: control characters escaped, length
+    bounded."""
     escaped = str(text)
     if not escaped.isprintable():
         escaped = "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in escaped)

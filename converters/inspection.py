@@ -64,7 +64,9 @@ def inspect(path: Path) -> Inspection:
         ConversionError: the file cannot be read at all.
     """
     # LoRA is reported by its alpha only when it is merged: looking needs none
-    return Inspection(str(path), tuple(_inspected(recognise(c)) for c in open_source(path, Lora(alpha=1.0))))
+    return Inspection(
+        str(path), tuple(_inspected(recognise(c)) for c in open_source(path, Lora(alpha=1.0)))
+    )
 
 
 def _inspected(found: Recognition) -> InspectedPart:
@@ -72,7 +74,9 @@ def _inspected(found: Recognition) -> InspectedPart:
     nearest = found.candidates[0]
     component = nearest.component
     becomes = (
-        f"{component.name}/ ({component.class_name}) by the table {nearest.table.name}" if found.known else "nothing"
+        f"{component.name}/ ({component.class_name}) by the table {nearest.table.name}"
+        if found.known
+        else "nothing"
     )
     return InspectedPart(
         root=checkpoint.root,
@@ -92,7 +96,8 @@ def _inspected(found: Recognition) -> InspectedPart:
 
 
 def _evidence(found: Recognition) -> tuple[str, ...]:
-    """Why the checkpoint is what it is said to be; of a UNet alone in a file also what it predicts."""
+    """Why the checkpoint is what it is said to be; of a UNet alone in a file also what it
+    predicts."""
     if not found.known:
         return (f"nearest: {found.nearest}", *found.evidence)
     if found.part != "unet" or not stands_alone(found.checkpoint):
@@ -116,5 +121,8 @@ def _collapsed(checkpoint: Checkpoint) -> tuple[tuple[str, int, str, int], ...]:
     rows = []
     for dtype in sorted({tensor.dtype for tensor in checkpoint.tensors.values()}):
         mine = {key: tensor for key, tensor in checkpoint.tensors.items() if tensor.dtype == dtype}
-        rows += [(pattern, len(keys), dtype, sum(mine[key].nbytes for key in keys)) for pattern, keys in collapse(mine)]
+        rows += [
+            (pattern, len(keys), dtype, sum(mine[key].nbytes for key in keys))
+            for pattern, keys in collapse(mine)
+        ]
     return tuple(rows)

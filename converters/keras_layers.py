@@ -1,8 +1,9 @@
-"""From Keras's names to structure: `res_block_7/padded_conv2d_12/conv2d_12/kernel:0` -> `res_block.2.entry_flow...`.
+"""From Keras's names to structure: `res_block_7/padded_conv2d_12/conv2d_12/kernel:0` ->
+`res_block.2.entry_flow...`.
 
-Keras numbers layers by the history of the saving process, so a number says only which of two layers came first.
-Every way of saving is brought to one canonical key: class, rank among its class, attribute path, `weight` or `bias`.
-What the layers hold is data: `mappings/keras_layers.toml`.
+Keras numbers layers by the history of the saving process, so a number says only which of two layers
+came first. Every way of saving is brought to one canonical key: class, rank among its class,
+attribute path, `weight` or `bias`. What the layers hold is data: `mappings/keras_layers.toml`.
 """
 
 from __future__ import annotations
@@ -19,12 +20,19 @@ from ..mappings.table import FOLDER
 from .checkpoint import Tensor
 from .tensorflow import Node
 
-Leaves = dict[str, dict[str, Tensor]]  # canonical layer path -> variable name (or position) -> tensor
+Leaves = dict[
+    str, dict[str, Tensor]
+]  # canonical layer path -> variable name (or position) -> tensor
 
 _NORMS = ("group_normalization", "layer_normalization")
 _NO_ATTRIBUTES = ("variables", "trainable_variables", "non_trainable_variables", "keras_api")
 _MAX_DEPTH = 8  # of attributes; KerasCV's layers nest four deep
-_LEAF_VARIABLES = {"kernel": "dense", "_kernel": "dense", "gamma": "norm", "embeddings": "embedding"}
+_LEAF_VARIABLES = {
+    "kernel": "dense",
+    "_kernel": "dense",
+    "gamma": "norm",
+    "embeddings": "embedding",
+}
 
 
 @dataclass(frozen=True)
@@ -45,13 +53,16 @@ class KerasModels:
 
     @cached_property
     def blocks(self) -> frozenset[str]:
-        """Composite classes of the top level: what makes a group of layers look like a component."""
+        """Composite classes of the top level: what makes a group of layers look like a
+        component."""
         return frozenset(name for name in self.top_level if len(self.layers.get(name, ())) > 1)
 
     @cached_property
     def top_level(self) -> frozenset[str]:
         """Classes whose layers a component holds directly."""
-        return frozenset(layer_class(entry.rstrip("*")) for order in self.models.values() for entry in order)
+        return frozenset(
+            layer_class(entry.rstrip("*")) for order in self.models.values() for entry in order
+        )
 
 
 @lru_cache(maxsize=1)
@@ -59,7 +70,10 @@ def keras_models() -> KerasModels:
     """Load `mappings/keras_layers.toml`."""
     document = tomllib.loads((FOLDER / "keras_layers.toml").read_text())
     return KerasModels(
-        layers={name: tuple(_slot(*item) for item in slots.items()) for name, slots in document["layers"].items()},
+        layers={
+            name: tuple(_slot(*item) for item in slots.items())
+            for name, slots in document["layers"].items()
+        },
         models={name: tuple(order) for name, order in document["models"].items()},
     )
 
@@ -86,15 +100,21 @@ def ranked(names: Iterable[str]) -> dict[str, str]:
     groups: dict[str, list[str]] = defaultdict(list)
     for name in names:
         groups[layer_class(name)].append(name)
-    ordered = {stem: sorted(group, key=lambda name: stem_and_number(name)[1]) for stem, group in groups.items()}
-    return {name: f"{stem}.{rank}" for stem, group in ordered.items() for rank, name in enumerate(group)}
+    ordered = {
+        stem: sorted(group, key=lambda name: stem_and_number(name)[1])
+        for stem, group in groups.items()
+    }
+    return {
+        name: f"{stem}.{rank}" for stem, group in ordered.items() for rank, name in enumerate(group)
+    }
 
 
-# --- saved by attribute: .weights.h5 of every Keras -------------------------------------------------------------------
+# --- saved by attribute: .weights.h5 of every Keras -----------------------------------------------
 
 
 def from_attributes(paths: Mapping[tuple[str, ...], Tensor]) -> Leaves:
-    """Paths `(layer, attribute, ..., "vars", "0")`: the number of a layer counts its class, in steps of one or two."""
+    """Paths `(layer, attribute, ..., "vars", "0")`: the number of a layer counts its class, in
+    steps of one or two."""
     names = ranked(dict.fromkeys(path[0] for path in paths))
     leaves: Leaves = defaultdict(dict)
     for (layer, *attributes, variables, position), tensor in paths.items():
@@ -103,14 +123,15 @@ def from_attributes(paths: Mapping[tuple[str, ...], Tensor]) -> Leaves:
     return leaves
 
 
-# --- saved by class: legacy .h5 ---------------------------------------------------------------------------------------
+# --- saved by class: legacy .h5 -------------------------------------------------------------------
 
 
 _Tree = tuple[dict[str, Tensor], dict[str, Any]]  # variables by name, trees of sublayers by name
 
 
 def from_classes(paths: Mapping[tuple[str, ...], Tensor]) -> Leaves:
-    """Paths `(model?, layer, class_12, ..., "kernel")`: sublayers are known by class and number only."""
+    """Paths `(model?, layer, class_12, ..., "kernel")`: sublayers are known by class and number
+    only."""
     trees: dict[str, _Tree] = {}
     for path, tensor in paths.items():
         layer, *inner = _from_layer(path)
@@ -119,13 +140,19 @@ def from_classes(paths: Mapping[tuple[str, ...], Tensor]) -> Leaves:
             variables, sublayers = sublayers.setdefault(segment, ({}, {}))
         variables[inner[-1].removesuffix(":0") if inner else "variable"] = tensor
     names = ranked(trees)
-    return {path: leaf for layer, tree in trees.items() for path, leaf in _placed(names[layer], layer, tree)}
+    return {
+        path: leaf
+        for layer, tree in trees.items()
+        for path, leaf in _placed(names[layer], layer, tree)
+    }
 
 
 def _from_layer(path: tuple[str, ...]) -> tuple[str, ...]:
     """The path from the layer on: leading model names (`decoder_1/...`) are dropped."""
     known = keras_models().top_level
-    return next((path[i:] for i, segment in enumerate(path[:-1]) if layer_class(segment) in known), path)
+    return next(
+        (path[i:] for i, segment in enumerate(path[:-1]) if layer_class(segment) in known), path
+    )
 
 
 def _placed(path: str, name: str, tree: _Tree) -> Iterator[tuple[str, dict[str, Tensor]]]:
@@ -139,25 +166,32 @@ def _placed(path: str, name: str, tree: _Tree) -> Iterator[tuple[str, dict[str, 
 
 
 def _assigned(children: Mapping[str, _Tree], slots: Sequence[Slot]) -> dict[str, str]:
-    """Which attribute each child fills: by class, 1x1 kernels first, then in the order of numbers."""
+    """Which attribute each child fills: by class, 1x1 kernels first, then in the order of
+    numbers."""
     assigned: dict[str, str] = {}
     waiting = sorted(children, key=lambda name: stem_and_number(name)[1])
     for slot in sorted(slots, key=lambda slot: not slot.pointwise):
         for child in waiting:
-            if stem_and_number(child)[0] in slot.classes and (not slot.pointwise or _is_pointwise(children[child])):
+            if stem_and_number(child)[0] in slot.classes and (
+                not slot.pointwise or _is_pointwise(children[child])
+            ):
                 assigned[child] = slot.attribute
                 waiting.remove(child)
                 break
-    return assigned | {child: child for child in waiting}  # an unknown sublayer keeps its name and is reported later
+    return assigned | {
+        child: child for child in waiting
+    }  # an unknown sublayer keeps its name and is reported later
 
 
 def _is_pointwise(tree: _Tree) -> bool:
     variables, sublayers = tree
     kernels = (variable.shape for variable in variables.values() if len(variable.shape) == 4)
-    return any(shape[:2] == (1, 1) for shape in kernels) or any(map(_is_pointwise, sublayers.values()))
+    return any(shape[:2] == (1, 1) for shape in kernels) or any(
+        map(_is_pointwise, sublayers.values())
+    )
 
 
-# --- saved as an object graph: TensorFlow checkpoints and SavedModels -------------------------------------------------
+# --- saved as an object graph: TensorFlow checkpoints and SavedModels -----------------------------
 
 
 def graph_components(graph: Sequence[Node]) -> dict[str, list[int]]:
@@ -179,7 +213,9 @@ def graph_components(graph: Sequence[Node]) -> dict[str, list[int]]:
     return components
 
 
-def from_graph(graph: Sequence[Node], layers: Sequence[int], tensors: Mapping[str, Tensor]) -> Leaves:
+def from_graph(
+    graph: Sequence[Node], layers: Sequence[int], tensors: Mapping[str, Tensor]
+) -> Leaves:
     """Canonical layer paths of one component of an object graph."""
     counts: Counter[str] = Counter()
     leaves: Leaves = {}
@@ -198,10 +234,16 @@ def from_graph(graph: Sequence[Node], layers: Sequence[int], tensors: Mapping[st
 def _graph_layers(graph: Sequence[Node], node: int) -> list[int]:
     """A model's layers: children `layer-<i>` (Keras 2), or the list `_operations` (Keras 3)."""
     children = graph[node].children
-    numbered = {int(name[6:]): child for name, child in children.items() if re.fullmatch(r"layer-\d{1,9}", name)}
+    numbered = {
+        int(name[6:]): child
+        for name, child in children.items()
+        if re.fullmatch(r"layer-\d{1,9}", name)
+    }
     if not numbered and "_operations" in children:
         items = graph[children["_operations"]].children
-        numbered = {int(name): child for name, child in items.items() if re.fullmatch(r"\d{1,9}", name)}
+        numbered = {
+            int(name): child for name, child in items.items() if re.fullmatch(r"\d{1,9}", name)
+        }
     return [numbered[i] for i in sorted(numbered)]
 
 
@@ -223,7 +265,8 @@ def _graph_class(graph: Sequence[Node], node: int) -> str:
 def _graph_leaves(
     graph: Sequence[Node], layer: int, tensors: Mapping[str, Tensor], seen: set[int]
 ) -> dict[tuple[str, ...], dict[str, Tensor]]:
-    """Attribute path -> variables, of every layer below one that holds variables; a graph may have cycles."""
+    """Attribute path -> variables, of every layer below one that holds variables; a graph may have
+    cycles."""
     leaves: dict[tuple[str, ...], dict[str, Tensor]] = defaultdict(dict)
     queue: list[tuple[tuple[str, ...], int]] = [((), layer)]
     for path, node in queue:  # it grows meanwhile
@@ -233,7 +276,9 @@ def _graph_leaves(
                 leaves[path][name] = tensors[key]
             elif child not in seen and name not in _NO_ATTRIBUTES and len(path) < _MAX_DEPTH:
                 seen.add(child)
-                queue.append(((*path, _list_item(graph, child) if name.isdecimal() else name), child))
+                queue.append(
+                    ((*path, _list_item(graph, child) if name.isdecimal() else name), child)
+                )
     return leaves
 
 
@@ -243,13 +288,14 @@ def _list_item(graph: Sequence[Node], node: int) -> str:
     return "group_normalization" if name == "norm" else name
 
 
-# --- saved by position: Keras 3 export --------------------------------------------------------------------------------
+# --- saved by position: Keras 3 export ------------------------------------------------------------
 
 
 def model_layers(model: str, keys: Iterable[str]) -> list[tuple[str, list[str]]]:
     """(Keras class, canonical keys) of every layer of a component, in the order of `model.weights`.
 
-    This is what the positional formats rely on: Keras 3 exports, and legacy `.h5` when Keras loads it.
+    This is what the positional formats rely on: Keras 3 exports, and legacy `.h5` when Keras loads
+    it.
     """
     layers: dict[str, list[str]] = defaultdict(list)
     for key in keys:
@@ -261,13 +307,19 @@ def model_layers(model: str, keys: Iterable[str]) -> list[tuple[str, list[str]]]
         repeat = sum(name.split(".")[0] == cls for name in layers) if entry.endswith("*") else 1
         for _ in range(repeat):
             inside = layers.get(f"{cls}.{counts[cls]}", [])
-            ordered.append((entry.rstrip("*"), sorted(inside, key=lambda key: _slot_order(cls, key.split(".")[2:]))))
+            ordered.append(
+                (
+                    entry.rstrip("*"),
+                    sorted(inside, key=lambda key: _slot_order(cls, key.split(".")[2:])),
+                )
+            )
             counts[cls] += 1
     return ordered
 
 
 def class_path(cls: str, path: Sequence[str]) -> list[tuple[str, str]]:
-    """(attribute, class) of the sublayers along a path inside a layer of class `cls`, that layer excluded."""
+    """(attribute, class) of the sublayers along a path inside a layer of class `cls`, that layer
+    excluded."""
     for slot in keras_models().layers.get(cls, ()):
         attribute = slot.attribute.split(".")
         if list(path[: len(attribute)]) == attribute:
@@ -278,7 +330,8 @@ def class_path(cls: str, path: Sequence[str]) -> list[tuple[str, str]]:
 
 
 def _slot_order(cls: str, path: Sequence[str]) -> tuple[int, ...]:
-    """Sort key of a variable inside a layer: creation order of the sublayers, weight before bias."""
+    """Sort key of a variable inside a layer: creation order of the sublayers, weight before
+    bias."""
     for index, slot in enumerate(keras_models().layers.get(cls, ())):
         attribute = slot.attribute.split(".")
         if list(path[: len(attribute)]) == attribute:

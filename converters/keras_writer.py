@@ -1,4 +1,5 @@
-"""Writes one component as a Keras file that keras-cv loads: `.weights.h5` (Keras 2.15 and 3), or legacy `.h5`.
+"""Writes one component as a Keras file that keras-cv loads: `.weights.h5` (Keras 2.15 and 3), or
+legacy `.h5`.
 
 Needs h5py, the only place that does (extra `[h5]`).
 """
@@ -26,7 +27,9 @@ _KERNEL = ("kernel", "bias")
 Compute = Callable[[], Array]
 
 
-def write_keras(path: Path, part: str, tensors: Mapping[str, Compute], progress: Callable[[int], None]) -> None:
+def write_keras(
+    path: Path, part: str, tensors: Mapping[str, Compute], progress: Callable[[int], None]
+) -> None:
     """Write a part's tensors (canonical Keras key -> a function that computes the array).
 
     The layout follows the name: `.weights.h5` by attribute, any other `.h5` the legacy one.
@@ -38,7 +41,9 @@ def write_keras(path: Path, part: str, tensors: Mapping[str, Compute], progress:
     try:
         import h5py
     except ImportError:
-        raise ConversionError('writing Keras files needs h5py; run `pip install "weightport[h5]"`') from None
+        raise ConversionError(
+            'writing Keras files needs h5py; run `pip install "weightport[h5]"`'
+        ) from None
     layers = model_layers(part, tensors)
     write = _write_by_attribute if path.name.endswith(".weights.h5") else _write_legacy
     with _OutputFile(path, "x+") as output:
@@ -53,7 +58,8 @@ def write_keras(path: Path, part: str, tensors: Mapping[str, Compute], progress:
 
 
 class _OutputFile(io.FileIO):
-    """A file for libhdf5, which crashes when a disk is full: it is not told of a failure; `check` raises it."""
+    """A file for libhdf5, which crashes when a disk is full: it is not told of a failure; `check`
+    raises it."""
 
     _error: OSError | None = None
 
@@ -83,7 +89,8 @@ _Layers = Iterable[tuple[str, list[str]]]
 
 
 def _put(group: Any, name: str, array: Array, progress: Callable[[int], None]) -> None:
-    """One contiguous dataset; bfloat16 the way Keras stores it, as two opaque bytes with a `dtype` attribute."""
+    """One contiguous dataset; bfloat16 the way Keras stores it, as two opaque bytes with a `dtype`
+    attribute."""
     if array.dtype == DTYPES["BF16"]:
         dataset = group.create_dataset(name, data=np.ascontiguousarray(array).view("V2"))
         dataset.attrs["dtype"] = "bfloat16"
@@ -93,7 +100,8 @@ def _put(group: Any, name: str, array: Array, progress: Callable[[int], None]) -
 
 
 def _write_by_attribute(file: Any, layers: _Layers, put: _Put) -> None:
-    """`layers/<class>[_<rank>]/<attribute>/.../vars/<0 or 1>`; Keras 2.15 looks for `vars` in every group it meets."""
+    """`layers/<class>[_<rank>]/<attribute>/.../vars/<0 or 1>`; Keras 2.15 looks for `vars` in every
+    group it meets."""
     file.create_group("vars")
     for cls, keys in layers:
         for key in keys:
@@ -107,7 +115,8 @@ def _write_by_attribute(file: Any, layers: _Layers, put: _Put) -> None:
 
 
 def _write_legacy(file: Any, layers: _Layers, put: _Put) -> None:
-    """A group per layer with its `weight_names`, numbered by class as a fresh Keras process would."""
+    """A group per layer with its `weight_names`, numbered by class as a fresh Keras process
+    would."""
     number = _Numbers()
     names = []
     for cls, keys in layers:
@@ -125,7 +134,8 @@ def _write_legacy(file: Any, layers: _Layers, put: _Put) -> None:
 
 
 def _legacy_names(cls: str, layer: str, keys: Iterable[str], number: _Numbers) -> Iterator[str]:
-    """`<layer>/<class>[_<n>]/.../kernel:0` for each key; a sublayer is numbered when it is first met."""
+    """`<layer>/<class>[_<n>]/.../kernel:0` for each key; a sublayer is numbered when it is first
+    met."""
     named: dict[tuple[str, ...], str] = {}
     for key in keys:
         _, _, *attributes, leaf = key.split(".")

@@ -1,8 +1,8 @@
 """Original Stable Diffusion checkpoints: one file of many parts becomes one `Checkpoint` per part.
 
-Keys keep the prefixes that the ldm tables know; a file of one part only, which lacks them, gets them. Moving averages
-(LitEma flattens their names by removing the dots) are decoded against the key list of the model, never guessed.
-What else such files hold is data: `mappings/ldm.toml`.
+Keys keep the prefixes that the ldm tables know; a file of one part only, which lacks them, gets
+them. Moving averages (LitEma flattens their names by removing the dots) are decoded against the key
+list of the model, never guessed. What else such files hold is data: `mappings/ldm.toml`.
 """
 
 from __future__ import annotations
@@ -29,16 +29,26 @@ from .schedule import CONFIGS, FINAL_ALPHA, MARKERS, betas_config, is_marker
 UNET = "model.diffusion_model"  # where the UNet lies
 _EMA = "model_ema."
 _PRECISE = ("F32", "F64")  # half precision tells how a schedule ends, not how it began
-_DIFFUSERS = ("down_blocks.", "up_blocks.", "mid_block.", "encoder.down_blocks.", "decoder.up_blocks.", "text_model.")
+_DIFFUSERS = (
+    "down_blocks.",
+    "up_blocks.",
+    "mid_block.",
+    "encoder.down_blocks.",
+    "decoder.up_blocks.",
+    "text_model.",
+)
 _NOT_TAKEN = "the moving average of the weights; --ema takes it instead of the weights themselves"
 _REPLACED = "its moving average is taken instead, as --ema says"
 
 
 def is_ldm(checkpoint: Checkpoint) -> bool:
-    """Whether the keys of a checkpoint are those of the original layout (or of one of its parts)."""
+    """Whether the keys of a checkpoint are those of the original layout (or of one of its
+    parts)."""
     keys = checkpoint.tensors
     known = (*_prefixes(), *_bare(keys), _EMA)
-    return any(key.startswith(known) for key in keys) and not any(key.startswith(_DIFFUSERS) for key in keys)
+    return any(key.startswith(known) for key in keys) and not any(
+        key.startswith(_DIFFUSERS) for key in keys
+    )
 
 
 def refuse_unsupported(checkpoint: Checkpoint) -> None:
@@ -60,13 +70,15 @@ def refuse_unsupported(checkpoint: Checkpoint) -> None:
 
 def _refuse(checkpoint: Checkpoint, key: str, model: str) -> NoReturn:
     raise ConversionError(
-        f"{checkpoint.path}: looks like {model} (`{printable(key)}`), which is not supported; "
-        f"supported are {', '.join(family.title for family in families().values())} and their ControlNets"
+        f"{checkpoint.path}: looks like {model} (`{printable(key)}`), which is not supported;"
+        f" supported are {', '.join(family.title for family in families().values())} and their"
+        " ControlNets"
     )
 
 
 def named_by_diffusers(raw: Checkpoint) -> Checkpoint:
-    """A file of one part under diffusers' names; what is not the model is left out, markers become metadata."""
+    """A file of one part under diffusers' names; what is not the model is left out, markers become
+    metadata."""
     skipped = dict(raw.skipped)
     tensors = _without_skipped(raw.tensors, skipped)
     return replace(raw, layout="diffusers", tensors=tensors, skipped=skipped, metadata=_stated(raw))
@@ -76,7 +88,8 @@ def split(raw: Checkpoint, ema: bool) -> list[Checkpoint]:
     """The parts of an original checkpoint, tensors that belong to none of them as an unknown one.
 
     Args:
-        ema: take the moving average of the UNet's weights. A file that holds nothing else gives it anyway.
+        ema: take the moving average of the UNet's weights. A file that holds nothing else gives it
+            anyway.
 
     Raises:
         ConversionError: a UNet has no average, or no tensor at all belongs to a model.
@@ -91,7 +104,15 @@ def split(raw: Checkpoint, ema: bool) -> list[Checkpoint]:
         raise ConversionError(f"{raw.path}: none of its tensors belong to a Stable Diffusion model")
     stated = _stated(raw)
     return [
-        replace(raw, tensors=group, skipped=skipped, layout="ldm", root=prefix.rstrip("."), metadata=stated, whole=raw)
+        replace(
+            raw,
+            tensors=group,
+            skipped=skipped,
+            layout="ldm",
+            root=prefix.rstrip("."),
+            metadata=stated,
+            whole=raw,
+        )
         for prefix, group in groups.items()
     ]
 
@@ -104,7 +125,9 @@ def ldm_facts() -> dict[str, Any]:
 
 @lru_cache(maxsize=1)
 def _prefixes() -> tuple[str, ...]:
-    return tuple(dict.fromkeys(table.prefix for table in all_tables() if table.about["layout"] == "ldm"))
+    return tuple(
+        dict.fromkeys(table.prefix for table in all_tables() if table.about["layout"] == "ldm")
+    )
 
 
 def _bare(keys: Iterable[str]) -> dict[str, str]:
@@ -113,7 +136,9 @@ def _bare(keys: Iterable[str]) -> dict[str, str]:
     for bare in ldm_facts()["bare"].values():
         if any(key.startswith(bare["marker"]) for key in keys):
             for front in bare["keys"]:
-                aliases.setdefault(front, bare["prefix"] + front.removeprefix(bare.get("strip", "")))
+                aliases.setdefault(
+                    front, bare["prefix"] + front.removeprefix(bare.get("strip", ""))
+                )
     return aliases
 
 
@@ -135,14 +160,18 @@ def _without_skipped(tensors: Mapping[str, Tensor], skipped: dict[str, str]) -> 
     return {key: tensor for key, tensor in tensors.items() if key not in skipped}
 
 
-def _with_ema(raw: Checkpoint, tensors: dict[str, Tensor], skipped: dict[str, str], ema: bool) -> dict[str, Tensor]:
+def _with_ema(
+    raw: Checkpoint, tensors: dict[str, Tensor], skipped: dict[str, str], ema: bool
+) -> dict[str, Tensor]:
     """The tensors with the moving average in place of the UNet's weights, or without it."""
     averages = {key: tensor for key, tensor in tensors.items() if key.startswith(_EMA)}
     plain = {key: tensor for key, tensor in tensors.items() if key not in averages}
     has_unet = any(key.startswith(f"{UNET}.") for key in plain)
     if not averages:
         if ema and has_unet:
-            raise ConversionError(f"{raw.path}: --ema, but the file holds no moving average (model_ema.*)")
+            raise ConversionError(
+                f"{raw.path}: --ema, but the file holds no moving average (model_ema.*)"
+            )
         return plain
     if has_unet and not ema:
         skipped |= dict.fromkeys(averages, _NOT_TAKEN)
@@ -151,7 +180,9 @@ def _with_ema(raw: Checkpoint, tensors: dict[str, Tensor], skipped: dict[str, st
     names = max(models, key=lambda names: len(names.keys() & averages.keys()))
     unknown = [key for key in averages if key not in names]
     if unknown:
-        raise ConversionError(f"{raw.path}: {len(unknown)} averages belong to no tensor of a UNet: {brief(unknown)}")
+        raise ConversionError(
+            f"{raw.path}: {len(unknown)} averages belong to no tensor of a UNet: {brief(unknown)}"
+        )
     taken = {names[key]: tensor for key, tensor in averages.items()}
     skipped |= dict.fromkeys(plain.keys() & taken.keys(), _REPLACED)
     return plain | taken
@@ -174,11 +205,17 @@ def _stated(raw: Checkpoint) -> dict[str, str]:
             kept = values if name == "alphas_cumprod" else np.cumprod(1 - values)
             stated[FINAL_ALPHA] = repr(float(kept[-1]))
             if tensor.dtype in _PRECISE and 0 < kept[-1] < kept[0] < 1:
-                configs = {f"scheduler.{option}": value for option, value in betas_config(kept).items()}
+                configs = {
+                    f"scheduler.{option}": value for option, value in betas_config(kept).items()
+                }
     for marker, options in ldm_facts()["edm"].items():
         if marker in raw.tensors:
             configs = {option: _value(raw.tensors, value) for option, value in options.items()}
-    return stated | {CONFIGS: json.dumps({option: value for option, value in configs.items() if value is not None})}
+    return stated | {
+        CONFIGS: json.dumps(
+            {option: value for option, value in configs.items() if value is not None}
+        )
+    }
 
 
 def _value(tensors: Mapping[str, Tensor], value: Any) -> Any:

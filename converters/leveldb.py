@@ -1,7 +1,9 @@
-"""LevelDB's table format (a sorted string table), in which TensorFlow keeps the index of a checkpoint.
+"""LevelDB's table format (a sorted string table), in which TensorFlow keeps the index of a
+checkpoint.
 
-Format: https://github.com/google/leveldb/blob/main/doc/table_format.md. A table ends in a footer that points at the
-index block, whose values point at the data blocks. Every block is followed by its compression type and its checksum.
+Format: https://github.com/google/leveldb/blob/main/doc/table_format.md. A table ends in a footer
+that points at the index block, whose values point at the data blocks. Every block is followed by
+its compression type and its checksum.
 """
 
 from __future__ import annotations
@@ -13,7 +15,9 @@ from .protobuf import varint
 MAGIC = (0xDB4775248B80FB57).to_bytes(8, "little")
 FOOTER = 48  # two block handles, padding, magic
 TRAILER = 5  # compression type, checksum
-RESTART_INTERVAL = 16  # a key may repeat parts of the 15 before it: what bounds how far a block expands
+RESTART_INTERVAL = (
+    16  # a key may repeat parts of the 15 before it: what bounds how far a block expands
+)
 
 
 def _crc_table() -> list[int]:
@@ -37,7 +41,8 @@ def crc32c(data: bytes) -> int:
 
 
 def masked_crc32c(data: bytes) -> int:
-    """The checksum as LevelDB and TensorFlow store it: rotated and offset, so that it may cover other checksums."""
+    """The checksum as LevelDB and TensorFlow store it: rotated and offset, so that it may cover
+    other checksums."""
     crc = crc32c(data)
     return ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF
 
@@ -77,10 +82,14 @@ def _block(data: bytes, handle: range) -> bytes:
     start, stop = handle.start, handle.stop
     if stop + TRAILER > len(data) - FOOTER:
         raise ValueError(f"block {start}..{stop} lies outside the table")
-    if masked_crc32c(data[start : stop + 1]) != int.from_bytes(data[stop + 1 : stop + TRAILER], "little"):
+    if masked_crc32c(data[start : stop + 1]) != int.from_bytes(
+        data[stop + 1 : stop + TRAILER], "little"
+    ):
         raise ValueError(f"block {start}..{stop} does not match its checksum")
     if data[stop] != 0:
-        raise ValueError(f"block {start}..{stop} is compressed ({'snappy' if data[stop] == 1 else data[stop]})")
+        raise ValueError(
+            f"block {start}..{stop} is compressed ({'snappy' if data[stop] == 1 else data[stop]})"
+        )
     return data[start:stop]
 
 

@@ -1,4 +1,5 @@
-"""The object graph of a TensorFlow checkpoint: which Python object holds which variable, by attribute name.
+"""The object graph of a TensorFlow checkpoint: which Python object holds which variable, by
+attribute name.
 
 Format: tensorflow/core/protobuf/trackable_object_graph.proto.
 """
@@ -33,19 +34,24 @@ def parse_graph(data: bytes) -> list[Node]:
     Slot variables are left out: their keys contain `/.OPTIMIZER_SLOT/`.
 
     Raises:
-        ValueError: the data is not such a message, an object has one name twice, or a child does not exist.
+        ValueError: the data is not such a message, an object has one name twice, or a child does
+            not exist.
     """
     graph = [_parse_node(node) for node in submessages(parse(data), 1)]
     for node in graph:
         for name, child in node.children.items():
             if not 0 <= child < len(graph):
-                raise ValueError(f"the object graph has {len(graph)} objects, but {name!r} is number {child}")
+                raise ValueError(
+                    f"the object graph has {len(graph)} objects, but {name!r} is number {child}"
+                )
     return graph
 
 
 def _parse_node(node: Message) -> Node:
     children = _unique((text(child, 2), integer(child, 1)) for child in submessages(node, 1))
-    variables = _unique((text(attribute, 1), text(attribute, 3)) for attribute in submessages(node, 2))
+    variables = _unique(
+        (text(attribute, 1), text(attribute, 3)) for attribute in submessages(node, 2)
+    )
     return Node(children, variables)
 
 
@@ -53,6 +59,8 @@ def _unique(pairs: Iterable[tuple[str, T]]) -> dict[str, T]:
     unique: dict[str, T] = {}
     for name, value in pairs:
         if name in unique or not name.isprintable():
-            raise ValueError(f"the object graph has a name that is not printable or comes twice: {name!r}")
+            raise ValueError(
+                f"the object graph has a name that is not printable or comes twice: {name!r}"
+            )
         unique[name] = value
     return unique

@@ -1,4 +1,5 @@
-"""An original single-file checkpoint as output: the planned components through the LDM tables, read backwards."""
+"""An original single-file checkpoint as output: the planned components through the LDM tables, read
+backwards."""
 
 from __future__ import annotations
 
@@ -20,15 +21,24 @@ from .schedule import prediction
 from .staging import check_space, staged_file
 from .writer import Output, write_safetensors
 
-_MODELSPEC = {"epsilon": "epsilon", "v_prediction": "v"}  # https://github.com/Stability-AI/ModelSpec
+_MODELSPEC = {
+    "epsilon": "epsilon",
+    "v_prediction": "v",
+}  # https://github.com/Stability-AI/ModelSpec
 
 
 def output_ldm(
-    conversion: Conversion, family: Family, output: Path, settings: Settings, progress: Callable[[int, int], None]
+    conversion: Conversion,
+    family: Family,
+    output: Path,
+    settings: Settings,
+    progress: Callable[[int, int], None],
 ) -> None:
-    """Write every component under its original keys into one `.safetensors` file, with the residue if there is one.
+    """Write every component under its original keys into one `.safetensors` file, with the residue
+    if there is one.
 
-    Without residue, what a repo cannot hold is made again where that is possible; report and notes list it.
+    Without residue, what a repo cannot hold is made again where that is possible; report and notes
+    list it.
 
     Raises:
         ConversionError: the name is no `.safetensors`, or a component is incomplete.
@@ -45,7 +55,10 @@ def output_ldm(
         candidate = written_by(component, family)
         links = list(dict.fromkeys(candidate.links.values()))
         mine = [_output(link, component, residue, settings) for link in links]
-        names |= {out.key: f"{component.name} {link.targets[0]}" for out, link in zip(mine, links, strict=True)}
+        names |= {
+            out.key: f"{component.name} {link.targets[0]}"
+            for out, link in zip(mine, links, strict=True)
+        }
         made += [] if kept else constants(candidate.table, component, mine)
         outputs += mine
     made += [] if kept else _scheduled(conversion, family, scheduler)
@@ -73,7 +86,8 @@ def output_ldm(
 
 
 def _scheduler(conversion: Conversion, family: Family, settings: Settings) -> dict[str, Any]:
-    """The config of the UNet's scheduler, by what the UNet's file or repo says; what it predicts is None if nothing."""
+    """The config of the UNet's scheduler, by what the UNet's file or repo says; what it predicts is
+    None if nothing."""
     config = dict(family.scheduler)
     if (unet := conversion.components.get("unet")) is None:
         return config
@@ -106,7 +120,9 @@ def _vae_config(conversion: Conversion, family: Family) -> dict[str, Any]:
     return found.config("vae", stock) if found else dict(stock)
 
 
-def _metadata(conversion: Conversion, family: Family, scheduler: Mapping[str, Any]) -> dict[str, str]:
+def _metadata(
+    conversion: Conversion, family: Family, scheduler: Mapping[str, Any]
+) -> dict[str, str]:
     """What the header says of a UNet: what it predicts, for which images."""
     unet = conversion.components.get("unet")
     if unet is None:
@@ -125,8 +141,12 @@ def _listed(made: Sequence[Made], conversion: Conversion) -> dict[str, str]:
     """Key -> how it was made, noted for people by pattern."""
     listed = {out.key: how for out, how in made}
     for reason in dict.fromkeys(listed.values()):
-        patterns = [pattern for pattern, _ in collapse(key for key, how in listed.items() if how == reason)]
-        conversion.notes.append(f"regenerated, as no residue holds it: {', '.join(patterns)} ({reason})")
+        patterns = [
+            pattern for pattern, _ in collapse(key for key, how in listed.items() if how == reason)
+        ]
+        conversion.notes.append(
+            f"regenerated, as no residue holds it: {', '.join(patterns)} ({reason})"
+        )
     return listed
 
 
@@ -138,7 +158,9 @@ def _residue(conversion: Conversion, family: Family, settings: Settings) -> Resi
     return read_residue(repo) if repo is not None else residue_of(conversion.components, family)
 
 
-def _output(link: Link, component: PlannedComponent, residue: Residue, settings: Settings) -> Output:
+def _output(
+    link: Link, component: PlannedComponent, residue: Residue, settings: Settings
+) -> Output:
     """One original tensor, from the canonical ones that its link names."""
     planned = [component.tensors[target] for target in link.targets]
     back = link.inverse

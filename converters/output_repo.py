@@ -1,4 +1,5 @@
-"""The output that most want: a whole diffusers repo with its report, staged so that it appears at once."""
+"""The output that most want: a whole diffusers repo with its report, staged so that it appears at
+once."""
 
 from __future__ import annotations
 
@@ -23,7 +24,11 @@ from .writer import WrittenFile, write_safetensors
 
 
 def output_repo(
-    conversion: Conversion, family: Family, output: Path, settings: Settings, progress: Callable[[int, int], None]
+    conversion: Conversion,
+    family: Family,
+    output: Path,
+    settings: Settings,
+    progress: Callable[[int, int], None],
 ) -> None:
     """Write the repo and its `conversion.json`; fills in the conversion's report and notes."""
     total = total_nbytes(conversion, settings.style.dtype)
@@ -35,7 +40,12 @@ def output_repo(
     ):
         check_space(output.absolute().parent, total)
         written = write_repo(
-            folder, family, conversion.components, settings.style, predicted, lambda n: progress(n, total)
+            folder,
+            family,
+            conversion.components,
+            settings.style,
+            predicted,
+            lambda n: progress(n, total),
         )
         check_finite(conversion, written.nonfinite, written.overflowed, settings)
         conversion.notes += written.notes
@@ -59,15 +69,19 @@ def pipeline_class(folder: Path) -> str | None:
 
 
 def _base_model(conversion: Conversion, settings: Settings) -> str | None:
-    """The Hub id of the model that this one comes from: as given, or the one that KerasCV starts from."""
+    """The Hub id of the model that this one comes from: as given, or the one that KerasCV starts
+    from."""
     kerascv = any(component.layout == "kerascv" for component in conversion.components.values())
     known = kerascv_facts()["base_models"].get(conversion.family) if kerascv else None
     return settings.base_model or known
 
 
 @contextlib.contextmanager
-def _residue(conversion: Conversion, family: Family, output: Path, settings: Settings) -> Iterator[None]:
-    """Beside the repo, what it cannot hold of an original checkpoint; appears after the repo, if at all."""
+def _residue(
+    conversion: Conversion, family: Family, output: Path, settings: Settings
+) -> Iterator[None]:
+    """Beside the repo, what it cannot hold of an original checkpoint; appears after the repo, if at
+    all."""
     wanted = settings.residue and settings.component is None
     rest = residue_of(conversion.components, family) if wanted else None
     if rest is None:
@@ -76,14 +90,19 @@ def _residue(conversion: Conversion, family: Family, output: Path, settings: Set
     path = residue_path(output)
     with staged_file(path, settings.overwrite, settings.style.sync) as staging:
         outputs, metadata = residue_outputs(rest)
-        write_safetensors(staging.parent, staging.name, outputs, max_shard_size=1 << 62, metadata=metadata)
+        write_safetensors(
+            staging.parent, staging.name, outputs, max_shard_size=1 << 62, metadata=metadata
+        )
         yield
     if rest.tensors:
-        conversion.notes.append(f"what a repo cannot hold ({len(rest.tensors)} tensors) is in {path}, for the way back")
+        conversion.notes.append(
+            f"what a repo cannot hold ({len(rest.tensors)} tensors) is in {path}, for the way back"
+        )
 
 
 def _prediction(conversion: Conversion, family: Family, settings: Settings) -> Prediction | None:
-    """What the UNet of a single file predicts, or what is asked for; None for others, whose schedulers are known."""
+    """What the UNet of a single file predicts, or what is asked for; None for others, whose
+    schedulers are known."""
     unet = conversion.components.get("unet")
     if unet is None:
         return None
@@ -96,9 +115,14 @@ def _prediction(conversion: Conversion, family: Family, settings: Settings) -> P
 
 
 def _with_image_size(conversion: Conversion, settings: Settings) -> Settings:
-    """The settings with the image size that a single file states, unless another one was asked for."""
+    """The settings with the image size that a single file states, unless another one was asked
+    for."""
     unet = conversion.components.get("unet")
-    if unet is None or not stands_alone(unet.parts[0].checkpoint) or settings.style.image_size is not None:
+    if (
+        unet is None
+        or not stands_alone(unet.parts[0].checkpoint)
+        or settings.style.image_size is not None
+    ):
         return settings
     found = image_size(unet.parts[0].checkpoint.metadata)
     if found is None:
@@ -110,18 +134,27 @@ def _with_image_size(conversion: Conversion, settings: Settings) -> Settings:
 
 def _digests(components: Mapping[str, PlannedComponent]) -> dict[str, str]:
     """sha256 of every source file that was used."""
-    files = {str(file.path): file for c in components.values() for part in c.parts for file in part.checkpoint.files}
+    files = {
+        str(file.path): file
+        for c in components.values()
+        for part in c.parts
+        for file in part.checkpoint.files
+    }
     return {path: file.sha256() for path, file in files.items()}
 
 
-def _files(folder: Path, weights: Mapping[str, WrittenFile], hashes: bool) -> dict[str, dict[str, Any]]:
+def _files(
+    folder: Path, weights: Mapping[str, WrittenFile], hashes: bool
+) -> dict[str, dict[str, Any]]:
     """Size and sha256 of every file of the repo; those of weights were computed while writing."""
     described: dict[str, dict[str, Any]] = {}
     for path in sorted(file for file in folder.rglob("*") if file.is_file()):
         name = str(path.relative_to(folder))
         described[name] = {"nbytes": path.stat().st_size}
         if hashes:
-            described[name]["sha256"] = weights[name].sha256 if name in weights else SourceFile(path).sha256()
+            described[name]["sha256"] = (
+                weights[name].sha256 if name in weights else SourceFile(path).sha256()
+            )
     return described
 
 

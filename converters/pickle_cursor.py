@@ -27,7 +27,9 @@ class Cursor:
         if nbytes > self.left:
             raise PickleError("the pickle in it ends too early; is the file truncated?")
         if self.at + nbytes > self._limit:
-            raise PickleError(f"the pickle in it has more than {_MAX_BYTES >> 20} MiB; no checkpoint needs that")
+            raise PickleError(
+                f"the pickle in it has more than {_MAX_BYTES >> 20} MiB; no checkpoint needs that"
+            )
         begin = self.at - self._ahead_at
         if begin + nbytes > len(self._ahead):
             begin = self._fill(nbytes)

@@ -1,8 +1,10 @@
-"""Which names a pickle may use: the policy of the pickle reader, on top of a machine that calls nothing anyway.
+"""Which names a pickle may use: the policy of the pickle reader, on top of a machine that calls
+nothing anyway.
 
-A checkpoint needs classes of its trainer, which are left alone, and very few names of the standard library. A name
-of the standard library that is not listed here, and anything that is called without being a class, is what malicious
-pickles are made of: such a file is refused by that name. No list of known gadgets is needed.
+A checkpoint needs classes of its trainer, which are left alone, and very few names of the standard
+library. A name of the standard library that is not listed here, and anything that is called without
+being a class, is what malicious pickles are made of: such a file is refused by that name. No list
+of known gadgets is needed.
 """
 
 from __future__ import annotations
@@ -37,13 +39,18 @@ class Global:
 
 # The standard library of every Python, so that the verdict does not depend on the one that runs.
 _REMOVED = (
-    "asynchat asyncore binhex commands distutils dummy_threading formatter imp macpath parser popen2 smtpd symbol"
+    "asynchat asyncore binhex commands distutils dummy_threading formatter imp macpath parser"
+    " popen2 smtpd symbol"
 )
 _ADDED = "_colorize _interpreters _pyrepl annotationlib compression"
 _STDLIB = frozenset(
-    name.partition(".")[0] for name in (*sys.stdlib_module_names, *IMPORT_MAPPING, *_REMOVED.split(), *_ADDED.split())
+    name.partition(".")[0]
+    for name in (*sys.stdlib_module_names, *IMPORT_MAPPING, *_REMOVED.split(), *_ADDED.split())
 )
-_PYTHON2 = {"__builtin__": "builtins", "copy_reg": "copyreg"}  # protocol 2, which torch writes, has the old names
+_PYTHON2 = {
+    "__builtin__": "builtins",
+    "copy_reg": "copyreg",
+}  # protocol 2, which torch writes, has the old names
 _PATHS = "Path PosixPath PurePath PurePosixPath PureWindowsPath WindowsPath"
 _INERT = {
     module: frozenset(names.split())
@@ -51,8 +58,10 @@ _INERT = {
         "_codecs": "encode",
         "_operator": "getitem",
         "argparse": "Namespace",
-        "builtins": "bool bytearray bytes complex dict float frozenset getattr int list long object range set slice"
-        " str tuple type unicode xrange",
+        "builtins": (
+            "bool bytearray bytes complex dict float frozenset getattr int list long object range"
+            " set slice str tuple type unicode xrange"
+        ),
         "collections": "Counter OrderedDict defaultdict deque",
         "copyreg": "_reconstructor",
         "datetime": "date datetime time timedelta timezone",
@@ -84,16 +93,21 @@ def named(module: str, name: str) -> Global:
     """The name a pickle mentions, in the spelling of Python 3.
 
     Raises:
-        PickleError: it belongs to the standard library and no checkpoint needs it, or it reaches through a module.
+        PickleError: it belongs to the standard library and no checkpoint needs it, or it reaches
+            through a module.
     """
     if len(module) + len(name) > _MAX_NAME:
         raise PickleError("a name in it is too long to be one; the file is damaged")
     found = Global(_PYTHON2.get(module, module), name)
     if is_standard(found) and not _is_inert(found):
-        raise PickleError(f"it names `{found}`, which no checkpoint needs: the file may be malicious")
+        raise PickleError(
+            f"it names `{found}`, which no checkpoint needs: the file may be malicious"
+        )
     *outer, _ = name.split(".")
     if not all(map(_CLASS.fullmatch, outer)):
-        raise PickleError(f"it names `{found}`, which reaches through a module: the file may be malicious")
+        raise PickleError(
+            f"it names `{found}`, which reaches through a module: the file may be malicious"
+        )
     return found
 
 
@@ -109,20 +123,24 @@ def _is_inert(name: Global) -> bool:
 
 
 def check_called(name: Global, args: tuple[object, ...]) -> None:
-    """A pickle calls `name(*args)`: it must be a class, or one of the few functions that torch and numpy write.
+    """A pickle calls `name(*args)`: it must be a class, or one of the few functions that torch and
+    numpy write.
 
     Raises:
         PickleError: it is something else.
     """
     if name.dotted in _ACCESS:
         if not _is_access(name, args):
-            raise PickleError(f"it calls `{name}` on something else than a class: the file may be malicious")
+            raise PickleError(
+                f"it calls `{name}` on something else than a class: the file may be malicious"
+            )
     elif not (is_standard(name) or _is_class(name) or _is_known(name)):
         raise PickleError(f"it calls `{name}`, which is not a class: the file may be malicious")
 
 
 def _is_access(function: Global, args: tuple[object, ...]) -> bool:
-    """`getattr(Enumeration, "MEMBER")`, as Python 3.11 writes members, or `getitem(typing.List, int)`."""
+    """`getattr(Enumeration, "MEMBER")`, as Python 3.11 writes members, or `getitem(typing.List,
+    int)`."""
     match args:
         case (Global() as owner, str(member)) if function.name == "getattr":
             public = member.isidentifier() and not member.startswith("_")

@@ -1,9 +1,11 @@
-"""Reads a pickle into a tree of inert nodes: nothing is imported, nothing that the file names is ever called.
+"""Reads a pickle into a tree of inert nodes: nothing is imported, nothing that the file names is
+ever called.
 
-A pickle is a program for a stack machine. This one knows the instructions of protocols 0 to 5 that checkpoints use.
-Where Python would import a name it pushes a `Global`; where Python would call something it pushes an `Object` that
-remembers what was to be called. What it makes is never larger than the instructions that asked for it, so the limits
-on their number and bytes bound time and memory. Instructions: the `pickletools` module, PEPs 307 and 3154.
+A pickle is a program for a stack machine. This one knows the instructions of protocols 0 to 5 that
+checkpoints use. Where Python would import a name it pushes a `Global`; where Python would call
+something it pushes an `Object` that remembers what was to be called. What it makes is never larger
+than the instructions that asked for it, so the limits on their number and bytes bound time and
+memory. Instructions: the `pickletools` module, PEPs 307 and 3154.
 """
 
 from __future__ import annotations
@@ -25,7 +27,8 @@ _T = TypeVar("_T")
 
 @dataclass(slots=True, eq=False)
 class Object:
-    """What Python would have made by calling `cls(*args)`: only remembered, with all that was then done to it.
+    """What Python would have made by calling `cls(*args)`: only remembered, with all that was then
+    done to it.
 
     Attributes:
         cls: what was to be called.
@@ -44,7 +47,8 @@ class Object:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Key:
-    """A key of a dict that is neither text nor a number. Hashed by identity: the hash of a tuple can take for ever."""
+    """A key of a dict that is neither text nor a number. Hashed by identity: the hash of a tuple
+    can take for ever."""
 
     value: object
 
@@ -54,8 +58,8 @@ class Pickle:
     """A pickle that was read.
 
     Attributes:
-        value: the tree: None, bool, int, float, str, bytes, tuple, list (for sets too), dict, `Global`, `Object`,
-            and what `persistent` returned. It may contain itself.
+        value: the tree: None, bool, int, float, str, bytes, tuple, list (for sets too), dict,
+            `Global`, `Object`, and what `persistent` returned. It may contain itself.
         names: every name in it.
         end: where in the file it ends.
     """
@@ -66,13 +70,16 @@ class Pickle:
 
 
 def _no_persistent(identity: object) -> NoReturn:
-    raise PickleError("it refers to data outside of itself, which a file of this kind does not have")
+    raise PickleError(
+        "it refers to data outside of itself, which a file of this kind does not have"
+    )
 
 
 def read_pickle(
     file: SourceFile, start: int, end: int, persistent: Callable[[object], object] = _no_persistent
 ) -> Pickle:
-    """Read the pickle that begins at `start` and ends before `end`; `persistent` resolves its persistent ids.
+    """Read the pickle that begins at `start` and ends before `end`; `persistent` resolves its
+    persistent ids.
 
     Raises:
         PickleError: it is damaged or too large, or names or calls what no checkpoint needs.
@@ -113,9 +120,13 @@ class _Machine:
                 return self._result()
             else:
                 raise PickleError(
-                    f"the pickle in it is damaged, or uses instruction {code!r}, which PyTorch never does"
+                    f"the pickle in it is damaged, or uses instruction {code!r}, which PyTorch"
+                    " never does"
                 )
-        raise PickleError(f"the pickle in it has more than {_MAX_INSTRUCTIONS} instructions; no checkpoint needs that")
+        raise PickleError(
+            f"the pickle in it has more than {_MAX_INSTRUCTIONS} instructions; no checkpoint needs"
+            " that"
+        )
 
     def _result(self) -> object:
         value = self.stack.pop()
@@ -142,7 +153,9 @@ class _Machine:
 
 def _typed(value: object, kind: type[_T]) -> _T:
     if not isinstance(value, kind):
-        raise PickleError(f"the pickle in it is damaged: {_kind(value)} where {kind.__name__} is needed")
+        raise PickleError(
+            f"the pickle in it is damaged: {_kind(value)} where {kind.__name__} is needed"
+        )
     return value
 
 
@@ -155,13 +168,17 @@ def _kind(value: object) -> str:
 
 def _integer(data: bytes) -> int:
     if len(data) > _MAX_INTEGER:
-        raise PickleError(f"the pickle in it has a number of {len(data)} bytes; no checkpoint needs that")
+        raise PickleError(
+            f"the pickle in it has a number of {len(data)} bytes; no checkpoint needs that"
+        )
     return int.from_bytes(data, "little", signed=True)
 
 
 def _decimal(line: str) -> int:
     if len(line) > _MAX_INTEGER:
-        raise PickleError(f"the pickle in it has a number of {len(line)} digits; no checkpoint needs that")
+        raise PickleError(
+            f"the pickle in it has a number of {len(line)} digits; no checkpoint needs that"
+        )
     return int(line.removesuffix("L"))
 
 
@@ -180,7 +197,11 @@ def _stack_global(m: _Machine) -> Global:
 def _called(function: object, args: object) -> Object:
     """REDUCE, INST, OBJ: what Python would call, only remembered."""
     if not isinstance(function, Global):
-        what = f"what `{function.cls}` returns" if isinstance(function, Object) else f"a {_kind(function)}"
+        what = (
+            f"what `{function.cls}` returns"
+            if isinstance(function, Object)
+            else f"a {_kind(function)}"
+        )
         raise PickleError(f"it calls {what}, which is not a class: the file may be malicious")
     arguments = _typed(args, tuple)
     check_called(function, arguments)
@@ -203,7 +224,8 @@ def _obj(m: _Machine) -> Object:
 
 
 def _newobj(m: _Machine) -> Object:
-    """An instance that is made without calling its class, which may have any name, even one in lower case."""
+    """An instance that is made without calling its class, which may have any name, even one in
+    lower case."""
     args = m.top(tuple)
     return Object(m.top(Global), args)
 
@@ -259,7 +281,9 @@ def _build(m: _Machine) -> None:
     state = m.stack.pop()
     owner = m.stack[-1]
     if isinstance(owner, Global):
-        raise PickleError(f"it changes `{owner}` itself, which no checkpoint needs: the file may be malicious")
+        raise PickleError(
+            f"it changes `{owner}` itself, which no checkpoint needs: the file may be malicious"
+        )
     if isinstance(owner, Object):
         owner.state = state
 
@@ -308,7 +332,9 @@ _PUSHES: dict[bytes, Callable[[_Machine], object]] = {
     b"X": lambda m: m.cursor.text(4),  # BINUNICODE
     b"\x8d": lambda m: m.cursor.text(8),  # BINUNICODE8
     b"V": lambda m: m.cursor.line().encode("latin-1").decode("raw_unicode_escape"),  # UNICODE
-    b"U": lambda m: m.cursor.counted(1).decode("latin-1"),  # SHORT_BINSTRING: Python 2 text or bytes, both kept
+    b"U": (
+        lambda m: m.cursor.counted(1).decode("latin-1")
+    ),  # SHORT_BINSTRING: Python 2 text or bytes, both kept
     b"T": lambda m: m.cursor.counted(4).decode("latin-1"),  # BINSTRING
     b"S": lambda m: _quoted(m.cursor.line()),  # STRING
     b"C": lambda m: m.cursor.counted(1),  # SHORT_BINBYTES

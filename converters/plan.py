@@ -1,4 +1,5 @@
-"""What a conversion will write, decided from headers alone: every target tensor, its sources and its op."""
+"""What a conversion will write, decided from headers alone: every target tensor, its sources and
+its op."""
 
 from __future__ import annotations
 
@@ -37,7 +38,8 @@ class PlannedTensor:
         return self.sources[0].dtype
 
     def tensor(self) -> Tensor:
-        """The canonical tensor: the source itself where nothing is done to it, else computed when asked for."""
+        """The canonical tensor: the source itself where nothing is done to it, else computed when
+        asked for."""
         op = self.op
         if op is None:
             return self.sources[0]
@@ -79,7 +81,9 @@ def choose_family(parts: Sequence[Recognition], asked: str | None) -> Family:
     common = shared(parts)
     if asked in common:
         return families()[asked]
-    described = "; ".join(f"{part.checkpoint.path}: {part.part} of {' or '.join(part.families)}" for part in parts)
+    described = "; ".join(
+        f"{part.checkpoint.path}: {part.part} of {' or '.join(part.families)}" for part in parts
+    )
     if asked is not None:
         raise ConversionError(f"--family {asked} does not fit {described}")
     if not common:
@@ -98,19 +102,23 @@ def plan(
     """Plan every component that the parts fill, in the family's order.
 
     Raises:
-        ConversionError: two sources for one part, a part that is incomplete, or a tensor of the wrong shape.
+        ConversionError: two sources for one part, a part that is incomplete, or a tensor of the
+            wrong shape.
     """
     seen: dict[str, Recognition] = {}
     for part in parts:
         complete(part)
         if part.part in seen:
             raise ConversionError(
-                f"{part.checkpoint.path}: a second {part.part}, after {seen[part.part].checkpoint.path}; give one"
+                f"{part.checkpoint.path}: a second {part.part}, after"
+                f" {seen[part.part].checkpoint.path}; give one"
             )
         seen[part.part] = part
     planned = {}
     for name in family.components:
-        mine = [part for part in parts if part.of_family(family.name).table.about["component"] == name]
+        mine = [
+            part for part in parts if part.of_family(family.name).table.about["component"] == name
+        ]
         if mine:
             mine.sort(key=lambda part: part.part)  # the order of the sources does not matter
             planned[name] = _component(name, mine, family, state_dict_shapes)
@@ -124,17 +132,22 @@ def _component(
     for part in parts:
         for planned in _planned(part, part.of_family(family.name)):
             previous = tensors.get(planned.key)
-            if previous is None or part.checkpoint.layout != "diffusers":  # a base's half gives way to a given one
+            if (
+                previous is None or part.checkpoint.layout != "diffusers"
+            ):  # a base's half gives way to a given one
                 tensors[planned.key] = planned
     config, shapes = _expected(family.components[name], tensors, state_dict_shapes)
     if name == "unet" and config["in_channels"] not in family.pipelines:
         known = ", ".join(map(str, family.pipelines))
         raise ConversionError(
-            f"{parts[0].checkpoint.path}: a UNet of {config['in_channels']} input channels; known: {known}"
+            f"{parts[0].checkpoint.path}: a UNet of {config['in_channels']} input channels; known:"
+            f" {known}"
         )
     for part in parts:
         _check_shapes(part, tensors, shapes)
-    return PlannedComponent(name, config, {key: tensors[key] for key in shapes if key in tensors}, parts)
+    return PlannedComponent(
+        name, config, {key: tensors[key] for key in shapes if key in tensors}, parts
+    )
 
 
 def _expected(
@@ -142,8 +155,8 @@ def _expected(
 ) -> tuple[dict[str, Any], Mapping[str, Shape]]:
     """The config that fits the tensors, and the shapes they must have.
 
-    Where most tensors have other sizes than the stock model's, it is a model of other widths, which the runtime knows;
-    where a few have, it is a damaged stock model.
+    Where most tensors have other sizes than the stock model's, it is a model of other widths, which
+    the runtime knows; where a few have, it is a damaged stock model.
     """
     found = {key: planned.shape for key, planned in tensors.items()}
     config = config_for(component, found)
@@ -177,7 +190,9 @@ def _planned(part: Recognition, candidate: Candidate) -> list[PlannedTensor]:
     return planned
 
 
-def _check_shapes(part: Recognition, tensors: Mapping[str, PlannedTensor], shapes: Mapping[str, Shape]) -> None:
+def _check_shapes(
+    part: Recognition, tensors: Mapping[str, PlannedTensor], shapes: Mapping[str, Shape]
+) -> None:
     mine = set(map(id, part.checkpoint.tensors.values()))
     wrong = [t for t in tensors.values() if t.shape != shapes[t.key] and id(t.sources[0]) in mine]
     if wrong:
@@ -187,7 +202,9 @@ def _check_shapes(part: Recognition, tensors: Mapping[str, PlannedTensor], shape
             expected = first.op.inverse.shapes([expected])[0]
         also = f"; also {brief(t.sources[0].name for t in wrong[1:])}" if wrong[1:] else ""
         shape = list(first.sources[0].shape)
-        _refuse(part, first.sources[0], f"has the wrong shape {shape}, expected {list(expected)}{also}")
+        _refuse(
+            part, first.sources[0], f"has the wrong shape {shape}, expected {list(expected)}{also}"
+        )
 
 
 def _refuse(part: Recognition, tensor: Tensor, why: str) -> NoReturn:

@@ -1,7 +1,9 @@
-"""The protobuf wire format, as much as TensorFlow's checkpoints use: a message becomes its fields, by number.
+"""The protobuf wire format, as much as TensorFlow's checkpoints use: a message becomes its fields,
+by number.
 
-Encoding: https://protobuf.dev/programming-guides/encoding. Every length is checked against the bytes present, and
-a singular field given twice is refused, since readers disagree on which one counts.
+Encoding: https://protobuf.dev/programming-guides/encoding. Every length is checked against the
+bytes present, and a singular field given twice is refused, since readers disagree on which one
+counts.
 """
 
 from __future__ import annotations
@@ -30,7 +32,8 @@ def varint(data: bytes, at: int) -> tuple[int, int]:
 
 
 def parse(data: bytes) -> Message:
-    """The fields of one message: number -> values in order (an int, or the bytes of a string or a submessage).
+    """The fields of one message: number -> values in order (an int, or the bytes of a string or a
+    submessage).
 
     Raises:
         ValueError: the data is not a message, or uses groups (deprecated wire types 3 and 4).
@@ -47,7 +50,11 @@ def parse(data: bytes) -> Message:
             size, at = varint(data, at) if wire == 2 else ({1: 8, 5: 4}[wire], at)
             if size > len(data) - at:
                 raise ValueError("a field is longer than its message")
-            value = data[at : at + size] if wire == 2 else int.from_bytes(data[at : at + size], "little")
+            value = (
+                data[at : at + size]
+                if wire == 2
+                else int.from_bytes(data[at : at + size], "little")
+            )
             at += size
         else:
             raise ValueError(f"field {number} has wire type {wire}")

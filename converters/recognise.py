@@ -1,4 +1,5 @@
-"""Which part of which model a checkpoint is, decided from its keys and shapes, with the evidence for it."""
+"""Which part of which model a checkpoint is, decided from its keys and shapes, with the evidence
+for it."""
 
 from __future__ import annotations
 
@@ -13,7 +14,8 @@ from .collapse import brief
 from .errors import ConversionError
 from .keras_layers import model_layers
 
-_KNOWN = 0.5  # share of keys in common from which a checkpoint is a damaged such part rather than something else
+# share of keys in common from which a checkpoint is a damaged such part rather than something else
+_KNOWN = 0.5
 
 
 @dataclass(frozen=True)
@@ -101,8 +103,13 @@ def recognise(checkpoint: Checkpoint) -> Recognition:
     if "variables.0" in checkpoint.tensors:
         checkpoint = _ordered(checkpoint)
     keys = set(checkpoint.tensors)
-    possible = candidates(checkpoint.layout)  # expanding a table takes time: only those whose prefix is there
-    possible = tuple(c for c in possible if any(key.startswith(c.table.prefix) for key in keys)) or possible
+    possible = candidates(
+        checkpoint.layout
+    )  # expanding a table takes time: only those whose prefix is there
+    possible = (
+        tuple(c for c in possible if any(key.startswith(c.table.prefix) for key in keys))
+        or possible
+    )
     scores = [(_score(keys, candidate), candidate) for candidate in possible]
     best = max(score for score, _ in scores)
     winners = [candidate for score, candidate in scores if score == best]
@@ -115,12 +122,15 @@ def recognise(checkpoint: Checkpoint) -> Recognition:
         score=best,
         evidence=_evidence(keys, winners, best),
         missing=tuple(key for key in expected if key not in keys),
-        unexpected=tuple(key for key in checkpoint.tensors if key not in expected and ignored(key) is None),
+        unexpected=tuple(
+            key for key in checkpoint.tensors if key not in expected and ignored(key) is None
+        ),
     )
 
 
 def _ranks_fit(checkpoint: Checkpoint, candidate: Candidate) -> bool:
-    """Whether every tensor has as many axes as the candidate's: linear projections and 1x1 convolutions share names."""
+    """Whether every tensor has as many axes as the candidate's: linear projections and 1x1
+    convolutions share names."""
     shapes = candidate.component.manifest()
     return all(
         len(tensor.shape) == len(_source_shape(candidate.links[key], shapes))
@@ -139,7 +149,8 @@ def _evidence(keys: set[str], winners: Sequence[Candidate], score: float) -> tup
     first = winners[0]
     common = len(keys & first.links.keys())
     facts = [
-        f"{common} of the {len(first.links)} tensors of the {first.table.about['title']} are there ({score:.0%} match)"
+        f"{common} of the {len(first.links)} tensors of the {first.table.about['title']} are there"
+        f" ({score:.0%} match)"
     ]
     if len(winners) > 1 and score >= _KNOWN:
         titles = " and ".join(candidate.family.title for candidate in winners)
@@ -148,7 +159,8 @@ def _evidence(keys: set[str], winners: Sequence[Candidate], score: float) -> tup
 
 
 def _ordered(checkpoint: Checkpoint) -> Checkpoint:
-    """Name the tensors of a Keras 3 export: they lie in the order of `model.weights` of the part whose shapes fit."""
+    """Name the tensors of a Keras 3 export: they lie in the order of `model.weights` of the part
+    whose shapes fit."""
     tensors = list(checkpoint.tensors.values())
     for candidate in candidates(checkpoint.layout):
         order = [key for _, keys in model_layers(candidate.part, candidate.links) for key in keys]
@@ -176,7 +188,8 @@ def complete(recognition: Recognition) -> None:
     nearest = recognition.candidates[0].table.about["title"]
     if recognition.score == 0 and (keys := recognition.checkpoint.tensors):
         raise ConversionError(
-            f"{where}: not recognised; {len(keys)} tensors belong to no part of a known model: {brief(keys)}"
+            f"{where}: not recognised; {len(keys)} tensors belong to no part of a known model:"
+            f" {brief(keys)}"
         )
     if not recognition.known:
         raise ConversionError(
@@ -185,17 +198,20 @@ def complete(recognition: Recognition) -> None:
         )
     if recognition.missing and _lost_lists(recognition):
         raise ConversionError(
-            f"{where}: saved by Keras 3 `tf.train.Checkpoint`, which loses layers kept in Python lists: "
-            f"{len(recognition.missing)} weights of the ResBlocks are not in the file; save again with "
-            "`model.save_weights('name.weights.h5')`"
+            f"{where}: saved by Keras 3 `tf.train.Checkpoint`, which loses layers kept in Python"
+            f" lists: {len(recognition.missing)} weights of the ResBlocks are not in the file; save"
+            " again with `model.save_weights('name.weights.h5')`"
         )
     if recognition.missing:
         raise ConversionError(
-            f"{where}: {len(recognition.missing)} tensors of the {nearest} are missing: {brief(recognition.missing)}"
+            f"{where}: {len(recognition.missing)} tensors of the {nearest} are missing:"
+            f" {brief(recognition.missing)}"
         )
     if recognition.unexpected:
         extra = recognition.unexpected
-        raise ConversionError(f"{where}: {len(extra)} tensors are not part of the {nearest}: {brief(extra)}")
+        raise ConversionError(
+            f"{where}: {len(extra)} tensors are not part of the {nearest}: {brief(extra)}"
+        )
 
 
 def _lost_lists(recognition: Recognition) -> bool:

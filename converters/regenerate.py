@@ -1,7 +1,9 @@
-"""What an original checkpoint has and a diffusers repo cannot hold, made again where no residue keeps it.
+"""What an original checkpoint has and a diffusers repo cannot hold, made again where no residue
+keeps it.
 
-Constants and the noise schedule come out as they were; what was trained but is not used (OpenCLIP's last layer, its
-temperature) is made up, so that the original programs load the file strictly. Everything that is made is listed.
+Constants and the noise schedule come out as they were; what was trained but is not used (OpenCLIP's
+last layer, its temperature) is made up, so that the original programs load the file strictly.
+Everything that is made is listed.
 """
 
 from __future__ import annotations
@@ -21,7 +23,9 @@ from .writer import Output
 Made = tuple[Output, str]  # a tensor, and how it was made
 
 
-def constants(table: Table, component: PlannedComponent, outputs: Sequence[Output]) -> Iterator[Made]:
+def constants(
+    table: Table, component: PlannedComponent, outputs: Sequence[Output]
+) -> Iterator[Made]:
     """What the `[regenerate]` section of a component's table says.
 
     Args:
@@ -42,16 +46,22 @@ def constants(table: Table, component: PlannedComponent, outputs: Sequence[Outpu
 
 def _constant(rule: str, component: PlannedComponent) -> tuple[Array, str]:
     if rule == "positions":
-        return np.arange(component.config["max_position_embeddings"])[None], "a constant: 0, 1, 2, ..."
+        return np.arange(component.config["max_position_embeddings"])[
+            None
+        ], "a constant: 0, 1, 2, ..."
     if rule == "identity":
-        return np.eye(component.config["hidden_size"], dtype=np.float32), "not trained, the identity: nothing uses it"
+        return np.eye(
+            component.config["hidden_size"], dtype=np.float32
+        ), "not trained, the identity: nothing uses it"
     return np.array(float(rule), np.float32), f"not trained, {rule}: used in training only"
 
 
 def schedule(config: Mapping[str, Any]) -> Iterator[Made]:
-    """The buffers of the noise schedule that a `scheduler_config.json` describes, as ldm registers them.
+    """The buffers of the noise schedule that a `scheduler_config.json` describes, as ldm registers
+    them.
 
-    Source: `DDPM.register_schedule` in ldm/models/diffusion/ddpm.py. A schedule of another kind gives nothing.
+    Source: `DDPM.register_schedule` in ldm/models/diffusion/ddpm.py. A schedule of another kind
+    gives nothing.
     """
     try:
         kept = np.cumprod(1 - training_betas(config))
@@ -62,7 +72,9 @@ def schedule(config: Mapping[str, Any]) -> Iterator[Made]:
     before = np.append(1.0, kept[:-1])
     alphas, betas = kept / before, 1 - kept / before
     variance = betas * (1 - before) / (1 - kept)
-    divides = config["prediction_type"] != "v_prediction"  # by signal, of which v models may have none
+    divides = (
+        config["prediction_type"] != "v_prediction"
+    )  # by signal, of which v models may have none
     buffers = {
         "betas": betas,
         "alphas_cumprod": kept,
@@ -83,19 +95,23 @@ def schedule(config: Mapping[str, Any]) -> Iterator[Made]:
 
 
 def _ending_at_zero(kept: Array) -> Array:
-    """A schedule shifted and scaled so that no signal is left at its end (Lin et al. 2023, algorithm 1)."""
+    """A schedule shifted and scaled so that no signal is left at its end (Lin et al. 2023,
+    algorithm 1)."""
     root = np.sqrt(kept)
     scaled: Array = ((root - root[-1]) * root[0] / (root[0] - root[-1])) ** 2
     return scaled
 
 
-def markers(config: Mapping[str, Any], vae: Mapping[str, Any], edm: Mapping[str, Mapping[str, Any]]) -> Iterator[Made]:
+def markers(
+    config: Mapping[str, Any], vae: Mapping[str, Any], edm: Mapping[str, Mapping[str, Any]]
+) -> Iterator[Made]:
     """The tensors by which programs know what an SDXL model predicts, and its schedule.
 
     Args:
         config: the scheduler's.
         vae: the VAE's config.
-        edm: marker of an EDM schedule -> option -> its value, or the tensor that has it: `mappings/ldm.toml`.
+        edm: marker of an EDM schedule -> option -> its value, or the tensor that has it:
+            `mappings/ldm.toml`.
     """
     how = "a marker: what scheduler_config.json says"
     values = {f"scheduler.{name}": value for name, value in config.items()}
@@ -105,7 +121,15 @@ def markers(config: Mapping[str, Any], vae: Mapping[str, Any], edm: Mapping[str,
             for option, name in options.items():
                 if is_marker(name) and values.get(option) is not None:
                     numbers = np.array(values[option], np.float32)
-                    yield _output(name, numbers.reshape(1, -1, 1, 1) if numbers.ndim else numbers, "F32", how), how
+                    yield (
+                        _output(
+                            name,
+                            numbers.reshape(1, -1, 1, 1) if numbers.ndim else numbers,
+                            "F32",
+                            how,
+                        ),
+                        how,
+                    )
             return
     for name, there in (
         ("v_pred", config["prediction_type"] == "v_prediction"),
@@ -116,4 +140,6 @@ def markers(config: Mapping[str, Any], vae: Mapping[str, Any], edm: Mapping[str,
 
 
 def _output(key: str, array: Array, dtype: str, how: str) -> Output:
-    return Output(key, dtype, array.shape, (Computed(key, dtype, array.shape, (), lambda: array, how),))
+    return Output(
+        key, dtype, array.shape, (Computed(key, dtype, array.shape, (), lambda: array, how),)
+    )

@@ -57,7 +57,9 @@ class Style:
 class WrittenRepo:
     """What was written, and what was seen in the weights on the way."""
 
-    files: dict[str, WrittenFile] = field(default_factory=dict)  # path in the repo -> size and sha256, weights only
+    files: dict[str, WrittenFile] = field(
+        default_factory=dict
+    )  # path in the repo -> size and sha256, weights only
     nonfinite: dict[str, int] = field(default_factory=dict)
     overflowed: dict[str, int] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
@@ -71,22 +73,30 @@ def write_repo(
     prediction: Prediction | None,
     progress: Callable[[int], None],
 ) -> WrittenRepo:
-    """Write every planned component, and what a pipeline needs beside the weights, into an empty folder.
+    """Write every planned component, and what a pipeline needs beside the weights, into an empty
+    folder.
 
     A ControlNet alone lies in the folder itself, as `ControlNetModel.from_pretrained` expects.
 
     Args:
-        prediction: what the UNet of an original checkpoint predicts; KerasCV's and a base's own are known.
+        prediction: what the UNet of an original checkpoint predicts; KerasCV's and a base's own are
+            known.
     """
     written = WrittenRepo()
     extension = is_extension(family, components)
     places = {name: "" if extension else name for name in components}
     for name, component in components.items():
         (folder / places[name]).mkdir(exist_ok=True)
-        _write_json(folder / places[name] / "config.json", _config(component, family, style, prediction, written))
+        _write_json(
+            folder / places[name] / "config.json",
+            _config(component, family, style, prediction, written),
+        )
     if not extension:
         _write_pipeline(folder, family, components, style, prediction)
-    for name, component in components.items():  # last: what is refused above is refused before gigabytes are written
+    for (
+        name,
+        component,
+    ) in components.items():  # last: what is refused above is refused before gigabytes are written
         _write_weights(folder, places[name], component, family, style, progress, written)
     return written
 
@@ -100,11 +110,15 @@ def _write_pipeline(
 ) -> None:
     """What a pipeline needs beside models: schedulers, tokenizers and the index."""
     first = next(iter(components.values()))  # stands in for a component that is not there
-    scheduler = _write_scheduler(folder / "scheduler", components.get("unet", first), family, prediction)
+    scheduler = _write_scheduler(
+        folder / "scheduler", components.get("unet", first), family, prediction
+    )
     for name, config in family.schedulers.items():
         theirs = base_file(components.get("unet", first), f"{name}/scheduler_config.json")
         (folder / name).mkdir()
-        _write_json(folder / name / "scheduler_config.json", read_json(theirs) if theirs else _dated(config))
+        _write_json(
+            folder / name / "scheduler_config.json", read_json(theirs) if theirs else _dated(config)
+        )
     for name, pad_token in family.tokenizers.items():
         encoder = components.get(name.replace("tokenizer", "text_encoder"), first)
         _write_tokenizer(folder / name, encoder, style, pad_token)
@@ -117,7 +131,8 @@ def output_dtype(tensor: PlannedTensor, dtype: str) -> str:
 
 
 def is_extension(family: Family, components: Mapping[str, PlannedComponent]) -> bool:
-    """Whether these are no pipeline or piece of one, but a model that extends others: a ControlNet alone."""
+    """Whether these are no pipeline or piece of one, but a model that extends others: a ControlNet
+    alone."""
     return all(family.components[name].pipelines for name in components)
 
 
@@ -134,9 +149,17 @@ def lacking(family: Family, components: Mapping[str, PlannedComponent]) -> list[
         elif missing := component.manifest().keys() - components[name].tensors.keys():
             half = "image encoder" if "encoder.conv_in.weight" in missing else "decoder"
             gaps.append(
-                f"the {half} half of the {name}, {len(missing)} tensors (give its file, or a --base that has it)"
+                f"the {half} half of the {name}, {len(missing)} tensors (give its file, or a --base"
+                " that has it)"
             )
-    return [*gaps, *(family.needs.get(components["unet"].config["in_channels"], []) if "unet" in components else [])]
+    return [
+        *gaps,
+        *(
+            family.needs.get(components["unet"].config["in_channels"], [])
+            if "unet" in components
+            else []
+        ),
+    ]
 
 
 def _write_weights(
@@ -148,7 +171,11 @@ def _write_weights(
     progress: Callable[[int], None],
     written: WrittenRepo,
 ) -> None:
-    stem = "model" if family.components[component.name].library == "transformers" else "diffusion_pytorch_model"
+    stem = (
+        "model"
+        if family.components[component.name].library == "transformers"
+        else "diffusion_pytorch_model"
+    )
     filename = f"{stem}.{style.variant}.safetensors" if style.variant else f"{stem}.safetensors"
     outputs = [
         Output(t.key, output_dtype(t, style.dtype), t.shape, t.sources, t.op, t.part)
@@ -164,14 +191,23 @@ def _write_weights(
         sync=style.sync,
     )
     written.files |= {str(Path(place, file.name)): file for file in result.files}
-    written.nonfinite |= {f"{component.name} {key}": count for key, count in result.nonfinite.items()}
-    written.overflowed |= {f"{component.name} {key}": count for key, count in result.overflow.items()}
+    written.nonfinite |= {
+        f"{component.name} {key}": count for key, count in result.nonfinite.items()
+    }
+    written.overflowed |= {
+        f"{component.name} {key}": count for key, count in result.overflow.items()
+    }
 
 
 def _config(
-    component: PlannedComponent, family: Family, style: Style, prediction: Prediction | None, written: WrittenRepo
+    component: PlannedComponent,
+    family: Family,
+    style: Style,
+    prediction: Prediction | None,
+    written: WrittenRepo,
 ) -> dict[str, Any]:
-    """The component's config.json: a base's own, or the family's with what the tensors and KerasCV say."""
+    """The component's config.json: a base's own, or the family's with what the tensors and KerasCV
+    say."""
     theirs = base_file(component, str(Path(component.parts[0].checkpoint.root, "config.json")))
     described = family.components[component.name]
     if theirs is not None:
@@ -179,27 +215,36 @@ def _config(
         for option in described.sizes:
             if option in given and given[option] != component.config[option]:
                 said = f"`{option}` is {printable(given[option])}"
-                raise ConversionError(f"{theirs}: {said}, but the weights have {component.config[option]}")
+                raise ConversionError(
+                    f"{theirs}: {said}, but the weights have {component.config[option]}"
+                )
         return given | _sample_size(given, component, family, style)
     config = dict(component.config)
     if described.library == "transformers":
         config["architectures"] = [described.class_name]
-        config["torch_dtype"] = _TORCH_DTYPES[output_dtype(next(iter(component.tensors.values())), style.dtype)]
+        config["torch_dtype"] = _TORCH_DTYPES[
+            output_dtype(next(iter(component.tensors.values())), style.dtype)
+        ]
         if component.layout != "kerascv":
             return config
         config |= kerascv_facts()["text_encoder"]
         if family.name == "sd2":
             config["hidden_act"] = kerascv_facts()["text_activation"][style.text_activation]
             written.notes.append(
-                f"text encoder activation: {config['hidden_act']} (--text-activation {style.text_activation}; "
-                "keras-cv computes tanh since 0.6.4, erf before, and a file does not say which trained it)"
+                f"text encoder activation: {config['hidden_act']} (--text-activation"
+                f" {style.text_activation}; keras-cv computes tanh since 0.6.4, erf before, and a"
+                " file does not say which trained it)"
             )
         return config
     if prediction is not None and prediction.kind == "v_prediction":
         config |= family.v_prediction.get(component.name, {})
     if prediction is not None:
         config = prediction.config(component.name, config)
-    return _dated({"_class_name": described.class_name} | config | _sample_size(config, component, family, style))
+    return _dated(
+        {"_class_name": described.class_name}
+        | config
+        | _sample_size(config, component, family, style)
+    )
 
 
 def _sample_size(
@@ -220,8 +265,11 @@ def scheduler_config(unet: PlannedComponent, family: Family) -> dict[str, Any]:
     return read_json(theirs) if theirs else dict(family.scheduler)
 
 
-def _write_scheduler(folder: Path, unet: PlannedComponent, family: Family, prediction: Prediction | None) -> str:
-    """The scheduler goes with the UNet: a base's own UNet keeps its scheduler, KerasCV's needs KerasCV's.
+def _write_scheduler(
+    folder: Path, unet: PlannedComponent, family: Family, prediction: Prediction | None
+) -> str:
+    """The scheduler goes with the UNet: a base's own UNet keeps its scheduler, KerasCV's needs
+    KerasCV's.
 
     Returns its class name.
     """
@@ -232,13 +280,16 @@ def _write_scheduler(folder: Path, unet: PlannedComponent, family: Family, predi
         config = prediction.scheduler(config)
     name = str(config.get("_class_name"))
     if not re.fullmatch(r"\w+Scheduler", name):
-        raise ConversionError(f"{theirs}: `_class_name` is {printable(name)}, which is no scheduler")
+        raise ConversionError(
+            f"{theirs}: `_class_name` is {printable(name)}, which is no scheduler"
+        )
     _write_json(folder / "scheduler_config.json", _dated(config))
     return name
 
 
 def _write_tokenizer(folder: Path, encoder: PlannedComponent, style: Style, pad_token: str) -> None:
-    """The tokenizer goes with the text encoder: a base's own keeps its files, any other gets CLIP's."""
+    """The tokenizer goes with the text encoder: a base's own keeps its files, any other gets
+    CLIP's."""
     folder.mkdir()
     theirs = [base_file(encoder, f"{folder.name}/{name}") for name in _TOKENIZER_FILES]
     if any(theirs):
@@ -251,7 +302,9 @@ def _write_tokenizer(folder: Path, encoder: PlannedComponent, style: Style, pad_
     write_tokenizer(folder, placeholder_tokens=style.placeholder_tokens, pad_token=pad_token)
 
 
-def named_placeholders(components: Mapping[str, PlannedComponent], given: tuple[str, ...]) -> tuple[str, ...]:
+def named_placeholders(
+    components: Mapping[str, PlannedComponent], given: tuple[str, ...]
+) -> tuple[str, ...]:
     """Names for the token rows beyond CLIP's vocabulary, in order.
 
     Raises:
@@ -260,7 +313,9 @@ def named_placeholders(components: Mapping[str, PlannedComponent], given: tuple[
     encoder = components.get("text_encoder")
     if encoder is None or base_file(encoder, "tokenizer/tokenizer_config.json"):
         if given:
-            raise ConversionError("--placeholder-token: no source is a text encoder, so there is no token row to name")
+            raise ConversionError(
+                "--placeholder-token: no source is a text encoder, so there is no token row to name"
+            )
         return ()
     rows = encoder.tensors["text_model.embeddings.token_embedding.weight"].shape[0]
     return placeholder_names(rows, given)
@@ -270,11 +325,15 @@ def placeholder_notes(tokens: tuple[str, ...]) -> list[str]:
     """What the user should know about placeholder tokens."""
     if not tokens:
         return []
-    return [f"placeholder tokens: {', '.join(tokens)} (ids from 49408 on)", *placeholder_warnings(tokens)]
+    return [
+        f"placeholder tokens: {', '.join(tokens)} (ids from 49408 on)",
+        *placeholder_warnings(tokens),
+    ]
 
 
 def base_file(component: PlannedComponent | None, name: str) -> Path | None:
-    """A file of the diffusers repo that a whole component was taken from, if that is where it comes from."""
+    """A file of the diffusers repo that a whole component was taken from, if that is where it comes
+    from."""
     if component is None or any(part.checkpoint.layout != "diffusers" for part in component.parts):
         return None
     repo = component.parts[0].checkpoint.path
@@ -287,21 +346,30 @@ def read_json(path: Path) -> dict[str, Any]:
     return parse_json(file.read(0, min(file.size, _MAX_CONFIG)), path)
 
 
-def _model_index(family: Family, components: Mapping[str, PlannedComponent], scheduler: str) -> dict[str, Any]:
-    """The pipeline's index; an absent or incomplete component is not named, so that nothing loads it by mistake."""
+def _model_index(
+    family: Family, components: Mapping[str, PlannedComponent], scheduler: str
+) -> dict[str, Any]:
+    """The pipeline's index; an absent or incomplete component is not named, so that nothing loads
+    it by mistake."""
     whole = {
         name: [component.library, component.class_name]
         for name, component in family.components.items()
         if name in components and components[name].tensors.keys() >= component.manifest().keys()
     }
-    extended = [family.components[name].pipelines for name in whole if family.components[name].pipelines]
+    extended = [
+        family.components[name].pipelines for name in whole if family.components[name].pipelines
+    ]
     pipelines = ChainMap(*extended, family.pipelines)
-    channels = components["unet"].config["in_channels"] if "unet" in components else min(family.pipelines)
+    channels = (
+        components["unet"].config["in_channels"] if "unet" in components else min(family.pipelines)
+    )
     return {
         "_class_name": pipelines[channels],
         "_diffusers_version": DIFFUSERS_VERSION,
         "scheduler": ["diffusers", scheduler],
-        **{name: ["diffusers", config["_class_name"]] for name, config in family.schedulers.items()},
+        **{
+            name: ["diffusers", config["_class_name"]] for name, config in family.schedulers.items()
+        },
         **{name: ["transformers", "CLIPTokenizer"] for name in family.tokenizers},
         **{name: value if value != [] else [None, None] for name, value in family.index.items()},
         **whole,

@@ -1,4 +1,5 @@
-"""`conversion.json`: what was converted, from what, by which tables, and what was left out and why."""
+"""`conversion.json`: what was converted, from what, by which tables, and what was left out and
+why."""
 
 from __future__ import annotations
 
@@ -27,7 +28,9 @@ def conversion_report(
     from importlib import metadata  # takes 2 MB, so not before the weights are written
 
     parts = [part for component in components.values() for part in component.parts]
-    tables = {table.name: table.sha256 for table in (part.of_family(family).table for part in parts)}
+    tables = {
+        table.name: table.sha256 for table in (part.of_family(family).table for part in parts)
+    }
     return {
         "weightport_version": metadata.version("weightport"),
         "family": family,
@@ -51,7 +54,11 @@ def _source(part: Recognition, sha256: Mapping[str, str]) -> dict[str, Any]:
         "format": checkpoint.format,
         "part": part.part,
         "evidence": list(part.evidence),
-        "files": {file.path.name: sha256[str(file.path)] for file in checkpoint.files if str(file.path) in sha256},
+        "files": {
+            file.path.name: sha256[str(file.path)]
+            for file in checkpoint.files
+            if str(file.path) in sha256
+        },
         "dropped": checkpoint.skipped,
     }
 

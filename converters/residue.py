@@ -1,7 +1,8 @@
-"""What a diffusers repo cannot hold of an original checkpoint, kept beside it so that the way back is exact.
+"""What a diffusers repo cannot hold of an original checkpoint, kept beside it so that the way back
+is exact.
 
-Schedule buffers, `position_ids`, OpenCLIP's last layer, moving averages, spellings of keys and metadata go to
-`<repo>.residue.safetensors`; `--to ldm` finds it there and puts everything back.
+Schedule buffers, `position_ids`, OpenCLIP's last layer, moving averages, spellings of keys and
+metadata go to `<repo>.residue.safetensors`; `--to ldm` finds it there and puts everything back.
 """
 
 from __future__ import annotations
@@ -50,17 +51,29 @@ def written_by(component: PlannedComponent, family: Family) -> Candidate:
     """
     for candidate in candidates("ldm"):
         about = candidate.table.about
-        if candidate.family == family and about["component"] == component.name and not about.get("read_only"):
+        if (
+            candidate.family == family
+            and about["component"] == component.name
+            and not about.get("read_only")
+        ):
             targets = (target for link in candidate.links.values() for target in link.targets)
             if missing := [target for target in targets if target not in component.tensors]:
-                raise ConversionError(f"{component.name}: {len(missing)} tensors are lacking, {missing[0]} among them")
+                raise ConversionError(
+                    f"{component.name}: {len(missing)} tensors are lacking, {missing[0]} among them"
+                )
             return candidate
     raise ConversionError(f"{component.name}: no table writes it for {family.title}")
 
 
 def residue_of(components: Mapping[str, PlannedComponent], family: Family) -> Residue | None:
-    """The residue of the original checkpoint that components come from; None if they come from no single one."""
-    wholes = {id(whole): whole for c in components.values() for p in c.parts if (whole := p.checkpoint.whole)}
+    """The residue of the original checkpoint that components come from; None if they come from no
+    single one."""
+    wholes = {
+        id(whole): whole
+        for c in components.values()
+        for p in c.parts
+        if (whole := p.checkpoint.whole)
+    }
     if len(wholes) != 1:
         return None
     (whole,) = wholes.values()
@@ -81,8 +94,15 @@ def residue_of(components: Mapping[str, PlannedComponent], family: Family) -> Re
 
 def residue_outputs(residue: Residue) -> tuple[list[Output], dict[str, str]]:
     """The tensors and the header metadata of a residue file."""
-    outputs = [Output(key, tensor.dtype, tensor.shape, (tensor,)) for key, tensor in residue.tensors.items()]
-    return outputs, {_FORMAT: "1", "keys": json.dumps(residue.keys), "metadata": json.dumps(residue.metadata)}
+    outputs = [
+        Output(key, tensor.dtype, tensor.shape, (tensor,))
+        for key, tensor in residue.tensors.items()
+    ]
+    return outputs, {
+        _FORMAT: "1",
+        "keys": json.dumps(residue.keys),
+        "metadata": json.dumps(residue.metadata),
+    }
 
 
 def read_residue(repo: Path) -> Residue | None:
@@ -100,12 +120,20 @@ def read_residue(repo: Path) -> Residue | None:
             raise KeyError(_FORMAT)
         keys, metadata = json.loads(file.metadata["keys"]), json.loads(file.metadata["metadata"])
     except (KeyError, ValueError):
-        raise ConversionError(f"{path}: not a residue file of this version; remove it or use --no-residue") from None
+        raise ConversionError(
+            f"{path}: not a residue file of this version; remove it or use --no-residue"
+        ) from None
     return Residue(file.tensors, keys, metadata)
 
 
 def source_repo(components: Mapping[str, PlannedComponent]) -> Path | None:
     """The one diffusers repo that components come from, if they do."""
-    checkpoints: list[Checkpoint] = [part.checkpoint for c in components.values() for part in c.parts]
+    checkpoints: list[Checkpoint] = [
+        part.checkpoint for c in components.values() for part in c.parts
+    ]
     paths = {checkpoint.path for checkpoint in checkpoints if checkpoint.layout == "diffusers"}
-    return paths.pop() if len(paths) == 1 and all(c.layout == "diffusers" for c in checkpoints) else None
+    return (
+        paths.pop()
+        if len(paths) == 1 and all(c.layout == "diffusers" for c in checkpoints)
+        else None
+    )

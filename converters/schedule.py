@@ -1,4 +1,5 @@
-"""What the UNet of a single file predicts, and for which images, decided by evidence: no weight states it."""
+"""What the UNet of a single file predicts, and for which images, decided by evidence: no weight
+states it."""
 
 from __future__ import annotations
 
@@ -16,13 +17,24 @@ from .errors import ConversionError
 
 PREDICTION_TYPES = ("epsilon", "v_prediction")
 # `modelspec.prediction_type` of https://github.com/Stability-AI/ModelSpec, and kohya's metadata
-_SPOKEN = {"epsilon": "epsilon", "eps": "epsilon", "v": "v_prediction", "v_prediction": "v_prediction"}
-# what stands in the metadata for tensors of a file: markers by their own names, the last value of `alphas_cumprod`, and
-# as JSON what the values of others say for the configs: `scheduler.beta_start`, `vae.latents_mean`
+_SPOKEN = {
+    "epsilon": "epsilon",
+    "eps": "epsilon",
+    "v": "v_prediction",
+    "v_prediction": "v_prediction",
+}
+# what stands in the metadata for tensors of a file: markers by their own names, the last value of
+# `alphas_cumprod`, and as JSON what the values of others say for the configs:
+# `scheduler.beta_start`, `vae.latents_mean`
 FINAL_ALPHA, CONFIGS = "final_alpha_cumprod", "configs"
 MARKERS = ("v_pred", "ztsnr", FINAL_ALPHA, CONFIGS)
 # training steps of Stability's own SD 2.x files
-_STEPS = {"875000": "epsilon", "220000": "epsilon", "110000": "v_prediction", "140000": "v_prediction"}
+_STEPS = {
+    "875000": "epsilon",
+    "220000": "epsilon",
+    "110000": "v_prediction",
+    "140000": "v_prediction",
+}
 
 
 @dataclass(frozen=True)
@@ -33,7 +45,8 @@ class Prediction:
         kind: `epsilon` or `v_prediction`.
         zero_snr: whether the schedule ends at zero signal-to-noise ratio.
         evidence: why we think so.
-        configs: what else the file says for configs, where it differs from the family's: `scheduler.beta_start`.
+        configs: what else the file says for configs, where it differs from the family's:
+            `scheduler.beta_start`.
     """
 
     kind: str
@@ -44,12 +57,18 @@ class Prediction:
     @property
     def told(self) -> str:
         """What the file says for configs, in words."""
-        return ", ".join(key if isinstance(value, list) else f"{key} {value}" for key, value in self.configs.items())
+        return ", ".join(
+            key if isinstance(value, list) else f"{key} {value}"
+            for key, value in self.configs.items()
+        )
 
     def config(self, name: str, stock: Mapping[str, Any]) -> dict[str, Any]:
-        """A stock config, of the scheduler or the VAE, with what the file says; another scheduler's is its own."""
+        """A stock config, of the scheduler or the VAE, with what the file says; another scheduler's
+        is its own."""
         said = {
-            key.removeprefix(f"{name}."): value for key, value in self.configs.items() if key.startswith(f"{name}.")
+            key.removeprefix(f"{name}."): value
+            for key, value in self.configs.items()
+            if key.startswith(f"{name}.")
         }
         return ({} if "_class_name" in said else dict(stock)) | said
 
@@ -65,17 +84,20 @@ class Prediction:
 
 
 def stands_alone(checkpoint: Checkpoint) -> bool:
-    """Whether it is one file, in which alone is evidence; a repo has a scheduler, KerasCV always the same."""
+    """Whether it is one file, in which alone is evidence; a repo has a scheduler, KerasCV always
+    the same."""
     return checkpoint.layout != "kerascv" and checkpoint.path.is_file()
 
 
 def prediction(family: str, checkpoint: Checkpoint, asked: str | None) -> Prediction | None:
-    """Decide from markers in the file, its metadata and its training step; `asked` overrides what is predicted.
+    """Decide from markers in the file, its metadata and its training step; `asked` overrides what
+    is predicted.
 
     None where nothing is to be decided: the scheduler is known and nothing is asked for.
 
     Raises:
-        ConversionError: an SD 2.x UNet without any evidence: both kinds exist, and a wrong guess gives noise.
+        ConversionError: an SD 2.x UNet without any evidence: both kinds exist, and a wrong guess
+            gives noise.
     """
     alone = stands_alone(checkpoint)
     if asked is None and not alone:
@@ -87,14 +109,22 @@ def prediction(family: str, checkpoint: Checkpoint, asked: str | None) -> Predic
         or metadata.get("ss_zero_terminal_snr", "").lower() == "true"
     )
     configs = json.loads(metadata.get(CONFIGS, "{}"))
-    kind, evidence = (asked, f"--prediction-type {asked}") if asked else _kind(family, checkpoint, zero, configs)
+    kind, evidence = (
+        (asked, f"--prediction-type {asked}") if asked else _kind(family, checkpoint, zero, configs)
+    )
     if "scheduler._class_name" not in configs:
         stock = families()[family].scheduler
-        configs = {key: value for key, value in configs.items() if stock.get(key.partition(".")[2]) != value}
+        configs = {
+            key: value
+            for key, value in configs.items()
+            if stock.get(key.partition(".")[2]) != value
+        }
     return Prediction(kind, zero, evidence, configs)
 
 
-def _kind(family: str, checkpoint: Checkpoint, zero: bool, configs: Mapping[str, Any]) -> tuple[str, str]:
+def _kind(
+    family: str, checkpoint: Checkpoint, zero: bool, configs: Mapping[str, Any]
+) -> tuple[str, str]:
     """What the UNet predicts, and why we think so."""
     metadata = checkpoint.metadata
     if "v_pred" in metadata:
@@ -112,8 +142,8 @@ def _kind(family: str, checkpoint: Checkpoint, zero: bool, configs: Mapping[str,
         if kind := _STEPS.get(metadata.get("global_step", "")):
             return kind, f"global_step {metadata['global_step']} is that of Stability's own file"
         raise ConversionError(
-            f"{checkpoint.path}: nothing in the file says what this SD 2.x UNet predicts; say --prediction-type "
-            "epsilon (512-pixel models) or v_prediction (768-pixel models)"
+            f"{checkpoint.path}: nothing in the file says what this SD 2.x UNet predicts; say"
+            " --prediction-type epsilon (512-pixel models) or v_prediction (768-pixel models)"
         )
     return families()[family].scheduler["prediction_type"], "no marker says otherwise"
 
@@ -126,12 +156,18 @@ def is_marker(value: object) -> bool:
 def betas_config(kept: Array) -> dict[str, Any]:
     """What a scheduler's config says of a noise schedule, `alphas_cumprod` in float64.
 
-    Linear in the betas or in their roots, as schedules of known models are; of any other, every beta.
+    Linear in the betas or in their roots, as schedules of known models are; of any other, every
+    beta.
     """
     betas = 1 - kept / np.append(1.0, kept[:-1])
     start, end = (float(f"{beta:.4g}") for beta in (betas[0], betas[-1]))
     for name in ("scaled_linear", "linear"):
-        config = {"beta_schedule": name, "beta_start": start, "beta_end": end, "num_train_timesteps": len(kept)}
+        config = {
+            "beta_schedule": name,
+            "beta_start": start,
+            "beta_end": end,
+            "num_train_timesteps": len(kept),
+        }
         if np.allclose(np.cumprod(1 - training_betas(config)), kept, rtol=2e-3, atol=1e-6):
             return config
     return {"trained_betas": betas.tolist()}
@@ -152,7 +188,8 @@ def training_betas(config: Mapping[str, Any]) -> Array:
 
 
 def image_size(metadata: Mapping[str, str]) -> tuple[int, str] | None:
-    """The side of the images that a model was made for, in pixels (the longer one), and why; None if nothing says."""
+    """The side of the images that a model was made for, in pixels (the longer one), and why; None
+    if nothing says."""
     for name in ("modelspec.resolution", "ss_resolution"):
         sides = [int(side) for side in re.findall(r"\d+", metadata.get(name, "")[:40])]
         if sides and all(64 <= side <= 8192 and side % 8 == 0 for side in sides):

@@ -25,11 +25,12 @@ _STRANGERS: tuple[tuple[bytes, str], ...] = (
 def sniff(path: Path) -> str:
     """What a path is.
 
-    One of `hdf5`, `zip`, `json`, `safetensors`, `torch`, `tensorflow`, `repo` (a diffusers folder) or `model` (one
-    folder of a repo).
+    One of `hdf5`, `zip`, `json`, `safetensors`, `torch`, `tensorflow`, `repo` (a diffusers folder)
+    or `model` (one folder of a repo).
 
     Raises:
-        ConversionError: the path does not exist or is nothing that can be read; says what it looks like.
+        ConversionError: the path does not exist or is nothing that can be read; says what it looks
+            like.
     """
     if path.is_dir():
         if (path / "model_index.json").is_file():
@@ -42,10 +43,12 @@ def sniff(path: Path) -> str:
             return "json"
         if (path / "saved_model.pb").is_file():
             raise ConversionError(
-                f"{path}: a SavedModel, but variables/variables.index is missing or damaged; download the whole folder"
+                f"{path}: a SavedModel, but variables/variables.index is missing or damaged;"
+                " download the whole folder"
             )
         raise ConversionError(
-            f"{path}: a folder, but neither a diffusers repo nor a SavedModel or TensorFlow checkpoint"
+            f"{path}: a folder, but neither a diffusers repo nor a SavedModel or TensorFlow"
+            " checkpoint"
         )
     if not path.exists():
         if find_bundle(path):
@@ -77,6 +80,12 @@ def _sniff_file(file: SourceFile) -> str:
         if text.startswith(magic):
             raise ConversionError(f"{file.path}: {meaning}")
     if text.startswith(b"{"):
-        return "safetensors" if is_index(file.path) else "json"  # two indexes of shards, alike but for their names
-    kind = "a text file" if all(byte >= 0x20 or byte in b"\t\r\n" for byte in head) else "in no format known here"
+        return (
+            "safetensors" if is_index(file.path) else "json"
+        )  # two indexes of shards, alike but for their names
+    kind = (
+        "a text file"
+        if all(byte >= 0x20 or byte in b"\t\r\n" for byte in head)
+        else "in no format known here"
+    )
     raise ConversionError(f"{file.path}: {kind}, not a checkpoint")

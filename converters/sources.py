@@ -1,4 +1,5 @@
-"""Opens what the user names: Keras or original files, a TensorFlow folder or a repo, as one checkpoint per part."""
+"""Opens what the user names: Keras or original files, a TensorFlow folder or a repo, as one
+checkpoint per part."""
 
 from __future__ import annotations
 
@@ -47,9 +48,13 @@ def open_source(path: Path, lora: Lora | None = None, ema: bool = False) -> list
 
 def _open_repo(path: Path) -> list[Checkpoint]:
     """The weight files of a diffusers repo: the main variant of each component."""
-    checkpoints = [_open_model(path, component) for component in _STEMS if _weights(path / component)]
+    checkpoints = [
+        _open_model(path, component) for component in _STEMS if _weights(path / component)
+    ]
     if not checkpoints:
-        raise ConversionError(f"{path}: a diffusers repo without safetensors weights in unet/, vae/ or text_encoder/")
+        raise ConversionError(
+            f"{path}: a diffusers repo without safetensors weights in unet/, vae/ or text_encoder/"
+        )
     return checkpoints
 
 
@@ -68,7 +73,9 @@ def _open_model(repo: Path, component: str) -> Checkpoint:
     """The model in one folder of a repo, or in the repo itself."""
     file = _weights(repo / component)
     if file is None:
-        raise ConversionError(f"{repo}: no weights named {' or '.join(dict.fromkeys(_STEMS.values()))}.safetensors")
+        raise ConversionError(
+            f"{repo}: no weights named {' or '.join(dict.fromkeys(_STEMS.values()))}.safetensors"
+        )
     checkpoint = read_safetensors(file)
     checkpoint.layout = "diffusers"
     for opened in checkpoint.files:
@@ -79,7 +86,8 @@ def _open_model(repo: Path, component: str) -> Checkpoint:
 
 
 def inside(repo: Path, file: Path) -> Path:
-    """The file, if it lies in the repo or, for a snapshot in the Hub's cache, among the blobs that belong to it.
+    """The file, if it lies in the repo or, for a snapshot in the Hub's cache, among the blobs that
+    belong to it.
 
     Raises:
         ConversionError: the file is a link to elsewhere, whose content would end up in the output.
@@ -88,5 +96,7 @@ def inside(repo: Path, file: Path) -> Path:
     snapshots = next((path for path in root.parents if path.name == "snapshots"), None)
     blobs = snapshots.parent / "blobs" if snapshots else root
     if not {root, blobs} & set(real.parents):
-        raise ConversionError(f"{file}: a link that leads out of the repo; put the file itself there")
+        raise ConversionError(
+            f"{file}: a link that leads out of the repo; put the file itself there"
+        )
     return file

@@ -1,8 +1,9 @@
-"""All-or-nothing outputs: written beside the target, synced to disk, then renamed into place in one step.
+"""All-or-nothing outputs: written beside the target, synced to disk, then renamed into place in one
+step.
 
-A run works in `.<name>.<pid>.partial/` next to its target and holds a lock on a file in it. The operating system drops
-that lock when the process ends, however it ends, so the next run for the same target knows which remains to remove.
-Rename flags: renameat2(2).
+A run works in `.<name>.<pid>.partial/` next to its target and holds a lock on a file in it. The
+operating system drops that lock when the process ends, however it ends, so the next run for the
+same target knows which remains to remove. Rename flags: renameat2(2).
 """
 
 from __future__ import annotations
@@ -41,14 +42,16 @@ _PLACING = _WRITING | {
 
 @contextlib.contextmanager
 def staged(target: Path, overwrite: bool = False, sync: bool = True) -> Iterator[Path]:
-    """An empty folder to write into; becomes `target` when the block ends, and disappears when it raises.
+    """An empty folder to write into; becomes `target` when the block ends, and disappears when it
+    raises.
 
-    With `overwrite`, an earlier output folder (it holds `model_index.json` or `conversion.json`, or nothing) is
-    swapped out at the end; until then it stays as it is. Without `sync` the system decides when it is on the disk.
+    With `overwrite`, an earlier output folder (it holds `model_index.json` or `conversion.json`, or
+    nothing) is swapped out at the end; until then it stays as it is. Without `sync` the system
+    decides when it is on the disk.
 
     Raises:
-        ConversionError: the target exists or cannot be replaced, its parent is missing or not writable, or the disk
-            is full or fails while the block writes.
+        ConversionError: the target exists or cannot be replaced, its parent is missing or not
+            writable, or the disk is full or fails while the block writes.
     """
     with _staged(target, overwrite, sync, folder=True) as path:
         path.mkdir()
@@ -57,7 +60,8 @@ def staged(target: Path, overwrite: bool = False, sync: bool = True) -> Iterator
 
 @contextlib.contextmanager
 def staged_file(target: Path, overwrite: bool = False, sync: bool = True) -> Iterator[Path]:
-    """Like `staged`, for one file: yields the path to create it at. `overwrite` replaces a regular file."""
+    """Like `staged`, for one file: yields the path to create it at. `overwrite` replaces a regular
+    file."""
     with _staged(target, overwrite, sync, folder=False) as path:
         yield path
 
@@ -68,19 +72,23 @@ def check_space(folder: Path, nbytes: int) -> None:
     free = status.f_bavail * status.f_frsize
     if free < nbytes:
         raise ConversionError(
-            f"{folder}: needs {nbytes / 1e9:.2f} GB of disk space, but only {free / 1e9:.2f} GB are free"
+            f"{folder}: needs {nbytes / 1e9:.2f} GB of disk space, but only {free / 1e9:.2f} GB are"
+            " free"
         )
 
 
 def check_apart(target: Path, inputs: Iterable[Path]) -> None:
-    """Raise ConversionError if the output is, contains, or lies inside one of the inputs; links are followed."""
+    """Raise ConversionError if the output is, contains, or lies inside one of the inputs; links are
+    followed."""
     output = Path(os.path.realpath(target))  # unlike `resolve`, no error for a loop of links
     for path in inputs:
         source = Path(os.path.realpath(path))
         same = output == source or (output.exists() and source.exists() and output.samefile(source))
         if same or output in source.parents or source in output.parents:
             relation = "is" if same else "contains" if output in source.parents else "lies inside"
-            raise ConversionError(f"{target}: the output {relation} the input {path}; choose another place")
+            raise ConversionError(
+                f"{target}: the output {relation} the input {path}; choose another place"
+            )
 
 
 @contextlib.contextmanager
@@ -101,7 +109,9 @@ def _staged(target: Path, overwrite: bool, sync: bool, folder: bool) -> Iterator
             else:
                 _rename(partial / place.name, place)
             if sync:
-                with contextlib.suppress(OSError):  # it is in place, and some file systems cannot sync a folder
+                with contextlib.suppress(
+                    OSError
+                ):  # it is in place, and some file systems cannot sync a folder
                     _sync_one(place.parent)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
@@ -120,7 +130,8 @@ def _explained(target: Path, reasons: dict[int, str]) -> Iterator[None]:
 
 
 def _check_replaceable(place: Path, target: Path, overwrite: bool, folder: bool) -> bool:
-    """Whether something is there that may be replaced; raises if something is there that may not."""
+    """Whether something is there that may be replaced; raises if something is there that may
+    not."""
     try:
         mode = place.lstat().st_mode
     except FileNotFoundError:
@@ -131,15 +142,19 @@ def _check_replaceable(place: Path, target: Path, overwrite: bool, folder: bool)
         ours = {"model_index.json", "conversion.json"}
         names = {path.name for path in place.iterdir()}
         if names and not names & ours:
-            raise ConversionError(f"{target}: not an earlier output (no model_index.json), so it is not overwritten")
+            raise ConversionError(
+                f"{target}: not an earlier output (no model_index.json), so it is not overwritten"
+            )
     elif folder or not stat.S_ISREG(mode):
         wanted = "not a folder" if folder else "not a regular file"
         kind = "a link" if stat.S_ISLNK(mode) else "a folder" if stat.S_ISDIR(mode) else wanted
-        raise ConversionError(f"{target}: exists and is {kind}, so it is not overwritten; remove it first")
+        raise ConversionError(
+            f"{target}: exists and is {kind}, so it is not overwritten; remove it first"
+        )
     return True
 
 
-# --- the temp folder and its lock -------------------------------------------------------------------------------------
+# --- the temp folder and its lock -----------------------------------------------------------------
 
 
 def _create(place: Path, target: Path) -> tuple[Path, int]:
@@ -186,7 +201,7 @@ def _sweep(place: Path, target: Path) -> None:
         os.close(lock)
 
 
-# --- moving into place ------------------------------------------------------------------------------------------------
+# --- moving into place ----------------------------------------------------------------------------
 
 
 def _sync(path: Path) -> None:
@@ -234,8 +249,11 @@ def _exchange(new: Path, place: Path) -> None:
 
 
 def _renameat2(old: Path, new: Path, flag: int) -> bool:
-    """Linux's rename with flags; False where the C library, the kernel or the file system has none."""
-    function: Callable[..., int] | None = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+    """Linux's rename with flags; False where the C library, the kernel or the file system has
+    none."""
+    function: Callable[..., int] | None = getattr(
+        ctypes.CDLL(None, use_errno=True), "renameat2", None
+    )
     if function is None:
         return False
     if function(_AT_FDCWD, os.fsencode(old), _AT_FDCWD, os.fsencode(new), ctypes.c_uint(flag)) == 0:

@@ -1,9 +1,11 @@
-"""TensorFlow checkpoints ("tensor bundles") and the variables of SavedModels, read without TensorFlow.
+"""TensorFlow checkpoints ("tensor bundles") and the variables of SavedModels, read without
+TensorFlow.
 
-A bundle is `PREFIX.index`, a LevelDB table from tensor keys to `BundleEntryProto`, and `PREFIX.data-00000-of-00001`
-(and further shards), the tensors' bytes. The key `_CHECKPOINTABLE_OBJECT_GRAPH` holds the graph of Python objects that
-were saved, in which attribute paths lead to variables. Format: tensorflow/core/protobuf/tensor_bundle.proto. The index
-and the graph are verified against their checksums, the tensors are not.
+A bundle is `PREFIX.index`, a LevelDB table from tensor keys to `BundleEntryProto`, and
+`PREFIX.data-00000-of-00001` (and further shards), the tensors' bytes. The key
+`_CHECKPOINTABLE_OBJECT_GRAPH` holds the graph of Python objects that were saved, in which attribute
+paths lead to variables. Format: tensorflow/core/protobuf/tensor_bundle.proto. The index and the
+graph are verified against their checksums, the tensors are not.
 """
 
 from __future__ import annotations
@@ -67,11 +69,12 @@ class _Entry:
 def find_bundle(path: Path) -> Path | None:
     """The prefix of the bundle that `path` names, or None.
 
-    `path` is an index or data file, a prefix, a SavedModel or export directory, or a directory with one checkpoint or
-    with a `checkpoint` file, which names the newest of several.
+    `path` is an index or data file, a prefix, a SavedModel or export directory, or a directory with
+    one checkpoint or with a `checkpoint` file, which names the newest of several.
 
     Raises:
-        ConversionError: a directory holds several checkpoints, or its `checkpoint` file names one elsewhere.
+        ConversionError: a directory holds several checkpoints, or its `checkpoint` file names one
+            elsewhere.
     """
     if path.is_dir():
         if _is_index(path / "variables" / "variables.index"):
@@ -121,7 +124,8 @@ def _is_index(path: Path) -> bool:
 
 
 def _choose(folder: Path, prefixes: dict[str, Path]) -> Path | None:
-    """The only checkpoint of a folder, or the one that its `checkpoint` file (`CheckpointState`, as text) calls newest.
+    """The only checkpoint of a folder, or the one that its `checkpoint` file (`CheckpointState`, as
+    text) calls newest.
 
     The name is looked up among the folder's own checkpoints, so it cannot lead elsewhere.
     """
@@ -132,15 +136,21 @@ def _choose(folder: Path, prefixes: dict[str, Path]) -> Path | None:
     if newest in prefixes:
         return prefixes[newest]
     if newest is not None:
-        raise ConversionError(f"{state}: names {printable(newest)}, no checkpoint of this folder; name an .index file")
+        raise ConversionError(
+            f"{state}: names {printable(newest)}, no checkpoint of this folder; name an .index file"
+        )
     if prefixes:
-        raise ConversionError(f"{folder}: holds several checkpoints; name one of {printable(', '.join(prefixes))}")
+        raise ConversionError(
+            f"{folder}: holds several checkpoints; name one of {printable(', '.join(prefixes))}"
+        )
     return None
 
 
 def _newest(state: Path) -> str | None:
     with closing(SourceFile(state)) as file:
-        found = re.match(rb'model_checkpoint_path: "([^"]*)"', file.read(0, min(file.size, MAX_BYTES)))
+        found = re.match(
+            rb'model_checkpoint_path: "([^"]*)"', file.read(0, min(file.size, MAX_BYTES))
+        )
     return found[1].decode(errors="replace") if found else None
 
 
@@ -161,9 +171,13 @@ def _read_index(file: SourceFile) -> tuple[Message, list[_Entry]]:
 def _parse_entry(key: bytes, value: bytes) -> _Entry:
     message = parse(value)
     name = key.decode(errors="surrogateescape")
-    if 7 in message or name.startswith("\0"):  # a slice has the key: 0, the variable's name, 0 1, its position
+    if 7 in message or name.startswith(
+        "\0"
+    ):  # a slice has the key: 0, the variable's name, 0 1, its position
         variable = name.strip("\0").partition("\0")[0]
-        raise ValueError(f"{variable!r} is a partitioned variable; save the model without a partitioner")
+        raise ValueError(
+            f"{variable!r} is a partitioned variable; save the model without a partitioner"
+        )
     if not name.isprintable():
         raise ValueError(f"key {name!r} is not printable text")
     shapes = submessages(message, 2)
@@ -175,7 +189,8 @@ def _parse_entry(key: bytes, value: bytes) -> _Entry:
 
 
 def _shard_paths(prefix: Path, header: Message) -> Iterator[Path]:
-    """The data files, which must lie where the index lies (also where both are links, as in a download cache)."""
+    """The data files, which must lie where the index lies (also where both are links, as in a
+    download cache)."""
     count = integer(header, 1)
     if not 1 <= count < 100_000:
         raise ValueError(f"declares {count} data files")
@@ -183,9 +198,13 @@ def _shard_paths(prefix: Path, header: Message) -> Iterator[Path]:
     for shard in range(count):
         path = prefix.with_name(f"{prefix.name}.data-{shard:05d}-of-{count:05d}")
         if not path.exists():
-            raise ConversionError(f"{path}: missing; a checkpoint is its .index file and all its .data files")
+            raise ConversionError(
+                f"{path}: missing; a checkpoint is its .index file and all its .data files"
+            )
         if path.resolve().parent != folder:
-            raise ConversionError(f"{path}: a link out of the checkpoint's folder; copy the file here")
+            raise ConversionError(
+                f"{path}: a link out of the checkpoint's folder; copy the file here"
+            )
         yield path
 
 
@@ -197,7 +216,8 @@ def _check_ranges(entries: list[_Entry], shards: list[SourceFile]) -> None:
         end, available = entry.offset + entry.size, shards[entry.shard].size
         if entry.offset < 0 or entry.size < 0 or end > available:
             raise ValueError(
-                f"{entry.key!r} lies at bytes {entry.offset}..{end} of a data file of {available}; is it truncated?"
+                f"{entry.key!r} lies at bytes {entry.offset}..{end} of a data file of {available};"
+                " is it truncated?"
             )
     placed = sorted((e for e in entries if e.size), key=lambda e: (e.shard, e.offset))
     for one, two in pairwise(placed):
@@ -215,14 +235,20 @@ def _add(bundle: Bundle, entry: _Entry, file: SourceFile) -> None:
         dtype = _DTYPES[entry.dtype]
         needed = math.prod(entry.shape) * DTYPES[dtype].itemsize
         if entry.size != needed:
-            raise ValueError(f"{entry.key!r} has {entry.size} bytes, but {dtype} {entry.shape} needs {needed}")
+            raise ValueError(
+                f"{entry.key!r} has {entry.size} bytes, but {dtype} {entry.shape} needs {needed}"
+            )
         bundle.tensors[entry.key] = Stored(entry.key, dtype, entry.shape, file, entry.offset)
 
 
 def _string(entry: _Entry, file: SourceFile) -> bytes:
-    """The one element of a string tensor: its length as a varint, a checksum of the length, its bytes."""
+    """The one element of a string tensor: its length as a varint, a checksum of the length, its
+    bytes."""
     if entry.size > MAX_BYTES or entry.shape:
-        raise ValueError(f"{entry.key!r} has {entry.size} bytes in shape {entry.shape}; one short string is expected")
+        raise ValueError(
+            f"{entry.key!r} has {entry.size} bytes in shape {entry.shape}; one short string is"
+            " expected"
+        )
     data = file.read(entry.offset, entry.size)
     length, at = varint(data, 0)
     content = data[at + 4 :]

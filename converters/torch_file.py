@@ -1,8 +1,9 @@
-"""Reads PyTorch checkpoints (`.ckpt`, `.pt`, `.pth`, `.bin`) without torch and without executing anything in them.
+"""Reads PyTorch checkpoints (`.ckpt`, `.pt`, `.pth`, `.bin`) without torch and without executing
+anything in them.
 
-Three containers, told apart by content: zip (torch 1.6 and later), a stream of pickles and storages (before), and tar
-(before 0.2); and a bare pickle of numpy arrays. Storages are read in place, and must all be there with the size that
-the pickle says. Formats: `torch/serialization.py`.
+Three containers, told apart by content: zip (torch 1.6 and later), a stream of pickles and storages
+(before), and tar (before 0.2); and a bare pickle of numpy arrays. Storages are read in place, and
+must all be there with the size that the pickle says. Formats: `torch/serialization.py`.
 """
 
 from __future__ import annotations
@@ -24,7 +25,9 @@ from .torch_tensors import RANK, Storage, Storages, View, understood, view_of
 _MAGIC = 0x1950A86A20F9469CFC6C
 _PROTOCOL = 1001
 _SMALL = 1 << 12  # bytes: the pickles of a tar that describe one storage or tensor
-_PICKLE = re.compile(rb"\x80[\x02-\x05]|\(d|\(l|\(i|\}q|\]q|\(?c[\w.]+\n[\w.]+\n")  # protocol 2 on; or 0 and 1
+_PICKLE = re.compile(
+    rb"\x80[\x02-\x05]|\(d|\(l|\(i|\}q|\]q|\(?c[\w.]+\n[\w.]+\n"
+)  # protocol 2 on; or 0 and 1
 _TAR_MEMBERS = {"sys_info", "pickle", "tensors", "storages"}
 
 
@@ -36,7 +39,8 @@ class _Content:
 
 
 def is_torch(file: SourceFile) -> bool:
-    """Whether a file looks like a PyTorch checkpoint, another pickle or a tar, for `read_torch` to read or refuse."""
+    """Whether a file looks like a PyTorch checkpoint, another pickle or a tar, for `read_torch` to
+    read or refuse."""
     if is_zip(file):
         try:
             return any(name.rpartition("/")[2] == "data.pkl" for name in zip_members(file))
@@ -47,14 +51,17 @@ def is_torch(file: SourceFile) -> bool:
     head = file.read(0, min(file.size, 64))
     if head[8:9] == b"{" and int.from_bytes(head[:8], "little") < file.size:
         return False  # safetensors
-    return _PICKLE.match(head) is not None and (head[0] == 0x80 or file.read(file.size - 1, 1) == b".")
+    return _PICKLE.match(head) is not None and (
+        head[0] == 0x80 or file.read(file.size - 1, 1) == b"."
+    )
 
 
 def read_torch(path: Path) -> Checkpoint:
     """Read a PyTorch checkpoint; no tensor is read yet.
 
     Raises:
-        ConversionError: it is damaged, ambiguous or malicious, or holds no tensors that can be converted.
+        ConversionError: it is damaged, ambiguous or malicious, or holds no tensors that can be
+            converted.
     """
     file = SourceFile(path)
     storages = Storages(file)
@@ -69,7 +76,9 @@ def read_torch(path: Path) -> Checkpoint:
     except BaseException:
         file.close()
         raise
-    unknown = {str(name) for name in content.names - understood(content.names) if not is_standard(name)}
+    unknown = {
+        str(name) for name in content.names - understood(content.names) if not is_standard(name)
+    }
     return Checkpoint(
         path,
         content.format,
@@ -90,10 +99,15 @@ def _read_zip(file: SourceFile, storages: Storages) -> _Content:
     roots = {name.partition("/")[0] for name in members}
     if len(roots) != 1:
         listed = ", ".join(map(printable, sorted(roots)[:3]))
-        raise PickleError(f"the zip archive has {len(roots)} folders at its top ({listed}), where PyTorch writes one")
+        raise PickleError(
+            f"the zip archive has {len(roots)} folders at its top ({listed}), where PyTorch"
+            " writes one"
+        )
     inside = {name.partition("/")[2]: member for name, member in members.items()}
     if "constants.pkl" in inside or any(name.startswith("code/") for name in inside):
-        raise PickleError("a TorchScript archive, which holds a program; save the model's state_dict instead")
+        raise PickleError(
+            "a TorchScript archive, which holds a program; save the model's state_dict instead"
+        )
     if "data.pkl" not in inside:
         raise PickleError("a zip archive without `data.pkl`, so not a PyTorch checkpoint")
     if "byteorder" in inside and _content(file, inside["byteorder"]) != b"little":
@@ -108,7 +122,9 @@ def _read_zip(file: SourceFile, storages: Storages) -> _Content:
         if name.startswith("data/"):
             storages.place(name.removeprefix("data/"), member.offset, member.size)
         elif name not in ("data.pkl", "byteorder", "version") and not name.startswith("."):
-            raise PickleError(f"the zip archive has a member `{printable(name)}`, which PyTorch never writes")
+            raise PickleError(
+                f"the zip archive has a member `{printable(name)}`, which PyTorch never writes"
+            )
     return _Content("PyTorch checkpoint (zip)", found.value, found.names)
 
 
@@ -156,7 +172,10 @@ def _place_next(file: SourceFile, storages: Storages, key: str, at: int) -> int:
     nbytes = numel * (declared.itemsize if declared else 1)
     storages.place(key, at + 8, nbytes)
     if at + 8 + nbytes > file.size:
-        raise PickleError(f"storage `{key}` ends at byte {at + 8 + nbytes}, the file at {file.size}; is it truncated?")
+        raise PickleError(
+            f"storage `{key}` ends at byte {at + 8 + nbytes}, the file at {file.size}; is it"
+            " truncated?"
+        )
     return at + 8 + nbytes
 
 
@@ -180,15 +199,20 @@ def _read_tar(file: SourceFile, storages: Storages) -> _Content:
                 return cls
             case str() | int() if str(identity)[:40] in known:
                 return known[str(identity)]
-        raise PickleError("a reference of the pickle to its data leads nowhere; the file is damaged")
+        raise PickleError(
+            "a reference of the pickle to its data leads nowhere; the file is damaged"
+        )
 
     pickle = members["pickle"]
     found = read_pickle(file, pickle.offset, pickle.offset + pickle.size, persistent)
     return _Content("PyTorch checkpoint (tar, before 0.2)", found.value, found.names)
 
 
-def _tar_storages(file: SourceFile, member: Member, storages: Storages, known: dict[object, Storage | View]) -> None:
-    """A count; then of each storage a description, its length and its elements; then views of storages."""
+def _tar_storages(
+    file: SourceFile, member: Member, storages: Storages, known: dict[object, Storage | View]
+) -> None:
+    """A count; then of each storage a description, its length and its elements; then views of
+    storages."""
     end = member.offset + member.size
     count, at = _small_pickle(file, member.offset, end)
     for _ in range(_number(count)):
@@ -203,9 +227,12 @@ def _tar_storages(file: SourceFile, member: Member, storages: Storages, known: d
     views = read_pickle(file, at, end).value
     for view in views if isinstance(views, list) else []:
         match view:
-            case (int() | str() as key, int() | str() as root, int(first), int(numel)) if isinstance(
-                whole := known.get(str(root)), Storage
-            ):
+            case (
+                int() | str() as key,
+                int() | str() as root,
+                int(first),
+                int(numel),
+            ) if isinstance(whole := known.get(str(root)), Storage):
                 known[str(key)] = view_of(whole, first, numel)
             case _:
                 raise PickleError("its list of views is damaged")

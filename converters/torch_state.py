@@ -1,4 +1,5 @@
-"""Finds the weights in what a torch pickle holds: a state dict, a trainer's save around one, or whole modules."""
+"""Finds the weights in what a torch pickle holds: a state dict, a trainer's save around one, or
+whole modules."""
 
 from __future__ import annotations
 
@@ -29,7 +30,8 @@ _Entries = Iterator[tuple[object, object]]
 
 @dataclass
 class Weights:
-    """What was found: tensors by name in file order, what was left out and why, and the scalars beside them."""
+    """What was found: tensors by name in file order, what was left out and why, and the scalars
+    beside them."""
 
     tensors: dict[str, Tensor] = field(default_factory=dict)
     skipped: dict[str, str] = field(default_factory=dict)
@@ -73,7 +75,9 @@ def _unwrap(node: object, weights: Weights) -> object:
         entries = _mapping(node)
         if entries is None:
             break
-        inner = next((key for key in _WRAPPERS if key in entries and _holds_tensors(entries[key])), None)
+        inner = next(
+            (key for key in _WRAPPERS if key in entries and _holds_tensors(entries[key])), None
+        )
         if inner is None:
             break
         _note_scalars(node, weights)
@@ -100,13 +104,22 @@ def _describe(value: object) -> str:
         return "a tensor"
     if isinstance(value, Object):
         return f"an object of class `{value.cls}`"
-    names = {dict: "a dict", list: "a list", tuple: "a tuple", str: "a text", int: "a number", float: "a number"}
+    names = {
+        dict: "a dict",
+        list: "a list",
+        tuple: "a tuple",
+        str: "a text",
+        int: "a number",
+        float: "a number",
+    }
     return names.get(type(value), "another value")
 
 
 def _shown(key: object) -> str:
     """A key or scalar; only the beginning is looked at, for it may be long and be met often."""
-    return printable(str(key)[:200]) if isinstance(key, str | int | float) else "a key that is no text"
+    return (
+        printable(str(key)[:200]) if isinstance(key, str | int | float) else "a key that is no text"
+    )
 
 
 # ---- the tree
@@ -117,7 +130,8 @@ def _holds_tensors(node: object) -> bool:
 
 
 def _leaves(root: object, weights: Weights) -> Iterator[tuple[str, object]]:
-    """Everything below a node that is no mapping or module, by dotted name, depth first; may meet a node twice."""
+    """Everything below a node that is no mapping or module, by dotted name, depth first; may meet a
+    node twice."""
     levels = [("", _children(root) or iter(()))]
     for _ in range(_MAX_ENTRIES):
         while levels and (entry := next(levels[-1][1], None)) is None:
@@ -139,24 +153,31 @@ def _leaves(root: object, weights: Weights) -> Iterator[tuple[str, object]]:
 
 
 def _children(node: object) -> _Entries | None:
-    """The entries of a mapping, or the parameters, buffers and modules of a module; None for anything else."""
+    """The entries of a mapping, or the parameters, buffers and modules of a module; None for
+    anything else."""
     if isinstance(node, Object) and isinstance(node.state, dict) and "_modules" in node.state:
         parameters, buffers, modules = (
-            (_mapping(node.state.get(key)) or {}).items() for key in ("_parameters", "_buffers", "_modules")
+            (_mapping(node.state.get(key)) or {}).items()
+            for key in ("_parameters", "_buffers", "_modules")
         )
         transient = _transient(node.state.get("_non_persistent_buffers_set"))
-        return itertools.chain(parameters, (entry for entry in buffers if entry[0] not in transient), modules)
+        return itertools.chain(
+            parameters, (entry for entry in buffers if entry[0] not in transient), modules
+        )
     mapping = _mapping(node)
     return None if mapping is None else iter(mapping.items())
 
 
 def _transient(node: object) -> set[str]:
-    """The names in the set of buffers that are not saved; protocol 2 writes a set as a call with a list."""
+    """The names in the set of buffers that are not saved; protocol 2 writes a set as a call with a
+    list."""
     if isinstance(node, Object) and node.args:
         node = node.args[0]
     names = node if isinstance(node, list) else []
     if len(names) > _MAX_TRANSIENT:
-        raise PickleError("a module in it has too many buffers that are not saved; no checkpoint needs that")
+        raise PickleError(
+            "a module in it has too many buffers that are not saved; no checkpoint needs that"
+        )
     return {name for name in names if isinstance(name, str)}
 
 
@@ -175,7 +196,12 @@ def _pairs(args: tuple[object, ...]) -> dict[object, object]:
     pairs = args[0] if args and isinstance(args[0], list) else []
     result: dict[object, object] = {}
     for pair in pairs:
-        if not isinstance(pair, list | tuple) or len(pair) != 2 or not isinstance(pair[0], str) or pair[0] in result:
+        if (
+            not isinstance(pair, list | tuple)
+            or len(pair) != 2
+            or not isinstance(pair[0], str)
+            or pair[0] in result
+        ):
             raise PickleError("an ordered dict in it is damaged")
         result[pair[0]] = pair[1]
     return result

@@ -1,7 +1,8 @@
 """Axis permutations of large arrays, in pieces that stay in the processor's cache.
 
-One strided copy of a whole kernel touches a new cache line, often a new page, for every element. Here a tile is first
-copied out as it lies, and then transposed inside the cache: 5 to 10 times faster on convolution kernels.
+One strided copy of a whole kernel touches a new cache line, often a new page, for every element.
+Here a tile is first copied out as it lies, and then transposed inside the cache: 5 to 10 times
+faster on convolution kernels.
 """
 
 from __future__ import annotations
@@ -23,7 +24,8 @@ Index = tuple[int | slice | EllipsisType, ...]
 
 
 def coalesced(shape: Shape, permutation: Shape) -> tuple[Shape, Shape]:
-    """The same permutation over the fewest axes: size-1 axes dropped, axes that stay together merged.
+    """The same permutation over the fewest axes: size-1 axes dropped, axes that stay together
+    merged.
 
     Returns (shape, permutation); one axis or none means that the bytes do not move.
     """
@@ -40,7 +42,8 @@ def coalesced(shape: Shape, permutation: Shape) -> tuple[Shape, Shape]:
 
 
 def row_blocks(shape: Shape, limit: int) -> Iterator[Index]:
-    """Indices that cut an array, in row-major order, into contiguous blocks of at most `limit` elements."""
+    """Indices that cut an array, in row-major order, into contiguous blocks of at most `limit`
+    elements."""
     row = math.prod(shape[1:])
     if math.prod(shape) <= limit:
         yield (...,)
@@ -61,14 +64,18 @@ def whole_tiles(length: int) -> int:
 
 def copy_view(source: Array, target: Array) -> None:
     """Copy a transposed view into a contiguous array of the same shape and dtype, tile by tile."""
-    strides = [stride if size > 1 else math.inf for stride, size in zip(source.strides, source.shape, strict=True)]
+    strides = [
+        stride if size > 1 else math.inf
+        for stride, size in zip(source.strides, source.shape, strict=True)
+    ]
     fast = strides.index(min(strides)) if source.ndim > 1 else 0
     if fast == source.ndim - 1 or source.ndim < 2:
         np.copyto(target, source)  # runs of neighbours stay neighbours
         return
     slow = max((axis for axis in range(source.ndim) if axis != fast), key=source.shape.__getitem__)
     source, target = (np.moveaxis(array, (slow, fast), (-2, -1)) for array in (source, target))
-    # A cache line more than a tile per row: rows a power of two apart would all fall into the same cache sets.
+    # A cache line more than a tile per row: rows a power of two apart would all fall into the same
+    # cache sets.
     scratch = np.empty((TILE, TILE + 64 // source.itemsize), source.dtype)
     for index in np.ndindex(source.shape[:-2]):
         _copy_matrix(source[index], target[index], scratch)
@@ -83,11 +90,14 @@ def _copy_matrix(source: Array, target: Array, scratch: Array) -> None:
             np.copyto(target[i : i + TILE, j : j + TILE], tile)
 
 
-def panels(source: Stored, dtype: np.dtype[Any], shape: Shape, permutation: Shape, buffer: Array) -> Iterator[Array]:
-    """The permuted tensor as views of consecutive ranges of its rows; each is valid until the next is asked for.
+def panels(
+    source: Stored, dtype: np.dtype[Any], shape: Shape, permutation: Shape, buffer: Array
+) -> Iterator[Array]:
+    """The permuted tensor as views of consecutive ranges of its rows; each is valid until the next
+    is asked for.
 
-    A tensor larger than `buffer` whose last axis comes first (as in every Keras kernel) is read several times, only
-    some columns of it each time. Any other large one is held in memory whole.
+    A tensor larger than `buffer` whose last axis comes first (as in every Keras kernel) is read
+    several times, only some columns of it each time. Any other large one is held in memory whole.
     """
     rows, width = math.prod(shape[:-1]), shape[-1]
     step = min(width, whole_tiles(buffer.nbytes // (rows * dtype.itemsize)))
@@ -104,7 +114,8 @@ def panels(source: Stored, dtype: np.dtype[Any], shape: Shape, permutation: Shap
 
 
 def _read_columns(source: Stored, panel: Array, start: int, width: int) -> None:
-    """Fill `panel` with columns `start ...` of the stored matrix, reading whole rows a chunk at a time."""
+    """Fill `panel` with columns `start ...` of the stored matrix, reading whole rows a chunk at a
+    time."""
     row_bytes = width * panel.itemsize
     chunk = np.empty((max(1, _CHUNK // row_bytes), width), panel.dtype)
     for row in range(0, len(panel), len(chunk)):

@@ -1,9 +1,11 @@
-"""The streaming safetensors writer: plans the header, then fills it tensor by tensor from lazy sources.
+"""The streaming safetensors writer: plans the header, then fills it tensor by tensor from lazy
+sources.
 
-One thread reads, transposes and casts blocks; the caller's thread hashes and writes them. Bytes that stay as they are
-pass through a small buffer that stays in the cache. Stored tensors and their axis permutations take constant memory;
-a tensor that is computed is held whole. The file is the one that `safetensors` itself writes for the same tensors.
-Format: https://github.com/huggingface/safetensors#format
+One thread reads, transposes and casts blocks; the caller's thread hashes and writes them. Bytes
+that stay as they are pass through a small buffer that stays in the cache. Stored tensors and their
+axis permutations take constant memory; a tensor that is computed is held whole. The file is the one
+that `safetensors` itself writes for the same tensors. Format:
+https://github.com/huggingface/safetensors#format
 """
 
 from __future__ import annotations
@@ -33,7 +35,8 @@ _ORDER = ("I64", "F64", "F32", "I32", "BF16", "F16", "I16", "I8", "U8", "BOOL")
 
 @dataclass(frozen=True)
 class WrittenFile:
-    """One file of weights: its name in the folder, its size, and the SHA-256 of its content unless nobody asked."""
+    """One file of weights: its name in the folder, its size, and the SHA-256 of its content unless
+    nobody asked."""
 
     name: str
     nbytes: int
@@ -66,14 +69,16 @@ def write_safetensors(
     hashes: bool = True,
     sync: bool = True,
 ) -> Written:
-    """Write tensors to `folder/filename`, or to numbered shards and an index if they exceed `max_shard_size` bytes.
+    """Write tensors to `folder/filename`, or to numbered shards and an index if they exceed
+    `max_shard_size` bytes.
 
-    Shards are filled in the given order, as `save_pretrained` fills them. `metadata` goes into every header.
-    `progress` is called with the bytes of every block. `sync` brings what is written to the disk all the while; the
-    last bytes may not have reached it: `staged` sees to that.
+    Shards are filled in the given order, as `save_pretrained` fills them. `metadata` goes into
+    every header. `progress` is called with the bytes of every block. `sync` brings what is written
+    to the disk all the while; the last bytes may not have reached it: `staged` sees to that.
 
     Raises:
-        ConversionError: an output does not fit its sources, or a source file is damaged or changes meanwhile.
+        ConversionError: an output does not fit its sources, or a source file is damaged or changes
+            meanwhile.
         OSError: the disk is full or fails.
     """
     _check(outputs)
@@ -86,12 +91,19 @@ def write_safetensors(
         in_order = sorted(shard, key=lambda output: (_ORDER.index(output.dtype), output.key))
         with _open(folder / name, sync) as target:
             digest = hashlib.sha256() if hashes else None
-            data = itertools.chain([_header(in_order, metadata)], read_ahead(blocks.of(in_order), DEPTH))
+            data = itertools.chain(
+                [_header(in_order, metadata)], read_ahead(blocks.of(in_order), DEPTH)
+            )
             written.files.append(_write(target, name, data, digest, written, progress))
-    for file in {file for output in outputs for source in output.sources for file in _files(source)}:
+    for file in {
+        file for output in outputs for source in output.sources for file in _files(source)
+    }:
         file.check_unchanged()
     if len(shards) > 1:
-        index = {"metadata": {"total_size": sum(output.nbytes for output in outputs)}, "weight_map": weight_map}
+        index = {
+            "metadata": {"total_size": sum(output.nbytes for output in outputs)},
+            "weight_map": weight_map,
+        }
         text = json.dumps(index, indent=2, sort_keys=True) + "\n"
         name = _index_name(filename)
         (folder / name).write_text(text)
@@ -116,20 +128,26 @@ def _check(outputs: Sequence[Output]) -> None:
             raise ConversionError(f"`{key}` cannot be written: the name is used twice or reserved")
         seen.add(output.key)
         dtypes = {source.dtype for source in output.sources}
-        if len(dtypes) != 1 or (output.dtype not in dtypes and not {output.dtype, *dtypes} <= set(FLOATS)):
+        if len(dtypes) != 1 or (
+            output.dtype not in dtypes and not {output.dtype, *dtypes} <= set(FLOATS)
+        ):
             raise ConversionError(
-                f"`{key}` cannot be written: {', '.join(sorted(dtypes))} does not become {output.dtype}"
+                f"`{key}` cannot be written: {', '.join(sorted(dtypes))} does not become"
+                f" {output.dtype}"
             )
         elements = sum(math.prod(source.shape) for source in output.sources)
         if elements != math.prod(output.shape) * results(output):
-            raise ConversionError(f"`{key}` cannot be written: {elements} elements do not fill shape {output.shape}")
+            raise ConversionError(
+                f"`{key}` cannot be written: {elements} elements do not fill shape {output.shape}"
+            )
 
 
-# --- files ------------------------------------------------------------------------------------------------------------
+# --- files ----------------------------------------------------------------------------------------
 
 
 def _shards(outputs: Sequence[Output], limit: int) -> Iterator[list[Output]]:
-    """Fill shards in order; a tensor over the limit gets one of its own, and the shard before it stays open."""
+    """Fill shards in order; a tensor over the limit gets one of its own, and the shard before it
+    stays open."""
     current: list[Output] = []
     total = 0
     for output in outputs:
@@ -157,7 +175,10 @@ def _index_name(filename: str) -> str:
 
 @contextlib.contextmanager
 def _open(path: Path, sync: bool) -> Iterator[BinaryIO]:
-    with path.open("xb", buffering=0) as file, flushing(file.fileno()) if sync else contextlib.nullcontext():
+    with (
+        path.open("xb", buffering=0) as file,
+        flushing(file.fileno()) if sync else contextlib.nullcontext(),
+    ):
         yield file
 
 
@@ -178,7 +199,10 @@ def _write(
             while view:
                 view = view[file.write(view) :]
         nbytes += len(block.data)
-        for counts, count in ((written.nonfinite, block.nonfinite), (written.overflow, block.overflow)):
+        for counts, count in (
+            (written.nonfinite, block.nonfinite),
+            (written.overflow, block.overflow),
+        ):
             if count:
                 counts[block.key] = counts.get(block.key, 0) + count
         progress(len(block.data))
@@ -186,12 +210,17 @@ def _write(
 
 
 def _header(outputs: Sequence[Output], metadata: Mapping[str, str]) -> Block:
-    """Length and JSON of the header, padded with spaces so that the data starts at a multiple of 8."""
+    """Length and JSON of the header, padded with spaces so that the data starts at a multiple of
+    8."""
     entries: dict[str, object] = {"__metadata__": dict(metadata)}
     end = 0
     for output in outputs:
         begin, end = end, end + output.nbytes
-        entries[output.key] = {"dtype": output.dtype, "shape": output.shape, "data_offsets": (begin, end)}
+        entries[output.key] = {
+            "dtype": output.dtype,
+            "shape": output.shape,
+            "data_offsets": (begin, end),
+        }
     text = json.dumps(entries, ensure_ascii=False, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     return Block("", memoryview(len(text).to_bytes(8, "little") + text))

@@ -1,1 +1,2 @@
-"""The mapping language, every table, family facts, manifests and tokenizer data; no torch, no tensorflow."""
+"""The mapping language, every table, family facts, manifests and tokenizer data; no torch, no
+tensorflow."""

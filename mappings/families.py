@@ -1,4 +1,5 @@
-"""The model families: what the repository of a stock model holds, and how a model of other widths differs from it."""
+"""The model families: what the repository of a stock model holds, and how a model of other widths
+differs from it."""
 
 from __future__ import annotations
 
@@ -10,7 +11,15 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-_FACTS = ("index", "scheduler", "schedulers", "tokenizers", "v_prediction", "pipelines", "needs")  # no components
+_FACTS = (
+    "index",
+    "scheduler",
+    "schedulers",
+    "tokenizers",
+    "v_prediction",
+    "pipelines",
+    "needs",
+)  # no components
 
 FOLDER = Path(__file__).resolve().parent
 
@@ -26,10 +35,12 @@ class Component:
         class_name: the class that `model_index.json` names.
         config: the stock `config.json`, less class name, versions and paths.
         sizes: option -> the tensor axes, `"key axis"`, that tell its value; see `families.toml`.
-        own: option -> `"key axis"`, the axis of the one tensor that it changes; these are among the sizes.
+        own: option -> `"key axis"`, the axis of the one tensor that it changes; these are among the
+            sizes.
         derive: option -> `"other // divisor"`, for options that follow from another.
-        pipelines: of a model that extends others (a ControlNet): input channels of the UNet -> the class of a pipeline
-            that has it. Empty for a component that every pipeline of the family has.
+        pipelines: of a model that extends others (a ControlNet): input channels of the UNet -> the
+            class of a pipeline that has it. Empty for a component that every pipeline of the family
+            has.
     """
 
     family: str
@@ -45,7 +56,8 @@ class Component:
     def manifest(self, config: Mapping[str, Any] | None = None) -> dict[str, tuple[int, ...]]:
         """Key -> shape of every tensor of the stock model, in the order of its state dict.
 
-        With a config, `own` axes are as long as it says: token rows added by textual inversion, input channels.
+        With a config, `own` axes are as long as it says: token rows added by textual inversion,
+        input channels.
         """
         shapes = read_manifest(FOLDER / "manifests" / f"{self.family}_{self.name}.txt")
         for option, place in self.own.items():
@@ -97,14 +109,17 @@ def config_for(component: Component, shapes: Mapping[str, tuple[int, ...]]) -> d
 
     Args:
         component: the stock component.
-        shapes: target key -> shape, of all tensors or of some; a size that no tensor tells stays as in stock.
+        shapes: target key -> shape, of all tensors or of some; a size that no tensor tells stays as
+            in stock.
     """
     config = deepcopy(component.config)
     for option, places in component.sizes.items():
         stock = config[option]
         if isinstance(stock, list):
             last = len(stock) - 1
-            numbered = [[place.format(i=i, j=last - i) for place in places] for i in range(len(stock))]
+            numbered = [
+                [place.format(i=i, j=last - i) for place in places] for i in range(len(stock))
+            ]
             config[option] = [_size(*pair, shapes) for pair in zip(numbered, stock, strict=True)]
         else:
             config[option] = _size(places, stock, shapes)
@@ -114,12 +129,19 @@ def config_for(component: Component, shapes: Mapping[str, tuple[int, ...]]) -> d
 
 
 def read_manifest(path: Path) -> dict[str, tuple[int, ...]]:
-    """The tensors a manifest file lists, one `key 320x4x3x3` a line; lines that begin with # are comments."""
-    lines = [line.split() for line in path.read_text(encoding="utf-8").splitlines() if not line.startswith("#")]
+    """The tensors a manifest file lists, one `key 320x4x3x3` a line; lines that begin with # are
+    comments."""
+    lines = [
+        line.split()
+        for line in path.read_text(encoding="utf-8").splitlines()
+        if not line.startswith("#")
+    ]
     return {key: tuple(map(int, shape.split("x"))) for key, shape in lines}
 
 
-def _family(name: str, table: dict[str, Any], document: dict[str, Any], sizes: dict[str, Any]) -> Family:
+def _family(
+    name: str, table: dict[str, Any], document: dict[str, Any], sizes: dict[str, Any]
+) -> Family:
     """A family from its table in the document."""
     components = {
         key: _component(name, key, _merged(value, document), sizes)
@@ -148,7 +170,10 @@ def _component(family: str, name: str, table: dict[str, Any], sizes: dict[str, A
     """A component from its merged table."""
     class_name = table["class"]
     axes, own = sizes[class_name]
-    places = {option: [place] if isinstance(place, str) else place for option, place in (axes | own).items()}
+    places = {
+        option: [place] if isinstance(place, str) else place
+        for option, place in (axes | own).items()
+    }
     facts = table["library"], class_name, table["config"], places, own, table.get("derive", {})
     return Component(family, name, *facts, _by_channels(table, "pipelines"))
 
@@ -163,7 +188,8 @@ def _size(places: list[str], default: int, shapes: Mapping[str, tuple[int, ...]]
 
 
 def _derived(rule: str, config: dict[str, Any]) -> Any:
-    """The value of `"other // divisor"`, element by element for a list; a narrow model has one head, not none."""
+    """The value of `"other // divisor"`, element by element for a list; a narrow model has one
+    head, not none."""
     other, divisor = rule.split(" // ")
     value = config[other]
     if isinstance(value, list):

@@ -1,11 +1,13 @@
-"""Tensor operations of the mapping language: rearrangements in einops notation, inverted by reversal.
+"""Tensor operations of the mapping language: rearrangements in einops notation, inverted by
+reversal.
 
     "... i o -> o i ..."      Dense and Conv kernels of any rank, Keras to PyTorch
     "1 1 i o -> o i"          a 1x1 convolution read as a linear layer
     "(p o) i -> p o i"        one fused tensor split into as many targets as the row names; reversed, a merge
 
-An axis is a name, `1`, `...` (any number of axes) or a group `(a b)`. Where an op has several results (or sources),
-the first axis of that side counts them. Sizes come from the shapes. Notation: https://einops.rocks
+An axis is a name, `1`, `...` (any number of axes) or a group `(a b)`. Where an op has several
+results (or sources), the first axis of that side counts them. Sizes come from the shapes. Notation:
+https://einops.rocks
 """
 
 from __future__ import annotations
@@ -60,15 +62,22 @@ class Op:
 
     @cached_property
     def keeps_order(self) -> bool:
-        """Whether the elements stay in their order: sources one after another are the results one after another."""
-        return [name for axis in self.source for name in axis] == [name for axis in self.target for name in axis]
+        """Whether the elements stay in their order: sources one after another are the results one
+        after another."""
+        return [name for axis in self.source for name in axis] == [
+            name for axis in self.target for name in axis
+        ]
 
     def permutation(self, ndim: int) -> tuple[int, ...] | None:
-        """Source axes in target order, if that (and dropping or adding size-1 axes) is all this op does.
+        """Source axes in target order, if that (and dropping or adding size-1 axes) is all this op
+        does.
 
         Then one result equals `source.transpose(permutation).reshape(target_shape)`.
         """
-        source, target = _spread(self.source, ndim), _spread(self.target, ndim - len(self.source) + len(self.target))
+        source, target = (
+            _spread(self.source, ndim),
+            _spread(self.target, ndim - len(self.source) + len(self.target)),
+        )
         if any(len(axis) > 1 for axis in source + target) or len(source) != ndim:
             return None
         position = {axis[0]: i for i, axis in enumerate(source) if axis}
@@ -88,7 +97,9 @@ class Op:
             return [moved.reshape(shape)]
         return list(moved.reshape((results, *shape)))
 
-    def _plan(self, shapes: tuple[Shape, ...], results: int) -> tuple[Shape, tuple[int, ...], Shape]:
+    def _plan(
+        self, shapes: tuple[Shape, ...], results: int
+    ) -> tuple[Shape, tuple[int, ...], Shape]:
         """(shape by single axes, their order in the target, shape of one result)."""
         if len(set(shapes)) != 1:
             raise MappingError(f"op `{self}`: sources of different shapes {sorted(set(shapes))}")
@@ -132,7 +143,9 @@ def _axes(side: str, text: str) -> tuple[Axis, ...]:
 
 
 def _text(axes: tuple[Axis, ...]) -> str:
-    return " ".join("1" if not axis else axis[0] if len(axis) == 1 else f"({' '.join(axis)})" for axis in axes)
+    return " ".join(
+        "1" if not axis else axis[0] if len(axis) == 1 else f"({' '.join(axis)})" for axis in axes
+    )
 
 
 def _spread(axes: tuple[Axis, ...], ndim: int) -> tuple[Axis, ...]:
@@ -144,7 +157,8 @@ def _spread(axes: tuple[Axis, ...], ndim: int) -> tuple[Axis, ...]:
 
 
 def _solve(axis: Axis, size: int, sizes: dict[str, int], complaint: str) -> None:
-    """Record the sizes of the names in one axis of known size; at most one of them may still be unknown."""
+    """Record the sizes of the names in one axis of known size; at most one of them may still be
+    unknown."""
     unknown = [name for name in axis if name not in sizes]
     known = math.prod(sizes[name] for name in axis if name in sizes)
     if len(unknown) > 1 or known == 0 or size % known or (not unknown and size != known):

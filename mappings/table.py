@@ -1,11 +1,13 @@
-"""Mapping tables: rows `target = "source : then"`, expanded over a finite key list into concrete links.
+"""Mapping tables: rows `target = "source : then"`, expanded over a finite key list into concrete
+links.
 
-A row matches a dotted prefix of a *target* (diffusers) key. The row with more segments, then with fewer wildcards,
-wins. On the left `{i}` binds an integer, `*` one segment, `{q,k,v}` the parts of a fused tensor. On the right `{...}`
-is arithmetic over what was bound, the table's `[let]` and the target's config; `*` is what the left `*` matched.
-What is left of the key is carried over, handed to a section (`: resnet`), or must be empty and finished by an op
-(`: i o -> o i`). Nothing is searched: the target's key list drives the expansion, so a table is invertible.
-See docs/table-language.md.
+A row matches a dotted prefix of a *target* (diffusers) key. The row with more segments, then with
+fewer wildcards, wins. On the left `{i}` binds an integer, `*` one segment, `{q,k,v}` the parts of a
+fused tensor. On the right `{...}` is arithmetic over what was bound, the table's `[let]` and the
+target's config; `*` is what the left `*` matched. What is left of the key is carried over, handed
+to a section (`: resnet`), or must be empty and finished by an op (`: i o -> o i`). Nothing is
+searched: the target's key list drives the expansion, so a table is invertible. See
+docs/table-language.md.
 """
 
 from __future__ import annotations
@@ -30,7 +32,8 @@ _HEADER = ("extends", "prefix", "about", "let", "ignore", "regenerate")
 
 @dataclass(frozen=True, slots=True)
 class Link:
-    """One concrete correspondence: `targets = op(sources)`; `op` is None where the tensor is the same."""
+    """One concrete correspondence: `targets = op(sources)`; `op` is None where the tensor is the
+    same."""
 
     sources: tuple[str, ...]
     targets: tuple[str, ...]
@@ -98,11 +101,11 @@ class Table:
     """A mapping table, loaded from `mappings/<name>.toml`.
 
     Attributes:
-        about: title, layout and part it reads, the component it fills, which of its keys (`covers`), the families
-            it serves, and where the facts come from.
+        about: title, layout and part it reads, the component it fills, which of its keys
+            (`covers`), the families it serves, and where the facts come from.
         ignore: patterns of source keys that carry nothing -> the reason.
-        regenerate: source keys that no target holds -> how they are made again: `positions`, `identity`, a number, or
-            the pattern of those that are copied.
+        regenerate: source keys that no target holds -> how they are made again: `positions`,
+            `identity`, a number, or the pattern of those that are copied.
         sha256: of the file and of those it extends, recorded with every conversion.
     """
 
@@ -122,7 +125,14 @@ class Table:
 
     def ignored(self, key: str) -> str | None:
         """The reason why a source key is left out, if the table gives one."""
-        return next((reason for pattern, reason in self.ignore.items() if fnmatch.fnmatchcase(key, pattern)), None)
+        return next(
+            (
+                reason
+                for pattern, reason in self.ignore.items()
+                if fnmatch.fnmatchcase(key, pattern)
+            ),
+            None,
+        )
 
     def links(self, targets: Iterable[str], config: Mapping[str, Any]) -> list[Link]:
         """Expand the table over target keys, in their order; one link per source tensor.
@@ -143,11 +153,19 @@ class Table:
                 unexplained.append(key)
                 continue
             places = parts.setdefault(explained.source, {})
-            if found.setdefault(explained.source, explained).row != explained.row or explained.place in places:
-                raise MappingError(f"{self.name}: `{explained.source}` is claimed by {(*places.values(),)} and `{key}`")
+            if (
+                found.setdefault(explained.source, explained).row != explained.row
+                or explained.place in places
+            ):
+                raise MappingError(
+                    f"{self.name}: `{explained.source}` is claimed by {(*places.values(),)} and"
+                    f" `{key}`"
+                )
             places[explained.place] = key
         if unexplained:
-            raise MappingError(f"{self.name}: no row explains {unexplained[0]} (and {len(unexplained) - 1} more)")
+            raise MappingError(
+                f"{self.name}: no row explains {unexplained[0]} (and {len(unexplained) - 1} more)"
+            )
         return [
             Link((source,), tuple(key for _, key in sorted(parts[source].items())), how.op, how.row)
             for source, how in found.items()
@@ -155,7 +173,8 @@ class Table:
 
 
 class _Explained(NamedTuple):
-    """What a table says of one target key: its source, its place among the parts of a fused one, the op, the rows."""
+    """What a table says of one target key: its source, its place among the parts of a fused one,
+    the op, the rows."""
 
     source: str
     place: int
@@ -173,11 +192,16 @@ class _Step(NamedTuple):
 
 
 class _Expansion:
-    """A table at work on the keys of one model. Keys share their fronts, so each step is remembered by its front."""
+    """A table at work on the keys of one model. Keys share their fronts, so each step is remembered
+    by its front."""
 
     def __init__(self, table: Table, names: Mapping[str, Any]) -> None:
         self._table, self._names = table, names
-        self._depth = {section: max(row.length for row in rows) for section, rows in table.sections.items() if rows}
+        self._depth = {
+            section: max(row.length for row in rows)
+            for section, rows in table.sections.items()
+            if rows
+        }
         self._steps: dict[tuple[str, tuple[str, ...]], _Step | None] = {}
 
     def explain(self, key: tuple[str, ...]) -> _Explained | None:
@@ -200,19 +224,28 @@ class _Expansion:
             if row.then and at < len(key):
                 return None  # an op ends a key; a longer one needs its own row
             path = self._table.prefix + ".".join((*source, *key[at:]))
-            return _Explained(path, place, Op.parse(row.then) if row.then else None, " / ".join(rows))
+            return _Explained(
+                path, place, Op.parse(row.then) if row.then else None, " / ".join(rows)
+            )
 
-    def _step(self, section: str, key: tuple[str, ...], at: int, scope: Mapping[str, Any]) -> _Step | None:
+    def _step(
+        self, section: str, key: tuple[str, ...], at: int, scope: Mapping[str, Any]
+    ) -> _Step | None:
         front = section, key[: at + self._depth.get(section, 0)]
         if front not in self._steps:
             self._steps[front] = self._first(section, key[at:], scope)
         return self._steps[front]
 
-    def _first(self, section: str, segments: tuple[str, ...], scope: Mapping[str, Any]) -> _Step | None:
+    def _first(
+        self, section: str, segments: tuple[str, ...], scope: Mapping[str, Any]
+    ) -> _Step | None:
         for row in self._table.sections.get(section, ()):  # most specific first
             bound = row.match(segments)
             if bound is not None:
-                known = {**scope, **{name: int(value) for name, value in bound.items() if value.isdigit()}}
+                known = {
+                    **scope,
+                    **{name: int(value) for name, value in bound.items() if value.isdigit()},
+                }
                 filled = (_fill(segment, known, bound) for segment in row.source)
                 place = row.parts.index(bound["part"]) if row.parts else None
                 return _Step(row, known, tuple(segment for segment in filled if segment), place)
@@ -221,8 +254,13 @@ class _Expansion:
 
 @lru_cache(maxsize=1)
 def all_tables() -> tuple[Table, ...]:
-    """Every table that reads a part of a checkpoint (those that others extend name no layout), by name."""
-    tables = (load_table(path.stem) for path in sorted(FOLDER.glob("*_*.toml")) if path.stem != "keras_layers")
+    """Every table that reads a part of a checkpoint (those that others extend name no layout), by
+    name."""
+    tables = (
+        load_table(path.stem)
+        for path in sorted(FOLDER.glob("*_*.toml"))
+        if path.stem != "keras_layers"
+    )
     return tuple(table for table in tables if "part" in table.about)
 
 
@@ -245,12 +283,21 @@ def load_table(name: str, folder: Path = FOLDER) -> Table:
     if "extends" in document:
         base = load_table(document["extends"], folder)
         digest.update(base.sha256.encode())
-        rows = {section: {row.left: _spell(row) for row in base.sections[section]} for section in base.sections}
+        rows = {
+            section: {row.left: _spell(row) for row in base.sections[section]}
+            for section in base.sections
+        }
     for section, entries in document.items():
         if section not in _HEADER:
             rows[section] = rows.get(section, {}) | entries
     sections = {
-        section: tuple(sorted((_row(section, *entry) for entry in entries.items()), key=lambda r: r.rank, reverse=True))
+        section: tuple(
+            sorted(
+                (_row(section, *entry) for entry in entries.items()),
+                key=lambda r: r.rank,
+                reverse=True,
+            )
+        )
         for section, entries in rows.items()
     }
     return Table(

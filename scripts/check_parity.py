@@ -1,7 +1,8 @@
-"""Check a converted repo against its sources with the Python API: check_parity.py REPO PYTHON FILE...
+"""Check a converted repo against its sources with the Python API: check_parity.py REPO PYTHON
+FILE...
 
-PYTHON is the interpreter that has the source framework. The command `weightport parity` does the same and more; this is
-the shape of a script of your own.
+PYTHON is the interpreter that has the source framework. The command `weightport parity` does the
+same and more; this is the shape of a script of your own.
 """
 
 import sys
@@ -19,7 +20,10 @@ except weightport.ConversionError as error:
 
 for check in found.checks:
     verdict = "pass" if check.passed else "FAIL"
-    print(f"{check.name:14} {verdict}  relative L2 {check.matched.relative_l2:.1e}, tolerance {check.tolerance:.0e}")
+    print(
+        f"{check.name:14} {verdict}  relative L2 {check.matched.relative_l2:.1e}, tolerance"
+        f" {check.tolerance:.0e}"
+    )
     if check.fault:
         print(f"  first wrong: {check.fault.module}, filled by {check.fault.row}")
 sys.exit(0 if found.passed else 1)

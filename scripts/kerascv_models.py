@@ -1,6 +1,8 @@
-"""Random weights for KerasCV's Stable Diffusion components, and what they are. Runs on Keras 2.15 and on Keras 3.
+"""Random weights for KerasCV's Stable Diffusion components, and what they are. Runs on Keras 2.15
+and on Keras 3.
 
-The models, full-size or narrow, are those that `weightport parity` builds (weightport/runners/kerascv_build.py).
+The models, full-size or narrow, are those that `weightport parity` builds
+(weightport/runners/kerascv_build.py).
 """
 
 import contextlib
@@ -23,19 +25,26 @@ KERAS_VERSION = importlib.metadata.version("keras")
 KERAS_3 = KERAS_VERSION.startswith("3.")
 IMAGE_SIZE = 128  # pixels; convolutions fix no size
 
-# Full width -> narrow width. Widths differ where the real ones do, so that the same blocks have residual projections.
-# Time embeddings stay four times the first width. Attention keeps the real rule: eight heads in version 1, heads of
-# width 64 in version 2 and in both text encoders.
+# Full width -> narrow width. Widths differ where the real ones do, so that the same blocks have
+# residual projections. Time embeddings stay four times the first width. Attention keeps the real
+# rule: eight heads in version 1, heads of width 64 in version 2 and in both text encoders.
 UNET_WIDTHS = {"v1": {320: 32, 640: 64, 1280: 96}, "v2": {320: 64, 640: 128, 1280: 192}}
 VAE_WIDTHS = {128: 32, 256: 64, 512: 96}
 CONTEXT_WIDTHS = {768: 128, 1024: 128}
 
-SLOTS = {"kernel": "weight", "gamma": "weight", "embeddings": "weight", "bias": "bias", "beta": "bias"}
+SLOTS = {
+    "kernel": "weight",
+    "gamma": "weight",
+    "embeddings": "weight",
+    "bias": "bias",
+    "beta": "bias",
+}
 
 
 @contextlib.contextmanager
 def narrow(version: str, enabled: bool = True) -> Iterator[None]:
-    """While this context lasts, KerasCV's constructors build narrow models (full ones if not `enabled`)."""
+    """While this context lasts, KerasCV's constructors build narrow models (full ones if not
+    `enabled`)."""
     if not enabled:
         yield
         return
@@ -44,17 +53,24 @@ def narrow(version: str, enabled: bool = True) -> Iterator[None]:
 
 
 def build(component: str, version: str, vocab: int = VOCAB) -> keras.Model:
-    """One component as KerasCV constructs it, with Keras's initial weights; nothing is downloaded."""
+    """One component as KerasCV constructs it, with Keras's initial weights; nothing is
+    downloaded."""
     return kerascv_build.build(component, version, IMAGE_SIZE, vocab)
 
 
 def leaves(model: keras.Model) -> Iterator[tuple[str, keras.layers.Layer]]:
-    """Every layer that holds weights itself, by structural path: `res_block.3.entry_flow.padded_conv2d.conv2d`."""
-    return ((path, layer) for path, layer in kerascv_build.layers(model) if kerascv_build.holds_weights(layer))
+    """Every layer that holds weights itself, by structural path:
+    `res_block.3.entry_flow.padded_conv2d.conv2d`."""
+    return (
+        (path, layer)
+        for path, layer in kerascv_build.layers(model)
+        if kerascv_build.holds_weights(layer)
+    )
 
 
 def slots(model: keras.Model) -> Iterator[tuple[str, keras.layers.Layer, str]]:
-    """Every weight as (structural path, layer, attribute name): `("dense.0.bias", <Dense>, "bias")`."""
+    """Every weight as (structural path, layer, attribute name): `("dense.0.bias", <Dense>,
+    "bias")`."""
     for path, layer in leaves(model):
         for slot, role in SLOTS.items():
             if getattr(layer, slot, None) is not None:
@@ -62,11 +78,14 @@ def slots(model: keras.Model) -> Iterator[tuple[str, keras.layers.Layer, str]]:
 
 
 def randomise(model: keras.Model, component: str, seed: int) -> None:
-    """Give every weight random values that depend on seed, component, path and shape alone, rounded from float32."""
+    """Give every weight random values that depend on seed, component, path and shape alone, rounded
+    from float32."""
     for path, layer, slot in slots(model):
         variable = getattr(layer, slot)
         shape = tuple(variable.shape)
-        noise = np.random.default_rng([seed, zlib.crc32(f"{component}.{path}".encode())]).standard_normal(shape, "f4")
+        noise = np.random.default_rng(
+            [seed, zlib.crc32(f"{component}.{path}".encode())]
+        ).standard_normal(shape, "f4")
         if slot == "kernel":
             noise /= np.float32(math.sqrt(math.prod(shape[:-1])))
         else:
@@ -75,7 +94,8 @@ def randomise(model: keras.Model, component: str, seed: int) -> None:
 
 
 def truth(model: keras.Model) -> dict[str, np.ndarray]:
-    """The effective weights by structural path: LoRA merged, quantised ones as they are used, bfloat16 as float32."""
+    """The effective weights by structural path: LoRA merged, quantised ones as they are used,
+    bfloat16 as float32."""
     return {path: _effective(layer, slot) for path, layer, slot in slots(model)}
 
 

@@ -1,8 +1,9 @@
-"""Make real KerasCV checkpoints: Stable Diffusion components with random weights, saved by Keras itself.
+"""Make real KerasCV checkpoints: Stable Diffusion components with random weights, saved by Keras
+itself.
 
-Runs in an environment with keras-cv (0.6.4 on Keras 2.15, or 0.9.0 on Keras 3) and needs nothing of this project.
-OUT receives the files, `<component>.npz` with every weight by structural path (see `kerascv_models.leaves`), and
-`made.json`, which lists it all.
+Runs in an environment with keras-cv (0.6.4 on Keras 2.15, or 0.9.0 on Keras 3) and needs nothing of
+this project. OUT receives the files, `<component>.npz` with every weight by structural path (see
+`kerascv_models.leaves`), and `made.json`, which lists it all.
 
     python make_kerascv.py OUT --components unet,decoder --formats weights.h5,keras
 """
@@ -24,9 +25,23 @@ from keras_cv.src.models.stable_diffusion import diffusion_model, text_encoder
 from kerascv_models import COMPONENTS, KERAS_3, KERAS_VERSION, keras
 
 KERAS_2_FORMATS = ("weights.h5", "h5", "model.h5", "keras", "ckpt", "tf_checkpoint", "saved_model")
-KERAS_3_FORMATS = ("weights.h5", "model.h5", "keras", "tf_checkpoint", "saved_model", "export", "sharded")
+KERAS_3_FORMATS = (
+    "weights.h5",
+    "model.h5",
+    "keras",
+    "tf_checkpoint",
+    "saved_model",
+    "export",
+    "sharded",
+)
 FORMATS = tuple(dict.fromkeys(KERAS_2_FORMATS + KERAS_3_FORMATS))
-TRAINER_FORMATS = ("weights.h5", "h5", "ckpt", "tf_checkpoint", "sharded")  # what a subclassed model can be saved to
+TRAINER_FORMATS = (
+    "weights.h5",
+    "h5",
+    "ckpt",
+    "tf_checkpoint",
+    "sharded",
+)  # what a subclassed model can be saved to
 DTYPES = ("float32", "float64", "float16", "bfloat16", "mixed_float16", "mixed_bfloat16")
 LORA_RANK = 4
 
@@ -50,25 +65,58 @@ def parse_arguments():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("out", type=Path)
     parser.add_argument("--size", choices=("small", "full"), default="small")
-    parser.add_argument("--version", choices=("v1", "v2"), default="v1", help="Stable Diffusion 1 or 2")
-    parser.add_argument("--components", type=_names(COMPONENTS), default=COMPONENTS, metavar="NAME,...")
-    parser.add_argument("--formats", type=_names(FORMATS), default=("weights.h5",), metavar="NAME,...")
+    parser.add_argument(
+        "--version", choices=("v1", "v2"), default="v1", help="Stable Diffusion 1 or 2"
+    )
+    parser.add_argument(
+        "--components", type=_names(COMPONENTS), default=COMPONENTS, metavar="NAME,..."
+    )
+    parser.add_argument(
+        "--formats", type=_names(FORMATS), default=("weights.h5",), metavar="NAME,..."
+    )
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--vocab", type=int, default=models.VOCAB, help="token rows; more than 49408 are added tokens")
+    parser.add_argument(
+        "--vocab",
+        type=int,
+        default=models.VOCAB,
+        help="token rows; more than 49408 are added tokens",
+    )
     parser.add_argument("--dtype", choices=DTYPES, default="float32", help="Keras dtype policy")
-    parser.add_argument("--second", action="store_true", help="build one whole set first: every layer counter is ahead")
-    parser.add_argument("--shuffle", action="store_true", help="build in reverse order, with unrelated layers between")
+    parser.add_argument(
+        "--second",
+        action="store_true",
+        help="build one whole set first: every layer counter is ahead",
+    )
+    parser.add_argument(
+        "--shuffle",
+        action="store_true",
+        help="build in reverse order, with unrelated layers between",
+    )
     parser.add_argument("--freeze", action="store_true", help="freeze a random half of the layers")
-    parser.add_argument("--optimizer", action="store_true", help="save AdamW slots and EMA beside the weights")
-    parser.add_argument("--deepcopy", action="store_true", help="save a deep copy, as EMA trainers do (Keras 2)")
-    parser.add_argument("--trainer", action="store_true", help="save through one subclassed model that holds them all")
-    parser.add_argument("--lora", action="store_true", help="enable LoRA wherever Keras can (Keras 3)")
-    parser.add_argument("--quantize", choices=("int8", "int4"), help="quantise wherever Keras can (Keras 3)")
+    parser.add_argument(
+        "--optimizer", action="store_true", help="save AdamW slots and EMA beside the weights"
+    )
+    parser.add_argument(
+        "--deepcopy", action="store_true", help="save a deep copy, as EMA trainers do (Keras 2)"
+    )
+    parser.add_argument(
+        "--trainer",
+        action="store_true",
+        help="save through one subclassed model that holds them all",
+    )
+    parser.add_argument(
+        "--lora", action="store_true", help="enable LoRA wherever Keras can (Keras 3)"
+    )
+    parser.add_argument(
+        "--quantize", choices=("int8", "int4"), help="quantise wherever Keras can (Keras 3)"
+    )
     parser.add_argument("--no-truth", action="store_true", help="do not write <component>.npz")
     arguments = parser.parse_args()
     if (arguments.lora or arguments.quantize) and not KERAS_3:
         parser.error("--lora and --quantize need Keras 3")
-    if arguments.deepcopy and (KERAS_3 or not {"unet", "text_encoder"}.issuperset(arguments.components)):
+    if arguments.deepcopy and (
+        KERAS_3 or not {"unet", "text_encoder"}.issuperset(arguments.components)
+    ):
         parser.error("--deepcopy needs Keras 2, which can copy the unet and the text_encoder only")
     return arguments
 
@@ -77,7 +125,9 @@ def _names(allowed):
     def parse(text):
         names = tuple(text.split(","))
         if unknown := set(names) - set(allowed):
-            raise argparse.ArgumentTypeError(f"unknown {', '.join(sorted(unknown))}; choose from {', '.join(allowed)}")
+            raise argparse.ArgumentTypeError(
+                f"unknown {', '.join(sorted(unknown))}; choose from {', '.join(allowed)}"
+            )
         return names
 
     return parse
@@ -111,7 +161,8 @@ def enable_lora(layer, rng):
 
 
 def add_optimizer(model, rng):
-    """Compile with an AdamW whose slots and averages are random, so that no one can take them for the weights."""
+    """Compile with an AdamW whose slots and averages are random, so that no one can take them for
+    the weights."""
     model.compile(optimizer=keras.optimizers.AdamW(use_ema=True))
     model.optimizer.build(model.trainable_variables)
     for slot in model.optimizer.variables:
@@ -150,7 +201,9 @@ def write(model, name, kind, out):
         model.export(path, verbose=False)
     else:
         sizes = [sum(np.prod(weight.shape) for weight in layer.weights) for layer in model.layers]
-        gigabytes = 4.1e-9 * max(*sizes, sum(sizes) / 3)  # about three shards; a layer must fit in one
+        gigabytes = 4.1e-9 * max(
+            *sizes, sum(sizes) / 3
+        )  # about three shards; a layer must fit in one
         model.save_weights(path / "model.weights.json", max_shard_size=gigabytes)
     return path
 

@@ -1,5 +1,6 @@
 #!/usr/bin/env python
-"""Write mappings/manifests/*.txt: every tensor of every stock model, as the runtime builds it from families.toml."""
+"""Write mappings/manifests/*.txt: every tensor of every stock model, as the runtime builds it from
+families.toml."""
 
 from weightport.manifest import manifest
 from weightport.mappings.families import FOLDER, families
@@ -11,7 +12,10 @@ def main() -> None:
         for name, component in family.components.items():
             shapes = manifest(component.class_name, component.config)
             lines = [f"{key} {'x'.join(map(str, shape))}\n" for key, shape in shapes.items()]
-            header = f"# {family.title}: {component.class_name}, {len(lines)} tensors; by scripts/make_manifests.py\n"
+            header = (
+                f"# {family.title}: {component.class_name}, {len(lines)} tensors; by"
+                " scripts/make_manifests.py\n"
+            )
             path = FOLDER / "manifests" / f"{family.name}_{name}.txt"
             path.write_text(header + "".join(lines), encoding="utf-8")
             print(f"{path.name}: {len(lines)} tensors")

@@ -22,7 +22,8 @@ MEASURE = """addEventListener('load', () => {
 
 
 class Box(NamedTuple):
-    """An element as it was laid out, in pixels; `pixels` is the width of the image that was decoded."""
+    """An element as it was laid out, in pixels; `pixels` is the width of the image that was
+    decoded."""
 
     tag: str
     id: str
@@ -32,7 +33,8 @@ class Box(NamedTuple):
 
 
 def laid_out(page: str, folder: Path) -> list[Box]:
-    """The plots, their named groups, the images and the rows of tables of a page, as the browser sees them."""
+    """The plots, their named groups, the images and the rows of tables of a page, as the browser
+    sees them."""
     file = folder / "measured.html"
     file.write_text(page.replace("</body>", f"<script>{MEASURE}</script></body>"))
     seen = (
@@ -53,8 +55,11 @@ def photographed(page: str, folder: Path, height: int = 2000) -> Path:
 
 
 def _browser() -> str:
-    """Chromium, which `scripts/test --full` must find (it sets WEIGHTPORT_BROWSER) and other runs may lack."""
-    found = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    """Chromium, which `scripts/test --full` must find (it sets WEIGHTPORT_BROWSER) and other runs
+    may lack."""
+    found = next(
+        filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
+    )
     if found is None and "WEIGHTPORT_BROWSER" in os.environ:
         pytest.fail("no Chromium is installed; Debian's package is `chromium`")
     if found is None:
@@ -63,7 +68,14 @@ def _browser() -> str:
 
 
 def _chromium(folder: Path, *arguments: str) -> bytes:
-    flags = ("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync")
+    flags = (
+        "--headless",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--disable-quic",
+        "--no-first-run",
+        "--disable-sync",
+    )
     quiet = ("--disable-background-networking", "--disable-component-update", "--hide-scrollbars")
     command = [_browser(), *flags, *quiet, f"--user-data-dir={folder / 'profile'}", *arguments]
     return subprocess.run(command, check=True, capture_output=True, timeout=120).stdout

@@ -53,12 +53,16 @@ def spawn(
     return _process([*COMMAND, *map(str, arguments)], before, environment)
 
 
-def run_python(code: str, *arguments: str | Path, environment: Mapping[str, str] | None = None) -> Run:
+def run_python(
+    code: str, *arguments: str | Path, environment: Mapping[str, str] | None = None
+) -> Run:
     """Run Python code in a process of its own; it finds the arguments in `sys.argv[1:]`."""
     return _process([sys.executable, "-c", code, *map(str, arguments)], None, environment)
 
 
-def _process(command: list[str], before: Callable[[], None] | None, environment: Mapping[str, str] | None) -> Run:
+def _process(
+    command: list[str], before: Callable[[], None] | None, environment: Mapping[str, str] | None
+) -> Run:
     process = subprocess.run(
         command,
         capture_output=True,
@@ -78,7 +82,9 @@ def listing(folder: Path) -> dict[str, tuple[int, int, int]]:
     for path in folder.rglob("*"):
         status = path.lstat()
         found[str(path)] = (
-            (status.st_mode, 0, 0) if path.is_dir() else (status.st_mode, status.st_size, status.st_mtime_ns)
+            (status.st_mode, 0, 0)
+            if path.is_dir()
+            else (status.st_mode, status.st_size, status.st_mtime_ns)
         )
     return found
 
@@ -98,7 +104,8 @@ def assert_refused(ended: Run, names: str | Path, reason: str) -> None:
 
 
 def refused(place: Path, *sources: str | Path, names: str | Path, reason: str) -> None:
-    """Converting the sources, or planning to, is refused, and leaves everything in `place` as it was."""
+    """Converting the sources, or planning to, is refused, and leaves everything in `place` as it
+    was."""
     before = listing(place)
     for more in ([], ["--dry-run"]):
         assert_refused(run("convert", *sources, "-o", place / "out", *more), names, reason)

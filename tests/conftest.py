@@ -1,4 +1,5 @@
-"""Fixtures that many tests share: tiny models, made once a session. Treat their files as read-only."""
+"""Fixtures that many tests share: tiny models, made once a session. Treat their files as
+read-only."""
 
 from __future__ import annotations
 
@@ -72,12 +73,17 @@ def repo_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
 @pytest.fixture(scope="session")
 def original_of(repo_of: Callable[[str], Path]) -> Callable[[str], Path]:
     """Family -> the original checkpoint of `repo_of`, one `.safetensors` file."""
-    return cache(lambda family: write_original(repo_of(family), repo_of(family).with_name("original.safetensors")))
+    return cache(
+        lambda family: write_original(
+            repo_of(family), repo_of(family).with_name("original.safetensors")
+        )
+    )
 
 
 @pytest.fixture
 def hub() -> Iterator[HubServer]:
-    """A Hub on loopback, empty. Its clients run in processes of their own, with `hub.environment(home)`."""
+    """A Hub on loopback, empty. Its clients run in processes of their own, with
+    `hub.environment(home)`."""
     with HubServer() as server:
         yield server
 

@@ -1,4 +1,5 @@
-"""HDF5 files as Keras writes them, by h5py: names, attributes and order as in files of Keras 2.15 and 3.15."""
+"""HDF5 files as Keras writes them, by h5py: names, attributes and order as in files of Keras 2.15
+and 3.15."""
 
 from __future__ import annotations
 
@@ -42,7 +43,8 @@ def fixed(names: list[str]) -> np.ndarray:
 
 
 def whole_model(file: h5py.File) -> None:
-    """`save("x.h5")`: the legacy layout below a group, the configuration and the optimizer beside it."""
+    """`save("x.h5")`: the legacy layout below a group, the configuration and the optimizer beside
+    it."""
     legacy(file.create_group("model_weights"))
     file.attrs["model_config"] = MODEL_CONFIG
     file.attrs["training_config"] = '{"loss": "mse"}'
@@ -99,7 +101,8 @@ def write(folder: Path, fill: Callable[[h5py.File], Any], **options: Any) -> Pat
 
 
 def few(file: h5py.File) -> None:
-    """As `modern` and `legacy`, with groups of at most eight children, which the newer formats keep in the header."""
+    """As `modern` and `legacy`, with groups of at most eight children, which the newer formats keep
+    in the header."""
     legacy(file.create_group("model_weights"), 5)
     file["layers/dense/vars/0"], file["layers/dense/vars/1"] = kernel(4, 5), kernel(5)
     file["layers/dense_1/vars/0"] = kernel(4, 5).astype(ml_dtypes.bfloat16)

@@ -1,10 +1,12 @@
-"""A Hub on loopback: the part of the HTTP API that the real `huggingface_hub` client uses, served from memory.
+"""A Hub on loopback: the part of the HTTP API that the real `huggingface_hub` client uses, served
+from memory.
 
     with HubServer() as hub:
         subprocess.run([...], env=os.environ | hub.environment(home))
 
-`hub.requests` is the log of what was asked and how many bytes went either way; `hub.faults` are what goes wrong.
-Model repos only; no Xet. The API: <https://huggingface.co/docs/hub/api>, git-lfs' batch.md, and the client's sources.
+`hub.requests` is the log of what was asked and how many bytes went either way; `hub.faults` are
+what goes wrong. Model repos only; no Xet. The API: <https://huggingface.co/docs/hub/api>, git-lfs'
+batch.md, and the client's sources.
 """
 
 from __future__ import annotations
@@ -28,11 +30,13 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 TOKEN = "hf_test"
 _LFS = (".safetensors", ".bin", ".ckpt", ".h5", ".png")
-_ATTRIBUTES = "".join(f"*{suffix} filter=lfs diff=lfs merge=lfs -text\n" for suffix in _LFS).encode()
+_ATTRIBUTES = "".join(
+    f"*{suffix} filter=lfs diff=lfs merge=lfs -text\n" for suffix in _LFS
+).encode()
 _BLOCK = 1 << 16  # bytes sent or received at once
 
 
-# --- what the Hub keeps -----------------------------------------------------------------------------------------------
+# --- what the Hub keeps ---------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -75,7 +79,9 @@ class Repo:
     def commit(self, ref: str, title: str, files: Mapping[str, File]) -> str:
         """A new commit on a ref; returns its id."""
         parent = self.refs.get(ref)
-        text = json.dumps([parent, title, len(self.commits), {path: file.oid for path, file in files.items()}])
+        text = json.dumps(
+            [parent, title, len(self.commits), {path: file.oid for path, file in files.items()}]
+        )
         oid = hashlib.sha1(text.encode()).hexdigest()
         self.commits[oid] = Commit(title, parent, dict(sorted(files.items())))
         self.refs[ref] = oid
@@ -111,9 +117,9 @@ class Fault:
 
     status: answer with this, and do nothing of what was asked.
     headers: set in the answer; a wrong `ETag`, or the `Retry-After` of a status.
-    cut: drop the connection after so many bytes of the body: the answer's for a download, the request's for an upload.
-    short: leave out so many bytes at the end of the body, with a Content-Length that hides it.
-    delay: seconds to wait before answering.
+    cut: drop the connection after so many bytes of the body: the answer's for a download, the
+    request's for an upload. short: leave out so many bytes at the end of the body, with a
+    Content-Length that hides it. delay: seconds to wait before answering.
     """
 
     method: str
@@ -126,7 +132,7 @@ class Fault:
     delay: float = 0
 
 
-# --- requests and answers ---------------------------------------------------------------------------------------------
+# --- requests and answers -------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -172,7 +178,8 @@ class HubServer:
         part_size: larger uploads go up in parts of so many bytes.
 
     Attributes:
-        tokens: access token -> user; a user's own namespace and the organisations named in `orgs` are theirs to write.
+        tokens: access token -> user; a user's own namespace and the organisations named in `orgs`
+            are theirs to write.
     """
 
     def __init__(self, part_size: int = 1 << 20) -> None:
@@ -208,7 +215,9 @@ class HubServer:
             "NO_PROXY": "127.0.0.1",
         }
 
-    def add(self, repo_id: str, files: Mapping[str, bytes], ref: str = "main", **options: Any) -> str:
+    def add(
+        self, repo_id: str, files: Mapping[str, bytes], ref: str = "main", **options: Any
+    ) -> str:
         """Make a repo, or a commit in one, without any request; returns the commit's id."""
         repo = self.repos.setdefault(repo_id, Repo(**options))
         new = {path: File(content, path.endswith(_LFS)) for path, content in files.items()}
@@ -219,7 +228,11 @@ class HubServer:
     def add_folder(self, repo_id: str, folder: Path, **options: Any) -> str:
         """`add` every file of a folder."""
         paths = [path for path in folder.rglob("*") if path.is_file()]
-        return self.add(repo_id, {path.relative_to(folder).as_posix(): path.read_bytes() for path in paths}, **options)
+        return self.add(
+            repo_id,
+            {path.relative_to(folder).as_posix(): path.read_bytes() for path in paths},
+            **options,
+        )
 
     def downloads(self) -> dict[str, int]:
         """Path in its repo -> bytes sent, of every file that was fetched."""
@@ -233,7 +246,8 @@ class HubServer:
     # --- dispatch
 
     def answer(self, method: str, path: str, headers: Message, body: bytes) -> Answer:
-        """The answer to a request. Paths are matched while still quoted: a revision may hold a slash."""
+        """The answer to a request. Paths are matched while still quoted: a revision may hold a
+        slash."""
         try:
             url = urlsplit(path)
             user = self._user(headers)
@@ -242,7 +256,9 @@ class HubServer:
                 if match and method in verb.split():
                     with self._lock:
                         parts = [unquote(part) if part else "" for part in match.groups()]
-                        return endpoint(self, Call(user, parse_qs(url.query), headers, body), *parts)
+                        return endpoint(
+                            self, Call(user, parse_qs(url.query), headers, body), *parts
+                        )
             raise Refusal(404, f"no such endpoint: {method} {path}")
         except Refusal as refusal:
             return refusal.answer
@@ -291,11 +307,18 @@ class HubServer:
         owner = asked.get("organization") or call.user
         repo_id = f"{owner}/{asked['name']}"
         if call.user not in {owner, *self.orgs.get(owner, ())} or call.user is None:
-            raise Refusal(401 if call.user is None else 403, f"You may not create a model under {owner}")
+            raise Refusal(
+                401 if call.user is None else 403, f"You may not create a model under {owner}"
+            )
         if repo_id in self.repos:
-            content = {"error": "You already created this model repo", "url": f"{self.endpoint}/{repo_id}"}
+            content = {
+                "error": "You already created this model repo",
+                "url": f"{self.endpoint}/{repo_id}",
+            }
             return _json(content, status=409)
-        repo = self.repos[repo_id] = Repo(private=bool(asked.get("private")) or asked.get("visibility") == "private")
+        repo = self.repos[repo_id] = Repo(
+            private=bool(asked.get("private")) or asked.get("visibility") == "private"
+        )
         repo.commit("main", "initial commit", {".gitattributes": File(_ATTRIBUTES, lfs=False)})
         return _json({"url": f"{self.endpoint}/{repo_id}"})
 
@@ -308,7 +331,11 @@ class HubServer:
 
     def _validate_yaml(self, call: Call) -> Answer:
         found = re.match(r"---\n(.*?\n)---\n", call.json["content"], re.DOTALL)
-        broken = [line for line in (found[1].splitlines() if found else []) if not re.match(r"[\w-]+:|- |\s*$", line)]
+        broken = [
+            line
+            for line in (found[1].splitlines() if found else [])
+            if not re.match(r"[\w-]+:|- |\s*$", line)
+        ]
         errors = [{"message": f"not a line of metadata: {line}"} for line in broken]
         return _json({"errors": errors, "warnings": []}, status=400 if errors else 200)
 
@@ -317,8 +344,16 @@ class HubServer:
     def _info(self, call: Call, repo_id: str, revision: str) -> Answer:
         repo = self._repo(call, repo_id)
         oid = self._at(repo, revision)
-        content = {"id": repo_id, "sha": oid, "private": repo.private, "gated": "auto" if repo.gated else False}
-        return _json(content | {"tags": [], "siblings": [{"rfilename": path} for path in repo.commits[oid].files]})
+        content = {
+            "id": repo_id,
+            "sha": oid,
+            "private": repo.private,
+            "gated": "auto" if repo.gated else False,
+        }
+        return _json(
+            content
+            | {"tags": [], "siblings": [{"rfilename": path} for path in repo.commits[oid].files]}
+        )
 
     def _tree(self, call: Call, repo_id: str, revision: str, folder: str) -> Answer:
         repo = self._repo(call, repo_id)
@@ -326,7 +361,9 @@ class HubServer:
         files = repo.commits[self._at(repo, revision)].files
         below = {path: file for path, file in files.items() if path.startswith(prefix)}
         if call.query.get("recursive", ["false"])[0].lower() not in ("true", "1"):
-            below = {path: file for path, file in below.items() if "/" not in path.removeprefix(prefix)}
+            below = {
+                path: file for path, file in below.items() if "/" not in path.removeprefix(prefix)
+            }
         if folder and not below:
             raise Refusal(404, f"{folder} does not exist", "EntryNotFound")
         return _json([_entry(path, file) for path, file in below.items()])
@@ -341,7 +378,11 @@ class HubServer:
         repo = self._repo(call, repo_id)
         if repo.gated and call.user not in repo.granted:
             status = 401 if call.user is None else 403
-            raise Refusal(status, f"Access to model {repo_id} is restricted: ask for it on its page", "GatedRepo")
+            raise Refusal(
+                status,
+                f"Access to model {repo_id} is restricted: ask for it on its page",
+                "GatedRepo",
+            )
         oid = self._at(repo, revision)
         file = repo.commits[oid].files.get(path)
         if file is None:
@@ -357,7 +398,9 @@ class HubServer:
         if first > last:
             raise Refusal(416, "Range not satisfiable", **{"Content-Range": f"bytes */{size}"})
         return Answer(
-            file.content[first : last + 1], headers | {"Content-Range": f"bytes {first}-{last}/{size}"}, status=206
+            file.content[first : last + 1],
+            headers | {"Content-Range": f"bytes {first}-{last}/{size}"},
+            status=206,
         )
 
     # --- writing
@@ -370,7 +413,12 @@ class HubServer:
             lfs = file["path"].endswith(_LFS) or file["size"] > 10_000_000
             oid = files[file["path"]].oid if file["path"] in files else None
             modes.append(
-                {"path": file["path"], "uploadMode": "lfs" if lfs else "regular", "shouldIgnore": False, "oid": oid}
+                {
+                    "path": file["path"],
+                    "uploadMode": "lfs" if lfs else "regular",
+                    "shouldIgnore": False,
+                    "oid": oid,
+                }
             )
         return _json({"files": modes})
 
@@ -382,7 +430,9 @@ class HubServer:
             href, header = f"{self.endpoint}/lfs/{oid}", {}
             if size > self._part_size:
                 count = -(-size // self._part_size)
-                header = {"chunk_size": str(self._part_size)} | {str(n): f"{href}/{n}" for n in range(1, count + 1)}
+                header = {"chunk_size": str(self._part_size)} | {
+                    str(n): f"{href}/{n}" for n in range(1, count + 1)
+                }
             verify = {"href": f"{self.endpoint}/verify"}
             actions = {"actions": {"upload": {"href": href, "header": header}, "verify": verify}}
             objects.append({"oid": oid, "size": size} | ({} if oid in self.objects else actions))
@@ -425,10 +475,20 @@ class HubServer:
         ref, url = revision, {}
         if pull_request:
             number = next(n for n in itertools.count(1) if f"refs/pr/{n}" not in repo.refs)
-            ref, url = f"refs/pr/{number}", {"pullRequestUrl": f"{self.endpoint}/{repo_id}/discussions/{number}"}
+            ref, url = (
+                f"refs/pr/{number}",
+                {"pullRequestUrl": f"{self.endpoint}/{repo_id}/discussions/{number}"},
+            )
             repo.refs[ref] = parent
         oid = repo.commit(ref, asked["summary"], files)
-        return _json({"success": True, "commitOid": oid, "commitUrl": f"{self.endpoint}/{repo_id}/commit/{oid}"} | url)
+        return _json(
+            {
+                "success": True,
+                "commitOid": oid,
+                "commitUrl": f"{self.endpoint}/{repo_id}/commit/{oid}",
+            }
+            | url
+        )
 
     def _apply(self, files: dict[str, File], key: str, value: Mapping[str, Any]) -> None:
         path = value["path"]
@@ -446,7 +506,9 @@ class HubServer:
 def _entry(path: str, file: File) -> dict[str, Any]:
     size = len(file.content)
     entry: dict[str, Any] = {"type": "file", "path": path, "size": size, "oid": file.blob_id}
-    return entry | ({"lfs": {"oid": file.oid, "size": size, "pointerSize": 134}} if file.lfs else {})
+    return entry | (
+        {"lfs": {"oid": file.oid, "size": size, "pointerSize": 134}} if file.lfs else {}
+    )
 
 
 _ID, _REV = r"([^/]+/[^/]+)", r"([^/]+)"
@@ -468,7 +530,7 @@ _ROUTES = [
 ]
 
 
-# --- the wire ---------------------------------------------------------------------------------------------------------
+# --- the wire -------------------------------------------------------------------------------------
 
 
 class _Server(ThreadingTCPServer):

@@ -2,11 +2,12 @@
 
     python interrupt.py fail|kill|kill-by-time OUTPUT SOURCE...
 
-A step is a file opened for writing, a folder made or a move, in the folder of the output, or a sync. `fail`: the next
-step in turn meets a full disk. `kill`: the process is killed just before it (not before syncs: they change nothing).
-`kill-by-time`: it is killed at a point of time. An output that is there already is to be overwritten.
-Prints a line of JSON for each run and for the undisturbed one that ends the series: the exit status, what was printed,
-what is in the folder of the output, and whether the output is none, old, new or broken.
+A step is a file opened for writing, a folder made or a move, in the folder of the output, or a
+sync. `fail`: the next step in turn meets a full disk. `kill`: the process is killed just before it
+(not before syncs: they change nothing). `kill-by-time`: it is killed at a point of time. An output
+that is there already is to be overwritten. Prints a line of JSON for each run and for the
+undisturbed one that ends the series: the exit status, what was printed, what is in the folder of
+the output, and whether the output is none, old, new or broken.
 """
 
 from __future__ import annotations
@@ -50,7 +51,9 @@ class Steps:
             return
         path = str(arguments[0]) if arguments else ""
         if event == "open":
-            counts = arguments[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT) and path.startswith(self.folder)
+            counts = arguments[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT) and path.startswith(
+                self.folder
+            )
         elif event == "os.mkdir":
             counts = path.startswith(self.folder) and not Path(path).is_dir()
         else:
@@ -66,7 +69,9 @@ class Steps:
             action()
 
 
-def run(arguments: list[str], prepare: Callable[[], None] = lambda: None, delay: float | None = None) -> dict:
+def run(
+    arguments: list[str], prepare: Callable[[], None] = lambda: None, delay: float | None = None
+) -> dict:
     """One conversion in a forked process; killed after `delay` seconds."""
     with tempfile.TemporaryFile("w+") as err:
         child = os.fork()
@@ -86,10 +91,16 @@ def digest(output: Path) -> str | None:
     """A digest of everything in the output; None if it is not there."""
     if not output.exists():
         return None
-    files = sorted(path for path in output.rglob("*") if path.is_file()) if output.is_dir() else [output]
+    files = (
+        sorted(path for path in output.rglob("*") if path.is_file())
+        if output.is_dir()
+        else [output]
+    )
     whole = hashlib.sha256()
     for path in files:
-        whole.update(f"{path.relative_to(output)}\0".encode() + hashlib.sha256(path.read_bytes()).digest())
+        whole.update(
+            f"{path.relative_to(output)}\0".encode() + hashlib.sha256(path.read_bytes()).digest()
+        )
     return whole.hexdigest()
 
 
@@ -106,7 +117,11 @@ def disturb(mode: str, output: Path, sources: list[str]) -> None:
     if mode == "fail":
         steps.count_syncs()
     before, old = set(output.parent.iterdir()), digest(output)
-    options = ["--quiet", *(["--to", "kerascv"] if output.suffix else []), *(["--overwrite"] if old else [])]
+    options = [
+        "--quiet",
+        *(["--to", "kerascv"] if output.suffix else []),
+        *(["--overwrite"] if old else []),
+    ]
     arguments = ["convert", *sources, *options, "-o", str(output)]
 
     def remove(path: Path) -> None:

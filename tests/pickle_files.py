@@ -1,4 +1,5 @@
-"""Builds PyTorch checkpoints from bytes: a small pickle assembler, the three containers, and saves like a trainer's."""
+"""Builds PyTorch checkpoints from bytes: a small pickle assembler, the three containers, and saves
+like a trainer's."""
 
 from __future__ import annotations
 
@@ -68,10 +69,20 @@ def storage(key: str = "0", numel: int = 4, kind: str = "torch.FloatStorage") ->
 
 
 def tensor(
-    shape: Sequence[int] = (4,), stride: Sequence[int] = (1,), offset: int = 0, store: bytes = storage()
+    shape: Sequence[int] = (4,),
+    stride: Sequence[int] = (1,),
+    offset: int = 0,
+    store: bytes = storage(),
 ) -> bytes:
     rest = b"\x89" + call("collections.OrderedDict")
-    return call("torch._utils._rebuild_tensor_v2", store, number(offset), sizes(*shape), sizes(*stride), rest)
+    return call(
+        "torch._utils._rebuild_tensor_v2",
+        store,
+        number(offset),
+        sizes(*shape),
+        sizes(*stride),
+        rest,
+    )
 
 
 def program(value: bytes) -> bytes:
@@ -82,7 +93,11 @@ def program(value: bytes) -> bytes:
 # ---- containers
 
 FOUR = struct.pack("<4f", 1, 2, 3, 4)
-SYSTEM = {"protocol_version": 1001, "little_endian": True, "type_sizes": {"short": 2, "int": 4, "long": 4}}
+SYSTEM = {
+    "protocol_version": 1001,
+    "little_endian": True,
+    "type_sizes": {"short": 2, "int": 4, "long": 4},
+}
 MAGIC = 0x1950A86A20F9469CFC6C
 
 
@@ -90,10 +105,16 @@ def archive(value: bytes, storages: dict[str, bytes] | None = None, **more: byte
     """A zip checkpoint around the pickle of a value; `more` are members beside it."""
     members = {"data.pkl": program(value), "byteorder": b"little"}
     members |= {f"data/{key}": data for key, data in (storages or {"0": FOUR}).items()}
-    return zipped({f"model/{key}": data for key, data in (members | more | {"version": b"3\n"}).items()}.items())
+    return zipped(
+        {
+            f"model/{key}": data for key, data in (members | more | {"version": b"3\n"}).items()
+        }.items()
+    )
 
 
-def zipped(members: Iterable[tuple[str, bytes]], compression: int = zipfile.ZIP_STORED, before: bytes = b"") -> bytes:
+def zipped(
+    members: Iterable[tuple[str, bytes]], compression: int = zipfile.ZIP_STORED, before: bytes = b""
+) -> bytes:
     """A zip archive of (name, content) pairs, behind some bytes."""
     buffer = io.BytesIO(before)
     buffer.seek(len(before))
@@ -103,17 +124,31 @@ def zipped(members: Iterable[tuple[str, bytes]], compression: int = zipfile.ZIP_
     return buffer.getvalue()
 
 
-def legacy(value: bytes, storages: dict[str, bytes] | None = None, itemsize: int = 4, **headers: bytes) -> bytes:
-    """The format before torch 1.6; `headers` replace whole pickles: magic, protocol, system, keys."""
+def legacy(
+    value: bytes, storages: dict[str, bytes] | None = None, itemsize: int = 4, **headers: bytes
+) -> bytes:
+    """The format before torch 1.6; `headers` replace whole pickles: magic, protocol, system,
+    keys."""
     storages = {"0": FOUR} if storages is None else storages
-    parts = {"magic": MAGIC, "protocol": 1001, "system": SYSTEM, "object": None, "keys": list(storages)}
-    pickles = {key: pickle.dumps(part, 2) for key, part in parts.items()} | {"object": program(value)} | headers
+    parts = {
+        "magic": MAGIC,
+        "protocol": 1001,
+        "system": SYSTEM,
+        "object": None,
+        "keys": list(storages),
+    }
+    pickles = (
+        {key: pickle.dumps(part, 2) for key, part in parts.items()}
+        | {"object": program(value)}
+        | headers
+    )
     data = [struct.pack("<q", len(data) // itemsize) + data for data in storages.values()]
     return b"".join([*pickles.values(), *data])
 
 
 def tarred(value: bytes, **members: bytes) -> bytes:
-    """The format before torch 0.2: one float storage of four, tensor 7 over it; `members` are replaced."""
+    """The format before torch 0.2: one float storage of four, tensor 7 over it; `members` are
+    replaced."""
     store = several(number(5), text("cpu"), name("torch.FloatStorage"))
     view = several(number(7), number(5), name("torch.FloatTensor"))
     parts = {
@@ -136,10 +171,15 @@ def tarred(value: bytes, **members: bytes) -> bytes:
 
 @contextmanager
 def trainer_classes() -> Iterator[types.SimpleNamespace]:
-    """Classes named like those of training libraries, importable only while their objects are pickled."""
+    """Classes named like those of training libraries, importable only while their objects are
+    pickled."""
     modules = {
-        "pytorch_lightning.callbacks.model_checkpoint": {"ModelCheckpoint": type("ModelCheckpoint", (), {})},
-        "pytorch_lightning.utilities.parsing": {"AttributeDict": type("AttributeDict", (dict,), {})},
+        "pytorch_lightning.callbacks.model_checkpoint": {
+            "ModelCheckpoint": type("ModelCheckpoint", (), {})
+        },
+        "pytorch_lightning.utilities.parsing": {
+            "AttributeDict": type("AttributeDict", (dict,), {})
+        },
         "omegaconf.dictconfig": {"DictConfig": type("DictConfig", (), {})},
         "omegaconf.nodes": {"AnyNode": type("AnyNode", (), {})},
         "ldm.kinds": {"Kind": enum.Enum("Kind", ["EPS", "V"])},
@@ -156,7 +196,9 @@ def trainer_classes() -> Iterator[types.SimpleNamespace]:
             parent = ".".join(path.split(".")[:depth])
             sys.modules.setdefault(parent, types.ModuleType(parent))
         sys.modules[path] = module
-    before = {key for key in sys.modules if key.split(".")[0] in ("pytorch_lightning", "omegaconf", "ldm")}
+    before = {
+        key for key in sys.modules if key.split(".")[0] in ("pytorch_lightning", "omegaconf", "ldm")
+    }
     try:
         yield made
     finally:

@@ -62,23 +62,39 @@ UNETS: dict[str, dict[str, Any]] = {
     "inpaint": {**UNET, "in_channels": 9},
     "pix2pix": {**UNET, "in_channels": 8},
     "depth": {**UNET, "in_channels": 5},
-    "upscale": {**UNET, "in_channels": 7, "num_class_embeds": 1000, "only_cross_attention": [True, False]},
+    "upscale": {
+        **UNET,
+        "in_channels": 7,
+        "num_class_embeds": 1000,
+        "only_cross_attention": [True, False],
+    },
     "lcm": {**UNET, "time_cond_proj_dim": 16},
     "xl": {**UNET, **XL},
     "xl inpaint": {**UNET, **XL, "in_channels": 9},
     "xl pix2pix": {**UNET, **XL, "in_channels": 8},
-    "refiner": {**UNET, **XL, "cross_attention_dim": 16, "projection_class_embeddings_input_dim": 12 + 5 * 8},
+    "refiner": {
+        **UNET,
+        **XL,
+        "cross_attention_dim": 16,
+        "projection_class_embeddings_input_dim": 12 + 5 * 8,
+    },
 }
 VAES: dict[str, dict[str, Any]] = {
     "sd": VAE,
     "upscale": {**VAE, "scaling_factor": 0.08333},
     "means": {**VAE, "latents_mean": [0.1, -0.2, 0.3, 0.0], "latents_std": [0.5, 1.5, 1.0, 2.0]},
 }
-NOISE = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "steps_offset": 1}
+NOISE = {
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+    "steps_offset": 1,
+}
 
 
 def randomise(model: torch.nn.Module, seed: int) -> torch.nn.Module:
-    """Random values in every tensor, norms and biases too: zeros and ones would hide what is not connected."""
+    """Random values in every tensor, norms and biases too: zeros and ones would hide what is not
+    connected."""
     generator = torch.Generator().manual_seed(seed)
     for key, tensor in model.state_dict().items():
         noise = torch.randn(tensor.shape, generator=generator)
@@ -91,15 +107,22 @@ def randomise(model: torch.nn.Module, seed: int) -> torch.nn.Module:
 
 def pair(theirs: Any, ours: Any, seed: int) -> tuple[Any, Any]:
     """Random weights for both."""
-    renamed = {ours.rename(key): tensor for key, tensor in randomise(theirs, seed).state_dict().items()}
+    renamed = {
+        ours.rename(key): tensor for key, tensor in randomise(theirs, seed).state_dict().items()
+    }
     ours.load_state_dict(renamed, strict=True)
     return theirs, ours.eval()
 
 
 @cache
 def unets(kind: str) -> tuple[Any, Any]:
-    theirs, ours = pair(diffusers.UNet2DConditionModel(**UNETS[kind]), UNet2DConditionModel(UNETS[kind]), 1)
-    for model in (theirs, ours):  # a trained UNet does not blow up what it gets, and so no rounding error either
+    theirs, ours = pair(
+        diffusers.UNet2DConditionModel(**UNETS[kind]), UNet2DConditionModel(UNETS[kind]), 1
+    )
+    for model in (
+        theirs,
+        ours,
+    ):  # a trained UNet does not blow up what it gets, and so no rounding error either
         model.conv_out.weight.data *= 0.25
     return theirs, ours
 
@@ -107,7 +130,9 @@ def unets(kind: str) -> tuple[Any, Any]:
 @cache
 def controlnets(kind: str, seed: int, **options: Any) -> tuple[Any, Any]:
     skipped = ("up_block_types", "time_cond_proj_dim")
-    config = {key: value for key, value in UNETS[kind].items() if key not in (*skipped, "sample_size")}
+    config = {
+        key: value for key, value in UNETS[kind].items() if key not in (*skipped, "sample_size")
+    }
     config |= {"conditioning_embedding_out_channels": [4, 8], "in_channels": 4, **options}
     return pair(diffusers.ControlNetModel(**config), ControlNetModel(config), seed)
 
@@ -126,7 +151,9 @@ def encoders(projected: bool = False) -> tuple[Any, Any]:
     name = "CLIPTextModelWithProjection" if projected else "CLIPTextModel"
     theirs = getattr(transformers, name)(transformers.CLIPTextConfig(**config))
     config.setdefault("hidden_act", "quick_gelu")
-    return pair(theirs, (CLIPTextModelWithProjection if projected else CLIPTextModel)(config), 3 + projected)
+    return pair(
+        theirs, (CLIPTextModelWithProjection if projected else CLIPTextModel)(config), 3 + projected
+    )
 
 
 @cache
@@ -134,13 +161,21 @@ def tokenizers(pad: str = END) -> tuple[Any, Any]:
     """A byte-level vocabulary without merges, read by both from the same files."""
     with TemporaryDirectory() as name:
         folder = Path(name)
-        letters = [chr(c) for c in (*range(33, 127), *range(161, 173), *range(174, 256), *range(256, 324))]
+        letters = [
+            chr(c) for c in (*range(33, 127), *range(161, 173), *range(174, 256), *range(256, 324))
+        ]
         words = [*letters, *(letter + "</w>" for letter in letters), START, END]
         (folder / "vocab.json").write_text(json.dumps({word: i for i, word in enumerate(words)}))
         (folder / "merges.txt").write_text("#version: 0.2\n")
-        config = {"model_max_length": MAX_TOKENS, "pad_token": pad, "tokenizer_class": "CLIPTokenizer"}
+        config = {
+            "model_max_length": MAX_TOKENS,
+            "pad_token": pad,
+            "tokenizer_class": "CLIPTokenizer",
+        }
         (folder / "tokenizer_config.json").write_text(json.dumps(config))
-        return transformers.CLIPTokenizer.from_pretrained(folder), CLIPTokenizer.from_pretrained(folder)
+        return transformers.CLIPTokenizer.from_pretrained(folder), CLIPTokenizer.from_pretrained(
+            folder
+        )
 
 
 def schedulers(kind: str = "DDIMScheduler", **options: Any) -> tuple[Any, Any]:
@@ -152,7 +187,9 @@ def schedulers(kind: str = "DDIMScheduler", **options: Any) -> tuple[Any, Any]:
     return theirs, getattr(weightport, kind)(**config)
 
 
-def build(name: str, unet: str = "sd", scheduler: tuple[Any, Any] | None = None, **parts: Any) -> tuple[Any, Any]:
+def build(
+    name: str, unet: str = "sd", scheduler: tuple[Any, Any] | None = None, **parts: Any
+) -> tuple[Any, Any]:
     """A pipeline in two versions. `parts`: pairs for components, plain values for options."""
     xl, refiner = "XL" in name, unet == "refiner"
     pairs: dict[str, Any] = {

@@ -1,4 +1,5 @@
-"""The configurations in which every scheduler is compared with diffusers: the product of its options."""
+"""The configurations in which every scheduler is compared with diffusers: the product of its
+options."""
 
 from __future__ import annotations
 
@@ -12,15 +13,23 @@ VP = ["epsilon", "sample", "v_prediction"]
 VE = ["epsilon", "v_prediction"]
 BOTH = [False, True]
 ENDS = ["zero", "sigma_min"]
-RESPACED: list[Config] = [{}, {"use_karras_sigmas": True}, {"use_exponential_sigmas": True}, {"use_beta_sigmas": True}]
+RESPACED: list[Config] = [
+    {},
+    {"use_karras_sigmas": True},
+    {"use_exponential_sigmas": True},
+    {"use_beta_sigmas": True},
+]
 FLOW: list[Config] = [
-    {"use_flow_sigmas": True, "flow_shift": shift, "prediction_type": "flow_prediction"} for shift in (1.0, 3.0)
+    {"use_flow_sigmas": True, "flow_shift": shift, "prediction_type": "flow_prediction"}
+    for shift in (1.0, 3.0)
 ]
 
 
 def product(**choices: list[Any]) -> list[Config]:
     """All combinations of the values of some options."""
-    return [dict(zip(choices, values, strict=True)) for values in itertools.product(*choices.values())]
+    return [
+        dict(zip(choices, values, strict=True)) for values in itertools.product(*choices.values())
+    ]
 
 
 def times(first: list[Config], second: list[Config]) -> list[Config]:
@@ -45,12 +54,18 @@ DPM = times(
     ),
     RESPACED,
 ) + times(
-    product(solver_order=[1, 2, 3], algorithm_type=["dpmsolver++"], solver_type=["midpoint", "heun"]),
+    product(
+        solver_order=[1, 2, 3], algorithm_type=["dpmsolver++"], solver_type=["midpoint", "heun"]
+    ),
     FLOW,
 )
-DISTILLED = product(prediction_type=VP, clip_sample=BOTH, set_alpha_to_one=BOTH, rescale_betas_zero_snr=BOTH)
+DISTILLED = product(
+    prediction_type=VP, clip_sample=BOTH, set_alpha_to_one=BOTH, rescale_betas_zero_snr=BOTH
+)
 EDM = product(prediction_type=VE, sigma_schedule=["karras", "exponential"], final_sigmas_type=ENDS)
-FLOW_MATCH = times(product(shift=[1.0, 3.0], invert_sigmas=BOTH, shift_terminal=[None, 0.1]), RESPACED)
+FLOW_MATCH = times(
+    product(shift=[1.0, 3.0], invert_sigmas=BOTH, shift_terminal=[None, 0.1]), RESPACED
+)
 
 CASES: dict[str, list[Config]] = {
     "DDIMScheduler": product(
@@ -94,15 +109,27 @@ CASES: dict[str, list[Config]] = {
         RESPACED,
     ),
     "EulerAncestralDiscreteScheduler": product(
-        timestep_spacing=SPACINGS, prediction_type=VE, rescale_betas_zero_snr=BOTH, steps_offset=[0, 1]
+        timestep_spacing=SPACINGS,
+        prediction_type=VE,
+        rescale_betas_zero_snr=BOTH,
+        steps_offset=[0, 1],
     ),
     "LMSDiscreteScheduler": times(product(timestep_spacing=SPACINGS, prediction_type=VP), RESPACED),
     "HeunDiscreteScheduler": times(
-        product(timestep_spacing=SPACINGS, prediction_type=VP, clip_sample=BOTH, beta_schedule=["linear", "exp"]),
+        product(
+            timestep_spacing=SPACINGS,
+            prediction_type=VP,
+            clip_sample=BOTH,
+            beta_schedule=["linear", "exp"],
+        ),
         RESPACED,
     ),
-    "KDPM2DiscreteScheduler": times(product(timestep_spacing=SPACINGS, prediction_type=VE), RESPACED),
-    "KDPM2AncestralDiscreteScheduler": times(product(timestep_spacing=SPACINGS, prediction_type=VE), RESPACED),
+    "KDPM2DiscreteScheduler": times(
+        product(timestep_spacing=SPACINGS, prediction_type=VE), RESPACED
+    ),
+    "KDPM2AncestralDiscreteScheduler": times(
+        product(timestep_spacing=SPACINGS, prediction_type=VE), RESPACED
+    ),
     "DPMSolverSDEScheduler": times(
         product(timestep_spacing=SPACINGS, prediction_type=VE, noise_sampler_seed=[3]), RESPACED
     ),
@@ -119,7 +146,12 @@ CASES: dict[str, list[Config]] = {
     "CMStochasticIterativeScheduler": product(clip_denoised=BOTH, s_noise=[0.5, 1.0]),
     "DPMSolverMultistepScheduler": times(DPM, product(timestep_spacing=SPACINGS))
     + times(
-        product(solver_order=[1, 2, 3], euler_at_final=BOTH, final_sigmas_type=ENDS, lower_order_final=BOTH),
+        product(
+            solver_order=[1, 2, 3],
+            euler_at_final=BOTH,
+            final_sigmas_type=ENDS,
+            lower_order_final=BOTH,
+        ),
         [
             {"use_lu_lambdas": True},
             {"rescale_betas_zero_snr": True, "prediction_type": "v_prediction"},
@@ -143,13 +175,22 @@ CASES: dict[str, list[Config]] = {
         times(product(prediction_type=VP), RESPACED) + FLOW,
     ),
     "UniPCMultistepScheduler": times(
-        product(timestep_spacing=SPACINGS, solver_order=[1, 2, 3], solver_type=["bh1", "bh2"], final_sigmas_type=ENDS),
+        product(
+            timestep_spacing=SPACINGS,
+            solver_order=[1, 2, 3],
+            solver_type=["bh1", "bh2"],
+            final_sigmas_type=ENDS,
+        ),
         times(product(prediction_type=VP, predict_x0=BOTH), RESPACED)
         + times(FLOW, [{}, {"use_karras_sigmas": True}, {"shift_terminal": 0.1}]),
     ),
     "SASolverScheduler": times(
         product(predictor_order=[1, 2, 3], corrector_order=[1, 2, 3]),
-        times(product(prediction_type=VP, algorithm_type=["data_prediction", "noise_prediction"]), RESPACED) + FLOW,
+        times(
+            product(prediction_type=VP, algorithm_type=["data_prediction", "noise_prediction"]),
+            RESPACED,
+        )
+        + FLOW,
     ),
     "FlowMatchEulerDiscreteScheduler": times(FLOW_MATCH, product(stochastic_sampling=BOTH)),
     "FlowMatchHeunDiscreteScheduler": product(shift=[1.0, 3.0]),

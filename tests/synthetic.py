@@ -1,6 +1,8 @@
-"""Tiny complete models with random weights, made without Keras: a diffusers repo, and KerasCV's files of it.
+"""Tiny complete models with random weights, made without Keras: a diffusers repo, and KerasCV's
+files of it.
 
-They have every tensor of the real ones, only narrower: widths differ where the real ones do, or shortcuts would vanish.
+They have every tensor of the real ones, only narrower: widths differ where the real ones do, or
+shortcuts would vanish.
 """
 
 from __future__ import annotations
@@ -23,15 +25,29 @@ PARTS = ("text_encoder", "unet", "decoder", "image_encoder")
 NARROW: dict[str, dict[str, Any]] = {
     "unet": {"block_out_channels": [32, 64, 96, 96], "cross_attention_dim": 64},
     "vae": {"block_out_channels": [32, 64, 96, 96]},
-    "text_encoder": {"hidden_size": 64, "intermediate_size": 256, "num_attention_heads": 1, "projection_dim": 64},
+    "text_encoder": {
+        "hidden_size": 64,
+        "intermediate_size": 256,
+        "num_attention_heads": 1,
+        "projection_dim": 64,
+    },
     "controlnet": {"block_out_channels": [32, 64, 96, 96], "cross_attention_dim": 64},
     # the stock projection: SDXL's UNet takes it beside six numbers of 256 values each
-    "text_encoder_2": {"hidden_size": 128, "intermediate_size": 512, "num_attention_heads": 2, "projection_dim": 1280},
+    "text_encoder_2": {
+        "hidden_size": 128,
+        "intermediate_size": 512,
+        "num_attention_heads": 2,
+        "projection_dim": 1280,
+    },
 }
 _UNETS: dict[str, dict[str, Any]] = {  # heads of width 64 where the real ones have that
     "sd1": {},
     "sd2": {"attention_head_dim": [1, 1, 1, 1]},
-    "sdxl": {"block_out_channels": [32, 64, 96], "attention_head_dim": [1, 1, 1], "cross_attention_dim": 192},
+    "sdxl": {
+        "block_out_channels": [32, 64, 96],
+        "attention_head_dim": [1, 1, 1],
+        "cross_attention_dim": 192,
+    },
     "sdxl_refiner": {"attention_head_dim": [1, 1, 1, 1], "cross_attention_dim": 128},
     "upscaler": {"block_out_channels": [32, 64, 64, 96]},
 }
@@ -68,8 +84,11 @@ def weights(family: str, component: str, seed: int = 0) -> State:
     }
 
 
-def write_repo(folder: Path, family: str, seed: int = 0, components: Sequence[str] | None = None) -> Path:
-    """A diffusers repo of narrow components (by default all that a pipeline has): index, configs and weights."""
+def write_repo(
+    folder: Path, family: str, seed: int = 0, components: Sequence[str] | None = None
+) -> Path:
+    """A diffusers repo of narrow components (by default all that a pipeline has): index, configs
+    and weights."""
     folder.mkdir(parents=True)
     index: dict[str, Any] = {"_class_name": "StableDiffusionPipeline"}
     for name in components or pipeline_components(family):
@@ -77,21 +96,34 @@ def write_repo(folder: Path, family: str, seed: int = 0, components: Sequence[st
         index[name] = [described.library, described.class_name]
         (folder / name).mkdir()
         (folder / name / "config.json").write_text(json.dumps(config(family, name)))
-        save_file(weights(family, name, seed), folder / name / f"{STEMS[name]}.safetensors", {"format": "pt"})
+        save_file(
+            weights(family, name, seed),
+            folder / name / f"{STEMS[name]}.safetensors",
+            {"format": "pt"},
+        )
     (folder / "model_index.json").write_text(json.dumps(index))
     return folder
 
 
 def pipeline_components(family: str) -> list[str]:
     """Names of the components that every pipeline of a family has."""
-    return [name for name, component in families()[family].components.items() if not component.pipelines]
+    return [
+        name for name, component in families()[family].components.items() if not component.pipelines
+    ]
 
 
 def write_controlnet(folder: Path, family: str) -> Path:
-    """A folder that holds a narrow ControlNet alone, as `ControlNetModel.save_pretrained` writes it."""
+    """A folder that holds a narrow ControlNet alone, as `ControlNetModel.save_pretrained` writes
+    it."""
     folder.mkdir(parents=True)
-    (folder / "config.json").write_text(json.dumps({"_class_name": "ControlNetModel"} | config(family, "controlnet")))
-    save_file(weights(family, "controlnet"), folder / "diffusion_pytorch_model.safetensors", {"format": "pt"})
+    (folder / "config.json").write_text(
+        json.dumps({"_class_name": "ControlNetModel"} | config(family, "controlnet"))
+    )
+    save_file(
+        weights(family, "controlnet"),
+        folder / "diffusion_pytorch_model.safetensors",
+        {"format": "pt"},
+    )
     return folder
 
 
@@ -105,5 +137,9 @@ def write_keras(repo: Path, folder: Path, suffix: str) -> dict[str, Path]:
 def write_original(repo: Path, file: Path) -> Path:
     """The original checkpoint, one `.safetensors` file, of a repo: the models' own tensors only."""
     made = weightport.convert(repo, file, to="ldm").report["regenerated"]
-    save_file({key: tensor for key, tensor in load_file(file).items() if key not in made}, file, {"format": "pt"})
+    save_file(
+        {key: tensor for key, tensor in load_file(file).items() if key not in made},
+        file,
+        {"format": "pt"},
+    )
     return file

@@ -1,4 +1,5 @@
-"""`AutoPipelineFor...`: the class for a task, from a repository or a pipeline; configs of 2022 in pipelines."""
+"""`AutoPipelineFor...`: the class for a task, from a repository or a pipeline; configs of 2022 in
+pipelines."""
 
 from __future__ import annotations
 
@@ -27,7 +28,12 @@ TASKS = {
     "Image2Image": AutoPipelineForImage2Image,
     "Inpainting": AutoPipelineForInpainting,
 }
-SOURCES = ["StableDiffusion", "StableDiffusionXL", "LatentConsistencyModel", "StableDiffusionControlNet"]
+SOURCES = [
+    "StableDiffusion",
+    "StableDiffusionXL",
+    "LatentConsistencyModel",
+    "StableDiffusionControlNet",
+]
 
 
 def outcome(call: Any) -> Any:
@@ -44,7 +50,9 @@ def outcome(call: Any) -> Any:
 def test_the_same_class_as_diffusers(family: str, ending: str, task: str) -> None:
     from diffusers.pipelines import auto_pipeline
 
-    mapping = getattr(auto_pipeline, f"AUTO_{task.upper()}_PIPELINES_MAPPING".replace("INPAINTING", "INPAINT"))
+    mapping = getattr(
+        auto_pipeline, f"AUTO_{task.upper()}_PIPELINES_MAPPING".replace("INPAINTING", "INPAINT")
+    )
     for name in (family + ending,):
         theirs = outcome(lambda name=name: auto_pipeline._get_task_class(mapping, name))
         assert outcome(lambda name=name: TASKS[task]._find(name, {})) == theirs
@@ -53,7 +61,9 @@ def test_the_same_class_as_diffusers(family: str, ending: str, task: str) -> Non
 def test_none_in_place_of_a_controlnet_is_no_reason_to_warn(repo: Path, recwarn: Any) -> None:  # noqa: F811
     parts = weightport.StableDiffusionPipeline.from_pretrained(repo, safety_checker=None).components
     net = {key: value for key, value in UNET.items() if key != "up_block_types"}
-    pipe = weightport.StableDiffusionControlNetPipeline(**parts, controlnet=ControlNetModel.from_config(net))
+    pipe = weightport.StableDiffusionControlNetPipeline(
+        **parts, controlnet=ControlNetModel.from_config(net)
+    )
     recwarn.clear()
     found = AutoPipelineForText2Image.from_pipe(pipe, controlnet=None)
     assert type(found) is weightport.StableDiffusionPipeline
@@ -64,16 +74,23 @@ def test_from_a_repository(repo: Path) -> None:  # noqa: F811
     pipe = AutoPipelineForText2Image.from_pretrained(repo, safety_checker=None, dtype=torch.float16)
     assert type(pipe) is weightport.StableDiffusionPipeline
     assert type(DiffusionPipeline.from_pretrained(repo)) is weightport.StableDiffusionPipeline
-    assert type(weightport.StableDiffusionImg2ImgPipeline.from_pretrained(repo)).__name__.endswith("Img2ImgPipeline")
+    assert type(weightport.StableDiffusionImg2ImgPipeline.from_pretrained(repo)).__name__.endswith(
+        "Img2ImgPipeline"
+    )
     before = dtypes(pipe)
-    for kind, name in ((AutoPipelineForImage2Image, "Img2Img"), (AutoPipelineForInpainting, "Inpaint")):
+    for kind, name in (
+        (AutoPipelineForImage2Image, "Img2Img"),
+        (AutoPipelineForInpainting, "Inpaint"),
+    ):
         assert type(kind.from_pretrained(repo)).__name__ == f"StableDiffusion{name}Pipeline"
         other = kind.from_pipe(pipe)
         assert type(other).__name__ == f"StableDiffusion{name}Pipeline"
         assert other.unet is pipe.unet
         assert type(AutoPipelineForText2Image.from_pipe(other)) is type(pipe)
     assert dtypes(pipe) == before
-    net = ControlNetModel.from_config({key: UNET[key] for key in UNET if key not in ("up_block_types", "sample_size")})
+    net = ControlNetModel.from_config(
+        {key: UNET[key] for key in UNET if key not in ("up_block_types", "sample_size")}
+    )
     controlled = AutoPipelineForText2Image.from_pipe(pipe, controlnet=net)
     assert type(controlled) is weightport.StableDiffusionControlNetPipeline
     assert controlled.controlnet is net
@@ -87,10 +104,13 @@ def test_no_pipeline_for_the_task(copy: Path) -> None:  # noqa: F811
         AutoPipelineForInpainting.from_pretrained(copy)
 
 
-@pytest.mark.parametrize("name", ["Pipeline", "Img2ImgPipeline", "InpaintPipeline", "InstructPix2PixPipeline"])
+@pytest.mark.parametrize(
+    "name", ["Pipeline", "Img2ImgPipeline", "InpaintPipeline", "InstructPix2PixPipeline"]
+)
 def test_old_configs_are_corrected_as_in_diffusers(copy: Path, name: str) -> None:  # noqa: F811
     (copy / "scheduler" / "scheduler_config.json").write_text(
-        '{"_class_name": "PNDMScheduler", "steps_offset": 0, "clip_sample": true, "skip_prk_steps": false}'
+        '{"_class_name": "PNDMScheduler", "steps_offset": 0, "clip_sample": true, "skip_prk_steps":'
+        " false}"
     )
     config = (copy / "unet" / "config.json").read_text()
     (copy / "unet" / "config.json").write_text(

@@ -63,10 +63,13 @@ def test_a_step_that_is_asked_for_again_is_the_same() -> None:
     noise, longer = path(size=64), path(size=64)
     first = [noise(HIGH, 5.0), noise(HIGH, 1.0), noise(5.0, 1.0)]
     assert all(
-        torch.equal(a, b) for a, b in zip(first, [noise(HIGH, 5.0), noise(HIGH, 1.0), noise(5.0, 1.0)], strict=True)
+        torch.equal(a, b)
+        for a, b in zip(first, [noise(HIGH, 5.0), noise(HIGH, 1.0), noise(5.0, 1.0)], strict=True)
     )
     again = [longer(HIGH, 5.0), longer(5.0, 1.0), longer(HIGH, 1.0)]
-    assert all(torch.equal(a, b) for a, b in zip(first, [again[0], again[2], again[1]], strict=True))
+    assert all(
+        torch.equal(a, b) for a, b in zip(first, [again[0], again[2], again[1]], strict=True)
+    )
     assert not noise(1.0, 1.0).any()
 
 
@@ -94,7 +97,9 @@ def test_every_image_can_have_a_seed() -> None:
 @pytest.mark.parametrize("seed", [5, [5, 6]], ids=["one", "each"])
 def test_the_path_of_torchsde_is_that_of_diffusers(seed: Any) -> None:
     pytest.importorskip("torchsde")
-    reference = pytest.importorskip("diffusers.schedulers.scheduling_dpmsolver_sde").BrownianTreeNoiseSampler
+    reference = pytest.importorskip(
+        "diffusers.schedulers.scheduling_dpmsolver_sde"
+    ).BrownianTreeNoiseSampler
     like = torch.zeros(2, 4, 8, 8)
     ours, theirs = BrownianNoise(like, LOW, HIGH, seed), reference(like, LOW, HIGH, seed)
     warnings.simplefilter("ignore")  # diffusers rounds the ends of the path
@@ -107,18 +112,25 @@ def test_the_path_of_torchsde_is_that_of_diffusers(seed: Any) -> None:
 
 SOLVERS: dict[str, tuple[str, dict[str, Any]]] = {
     "DPMSolverSDE": ("DPMSolverSDEScheduler", {"use_karras_sigmas": True, "noise_sampler_seed": 1}),
-    "CosineDPMSolver": ("CosineDPMSolverMultistepScheduler", {"sigma_max": 80, "prediction_type": "epsilon"}),
+    "CosineDPMSolver": (
+        "CosineDPMSolverMultistepScheduler",
+        {"sigma_max": 80, "prediction_type": "epsilon"},
+    ),
 }
 
 
 @pytest.mark.usefixtures("source")
 @pytest.mark.parametrize("solver", SOLVERS)
 def test_samples_are_distributed_like_the_data(solver: str) -> None:
-    """With the best prediction for data of N(0.3, 1), solvers of the SDE end with samples of N(0.3, 1)."""
+    """With the best prediction for data of N(0.3, 1), solvers of the SDE end with samples of N(0.3,
+    1)."""
     name, config = SOLVERS[solver]
     scheduler: Any = getattr(schedulers, name)(**config)
     scheduler.set_timesteps(40)
-    sample = torch.randn(1, 4, 80, 80, generator=torch.Generator().manual_seed(0)) * scheduler.init_noise_sigma
+    sample = (
+        torch.randn(1, 4, 80, 80, generator=torch.Generator().manual_seed(0))
+        * scheduler.init_noise_sigma
+    )
     options = {} if "SDE" in name else {"generator": torch.Generator().manual_seed(1)}
     for t in scheduler.timesteps:
         scale = float(scheduler.scale_model_input(torch.ones(()), t))

@@ -1,4 +1,5 @@
-"""The model card: what it says, that the Hub's own library reads and writes it, that its snippets run."""
+"""The model card: what it says, that the Hub's own library reads and writes it, that its snippets
+run."""
 
 from __future__ import annotations
 
@@ -21,7 +22,12 @@ SHA = "ab" * 32
 
 def report(**changes: Any) -> dict[str, Any]:
     """A small `conversion.json`."""
-    source = {"part": "unet", "path": "u.h5", "format": "legacy HDF5 weights", "files": {"u.h5": SHA}}
+    source = {
+        "part": "unet",
+        "path": "u.h5",
+        "format": "legacy HDF5 weights",
+        "files": {"u.h5": SHA},
+    }
     return {
         "weightport_version": "1.2.3",
         "family": "sd1",
@@ -35,7 +41,13 @@ def report(**changes: Any) -> dict[str, Any]:
 def parity(passed: bool = True) -> dict[str, Any]:
     """A small `parity.json`."""
     error = {"max_abs": 1e-5, "relative_l2": 2.6e-6, "cosine": 1.0, "psnr": None}
-    check = {"name": "unet", "component": "unet", "against": "kerascv", "tolerance": 3e-6, "passed": passed}
+    check = {
+        "name": "unet",
+        "component": "unet",
+        "against": "kerascv",
+        "tolerance": 3e-6,
+        "passed": passed,
+    }
     checks = [check | {"matched": error, "as_diffusers": error | {"relative_l2": 1.5e-4}}]
     return {"passed": passed, "dtype": "float32", "files": {"unet": SHA}, "checks": checks}
 
@@ -81,7 +93,9 @@ def test_how_it_was_converted() -> None:
 def test_parity() -> None:
     assert "Not checked" in body(report(), None)
     text = body(report(), None, parity=parity())
-    assert "All checks passed, in float32; the whole report is [`parity.html`](parity.html)." in text
+    assert (
+        "All checks passed, in float32; the whole report is [`parity.html`](parity.html)." in text
+    )
     assert "| unet | kerascv | 2.6e-06 | 3.0e-06 | 1.0e-05 | 1.5e-04 | passed |" in text
     assert "**Failed**" in body(report(), None, parity=parity(passed=False))
 
@@ -140,7 +154,9 @@ def test_convert_writes_it(place: Path, sd1_keras: dict[str, Path]) -> None:
     assert ModelCard.load(place / "c" / "README.md").data.to_dict()["base_model"] == "org/base"
 
 
-@pytest.mark.parametrize("option", ["--license=MIT license", "--base-model=base", "--license=a\nb: c"])
+@pytest.mark.parametrize(
+    "option", ["--license=MIT license", "--base-model=base", "--license=a\nb: c"]
+)
 def test_wrong_metadata(place: Path, sd1_keras: dict[str, Path], option: str) -> None:
     ended = run("convert", sd1_keras["unet"], "-o", place / "out", option)
     assert_refused(ended, option.split("=")[0], "as the Hub does|not a Hub id")
@@ -164,4 +180,6 @@ def test_a_controlnet(place: Path) -> None:
     repo = write_controlnet(place / "controlnet", "sd1")
     weightport.convert(repo, place / "out")
     for code in snippets((place / "out" / "README.md").read_text()):
-        assert run_python(f"import os, sys; os.chdir(sys.argv[1])\n{code}", place / "out").status == 0
+        assert (
+            run_python(f"import os, sys; os.chdir(sys.argv[1])\n{code}", place / "out").status == 0
+        )

@@ -1,4 +1,5 @@
-"""The `weightport` command: help and errors of usage, what goes to which stream, interruption, determinism, imports."""
+"""The `weightport` command: help and errors of usage, what goes to which stream, interruption,
+determinism, imports."""
 
 from __future__ import annotations
 
@@ -69,7 +70,9 @@ def test_wrong_usage(arguments: list[str], message: str) -> None:
         (["--base", "../nowhere"], "../nowhere", "no such folder"),
     ],
 )
-def test_wrong_values(place: Path, sd1_keras: dict[str, Path], arguments: list[str], names: str, reason: str) -> None:
+def test_wrong_values(
+    place: Path, sd1_keras: dict[str, Path], arguments: list[str], names: str, reason: str
+) -> None:
     before = listing(place)
     option, value = arguments
     ended = run("convert", sd1_keras["decoder"], "-o", place / "out", f"{option}={value}")
@@ -121,7 +124,11 @@ def test_inspect(sd1_keras: dict[str, Path]) -> None:
 
 def test_json_error(place: Path) -> None:
     """An error stays one line on stderr, also where JSON was asked for."""
-    assert_refused(run("convert", place / "missing", "-o", place / "out", "--json"), place / "missing", "no such file")
+    assert_refused(
+        run("convert", place / "missing", "-o", place / "out", "--json"),
+        place / "missing",
+        "no such file",
+    )
     assert_refused(run("inspect", place / "missing", "--json"), place / "missing", "no such file")
 
 
@@ -130,7 +137,9 @@ def test_dry_run_writes_nothing(place: Path, sd1_keras: dict[str, Path], sd1_rep
     ended = run("convert", *sd1_keras.values(), "-o", place / "out", "--dry-run")
     assert (ended.status, ended.err) == (0, "")
     assert ended.out.splitlines()[-1] == "dry run: everything fits, nothing was written"
-    ended = run("convert", sd1_repo, "-o", place / "out.h5", "--to", "kerascv", "--dry-run", "--json")
+    ended = run(
+        "convert", sd1_repo, "-o", place / "out.h5", "--to", "kerascv", "--dry-run", "--json"
+    )
     assert json.loads(ended.out)["output"] is None
     assert listing(place) == before
 
@@ -138,7 +147,11 @@ def test_dry_run_writes_nothing(place: Path, sd1_keras: dict[str, Path], sd1_rep
 def test_quiet(place: Path, sd1_keras: dict[str, Path]) -> None:
     ended = run("convert", sd1_keras["unet"], "-o", place / "out", "-q")
     assert (ended.status, ended.out, ended.err) == (0, "", "")
-    assert_refused(run("convert", sd1_keras["unet"], "-o", place / "out", "-q"), place / "out", "already exists")
+    assert_refused(
+        run("convert", sd1_keras["unet"], "-o", place / "out", "-q"),
+        place / "out",
+        "already exists",
+    )
 
 
 def test_debug_shows_where(place: Path) -> None:
@@ -147,7 +160,8 @@ def test_debug_shows_where(place: Path) -> None:
 
 
 def on_terminal(*arguments: str | Path) -> tuple[int, bytes]:
-    """Run the command with a terminal for stderr and no delay of the bar; its status, and what the terminal got."""
+    """Run the command with a terminal for stderr and no delay of the bar; its status, and what the
+    terminal got."""
     script = (
         "import sys, tqdm\n"
         "bar = tqdm.tqdm\n"
@@ -182,7 +196,9 @@ def test_progress_needs_a_terminal(place: Path, sd1_keras: dict[str, Path]) -> N
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_interrupted(place: Path, sd1_keras: dict[str, Path], number: signal.Signals, status: int) -> None:
+def test_interrupted(
+    place: Path, sd1_keras: dict[str, Path], number: signal.Signals, status: int
+) -> None:
     """Stopped as soon as there is a folder for weights."""
     code = (
         "import os, sys\n"
@@ -193,12 +209,24 @@ def test_interrupted(place: Path, sd1_keras: dict[str, Path], number: signal.Sig
         "sys.addaudithook(stop)\n"
         "sys.exit(main(sys.argv[1:]))"
     )
-    command = [sys.executable, "-c", code, "convert", *map(str, sd1_keras.values()), "-o", str(place / "out")]
+    command = [
+        sys.executable,
+        "-c",
+        code,
+        "convert",
+        *map(str, sd1_keras.values()),
+        "-o",
+        str(place / "out"),
+    ]
 
     def heed() -> None:
-        signal.signal(signal.SIGINT, signal.SIG_DFL)  # a test run in the background ignores it, and so would a child
+        signal.signal(
+            signal.SIGINT, signal.SIG_DFL
+        )  # a test run in the background ignores it, and so would a child
 
-    ended = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60, preexec_fn=heed)
+    ended = subprocess.run(
+        command, capture_output=True, text=True, check=False, timeout=60, preexec_fn=heed
+    )
     assert (ended.returncode, ended.stdout) == (status, "")
     assert ended.stderr.count("\n") <= 1
     assert "Traceback" not in ended.stderr
@@ -207,7 +235,8 @@ def test_interrupted(place: Path, sd1_keras: dict[str, Path], number: signal.Sig
 
 @pytest.mark.parametrize("part", ["unet", "decoder"])
 def test_reader_of_the_pipe_is_gone(sd1_keras: dict[str, Path], part: str) -> None:
-    """`weightport inspect FILE | true` ends without a word, whether the output fits a buffer or not."""
+    """`weightport inspect FILE | true` ends without a word, whether the output fits a buffer or
+    not."""
     reader, writer = os.pipe()
     os.close(reader)
     command = [*COMMAND, "inspect", str(sd1_keras[part])]
@@ -219,7 +248,10 @@ def test_reader_of_the_pipe_is_gone(sd1_keras: dict[str, Path], part: str) -> No
 def test_two_runs_for_one_output(place: Path, sd1_keras: dict[str, Path]) -> None:
     """One wins, the other says so; the output is whole."""
     command = [*COMMAND, "convert", str(sd1_keras["decoder"]), "-o", str(place / "out")]
-    both = [subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) for _ in range(2)]
+    both = [
+        subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+        for _ in range(2)
+    ]
     errors = [process.communicate(timeout=60)[1] for process in both]
     assert sorted(process.returncode for process in both) == [0, 1]
     (error,) = filter(None, errors)
@@ -233,18 +265,29 @@ def test_two_runs_for_one_output(place: Path, sd1_keras: dict[str, Path]) -> Non
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
 
 
 @pytest.mark.parametrize(("to", "suffix"), [("diffusers", ""), ("kerascv", ".weights.h5")])
-def test_two_runs_write_the_same_bytes(place: Path, sd1_keras: dict[str, Path], to: str, suffix: str) -> None:
+def test_two_runs_write_the_same_bytes(
+    place: Path, sd1_keras: dict[str, Path], to: str, suffix: str
+) -> None:
     """In another process, hash order, time zone, locale, folder and order of the sources."""
     (place / "a").mkdir()
     (place / "b").mkdir()
     sources = [sd1_keras[part] for part in PARTS]
     options = ["--to", to, "--dtype", "float16"]
     assert run("convert", *sources, "-o", place / "a" / f"model{suffix}", *options).status == 0
-    environment = {"PYTHONHASHSEED": "1", "TZ": "Asia/Tokyo", "LC_ALL": "C", "SOURCE_DATE_EPOCH": "1"}
+    environment = {
+        "PYTHONHASHSEED": "1",
+        "TZ": "Asia/Tokyo",
+        "LC_ALL": "C",
+        "SOURCE_DATE_EPOCH": "1",
+    }
     other_way = [*sources[::-1], "-o", place / "b" / f"model{suffix}", *options]
     ended = spawn("convert", *other_way, environment=environment)
     assert (ended.status, ended.err) == (0, ""), "no progress is shown in a pipe"
@@ -257,17 +300,26 @@ def test_modes_follow_the_umask(place: Path, sd1_keras: dict[str, Path]) -> None
     before = os.umask(0o022)
     try:
         assert run("convert", sd1_keras["decoder"], "-o", place / "out").status == 0
-        assert run("convert", sd1_keras["decoder"], "-o", place / "out.h5", "--to", "kerascv").status == 0
+        assert (
+            run("convert", sd1_keras["decoder"], "-o", place / "out.h5", "--to", "kerascv").status
+            == 0
+        )
     finally:
         os.umask(before)
     modes = {path.stat().st_mode & 0o777 for path in (place / "out").rglob("*") if path.is_file()}
     assert modes == {0o644}
     assert (place / "out.h5").stat().st_mode & 0o777 == 0o644
-    folders = {path.stat().st_mode & 0o777 for path in [place / "out", *(place / "out").iterdir()] if path.is_dir()}
+    folders = {
+        path.stat().st_mode & 0o777
+        for path in [place / "out", *(place / "out").iterdir()]
+        if path.is_dir()
+    }
     assert folders == {0o755}
 
 
-def test_the_report_tells_no_secrets(place: Path, sd1_keras: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_report_tells_no_secrets(
+    place: Path, sd1_keras: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """No absolute path gets into the repo, which may be published."""
     monkeypatch.chdir(place)
     assert run("convert", sd1_keras["decoder"], "-o", "out").status == 0
@@ -278,7 +330,16 @@ def test_the_report_tells_no_secrets(place: Path, sd1_keras: dict[str, Path], mo
 
 # ---- imports
 
-HEAVY = ("torch", "tensorflow", "keras", "h5py", "safetensors", "diffusers", "transformers", "huggingface_hub")
+HEAVY = (
+    "torch",
+    "tensorflow",
+    "keras",
+    "h5py",
+    "safetensors",
+    "diffusers",
+    "transformers",
+    "huggingface_hub",
+)
 
 
 def imported(names: tuple[str, ...], *arguments: str | Path) -> list[str]:
@@ -291,7 +352,10 @@ def imported(names: tuple[str, ...], *arguments: str | Path) -> list[str]:
         f"print([name for name in {names} if name in sys.modules], file=sys.stderr)"
     )
     ended = subprocess.run(
-        [sys.executable, "-c", script, *map(str, arguments)], capture_output=True, text=True, check=False
+        [sys.executable, "-c", script, *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert ended.returncode == 0, ended.stderr
     found: list[str] = json.loads(ended.stderr.replace("'", '"'))

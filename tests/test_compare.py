@@ -1,4 +1,5 @@
-"""`weightport diff`: two checkpoints in any two layouts, by key, shape, dtype and value; the exit status says which."""
+"""`weightport diff`: two checkpoints in any two layouts, by key, shape, dtype and value; the exit
+status says which."""
 
 from __future__ import annotations
 
@@ -21,11 +22,15 @@ TARGET = "mid_block.attentions.0.norm.bias"
 
 
 @pytest.fixture
-def changed(original_of: Callable[[str], Path], tmp_path: Path) -> Callable[[Callable[[State], None]], Path]:
+def changed(
+    original_of: Callable[[str], Path], tmp_path: Path
+) -> Callable[[Callable[[State], None]], Path]:
     """The UNet of an original checkpoint after some change."""
 
     def change(edit: Callable[[State], None]) -> Path:
-        state = {key: value for key, value in load_file(original_of("sd1")).items() if key.startswith(P)}
+        state = {
+            key: value for key, value in load_file(original_of("sd1")).items() if key.startswith(P)
+        }
         edit(state)
         save_file(state, tmp_path / "changed.safetensors")
         return tmp_path / "changed.safetensors"
@@ -63,7 +68,11 @@ def test_one_tensor_that_differs(edit, kind, detail, unet, changed):
     assert f"unet {TARGET}  max abs " in ran.out
     found = json.loads(run("diff", "--json", unet, changed(edit)).out)
     (difference,) = found["differences"]
-    assert (difference["component"], difference["key"], difference["kind"]) == ("unet", TARGET, kind)
+    assert (difference["component"], difference["key"], difference["kind"]) == (
+        "unet",
+        TARGET,
+        kind,
+    )
     assert found["equal"] == 685
 
 

@@ -1,4 +1,5 @@
-"""ControlNets and the x4 upscaler: original layout -> what diffusers loads, and back; a VAE from another file."""
+"""ControlNets and the x4 upscaler: original layout -> what diffusers loads, and back; a VAE from
+another file."""
 
 from __future__ import annotations
 
@@ -42,7 +43,7 @@ def controlnet(family, tmp_path_factory):
     return repo, folder / "control.safetensors"
 
 
-# --- ControlNet -------------------------------------------------------------------------------------------------------
+# --- ControlNet -----------------------------------------------------------------------------------
 
 
 def test_a_controlnet_alone_becomes_a_folder_that_diffusers_loads(family, controlnet, tmp_path):
@@ -53,7 +54,9 @@ def test_a_controlnet_alone_becomes_a_folder_that_diffusers_loads(family, contro
     assert conversion.lacks == []
     assert {path.name for path in (tmp_path / "out").iterdir()} == FILES
     assert _same(load_file(repo / WEIGHTS), load_file(tmp_path / "out" / WEIGHTS))
-    model, info = diffusers.ControlNetModel.from_pretrained(tmp_path / "out", output_loading_info=True)
+    model, info = diffusers.ControlNetModel.from_pretrained(
+        tmp_path / "out", output_loading_info=True
+    )
     assert not any(info.values())
     expected = _json(repo / "config.json")
     assert {key: model.config[key] for key in expected if key[0] != "_"} == {
@@ -70,7 +73,9 @@ def test_the_way_back_is_exact(controlnet, tmp_path):
 
 def test_a_file_without_prefix(controlnet, tmp_path):
     repo, original = controlnet
-    bare = {key.removeprefix("control_model."): tensor for key, tensor in load_file(original).items()}
+    bare = {
+        key.removeprefix("control_model."): tensor for key, tensor in load_file(original).items()
+    }
     save_file(bare, tmp_path / "bare.safetensors")
     weightport.convert(tmp_path / "bare.safetensors", tmp_path / "out")
     assert _same(load_file(repo / WEIGHTS), load_file(tmp_path / "out" / WEIGHTS))
@@ -94,7 +99,9 @@ def test_pairs_equal_those_of_diffusers(family):
         link.targets[0]: link.sources[0].removeprefix("control_model.")
         for link in load_table("ldm_controlnet").links(component.manifest(), component.config)
     }
-    theirs = utils.convert_controlnet_checkpoint({key: key for key in ours.values()}, component.config)
+    theirs = utils.convert_controlnet_checkpoint(
+        {key: key for key in ours.values()}, component.config
+    )
     if family == "sdxl":  # diffusers drops these two layers, which an SDXL ControlNet has
         assert not theirs.keys() & {key for key in ours if key.startswith("add_embedding")}
         ours = {key: source for key, source in ours.items() if not key.startswith("add_embedding")}
@@ -123,7 +130,7 @@ def test_a_controlnet_needs_no_base_and_a_model_no_controlnet(repo_of, tmp_path)
     assert weightport.convert(repo_of("sd1"), tmp_path / "out", dry_run=True).lacks == []
 
 
-# --- x4 upscaler ------------------------------------------------------------------------------------------------------
+# --- x4 upscaler ----------------------------------------------------------------------------------
 
 
 def test_the_upscaler_becomes_its_pipeline(repo_of, original_of, tmp_path):
@@ -133,11 +140,17 @@ def test_the_upscaler_becomes_its_pipeline(repo_of, original_of, tmp_path):
     pipeline = diffusers.StableDiffusionUpscalePipeline.from_pretrained(tmp_path / "out")
     assert pipeline.scheduler.config.prediction_type == "v_prediction"
     assert type(pipeline.low_res_scheduler).__name__ == "DDPMScheduler"
-    assert (pipeline.low_res_scheduler.config.beta_start, pipeline.config.max_noise_level) == (0.0001, 350)
+    assert (pipeline.low_res_scheduler.config.beta_start, pipeline.config.max_noise_level) == (
+        0.0001,
+        350,
+    )
     assert pipeline.vae.config.scaling_factor == 0.08333
     assert pipeline.unet.config.num_class_embeds == 1000
     for name in ("unet", "vae"):
-        assert _same(load_file(repo_of("upscaler") / name / WEIGHTS), load_file(tmp_path / "out" / name / WEIGHTS))
+        assert _same(
+            load_file(repo_of("upscaler") / name / WEIGHTS),
+            load_file(tmp_path / "out" / name / WEIGHTS),
+        )
 
 
 def test_the_upscaler_goes_back_with_its_buffers(original_of, tmp_path):
@@ -152,7 +165,9 @@ def test_the_upscaler_goes_back_with_its_buffers(original_of, tmp_path):
 
 def test_the_image_size_of_the_upscaler_counts_its_two_halvings(original_of, tmp_path):
     weightport.convert(original_of("upscaler"), tmp_path / "out", image_size=256)
-    sizes = [_json(tmp_path / "out" / name / "config.json")["sample_size"] for name in ("unet", "vae")]
+    sizes = [
+        _json(tmp_path / "out" / name / "config.json")["sample_size"] for name in ("unet", "vae")
+    ]
     assert sizes == [64, 256]
 
 
@@ -172,16 +187,18 @@ def test_upscaler_pairs_equal_those_of_diffusers():
         assert all(source.startswith(prefix) for source in sources)
 
 
-# --- a separate VAE ---------------------------------------------------------------------------------------------------
+# --- a separate VAE -------------------------------------------------------------------------------
 
 
 @pytest.fixture
 def vae_file(tmp_path):
-    """A VAE alone, in the original layout and without its prefix, as VAEs are published for web UIs."""
+    """A VAE alone, in the original layout and without its prefix, as VAEs are published for web
+    UIs."""
     repo = write_repo(tmp_path / "vae_repo", "sd1", seed=7, components=["vae"])
     weightport.convert(repo, tmp_path / "prefixed.safetensors", to="ldm")
     bare = {
-        key.removeprefix("first_stage_model."): t for key, t in load_file(tmp_path / "prefixed.safetensors").items()
+        key.removeprefix("first_stage_model."): t
+        for key, t in load_file(tmp_path / "prefixed.safetensors").items()
     }
     save_file(bare, tmp_path / "vae.safetensors")
     return tmp_path / "vae.safetensors"
@@ -190,10 +207,14 @@ def vae_file(tmp_path):
 def test_a_separate_vae_is_baked_in(original_of, repo_of, vae_file, tmp_path):
     original = load_file(original_of("sd1")) | {"betas": np.linspace(0, 1, 1000, dtype=np.float32)}
     save_file(original, tmp_path / "original.safetensors")
-    conversion = weightport.convert(tmp_path / "original.safetensors", tmp_path / "out", vae=vae_file)
+    conversion = weightport.convert(
+        tmp_path / "original.safetensors", tmp_path / "out", vae=vae_file
+    )
     assert conversion.lacks == []
     assert _same(load_file(tmp_path / "out" / "vae" / WEIGHTS), weights("sd1", "vae", seed=7))
-    assert _same(load_file(tmp_path / "out" / "unet" / WEIGHTS), load_file(repo_of("sd1") / "unet" / WEIGHTS))
+    assert _same(
+        load_file(tmp_path / "out" / "unet" / WEIGHTS), load_file(repo_of("sd1") / "unet" / WEIGHTS)
+    )
     assert conversion.report["options"]["vae"] == "vae.safetensors"
 
     weightport.convert(tmp_path / "out", tmp_path / "again.safetensors", to="ldm")

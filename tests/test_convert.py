@@ -1,4 +1,5 @@
-"""`weightport.convert` and `weightport.inspect`: what a repo holds, where parts come from, and the way back."""
+"""`weightport.convert` and `weightport.inspect`: what a repo holds, where parts come from, and the
+way back."""
 
 from __future__ import annotations
 
@@ -43,7 +44,7 @@ def converted(sd1_keras, tmp_path_factory):
     return weightport.convert(list(sd1_keras.values()), output)
 
 
-# --- the repo ---------------------------------------------------------------------------------------------------------
+# --- the repo -------------------------------------------------------------------------------------
 
 
 def test_every_tensor_is_the_original(converted, sd1_repo):
@@ -55,7 +56,11 @@ def test_every_tensor_is_the_original(converted, sd1_repo):
 
 
 def test_the_repo_is_complete(converted):
-    files = {str(path.relative_to(converted.output)) for path in converted.output.rglob("*") if path.is_file()}
+    files = {
+        str(path.relative_to(converted.output))
+        for path in converted.output.rglob("*")
+        if path.is_file()
+    }
     assert files == {
         "README.md", "model_index.json", "conversion.json", UNET, VAE, TEXT,
         "unet/config.json", "vae/config.json", "text_encoder/config.json", "scheduler/scheduler_config.json",
@@ -80,8 +85,16 @@ def test_model_index_names_what_is_there(converted):
 def test_the_scheduler_is_kerascvs(converted):
     config = _json(converted.output / "scheduler" / "scheduler_config.json")
     assert config["_class_name"] == "DDIMScheduler"
-    assert (config["beta_schedule"], config["beta_start"], config["beta_end"]) == ("scaled_linear", 0.00085, 0.012)
-    assert (config["prediction_type"], config["set_alpha_to_one"], config["steps_offset"]) == ("epsilon", True, 1)
+    assert (config["beta_schedule"], config["beta_start"], config["beta_end"]) == (
+        "scaled_linear",
+        0.00085,
+        0.012,
+    )
+    assert (config["prediction_type"], config["set_alpha_to_one"], config["steps_offset"]) == (
+        "epsilon",
+        True,
+        1,
+    )
     assert config["clip_sample"] is False
 
 
@@ -102,12 +115,17 @@ def test_diffusers_loads_the_pipeline(converted):
 
 
 def test_the_order_of_sources_does_not_matter(converted, sd1_keras, sd1_legacy, tmp_path):
-    mixed = [sd1_keras["decoder"], sd1_legacy["unet"], sd1_legacy["image_encoder"], sd1_keras["text_encoder"]]
+    mixed = [
+        sd1_keras["decoder"],
+        sd1_legacy["unet"],
+        sd1_legacy["image_encoder"],
+        sd1_keras["text_encoder"],
+    ]
     again = weightport.convert(mixed, tmp_path / "repo")
     assert all(_same(converted.output / file, again.output / file) for file in (UNET, VAE, TEXT))
 
 
-# --- conversion.json --------------------------------------------------------------------------------------------------
+# --- conversion.json ------------------------------------------------------------------------------
 
 
 def test_the_report_says_where_every_tensor_comes_from(converted, sd1_keras):
@@ -121,7 +139,12 @@ def test_the_report_says_where_every_tensor_comes_from(converted, sd1_keras):
     unet = next(source for source in report["sources"] if source["part"] == "unet")
     path = sd1_keras["unet"]
     assert unet["files"] == {path.name: hashlib.sha256(path.read_bytes()).hexdigest()}
-    assert set(report["tables"]) == {"kerascv_unet", "kerascv_decoder", "kerascv_image_encoder", "kerascv_text_encoder"}
+    assert set(report["tables"]) == {
+        "kerascv_unet",
+        "kerascv_decoder",
+        "kerascv_image_encoder",
+        "kerascv_text_encoder",
+    }
 
 
 def test_the_report_hashes_every_file(converted):
@@ -129,18 +152,25 @@ def test_the_report_hashes_every_file(converted):
     for path in converted.output.rglob("*"):
         if path.is_file() and path.name not in ("conversion.json", "README.md"):
             entry = files[str(path.relative_to(converted.output))]
-            assert entry == {"nbytes": path.stat().st_size, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
+            assert entry == {
+                "nbytes": path.stat().st_size,
+                "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
+            }
 
 
-# --- options ----------------------------------------------------------------------------------------------------------
+# --- options --------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("dtype", "name"), [("float16", "F16"), ("bfloat16", "BF16"), ("float32", "F32")])
+@pytest.mark.parametrize(
+    ("dtype", "name"), [("float16", "F16"), ("bfloat16", "BF16"), ("float32", "F32")]
+)
 def test_dtype(sd1_keras, sd1_repo, tmp_path, dtype, name):
     torch = pytest.importorskip("torch")
     from safetensors.torch import load_file as load_torch
 
-    output = weightport.convert(sd1_keras["unet"], tmp_path / "repo", dtype=dtype, variant="fp16").output
+    output = weightport.convert(
+        sd1_keras["unet"], tmp_path / "repo", dtype=dtype, variant="fp16"
+    ).output
     expected = load_torch(sd1_repo / UNET)
     found = load_torch(output / "unet" / "diffusion_pytorch_model.fp16.safetensors")
     for key in expected:  # PyTorch's own rounding is the reference
@@ -153,8 +183,13 @@ def test_shards(sd1_keras, sd1_repo, tmp_path):
     names = sorted(set(index["weight_map"].values()))
     assert names[0] == f"diffusion_pytorch_model-00001-of-0000{len(names)}.safetensors"
     assert all((output / "unet" / name).stat().st_size < 8.2e6 for name in names)
-    merged = {key: value for name in names for key, value in load_file(output / "unet" / name).items()}
-    assert all(merged[key].tobytes() == value.tobytes() for key, value in load_file(sd1_repo / UNET).items())
+    merged = {
+        key: value for name in names for key, value in load_file(output / "unet" / name).items()
+    }
+    assert all(
+        merged[key].tobytes() == value.tobytes()
+        for key, value in load_file(sd1_repo / UNET).items()
+    )
     again = weightport.convert(output, tmp_path / "again").output  # and shards are read
     assert load_file(again / UNET).keys() == merged.keys()
 
@@ -179,9 +214,13 @@ def test_placeholder_tokens_need_a_text_encoder(sd1_keras, tmp_path):
         weightport.convert(sd1_keras["unet"], tmp_path / "repo", placeholder_tokens=["<extra>"])
 
 
-@pytest.mark.parametrize(("activation", "hidden_act"), [("tanh", "gelu_pytorch_tanh"), ("erf", "gelu")])
+@pytest.mark.parametrize(
+    ("activation", "hidden_act"), [("tanh", "gelu_pytorch_tanh"), ("erf", "gelu")]
+)
 def test_text_activation_of_v2(sd2_keras, tmp_path, activation, hidden_act):
-    conversion = weightport.convert(sd2_keras["text_encoder"], tmp_path / "repo", text_activation=activation)
+    conversion = weightport.convert(
+        sd2_keras["text_encoder"], tmp_path / "repo", text_activation=activation
+    )
     assert _json(conversion.output / "text_encoder" / "config.json")["hidden_act"] == hidden_act
     assert any(hidden_act in note for note in conversion.report["notes"])
 
@@ -202,7 +241,7 @@ def test_family_is_checked(sd1_keras, tmp_path):
         weightport.convert(sd1_keras["unet"], tmp_path / "unet", family="sd2")
 
 
-# --- textual inversion ------------------------------------------------------------------------------------------------
+# --- textual inversion ----------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -221,8 +260,13 @@ def inverted(sd1_repo, tmp_path):
 
 
 def test_placeholder_tokens_are_named(inverted, tmp_path):
-    conversion = weightport.convert(inverted, tmp_path / "repo", placeholder_tokens=["<my-cat>", "<her-dog>"])
-    assert _json(conversion.output / "tokenizer" / "added_tokens.json") == {"<my-cat>": 49408, "<her-dog>": 49409}
+    conversion = weightport.convert(
+        inverted, tmp_path / "repo", placeholder_tokens=["<my-cat>", "<her-dog>"]
+    )
+    assert _json(conversion.output / "tokenizer" / "added_tokens.json") == {
+        "<my-cat>": 49408,
+        "<her-dog>": 49409,
+    }
     assert _json(conversion.output / "text_encoder" / "config.json")["vocab_size"] == 49410
     transformers = pytest.importorskip("transformers")
     tokenizer = transformers.CLIPTokenizer.from_pretrained(conversion.output / "tokenizer")
@@ -231,24 +275,32 @@ def test_placeholder_tokens_are_named(inverted, tmp_path):
 
 def test_placeholder_tokens_must_match_the_rows(inverted, sd1_keras, tmp_path):
     with pytest.raises(weightport.ConversionError, match="2"):
-        weightport.convert(inverted, tmp_path / "repo", placeholder_tokens=["<only-one>"], dry_run=True)
+        weightport.convert(
+            inverted, tmp_path / "repo", placeholder_tokens=["<only-one>"], dry_run=True
+        )
     with pytest.raises(weightport.ConversionError, match="49408 rows, 0 more"):
-        weightport.convert(sd1_keras["text_encoder"], tmp_path / "repo", placeholder_tokens=["<extra>"])
+        weightport.convert(
+            sd1_keras["text_encoder"], tmp_path / "repo", placeholder_tokens=["<extra>"]
+        )
 
 
-# --- base -------------------------------------------------------------------------------------------------------------
+# --- base -----------------------------------------------------------------------------------------
 
 
 @pytest.fixture
 def other_repo(tmp_path):
-    """A base with other weights, its own scheduler and tokenizer, and the older VAE attention names."""
+    """A base with other weights, its own scheduler and tokenizer, and the older VAE attention
+    names."""
     base = write_repo(tmp_path / "base", "sd1", seed=7)
     (base / "scheduler").mkdir()
     (base / "scheduler" / "scheduler_config.json").write_text('{"_class_name": "PNDMScheduler"}')
     state = load_file(base / VAE)
     names = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
     for new, old in names.items():
-        state = {key.replace(f"attentions.0.{new}.", f"attentions.0.{old}."): value for key, value in state.items()}
+        state = {
+            key.replace(f"attentions.0.{new}.", f"attentions.0.{old}."): value
+            for key, value in state.items()
+        }
     save_file(state, base / VAE)
     text = load_file(base / TEXT)
     text = {key.removeprefix("text_model."): value for key, value in text.items()}
@@ -258,38 +310,62 @@ def other_repo(tmp_path):
 
 
 def test_a_repo_fills_in_what_is_lacking(sd1_keras, sd1_repo, other_repo, tmp_path):
-    conversion = weightport.convert([sd1_keras["unet"], sd1_keras["decoder"]], tmp_path / "repo", base=other_repo)
+    conversion = weightport.convert(
+        [sd1_keras["unet"], sd1_keras["decoder"]], tmp_path / "repo", base=other_repo
+    )
     assert conversion.lacks == []
     unet, finetuned = load_file(conversion.output / UNET), load_file(sd1_repo / UNET)
     assert all(unet[key].tobytes() == finetuned[key].tobytes() for key in finetuned)
-    vae, ours, theirs = load_file(conversion.output / VAE), load_file(sd1_repo / VAE), weights("sd1", "vae", 7)
+    vae, ours, theirs = (
+        load_file(conversion.output / VAE),
+        load_file(sd1_repo / VAE),
+        weights("sd1", "vae", 7),
+    )
     for key, value in vae.items():
         expected = ours if key.startswith(("decoder.", "post_quant_conv.")) else theirs
         assert value.tobytes() == expected[key].tobytes(), key
     text = load_file(conversion.output / TEXT)
-    assert text.keys() == weights("sd1", "text_encoder").keys()  # the prefix is back, position_ids are gone
+    assert (
+        text.keys() == weights("sd1", "text_encoder").keys()
+    )  # the prefix is back, position_ids are gone
     # the UNet is KerasCV's, so the scheduler is too
-    assert _json(conversion.output / "scheduler" / "scheduler_config.json")["_class_name"] == "DDIMScheduler"
+    assert (
+        _json(conversion.output / "scheduler" / "scheduler_config.json")["_class_name"]
+        == "DDIMScheduler"
+    )
 
 
 def test_a_base_keeps_its_scheduler_with_its_unet(sd1_keras, other_repo, tmp_path):
     conversion = weightport.convert(sd1_keras["text_encoder"], tmp_path / "repo", base=other_repo)
-    assert _json(conversion.output / "scheduler" / "scheduler_config.json")["_class_name"] == "PNDMScheduler"
-    assert _json(conversion.output / "model_index.json")["scheduler"] == ["diffusers", "PNDMScheduler"]
+    assert (
+        _json(conversion.output / "scheduler" / "scheduler_config.json")["_class_name"]
+        == "PNDMScheduler"
+    )
+    assert _json(conversion.output / "model_index.json")["scheduler"] == [
+        "diffusers",
+        "PNDMScheduler",
+    ]
 
 
 def test_a_folder_of_stock_files_is_a_base(sd1_keras, sd1_legacy, converted, tmp_path):
-    names = {"text_encoder": "kcv_encoder.h5", "decoder": "kcv_decoder.h5", "image_encoder": "vae_encoder.h5"}
+    names = {
+        "text_encoder": "kcv_encoder.h5",
+        "decoder": "kcv_decoder.h5",
+        "image_encoder": "vae_encoder.h5",
+    }
     (tmp_path / "models").mkdir()
     for part, name in names.items():
         shutil.copy(sd1_legacy[part], tmp_path / "models" / name)
     conversion = weightport.convert(sd1_keras["unet"], tmp_path / "repo", base=tmp_path / "models")
     assert conversion.lacks == []
-    assert all(_same(converted.output / file, conversion.output / file) for file in (UNET, VAE, TEXT))
+    assert all(
+        _same(converted.output / file, conversion.output / file) for file in (UNET, VAE, TEXT)
+    )
 
 
 def test_a_hub_id_is_downloaded(sd1_keras, sd1_repo, tmp_path, monkeypatch):
-    """Only safetensors, configs and the tokenizer are asked for; the Hub itself is not needed here."""
+    """Only safetensors, configs and the tokenizer are asked for; the Hub itself is not needed
+    here."""
     asked = {}
 
     def snapshot_download(repo_id, **arguments):
@@ -317,10 +393,12 @@ def test_without_a_base_the_gaps_are_named(sd1_keras, tmp_path):
     assert [gap.split(" (")[0] for gap in conversion.lacks] == [
         "unet", "the image encoder half of the vae, 108 tensors", "text_encoder"
     ]  # fmt: skip
-    assert "vae" not in _json(conversion.output / "model_index.json")  # half a VAE must not be loaded by mistake
+    assert "vae" not in _json(
+        conversion.output / "model_index.json"
+    )  # half a VAE must not be loaded by mistake
 
 
-# --- and back ---------------------------------------------------------------------------------------------------------
+# --- and back -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("suffix", [".weights.h5", ".h5"])
@@ -334,7 +412,10 @@ def test_keras_to_repo_to_keras_is_exact(family, suffix, tmp_path, request):
         again = weightport.convert(path, tmp_path / f"again-{part}").output
         component = {"decoder": "vae", "image_encoder": "vae"}.get(part, part)
         (file,) = (again / component).glob("*.safetensors")
-        with safe_open(file, "np") as after, safe_open(output / component / file.name, "np") as before:
+        with (
+            safe_open(file, "np") as after,
+            safe_open(output / component / file.name, "np") as before,
+        ):
             for key in after.keys():  # noqa: SIM118 - not a dict
                 assert after.get_tensor(key).tobytes() == before.get_tensor(key).tobytes()
 
@@ -349,17 +430,23 @@ def test_one_part_is_written_under_the_given_name(sd1_repo, tmp_path):
 
 
 def test_bfloat16_survives_the_way_back(sd1_repo, tmp_path):
-    weightport.convert(sd1_repo, tmp_path / "b.weights.h5", to="kerascv", component="decoder", dtype="bfloat16")
+    weightport.convert(
+        sd1_repo, tmp_path / "b.weights.h5", to="kerascv", component="decoder", dtype="bfloat16"
+    )
     (part,) = weightport.inspect(tmp_path / "b.weights.h5").parts
     assert part.dtypes == {"BF16": 140}
 
 
-# --- inspect ----------------------------------------------------------------------------------------------------------
+# --- inspect --------------------------------------------------------------------------------------
 
 
 def test_inspect_describes_a_file(sd1_legacy):
     (part,) = weightport.inspect(sd1_legacy["unet"]).parts
-    assert (part.part, part.families, part.format) == ("unet", ("Stable Diffusion 1.x",), "legacy HDF5 weights")
+    assert (part.part, part.families, part.format) == (
+        "unet",
+        ("Stable Diffusion 1.x",),
+        "legacy HDF5 weights",
+    )
     assert part.becomes == "unet/ (UNet2DConditionModel) by the table kerascv_unet"
     assert part.dtypes == {"F32": 686}
     patterns = {pattern: count for pattern, count, _, _ in part.tensors}
@@ -392,7 +479,7 @@ def test_inspect_reads_no_weights(sd1_legacy, monkeypatch):
     assert total < sd1_legacy["text_encoder"].stat().st_size / 10
 
 
-# --- without checksums, without waiting for the disk ------------------------------------------------------------------
+# --- without checksums, without waiting for the disk ----------------------------------------------
 
 
 def test_hashes_and_sync_can_be_left_out(sd1_keras, tmp_path, monkeypatch):
@@ -405,8 +492,13 @@ def test_hashes_and_sync_can_be_left_out(sd1_keras, tmp_path, monkeypatch):
     weightport.convert(source, tmp_path / "without", hashes=False, sync=False)
     assert not synced
     weights = "vae/diffusion_pytorch_model.safetensors"
-    assert (tmp_path / "with" / weights).read_bytes() == (tmp_path / "without" / weights).read_bytes()
-    reports = {name: json.loads((tmp_path / name / "conversion.json").read_text()) for name in ("with", "without")}
+    assert (tmp_path / "with" / weights).read_bytes() == (
+        tmp_path / "without" / weights
+    ).read_bytes()
+    reports = {
+        name: json.loads((tmp_path / name / "conversion.json").read_text())
+        for name in ("with", "without")
+    }
     assert reports["with"]["sources"][0]["files"][source.name]
     assert reports["with"]["files"][weights].keys() == {"nbytes", "sha256"}
     assert reports["without"]["sources"][0]["files"] == {}

@@ -36,7 +36,9 @@ def part(state: State, prefix: str) -> State:
 
 def convert(state: State, folder: Path, **options: Any) -> Path:
     save_file(state, folder / "model.safetensors")
-    output = weightport.convert(folder / "model.safetensors", folder / "repo", overwrite=True, **options).output
+    output = weightport.convert(
+        folder / "model.safetensors", folder / "repo", overwrite=True, **options
+    ).output
     assert output is not None
     return output
 
@@ -51,7 +53,11 @@ def refused(state: State, folder: Path, match: str, **options: Any) -> None:
 def planned(state: State, folder: Path) -> weightport.Conversion:
     save_file(state, folder / "model.safetensors")
     return weightport.convert(
-        folder / "model.safetensors", folder / "repo", dry_run=True, prediction_type="epsilon", residue=False
+        folder / "model.safetensors",
+        folder / "repo",
+        dry_run=True,
+        prediction_type="epsilon",
+        residue=False,
     )
 
 
@@ -61,14 +67,20 @@ def scheduler(repo: Path) -> dict[str, Any]:
 
 def test_01_a_text_encoder_with_nai_prefixes_loads(original, tmp_path):
     """Elsewhere: "weights appear to be missing"."""
-    state = {key.replace("text_model.", ""): value for key, value in part(original("sd1"), C).items()}
+    state = {
+        key.replace("text_model.", ""): value for key, value in part(original("sd1"), C).items()
+    }
     found = load_file(convert(state, tmp_path) / "text_encoder" / "model.safetensors")
-    assert all(np.array_equal(found[key], value) for key, value in weights("sd1", "text_encoder").items())
+    assert all(
+        np.array_equal(found[key], value) for key, value in weights("sd1", "text_encoder").items()
+    )
 
 
 def test_02_a_missing_layer_of_the_text_encoder_fails_with_names(original, tmp_path):
     """Elsewhere it succeeds, and 16 parameters stay uninitialised."""
-    state = {key: value for key, value in part(original("sd1"), C).items() if ".layers.7." not in key}
+    state = {
+        key: value for key, value in part(original("sd1"), C).items() if ".layers.7." not in key
+    }
     refused(state, tmp_path, r"16 tensors of the CLIP .* are missing: .*layers\.7")
 
 
@@ -76,18 +88,34 @@ def test_03_one_missing_tensor_of_the_unet_fails_with_its_name(original, tmp_pat
     """Elsewhere: "cannot copy out of meta tensor"."""
     state = part(original("sd1"), P)
     del state[f"{P}middle_block.1.norm.weight"]
-    refused(state, tmp_path, r"1 tensors of the LDM UNet are missing: .*middle_block\.1\.norm\.weight")
+    refused(
+        state, tmp_path, r"1 tensors of the LDM UNet are missing: .*middle_block\.1\.norm\.weight"
+    )
 
 
 def test_04_markers_set_the_scheduler(original, tmp_path):
-    """Elsewhere v-prediction models come out as epsilon; EDM models, whose schedule is another, as well."""
+    """Elsewhere v-prediction models come out as epsilon; EDM models, whose schedule is another, as
+    well."""
     state = part(original("sdxl"), P)
     assert scheduler(convert(state, tmp_path))["prediction_type"] == "epsilon"
-    assert scheduler(convert(state | {"v_pred": ONE}, tmp_path))["prediction_type"] == "v_prediction"
-    assert scheduler(convert(state | {"v_pred": ONE, "ztsnr": ONE}, tmp_path))["rescale_betas_zero_snr"] is True
-    edm = {"edm_vpred.sigma_max": np.full(1, 120, np.float32), "edm_vpred.sigma_min": np.full(1, 0.002, np.float32)}
+    assert (
+        scheduler(convert(state | {"v_pred": ONE}, tmp_path))["prediction_type"] == "v_prediction"
+    )
+    assert (
+        scheduler(convert(state | {"v_pred": ONE, "ztsnr": ONE}, tmp_path))[
+            "rescale_betas_zero_snr"
+        ]
+        is True
+    )
+    edm = {
+        "edm_vpred.sigma_max": np.full(1, 120, np.float32),
+        "edm_vpred.sigma_min": np.full(1, 0.002, np.float32),
+    }
     config = scheduler(convert(state | edm, tmp_path))
-    assert (config["_class_name"], config["prediction_type"]) == ("EDMEulerScheduler", "v_prediction")
+    assert (config["_class_name"], config["prediction_type"]) == (
+        "EDMEulerScheduler",
+        "v_prediction",
+    )
     assert (config["sigma_min"], config["sigma_max"]) == (0.002, 120)
 
 
@@ -125,14 +153,19 @@ def test_05_unclip_and_svd_are_refused_by_name(key, shape, model, original, tmp_
 @pytest.mark.parametrize("prefix", [P, ""], ids=["usual", "bare"])
 def test_06_an_sdxl_unet_alone_is_sdxl(prefix, original, tmp_path):
     """Elsewhere it is "v1", the default."""
-    state = {prefix + key.removeprefix(P): value for key, value in part(original("sdxl"), P).items()}
+    state = {
+        prefix + key.removeprefix(P): value for key, value in part(original("sdxl"), P).items()
+    }
     assert planned(state, tmp_path).family == "sdxl"
 
 
 @pytest.mark.parametrize("length", [36864, 147456, 12345])
 def test_07_sd3_of_any_size_is_refused_by_name(length, tmp_path):
     """Elsewhere an unexpected length raises UnboundLocalError."""
-    state = {f"{P}pos_embed": np.ones((1, length, 1), np.float32), f"{P}joint_blocks.0.x_block.attn.qkv.weight": ONE}
+    state = {
+        f"{P}pos_embed": np.ones((1, length, 1), np.float32),
+        f"{P}joint_blocks.0.x_block.attn.qkv.weight": ONE,
+    }
     refused(state, tmp_path, "looks like Stable Diffusion 3")
 
 
@@ -142,13 +175,18 @@ def test_08_a_vae_alone_is_shared_or_refused_by_its_channels(original, tmp_path)
     (found,) = weightport.inspect(tmp_path / "model.safetensors").parts
     assert len(found.families) == 4
     notes = json.loads((tmp_path / "repo" / "conversion.json").read_text())["notes"]
-    assert any("the weights fit Stable Diffusion 2.x, Stable Diffusion XL" in note for note in notes)
-    with pytest.raises(weightport.ConversionError, match="the VAE of Stable Diffusion 3 or Flux, of 16 channels"):
+    assert any(
+        "the weights fit Stable Diffusion 2.x, Stable Diffusion XL" in note for note in notes
+    )
+    with pytest.raises(
+        weightport.ConversionError, match="the VAE of Stable Diffusion 3 or Flux, of 16 channels"
+    ):
         convert({f"{V}decoder.conv_in.weight": np.ones((8, 16, 3, 3), np.float32)}, tmp_path)
 
 
 def test_09_the_text_projection_is_turned_round(original, tmp_path):
-    """OpenCLIP computes `x @ W`, a linear layer `x @ W.T`; elsewhere one is taken for the other, of the same shape."""
+    """OpenCLIP computes `x @ W`, a linear layer `x @ W.T`; elsewhere one is taken for the other, of
+    the same shape."""
     state = part(original("sdxl"), "conditioner.embedders.1.")
     repo = convert(state, tmp_path, residue=False)
     linear = load_file(repo / "text_encoder_2" / "model.safetensors")["text_projection.weight"]
@@ -157,7 +195,9 @@ def test_09_the_text_projection_is_turned_round(original, tmp_path):
     np.testing.assert_allclose(x @ linear.T, x @ w, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("key", ["single_blocks.0.linear1.weight", "double_blocks.0.img_attn.qkv.weight"])
+@pytest.mark.parametrize(
+    "key", ["single_blocks.0.linear1.weight", "double_blocks.0.img_attn.qkv.weight"]
+)
 def test_10_flux_is_refused_rather_than_split_wrongly(key, tmp_path):
     """Elsewhere its unequal parts are cut into equal ones."""
     state = {P + key: np.ones((7, 2), np.float32), f"{P}double_blocks.0.img_mod.lin.bias": ONE}
@@ -166,13 +206,17 @@ def test_10_flux_is_refused_rather_than_split_wrongly(key, tmp_path):
 
 def test_11_models_with_swapped_scale_and_shift_are_refused(tmp_path):
     """Elsewhere `norm_out` is renamed and its halves are not swapped."""
-    state = {f"{P}final_layer.adaLN_modulation.1.weight": ONE, f"{P}joint_blocks.23.context_block.attn.qkv.bias": ONE}
+    state = {
+        f"{P}final_layer.adaLN_modulation.1.weight": ONE,
+        f"{P}joint_blocks.23.context_block.attn.qkv.bias": ONE,
+    }
     refused(state, tmp_path, "looks like Stable Diffusion 3")
 
 
 @pytest.mark.parametrize("family", families())
 def test_12_flattened_names_are_unambiguous_and_a_lora_is_refused(family, tmp_path):
-    """kohya writes `_` for every dot: that can be undone by look-up only, and elsewhere is guessed."""
+    """kohya writes `_` for every dot: that can be undone by look-up only, and elsewhere is
+    guessed."""
     for component in families()[family].components.values():
         modules = {key.rpartition(".")[0] for key in component.manifest()}
         assert len({module.replace(".", "_") for module in modules}) == len(modules)
@@ -181,7 +225,8 @@ def test_12_flattened_names_are_unambiguous_and_a_lora_is_refused(family, tmp_pa
 
 
 def test_13_averages_are_decoded_by_the_key_list(original, tmp_path):
-    """LitEma removes the dots: `input_blocks11` is `1.1` or `11`; elsewhere the file is "v1" and has no UNet."""
+    """LitEma removes the dots: `input_blocks11` is `1.1` or `11`; elsewhere the file is "v1" and
+    has no UNet."""
     for candidate in candidates("ldm"):
         assert len({flat(key) for key in candidate.links}) == len(candidate.links)
     state = {flat(key): value for key, value in part(original("sd1"), P).items()}
@@ -209,8 +254,14 @@ def test_15_two_conversions_do_not_influence_each_other(original, tmp_path):
 
 def test_16_original_to_repo_to_original_is_exact(original, tmp_path):
     """Elsewhere it fails: layers, buffers and prefixes are gone."""
-    state = original("sd2") | {"cond_stage_model.model.logit_scale": ONE, "betas": np.linspace(0, 1, 1000)}
-    state |= {f"cond_stage_model.model.transformer.resblocks.23.{name}": ONE for name in ("ln_1.bias", "ln_2.bias")}
+    state = original("sd2") | {
+        "cond_stage_model.model.logit_scale": ONE,
+        "betas": np.linspace(0, 1, 1000),
+    }
+    state |= {
+        f"cond_stage_model.model.transformer.resblocks.23.{name}": ONE
+        for name in ("ln_1.bias", "ln_2.bias")
+    }
     repo = convert(state, tmp_path, prediction_type="v_prediction")
     weightport.convert(repo, tmp_path / "back.safetensors", to="ldm")
     back = load_file(tmp_path / "back.safetensors")
@@ -228,14 +279,21 @@ def test_17_half_leaves_integers_alone(original, tmp_path):
     repo = convert(original("sd1") | ids, tmp_path, dtype="float16")
     weightport.convert(repo, tmp_path / "back.safetensors", to="ldm", dtype="float16")
     back = load_file(tmp_path / "back.safetensors")
-    assert all((back[key].dtype, back[key].tobytes()) == (value.dtype, value.tobytes()) for key, value in ids.items())
+    assert all(
+        (back[key].dtype, back[key].tobytes()) == (value.dtype, value.tobytes())
+        for key, value in ids.items()
+    )
     assert {value.dtype for key, value in back.items() if key not in ids} == {np.dtype(np.float16)}
 
 
 @pytest.mark.parametrize("suffix", ["lora_down.weight", "lora_A.weight", "hada_w1_a", "lokr_w1"])
 def test_18_a_lora_of_fused_weights_is_refused_rather_than_approximated(suffix, tmp_path):
     """Elsewhere it is cut apart as if its halves were shared, or left out without a word."""
-    refused({f"transformer.double_blocks_0_img_attn_qkv.{suffix}": np.ones((4, 4), "f4")}, tmp_path, "a (LyCORIS )?Lo")
+    refused(
+        {f"transformer.double_blocks_0_img_attn_qkv.{suffix}": np.ones((4, 4), "f4")},
+        tmp_path,
+        "a (LyCORIS )?Lo",
+    )
 
 
 def test_19_a_pickle_that_names_a_function_is_refused_and_not_run(original, tmp_path):
@@ -252,7 +310,9 @@ def test_19_a_pickle_that_names_a_function_is_refused_and_not_run(original, tmp_
             return os.system, (f"touch {tmp_path / 'ran'}",)
 
     for payload in (Payload(), System()):
-        torch.save({"state_dict": {"a": torch.ones(1)}, "callbacks": payload}, tmp_path / "model.ckpt")
+        torch.save(
+            {"state_dict": {"a": torch.ones(1)}, "callbacks": payload}, tmp_path / "model.ckpt"
+        )
         with pytest.raises(weightport.ConversionError, match=r"model\.ckpt") as caught:
             weightport.convert(tmp_path / "model.ckpt", tmp_path / "repo")
         assert "\n" not in str(caught.value)
@@ -269,5 +329,8 @@ def test_20_nothing_asks_the_network(original, tmp_path, monkeypatch):
     for name in ("socket", "create_connection", "getaddrinfo"):
         monkeypatch.setattr(socket, name, refuse)
     repo = convert(original("sd1"), tmp_path)
-    assert json.loads((repo / "model_index.json").read_text())["_class_name"] == "StableDiffusionPipeline"
+    assert (
+        json.loads((repo / "model_index.json").read_text())["_class_name"]
+        == "StableDiffusionPipeline"
+    )
     assert (repo / "tokenizer" / "vocab.json").is_file()

@@ -1,4 +1,5 @@
-"""Pipelines and components that bring their code along: behind `trust_remote_code`, from files, folders and repos."""
+"""Pipelines and components that bring their code along: behind `trust_remote_code`, from files,
+folders and repos."""
 
 from __future__ import annotations
 
@@ -70,14 +71,23 @@ def repo(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "scheduler": ["diffusers", "DDIMScheduler"],
     }
     return write_files(
-        folder, {"model_index.json": json.dumps(index), "scheduler/scheduler_config.json": '{"steps_offset": 1}'}
+        folder,
+        {
+            "model_index.json": json.dumps(index),
+            "scheduler/scheduler_config.json": '{"steps_offset": 1}',
+        },
     )
 
 
 @pytest.fixture
 def code(tmp_path: Path) -> Path:
     """A folder with the one-step pipeline."""
-    files = {"pipeline.py": ONE_STEP, "helpers.py": HELPERS, "parts/more.py": MORE, "other.py": "1 / 0"}
+    files = {
+        "pipeline.py": ONE_STEP,
+        "helpers.py": HELPERS,
+        "parts/more.py": MORE,
+        "other.py": "1 / 0",
+    }
     return write_files(tmp_path / "code", files)
 
 
@@ -96,9 +106,15 @@ def test_a_pipeline_of_ones_own(repo: Path, code: Path, what: str) -> None:
 def test_it_saves_and_reloads(repo: Path, code: Path, tmp_path: Path) -> None:
     pipe = DiffusionPipeline.from_pretrained(repo, custom_pipeline=code, strength=0.5, **TRUST)
     pipe.save_pretrained(tmp_path / "saved")
-    saved = {path.relative_to(tmp_path / "saved").as_posix() for path in (tmp_path / "saved").rglob("*.py")}
+    saved = {
+        path.relative_to(tmp_path / "saved").as_posix()
+        for path in (tmp_path / "saved").rglob("*.py")
+    }
     assert saved == {"pipeline.py", "helpers.py", "parts/more.py"}
-    assert json.loads((tmp_path / "saved" / "model_index.json").read_text())["_class_name"] == ["pipeline", "OneStep"]
+    assert json.loads((tmp_path / "saved" / "model_index.json").read_text())["_class_name"] == [
+        "pipeline",
+        "OneStep",
+    ]
     with pytest.raises(ValueError, match="trust_remote_code"):
         DiffusionPipeline.from_pretrained(tmp_path / "saved")
     again = DiffusionPipeline.from_pretrained(tmp_path / "saved", **TRUST)
@@ -108,7 +124,9 @@ def test_it_saves_and_reloads(repo: Path, code: Path, tmp_path: Path) -> None:
 
 def test_edited_code_is_loaded_anew(repo: Path, code: Path) -> None:
     first = DiffusionPipeline.from_pretrained(repo, custom_pipeline=code, **TRUST)
-    assert type(first) is type(DiffusionPipeline.from_pretrained(repo, custom_pipeline=code, **TRUST))
+    assert type(first) is type(
+        DiffusionPipeline.from_pretrained(repo, custom_pipeline=code, **TRUST)
+    )
     (code / "parts" / "more.py").write_text("def one():\n    return 7\n")
     second = DiffusionPipeline.from_pretrained(repo, custom_pipeline=code, **TRUST)
     assert torch.allclose(second(0), first(0) * 7)
@@ -131,14 +149,19 @@ def test_the_switch_blocks_everything(
 
 
 def test_nothing_runs_without_consent(repo: Path, place: Path) -> None:
-    write_files(place / "code", {"pipeline.py": "open('ran', 'w')\n" + ONE_STEP.replace("from .helpers", "#")})
+    write_files(
+        place / "code",
+        {"pipeline.py": "open('ran', 'w')\n" + ONE_STEP.replace("from .helpers", "#")},
+    )
     with pytest.raises(ValueError, match="trust_remote_code"):
         DiffusionPipeline.from_pretrained(repo, custom_pipeline=place / "code")
     assert not Path("ran").exists()
 
 
 def test_components_passed_in_and_missing(repo: Path, tmp_path: Path) -> None:
-    extra = ONE_STEP.replace("scheduler, strength", "scheduler, critic, strength").replace("from .helpers", "#")
+    extra = ONE_STEP.replace("scheduler, strength", "scheduler, critic, strength").replace(
+        "from .helpers", "#"
+    )
     extra = extra.replace("scheduler=scheduler)", "scheduler=scheduler, critic=critic)")
     folder = write_files(tmp_path / "code", {"pipeline.py": extra})
     with pytest.raises(ValueError, match="has no critic for OneStep"):
@@ -156,12 +179,17 @@ def test_components_passed_in_and_missing(repo: Path, tmp_path: Path) -> None:
             ONE_STEP + "\nclass Two(OneStep):\n    pass\n",
             r"pipeline\.py: must hold one pipeline class, not 2 \(OneStep, Two\)",
         ),
-        ("from weightport import DiffusionPipeline\nx = 1\n", r"pipeline\.py: must hold one pipeline class, not 0$"),
+        (
+            "from weightport import DiffusionPipeline\nx = 1\n",
+            r"pipeline\.py: must hold one pipeline class, not 0$",
+        ),
         ("def f(:\n", r"pipeline\.py: line 1 is not Python"),
         ("from . import helpers\nfrom .no_such import x\n", None),
     ],
 )
-def test_files_that_hold_no_single_pipeline(repo: Path, code: Path, text: str, message: str | None) -> None:
+def test_files_that_hold_no_single_pipeline(
+    repo: Path, code: Path, text: str, message: str | None
+) -> None:
     (code / "pipeline.py").write_text(text)
     with pytest.raises(ValueError if message else ModuleNotFoundError, match=message):
         DiffusionPipeline.from_pretrained(repo, custom_pipeline=code, **TRUST)
@@ -170,19 +198,24 @@ def test_files_that_hold_no_single_pipeline(repo: Path, code: Path, text: str, m
 def test_what_is_not_installed_is_named(repo: Path, code: Path) -> None:
     (code / "pipeline.py").write_text("import no_such_package.part\n")
     with pytest.raises(
-        ImportError, match=r"code/pipeline\.py: imports no_such_package, .* `pip install no_such_package`$"
+        ImportError,
+        match=r"code/pipeline\.py: imports no_such_package, .* `pip install no_such_package`$",
     ):
         DiffusionPipeline.from_pretrained(repo, custom_pipeline=code, **TRUST)
 
 
-@pytest.mark.parametrize("custom", ["lpw_stable_diffusion", "no/such/folder", "./nowhere", "nowhere.py", "no/where.py"])
-def test_what_is_not_there_is_named(repo: Path, custom: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    "custom", ["lpw_stable_diffusion", "no/such/folder", "./nowhere", "nowhere.py", "no/where.py"]
+)
+def test_what_is_not_there_is_named(
+    repo: Path, custom: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     with pytest.raises((OSError, ValueError), match=Path(custom).stem):
         DiffusionPipeline.from_pretrained(repo, custom_pipeline=custom, **TRUST)
 
 
-# --- components with code ---------------------------------------------------------------------------------------------
+# --- components with code -------------------------------------------------------------------------
 
 DOUBLE = '''
 from weightport import UNet2DConditionModel
@@ -247,8 +280,13 @@ def test_components_with_code(repo: Path, tmp_path: Path, code: Path) -> None:
 
 
 def test_a_class_that_is_not_in_its_module(repo: Path, tmp_path: Path) -> None:
-    index = {**json.loads((repo / "model_index.json").read_text()), "_class_name": ["pipeline", "torch"]}
-    folder = write_files(tmp_path / "repo", {"model_index.json": json.dumps(index), "pipeline.py": "import torch"})
+    index = {
+        **json.loads((repo / "model_index.json").read_text()),
+        "_class_name": ["pipeline", "torch"],
+    }
+    folder = write_files(
+        tmp_path / "repo", {"model_index.json": json.dumps(index), "pipeline.py": "import torch"}
+    )
     with pytest.raises(ValueError, match="there is no class torch in it"):
         DiffusionPipeline.from_pretrained(folder, **TRUST)
     for name in ("../pipeline", "os", "missing"):
@@ -258,21 +296,26 @@ def test_a_class_that_is_not_in_its_module(repo: Path, tmp_path: Path) -> None:
             DiffusionPipeline.from_pretrained(folder, **TRUST)
 
 
-# --- code for diffusers -----------------------------------------------------------------------------------------------
+# --- code for diffusers ---------------------------------------------------------------------------
 
-FOREIGN = ONE_STEP.replace("from weightport import", "from diffusers import").replace("from .helpers", "#")
+FOREIGN = ONE_STEP.replace("from weightport import", "from diffusers import").replace(
+    "from .helpers", "#"
+)
 FOREIGN = FOREIGN.replace("super().__init__()\n", "").replace(
     "        self.register_modules", "        super().__init__()\n        self.register_modules"
 )
 
 
 def test_code_for_diffusers_gets_diffusers(repo: Path, tmp_path: Path) -> None:
-    """Its class extends diffusers' pipeline, so diffusers loads it, with diffusers' own components."""
+    """Its class extends diffusers' pipeline, so diffusers loads it, with diffusers' own
+    components."""
     diffusers = pytest.importorskip("diffusers")
     folder = write_files(tmp_path / "code", {"pipeline.py": FOREIGN})
     with pytest.raises(ValueError, match="trust_remote_code"):
         DiffusionPipeline.from_pretrained(repo, custom_pipeline=folder)
-    pipe: Any = DiffusionPipeline.from_pretrained(repo, custom_pipeline=folder, dtype=torch.float16, **TRUST)
+    pipe: Any = DiffusionPipeline.from_pretrained(
+        repo, custom_pipeline=folder, dtype=torch.float16, **TRUST
+    )
     assert isinstance(pipe, diffusers.DiffusionPipeline)
     assert type(pipe).__name__ == "OneStep"
     assert isinstance(pipe.unet, diffusers.UNet2DConditionModel)
@@ -292,4 +335,7 @@ except ImportError as error:
 """
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     where = folder / "pipeline.py"
-    assert ran.stdout == f"{where}: imports diffusers, which is not installed; try `pip install diffusers`\n"
+    assert (
+        ran.stdout
+        == f"{where}: imports diffusers, which is not installed; try `pip install diffusers`\n"
+    )

@@ -1,6 +1,7 @@
 """Models in full size, random weights, against diffusers and transformers (minutes, gigabytes).
 
-Weights are made once and shared: both models are built on the meta device, and take turns in holding them.
+Weights are made once and shared: both models are built on the meta device, and take turns in
+holding them.
 """
 
 from __future__ import annotations
@@ -39,10 +40,30 @@ VAE = {
     "up_block_types": ["UpDecoderBlock2D"] * 4,
     "layers_per_block": 2,
 }
-CLIP_L = {"hidden_size": 768, "intermediate_size": 3072, "num_attention_heads": 12, "hidden_act": "quick_gelu"}
-CLIP_H = {"hidden_size": 1024, "intermediate_size": 4096, "num_attention_heads": 16, "hidden_act": "gelu"}
-CLIP_G = {"hidden_size": 1280, "intermediate_size": 5120, "num_attention_heads": 20, "hidden_act": "gelu"}
-VISION = {"hidden_size": 1024, "intermediate_size": 4096, "num_attention_heads": 16, "num_hidden_layers": 24}
+CLIP_L = {
+    "hidden_size": 768,
+    "intermediate_size": 3072,
+    "num_attention_heads": 12,
+    "hidden_act": "quick_gelu",
+}
+CLIP_H = {
+    "hidden_size": 1024,
+    "intermediate_size": 4096,
+    "num_attention_heads": 16,
+    "hidden_act": "gelu",
+}
+CLIP_G = {
+    "hidden_size": 1280,
+    "intermediate_size": 5120,
+    "num_attention_heads": 20,
+    "hidden_act": "gelu",
+}
+VISION = {
+    "hidden_size": 1024,
+    "intermediate_size": 4096,
+    "num_attention_heads": 16,
+    "num_hidden_layers": 24,
+}
 
 Outputs = dict[str, Any]
 
@@ -75,7 +96,9 @@ def of_transformers(name: str) -> Callable[[dict[str, Any]], torch.nn.Module]:
 
 def their_safety_checker(config: dict[str, Any]) -> torch.nn.Module:
     pytest.importorskip("diffusers")
-    from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker as Theirs
+    from diffusers.pipelines.stable_diffusion.safety_checker import (
+        StableDiffusionSafetyChecker as Theirs,
+    )
     from transformers import CLIPConfig
 
     return Theirs(CLIPConfig(**config))
@@ -88,7 +111,10 @@ def unet_inputs(config: dict[str, Any]) -> dict[str, Any]:
         "encoder_hidden_states": noise(2, 77, config["cross_attention_dim"]),
     }
     if "addition_embed_type" in config:
-        inputs["added_cond_kwargs"] = {"text_embeds": noise(2, 1280), "time_ids": torch.full((2, 6), 512.0)}
+        inputs["added_cond_kwargs"] = {
+            "text_embeds": noise(2, 1280),
+            "time_ids": torch.full((2, 6), 512.0),
+        }
     return inputs
 
 
@@ -111,12 +137,18 @@ def text_encoder(model: Any, config: dict[str, Any]) -> Outputs:
     ids[0, 9:], ids[1, 76] = 49407, 49407
     output = model(ids, output_hidden_states=True)
     pooled = output.text_embeds if hasattr(output, "text_embeds") else output.pooler_output
-    return {"last": output.last_hidden_state, "penultimate": output.hidden_states[-2], "pooled": pooled}
+    return {
+        "last": output.last_hidden_state,
+        "penultimate": output.hidden_states[-2],
+        "pooled": pooled,
+    }
 
 
 def safety_checker(model: Any, config: dict[str, Any]) -> Outputs:
     seen: list[Any] = []
-    model.visual_projection.register_forward_hook(lambda _module, _inputs, output: seen.append(output))
+    model.visual_projection.register_forward_hook(
+        lambda _module, _inputs, output: seen.append(output)
+    )
     flags = model(clip_input=noise(2, 3, 224, 224), images=torch.ones(2, 3, 8, 8))[1]
     return {"embedding": seen[0], "flags": torch.tensor(flags).float()}
 
@@ -126,8 +158,15 @@ CASES = {
     "unet sdxl": Case(UNet2DConditionModel, SDXL, of_diffusers("UNet2DConditionModel"), unet),
     "controlnet sd15": Case(ControlNetModel, SD15, of_diffusers("ControlNetModel"), controlnet),
     "vae": Case(AutoencoderKL, VAE, of_diffusers("AutoencoderKL"), vae),
-    "clip l": Case(CLIPTextModel, {**CLIP_L, "eos_token_id": 2}, of_transformers("CLIPTextModel"), text_encoder),
-    "clip h": Case(CLIPTextModel, {**CLIP_H, "num_hidden_layers": 23}, of_transformers("CLIPTextModel"), text_encoder),
+    "clip l": Case(
+        CLIPTextModel, {**CLIP_L, "eos_token_id": 2}, of_transformers("CLIPTextModel"), text_encoder
+    ),
+    "clip h": Case(
+        CLIPTextModel,
+        {**CLIP_H, "num_hidden_layers": 23},
+        of_transformers("CLIPTextModel"),
+        text_encoder,
+    ),
     "clip g": Case(
         CLIPTextModelWithProjection,
         {**CLIP_G, "num_hidden_layers": 32, "projection_dim": 1280},
@@ -136,7 +175,10 @@ CASES = {
     ),
     "safety checker": Case(
         StableDiffusionSafetyChecker,
-        {"projection_dim": 768, "vision_config": {**VISION, "patch_size": 14, "projection_dim": 768}},
+        {
+            "projection_dim": 768,
+            "vision_config": {**VISION, "patch_size": 14, "projection_dim": 768},
+        },
         their_safety_checker,
         safety_checker,
     ),
@@ -144,7 +186,8 @@ CASES = {
 
 
 def random_state(model: torch.nn.Module) -> dict[str, Any]:
-    """Random values for every tensor of a model on the meta device, of a size that keeps activations near one."""
+    """Random values for every tensor of a model on the meta device, of a size that keeps
+    activations near one."""
     generator, state = torch.Generator().manual_seed(0), {}
     for key, tensor in model.state_dict().items():
         bound = 0.2 if tensor.ndim == 1 else (3 / tensor[0].numel()) ** 0.5
@@ -155,16 +198,22 @@ def random_state(model: torch.nn.Module) -> dict[str, Any]:
 
 
 def fill(model: torch.nn.Module, state: dict[str, Any]) -> None:
-    """Give a model on the meta device these tensors without a copy; transformers 5 leaves a level of names out."""
+    """Give a model on the meta device these tensors without a copy; transformers 5 leaves a level
+    of names out."""
     names = {
-        key.removeprefix("text_model.").replace("vision_model.vision_model.", "vision_model."): key for key in state
+        key.removeprefix("text_model.").replace("vision_model.vision_model.", "vision_model."): key
+        for key in state
     }
     own = model.state_dict()
     assert len(own) == len(state)
-    model.load_state_dict({key: state[key if key in state else names[key]] for key in own}, strict=True, assign=True)
+    model.load_state_dict(
+        {key: state[key if key in state else names[key]] for key in own}, strict=True, assign=True
+    )
     for name, buffer in model.named_buffers():  # not in the state dict
         assert name.endswith("position_ids")
-        model.get_submodule(name.rpartition(".")[0]).position_ids = torch.arange(buffer.shape[-1])[None]
+        model.get_submodule(name.rpartition(".")[0]).position_ids = torch.arange(buffer.shape[-1])[
+            None
+        ]
 
 
 @pytest.mark.full
@@ -184,6 +233,10 @@ def test_full_size_model_equals_the_library(name: str) -> None:
     errors = []
     for key, expected in outputs[0].items():
         assert expected.isfinite().all(), key
-        errors.append(((outputs[1][key] - expected).abs().max() / expected.abs().max().clamp_min(1e-30)).item())
+        errors.append(
+            (
+                (outputs[1][key] - expected).abs().max() / expected.abs().max().clamp_min(1e-30)
+            ).item()
+        )
     print(f"\n{name}: {len(errors)} outputs, largest error {max(errors):.1e} of the largest value")
     assert max(errors) <= TOLERANCE

@@ -45,10 +45,16 @@ def repo(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("generate")
     write_tokenizer(folder / "tokenizer")
     torch.manual_seed(0)
-    unet = UNet2DConditionModel({**UNET, "up_block_types": ["UpBlock2D", "CrossAttnUpBlock2D"]}).eval()
-    ControlNetModel({**UNET, "conditioning_embedding_out_channels": [16, 32]}).save_pretrained(folder / "control")
+    unet = UNet2DConditionModel(
+        {**UNET, "up_block_types": ["UpBlock2D", "CrossAttnUpBlock2D"]}
+    ).eval()
+    ControlNetModel({**UNET, "conditioning_embedding_out_channels": [16, 32]}).save_pretrained(
+        folder / "control"
+    )
     StableDiffusionPipeline(
-        vae=AutoencoderKL({"block_out_channels": [32, 32], "norm_num_groups": 8, **VAE_BLOCKS}).eval(),
+        vae=AutoencoderKL(
+            {"block_out_channels": [32, 32], "norm_num_groups": 8, **VAE_BLOCKS}
+        ).eval(),
         text_encoder=CLIPTextModel(
             {
                 "hidden_size": 16,
@@ -66,7 +72,10 @@ def repo(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "repo"
 
 
-VAE_BLOCKS = {"down_block_types": ["DownEncoderBlock2D"] * 2, "up_block_types": ["UpDecoderBlock2D"] * 2}
+VAE_BLOCKS = {
+    "down_block_types": ["DownEncoderBlock2D"] * 2,
+    "up_block_types": ["UpDecoderBlock2D"] * 2,
+}
 
 
 def generate(*arguments: str | Path) -> Run:
@@ -88,11 +97,15 @@ SMALL = ("--steps", "2", "--device", "cpu")
 
 def test_an_image_and_its_settings(repo: Path, place: Path) -> None:
     out = place / "cat.png"
-    ran = generate(repo, "a cat", *SMALL, "--seed", "7", "--guidance", "3", "--scheduler", "euler", "-o", out)
+    ran = generate(
+        repo, "a cat", *SMALL, "--seed", "7", "--guidance", "3", "--scheduler", "euler", "-o", out
+    )
     assert (ran.status, ran.err) == (0, "")
     assert ran.out == f"wrote {out} (seed 7, 16x16)\n"
     recipe = read_recipe(out)
-    expected = Recipe(repo=str(repo), prompt="a cat", scheduler="euler", steps=2, seed=7, guidance=3.0)
+    expected = Recipe(
+        repo=str(repo), prompt="a cat", scheduler="euler", steps=2, seed=7, guidance=3.0
+    )
     assert recipe == Recipe(**{**vars(expected), "torch": torch.__version__})
     pipe: Any = StableDiffusionPipeline.from_pretrained(repo)
     from weightport.runtime.schedulers import EulerDiscreteScheduler
@@ -100,7 +113,9 @@ def test_an_image_and_its_settings(repo: Path, place: Path) -> None:
     pipe.scheduler = EulerDiscreteScheduler.from_config(pipe.scheduler.config)
     generator = torch.Generator().manual_seed(7)
     image = pipe("a cat", num_inference_steps=2, guidance_scale=3.0, generator=generator).images[0]
-    assert np.array_equal(pixels(out), np.asarray(image)), "the command adds nothing to the pipeline"
+    assert np.array_equal(pixels(out), np.asarray(image)), (
+        "the command adds nothing to the pipeline"
+    )
 
 
 def options(place: Path, repo: Path) -> dict[str, list[str | Path]]:
@@ -119,12 +134,19 @@ def options(place: Path, repo: Path) -> dict[str, list[str | Path]]:
         "image": ["--image", photo(place / "photo.png"), "--strength", "0.9"],
         "resized": ["--image", photo(place / "photo.png", 40), "--strength", "0.9", "--size", "16"],
         "mask": ["--image", photo(place / "photo.png"), "--mask", photo(place / "mask.png")],
-        "controlnet": ["--image", photo(place / "photo.png"), "--controlnet", repo.parent / "control"],
+        "controlnet": [
+            "--image",
+            photo(place / "photo.png"),
+            "--controlnet",
+            repo.parent / "control",
+        ],
         "bfloat16": ["--dtype", "bfloat16"],
     }
 
 
-@pytest.mark.parametrize("name", ["plain", "all", "image", "resized", "mask", "controlnet", "bfloat16"])
+@pytest.mark.parametrize(
+    "name", ["plain", "all", "image", "resized", "mask", "controlnet", "bfloat16"]
+)
 def test_made_again_bit_for_bit(repo: Path, place: Path, name: str) -> None:
     given = options(place, repo)[name]
     ran = generate(repo, "a “cat” 猫", *SMALL, *given, "-o", place / "one.png")
@@ -140,7 +162,9 @@ def test_made_again_bit_for_bit(repo: Path, place: Path, name: str) -> None:
 
 
 def test_each_of_several_images_stands_alone(repo: Path, place: Path) -> None:
-    ran = generate(repo, "a cat", *SMALL, "--seed", "1", "-n", "3", "-o", place / "cat.png", "--json")
+    ran = generate(
+        repo, "a cat", *SMALL, "--seed", "1", "-n", "3", "-o", place / "cat.png", "--json"
+    )
     assert ran.status == 0, ran.err
     made = json.loads(ran.out)
     assert [one["seed"] for one in made] == [1, 2, 3]
@@ -163,12 +187,17 @@ def test_a_long_prompt_is_one_warning(repo: Path, place: Path) -> None:
 
 def test_settings_are_not_believed_blindly(repo: Path, place: Path) -> None:
     photo(place / "photo.png")
-    assert generate(repo, "a", *SMALL, "--image", place / "photo.png", "-o", place / "one.png").status == 0
+    assert (
+        generate(repo, "a", *SMALL, "--image", place / "photo.png", "-o", place / "one.png").status
+        == 0
+    )
     photo(place / "photo.png", 24)
     ran = generate("--from", place / "one.png", "-o", place / "two.png")
     assert ran.status == 1
     assert re.fullmatch(r"error: .*photo.png: has changed since the image was made.*\n", ran.err)
-    ran = generate("--from", place / "one.png", "--image", place / "photo.png", "-o", place / "two.png")
+    ran = generate(
+        "--from", place / "one.png", "--image", place / "photo.png", "-o", place / "two.png"
+    )
     assert ran.status == 0, ran.err
 
 
@@ -213,7 +242,11 @@ def test_damaged_settings(place: Path, text: str | None, message: str) -> None:
         (["{repo}", "a", "--steps", "0"], 2, "argument --steps: invalid"),
         (["{repo}", "a", "--strength", "0.5"], 1, "its StableDiffusionPipeline takes no strength"),
         (["{repo}", "a", "--image", "{place}/none.png"], 1, "none.png: No such file"),
-        (["{repo}", "a", "--image", "{repo}/model_index.json"], 1, "model_index.json: not an image"),
+        (
+            ["{repo}", "a", "--image", "{repo}/model_index.json"],
+            1,
+            "model_index.json: not an image",
+        ),
         (["{repo}", "a", "--image", "{place}/photo.png", "--strength", "2"], 1, "strength"),
         (["{repo}", "a", "--mask", "{place}/photo.png"], 1, "image is needed"),
         (["{repo}", "a", "--controlnet", "{repo}"], 1, ""),
@@ -227,7 +260,9 @@ def test_damaged_settings(place: Path, text: str | None, message: str) -> None:
 def test_refusals(repo: Path, place: Path, arguments: list[str], status: int, message: str) -> None:
     before = photo(place / "photo.png").read_bytes()
     filled = [argument.format(repo=repo, place=place) for argument in arguments]
-    ran = generate(*filled, *([] if "--from" in filled or "--steps" in filled else ["--steps", "2"]))
+    ran = generate(
+        *filled, *([] if "--from" in filled or "--steps" in filled else ["--steps", "2"])
+    )
     assert ran.status == status
     assert re.fullmatch(rf"error: .*{message}.*\n", ran.err), ran.err
     assert ran.out == ""
@@ -242,11 +277,17 @@ def test_overwrite(repo: Path, place: Path) -> None:
     assert read_recipe(place / "photo.png").prompt == "a"
 
 
-def test_a_pipeline_learns_a_word_and_projects_the_text_once(repo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_pipeline_learns_a_word_and_projects_the_text_once(
+    repo: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     pipe: Any = StableDiffusionPipeline.from_pretrained(repo)
     pipe.load_textual_inversion({"<dot>": torch.randn(2, 16)})
     assert pipe.tokenizer.added_tokens_encoder["<dot>_1"] == 49409
-    attention = next(module for module in pipe.unet.modules() if isinstance(module, Attention) and is_cross(module))
+    attention = next(
+        module
+        for module in pipe.unet.modules()
+        if isinstance(module, Attention) and is_cross(module)
+    )
     calls: list[int] = []
     attention.to_k.register_forward_hook(lambda *_: calls.append(1))
 
@@ -256,7 +297,9 @@ def test_a_pipeline_learns_a_word_and_projects_the_text_once(repo: Path, monkeyp
 
     learnt = image("a <dot>")
     assert len(calls) == 1
-    monkeypatch.setattr("weightport.runtime.sampling.constant_context", lambda *_: contextlib.nullcontext())
+    monkeypatch.setattr(
+        "weightport.runtime.sampling.constant_context", lambda *_: contextlib.nullcontext()
+    )
     assert np.array_equal(image("a <dot>"), learnt), "bits do not change"
     assert len(calls) == 5
     assert not np.array_equal(image("a"), learnt)

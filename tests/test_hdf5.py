@@ -17,7 +17,18 @@ from weightport.converters.checkpoint import DTYPES, SourceFile
 from weightport.converters.errors import ConversionError
 from weightport.converters.hdf5 import Dataset, Group, is_hdf5, read_hdf5
 
-from .hdf5_files import MODEL_CONFIG, VERSIONS, attributes, few, fixed, kernel, legacy, modern, whole_model, write
+from .hdf5_files import (
+    MODEL_CONFIG,
+    VERSIONS,
+    attributes,
+    few,
+    fixed,
+    kernel,
+    legacy,
+    modern,
+    whole_model,
+    write,
+)
 
 
 def plain(value: Any) -> Any:
@@ -64,7 +75,9 @@ def parse(path: Path, start: int = 0) -> Group:
     ],
     ids=["legacy", "fixed-length names", "many layers", "whole model", "weights.h5", "attributes"],
 )
-def test_reads_what_keras_writes(tmp_path: Path, fill: Callable[[h5py.File], Any], datasets: int) -> None:
+def test_reads_what_keras_writes(
+    tmp_path: Path, fill: Callable[[h5py.File], Any], datasets: int
+) -> None:
     path = write(tmp_path, fill)
     assert check(path) == datasets
 
@@ -78,11 +91,17 @@ def test_reads_every_version_of_the_format(
 
 
 def test_the_versions_are_what_they_say(tmp_path: Path) -> None:
-    assert [write(tmp_path, few, **options).read_bytes()[8] for options in VERSIONS.values()] == [0, 2, 3, 0]
+    assert [write(tmp_path, few, **options).read_bytes()[8] for options in VERSIONS.values()] == [
+        0,
+        2,
+        3,
+        0,
+    ]
 
 
 def test_superblock_1(tmp_path: Path) -> None:
-    """h5py cannot ask for version 1: it is 4 bytes longer, so the root's header moves to the end of the file."""
+    """h5py cannot ask for version 1: it is 4 bytes longer, so the root's header moves to the end of
+    the file."""
     old = write(tmp_path, few).read_bytes()
     root = struct.unpack_from("<Q", old, 64)[0]
     (size,) = struct.unpack_from("<I", old, root + 8)
@@ -151,8 +170,13 @@ def test_the_values(tmp_path: Path) -> None:
     assert root.attrs["model_config"] == MODEL_CONFIG
     weights = root.children["model_weights"]
     assert isinstance(weights, Group)
-    assert weights.children["input_1"].attrs["weight_names"] == []  # h5py stores an empty list as floats
-    assert weights.children["dense_3"].attrs["weight_names"] == ["dense_3/kernel:0", "dense_3/bias:0"]
+    assert (
+        weights.children["input_1"].attrs["weight_names"] == []
+    )  # h5py stores an empty list as floats
+    assert weights.children["dense_3"].attrs["weight_names"] == [
+        "dense_3/kernel:0",
+        "dense_3/bias:0",
+    ]
     assert list(weights.children)[:4] == ["dense", "dense_1", "dense_10", "dense_11"]
     adam = root.children["optimizer_weights"].children["adam"]
     assert (adam.children["iter:0"].dtype, adam.children["iter:0"].shape) == ("I64", ())
@@ -176,7 +200,9 @@ def test_what_is_no_tensor_is_named_and_spares_the_file(tmp_path: Path) -> None:
         file.attrs["odd"] = np.zeros(2, [("a", "f4")])
 
     root = parse(write(tmp_path, fill))
-    names = {name: child.dtype for name, child in root.children.items() if isinstance(child, Dataset)}
+    names = {
+        name: child.dtype for name, child in root.children.items() if isinstance(child, Dataset)
+    }
     assert names.pop("weight") == "F32"
     assert names == {
         "compound": "8-byte compound",
@@ -214,7 +240,9 @@ def test_a_file_inside_a_file(tmp_path: Path) -> None:
 def test_no_tensor_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ranges: list[tuple[int, int]] = []
     read = SourceFile.read
-    monkeypatch.setattr(SourceFile, "read", lambda self, at, n: (ranges.append((at, at + n)), read(self, at, n))[1])
+    monkeypatch.setattr(
+        SourceFile, "read", lambda self, at, n: (ranges.append((at, at + n)), read(self, at, n))[1]
+    )
     root = parse(write(tmp_path, modern))
     data = [(child.offset, child.offset + child.nbytes) for child in leaves(root)]
     assert len(data) == 63

@@ -1,4 +1,5 @@
-"""What the HDF5 reader refuses: files that h5py would follow, expand or misread; damage; and mutations of both."""
+"""What the HDF5 reader refuses: files that h5py would follow, expand or misread; damage; and
+mutations of both."""
 
 from __future__ import annotations
 
@@ -80,11 +81,23 @@ def many_attributes(file: h5py.File) -> None:
 
 LATEST = {"libver": "latest"}
 ATTACKS: dict[str, tuple[Callable[[h5py.File], Any], dict[str, Any], str]] = {
-    "external link": (set_link(h5py.ExternalLink("/etc/hostname", "/")), {}, "/layers/evil: is an external link"),
+    "external link": (
+        set_link(h5py.ExternalLink("/etc/hostname", "/")),
+        {},
+        "/layers/evil: is an external link",
+    ),
     "soft link": (set_link(h5py.SoftLink("/layers")), {}, "/layers/evil: is a soft link"),
-    "soft link, new style": (set_link(h5py.SoftLink("/layers")), LATEST, "/layers/evil: is a soft link"),
+    "soft link, new style": (
+        set_link(h5py.SoftLink("/layers")),
+        LATEST,
+        "/layers/evil: is a soft link",
+    ),
     "second hard link": (alias, {}, "/layers/second: is a second link to one object"),
-    "second hard link, new style": (alias, LATEST, "/layers/second: is a second link to one object"),
+    "second hard link, new style": (
+        alias,
+        LATEST,
+        "/layers/second: is a second link to one object",
+    ),
     "cycle": (cycle, {}, "/layers/evil: is a second link to one object, or part of a cycle"),
     "external storage": (
         dataset(external=[("/etc/hostname", 0, 256)]),
@@ -100,7 +113,11 @@ ATTACKS: dict[str, tuple[Callable[[h5py.File], Any], dict[str, Any], str]] = {
         {},
         "/layers/evil: its data layout is chunked",
     ),
-    "compact": (lambda file: created(file, h5py.h5d.COMPACT), {}, "/layers/evil: its data layout is compact"),
+    "compact": (
+        lambda file: created(file, h5py.h5d.COMPACT),
+        {},
+        "/layers/evil: its data layout is compact",
+    ),
     "never written": (created, {}, "/layers/evil: was never written"),
     "committed type": (committed, {}, "/layers/evil: has a committed data type"),
     "committed type of an attribute": (
@@ -108,10 +125,22 @@ ATTACKS: dict[str, tuple[Callable[[h5py.File], Any], dict[str, Any], str]] = {
         {},
         "/: has an attribute with a committed data type",
     ),
-    "lone committed type": (lambda file: file.update(t=np.dtype("f4")), {}, "/t: is neither a group nor a dataset"),
-    "deep nesting": (lambda file: file.create_group("g/" * 65), {}, "/g" * 65 + ": is nested deeper than 64 groups"),
+    "lone committed type": (
+        lambda file: file.update(t=np.dtype("f4")),
+        {},
+        "/t: is neither a group nor a dataset",
+    ),
+    "deep nesting": (
+        lambda file: file.create_group("g/" * 65),
+        {},
+        "/g" * 65 + ": is nested deeper than 64 groups",
+    ),
     "dense children": (many_children, LATEST, "/layers: keeps its children in a fractal heap"),
-    "dense attributes": (many_attributes, LATEST, "/layers: keeps its attributes in a fractal heap"),
+    "dense attributes": (
+        many_attributes,
+        LATEST,
+        "/layers: keeps its attributes in a fractal heap",
+    ),
     "control characters": (
         lambda file: file.create_group("a\x1b[31m"),
         {},
@@ -175,11 +204,16 @@ def test_truncated(tmp_path: Path) -> None:
         file.truncate(size - 1)
     with pytest.raises(ConversionError) as error:
         parse(path)
-    expected = f"{path}: truncated: needs {size} bytes, has {size - 1} (the superblock's end-of-file address)"
+    expected = (
+        f"{path}: truncated: needs {size} bytes, has {size - 1} (the superblock's end-of-file"
+        " address)"
+    )
     assert str(error.value) == expected
 
 
-@pytest.mark.parametrize(("size", "message"), [(0, ": not an HDF5"), (7, ": not an HDF5"), (60, ": truncated")])
+@pytest.mark.parametrize(
+    ("size", "message"), [(0, ": not an HDF5"), (7, ": not an HDF5"), (60, ": truncated")]
+)
 def test_truncated_within_the_superblock(tmp_path: Path, size: int, message: str) -> None:
     path = write(tmp_path, one)
     path.write_bytes(path.read_bytes()[:size])
@@ -190,7 +224,10 @@ def test_truncated_within_the_superblock(tmp_path: Path, size: int, message: str
 def test_sizes_that_disagree(tmp_path: Path) -> None:
     path = write(tmp_path, one)
     replace(path, quads(12345), quads(12346))
-    with pytest.raises(ConversionError, match="/layers/dense: stores 49380 bytes, but its shape and type need 49384"):
+    with pytest.raises(
+        ConversionError,
+        match="/layers/dense: stores 49380 bytes, but its shape and type need 49384",
+    ):
         parse(path)
 
 
@@ -209,7 +246,9 @@ def test_data_outside_the_file(tmp_path: Path, padding: int) -> None:
         address = file["layers/dense"].id.get_offset()
     replace(path, quads(address, 49380), quads(address + 10**6, 49380))
     path.write_bytes(path.read_bytes() + bytes(padding))
-    with pytest.raises(ConversionError, match=r"/layers/dense: has its data at bytes \d+\.\.\d+ of \d+"):
+    with pytest.raises(
+        ConversionError, match=r"/layers/dense: has its data at bytes \d+\.\.\d+ of \d+"
+    ):
         parse(path)
 
 
@@ -237,7 +276,9 @@ def test_b_tree_that_contains_itself(tmp_path: Path) -> None:
 def test_two_groups_that_share_a_heap(tmp_path: Path) -> None:
     path = write(tmp_path, lambda file: [file.create_group(name) for name in ("a", "b")])
     data = bytearray(path.read_bytes())
-    first, second = (match.start() for match in re.finditer(b"HEAP", bytes(data)) if match.start() > 1000)
+    first, second = (
+        match.start() for match in re.finditer(b"HEAP", bytes(data)) if match.start() > 1000
+    )
     path.write_bytes(data.replace(quads(second), quads(first)))
     with pytest.raises(ConversionError, match=f"/b: shares the structure at {first}"):
         parse(path)
@@ -302,7 +343,10 @@ def test_root_that_is_no_group(tmp_path: Path) -> None:
     with h5py.File(path) as file:
         address = h5py.h5o.get_info(file["layers/dense"].id).addr
     data = bytearray(path.read_bytes())
-    for root, message in ((address, "its root is a dataset"), (data.index(b"HEAP"), "/: has no object header")):
+    for root, message in (
+        (address, "its root is a dataset"),
+        (data.index(b"HEAP"), "/: has no object header"),
+    ):
         struct.pack_into("<Q", data, 64, root)
         path.write_bytes(data)
         with pytest.raises(ConversionError, match=message):
@@ -312,8 +356,16 @@ def test_root_that_is_no_group(tmp_path: Path) -> None:
 def test_messages_that_do_not_fit(tmp_path: Path) -> None:
     """A filter on contiguous data, a second data type, a future superblock."""
     for old, new, message in (
-        (struct.pack("<HHB", 5, 8, 1), struct.pack("<HHB", 0x0B, 8, 1), "/layers/dense: is compressed or filtered"),
-        (struct.pack("<HHB", 5, 8, 1), struct.pack("<HHB", 3, 8, 1), "/layers/dense: has 2 header messages of type 3"),
+        (
+            struct.pack("<HHB", 5, 8, 1),
+            struct.pack("<HHB", 0x0B, 8, 1),
+            "/layers/dense: is compressed or filtered",
+        ),
+        (
+            struct.pack("<HHB", 5, 8, 1),
+            struct.pack("<HHB", 3, 8, 1),
+            "/layers/dense: has 2 header messages of type 3",
+        ),
         (hdf5_blocks.SIGNATURE + b"\0", hdf5_blocks.SIGNATURE + b"\4", "a superblock of version 4"),
     ):
         path = write(tmp_path, one)
@@ -342,14 +394,20 @@ def test_header_of_a_future_version(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         (hdf5_messages.attribute, bytes([4]) + bytes(7)),
     ],
 )
-def test_message_that_is_out_of_range(decode: Callable[[hdf5_messages.Fields], Any], data: bytes) -> None:
+def test_message_that_is_out_of_range(
+    decode: Callable[[hdf5_messages.Fields], Any], data: bytes
+) -> None:
     with pytest.raises(hdf5_messages.Hdf5Error, match=r"malformed|not supported"):
         decode(hdf5_messages.Fields(data))
 
 
 def test_structures_that_overlap_run_out_of_budget(tmp_path: Path) -> None:
-    """A text in the heap that 4000 elements name: 4000 times its size, from one copy in the file."""
-    path = write(tmp_path, lambda file: file.attrs.update(names=["x" * 50_000, *[f"{i}" for i in range(3_000)]]))
+    """A text in the heap that 4000 elements name: 4000 times its size, from one copy in the
+    file."""
+    path = write(
+        tmp_path,
+        lambda file: file.attrs.update(names=["x" * 50_000, *[f"{i}" for i in range(3_000)]]),
+    )
     data = path.read_bytes()
     first = data.index(struct.pack("<I", 50_000))
     end = first + 16 * 3_001
@@ -379,7 +437,9 @@ def mutate(data: bytes, choose: random.Random) -> bytes:
             changed[at] = choose.randrange(256)
         else:
             changed[at & -8 : (at & -8) + 8] = quads(choose.choice(addresses))
-    return bytes(changed[: choose.randrange(len(data))] if choose.random() < 0.02 else changed[: len(data)])
+    return bytes(
+        changed[: choose.randrange(len(data))] if choose.random() < 0.02 else changed[: len(data)]
+    )
 
 
 class InMemory(SourceFile):
@@ -403,8 +463,12 @@ def outcome(data: bytes) -> str:
 
 
 @pytest.mark.parametrize("count", [3_000, pytest.param(20_000, marks=pytest.mark.full)])
-def test_mutated_files_are_read_or_refused(tmp_path: Path, count: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hdf5_blocks, "_checked", lambda data: data[:-4])  # so that mutations get past checksums
+def test_mutated_files_are_read_or_refused(
+    tmp_path: Path, count: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        hdf5_blocks, "_checked", lambda data: data[:-4]
+    )  # so that mutations get past checksums
     seeds = [write(tmp_path, fill, **options).read_bytes() for fill, options in SEEDS.values()]
     choose, refusals = random.Random(5), set()
     for i in range(count):

@@ -1,4 +1,5 @@
-"""`push_to_hub` and `from_pretrained` of models, schedulers and pipelines, against a Hub on loopback."""
+"""`push_to_hub` and `from_pretrained` of models, schedulers and pipelines, against a Hub on
+loopback."""
 
 from __future__ import annotations
 
@@ -16,7 +17,11 @@ import weightport
 from .command import run_python, spawn
 from .hub_server import TOKEN, Fault, HubServer
 
-WEIGHTS = {"unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model", "text_encoder": "model"}
+WEIGHTS = {
+    "unet": "diffusion_pytorch_model",
+    "vae": "diffusion_pytorch_model",
+    "text_encoder": "model",
+}
 Client = Callable[..., Any]
 
 _CLIENT = """
@@ -49,9 +54,16 @@ print(json.dumps({"result": names.get("result"), "error": error, "warnings": [st
 
 @pytest.fixture
 def client(hub: HubServer, tmp_path: Path) -> Client:
-    """Runs code in a fresh process that is a client of the hub; what it puts into `result`, or its error."""
+    """Runs code in a fresh process that is a client of the hub; what it puts into `result`, or its
+    error."""
 
-    def client(code: str, *arguments: str | Path, home: str = "home", token: str | None = TOKEN, **more: str) -> Any:
+    def client(
+        code: str,
+        *arguments: str | Path,
+        home: str = "home",
+        token: str | None = TOKEN,
+        **more: str,
+    ) -> Any:
         environment = hub.environment(tmp_path / home, token) | more
         ended = run_python(_CLIENT, code, *arguments, environment=environment)
         assert ended.status == 0, ended.err
@@ -71,14 +83,17 @@ def repo(tmp_path_factory: pytest.TempPathFactory, sd1_keras: dict[str, Path]) -
 
 @pytest.fixture
 def model(hub: HubServer, repo: Path, tmp_path: Path) -> HubServer:
-    """A hub with `org/model`: main and fp16 weights side by side, pickles, and files that nothing needs."""
+    """A hub with `org/model`: main and fp16 weights side by side, pickles, and files that nothing
+    needs."""
     folder = shutil.copytree(repo, tmp_path / "model")
     for name, stem in WEIGHTS.items():
         weights = folder / name / f"{stem}.safetensors"
         shutil.copyfile(weights, folder / name / f"{stem}.fp16.safetensors")
-        (folder / name / f"{stem.replace('model', 'pytorch_model') if stem == 'model' else stem}.bin").write_bytes(
-            b"no"
-        )
+        (
+            folder
+            / name
+            / f"{stem.replace('model', 'pytorch_model') if stem == 'model' else stem}.bin"
+        ).write_bytes(b"no")
         (folder / name / "flax_model.msgpack").write_bytes(b"no")
     (folder / "original.ckpt").write_bytes(b"no")
     hub.add_folder("org/model", folder)
@@ -129,10 +144,14 @@ result = [urls, again, repr(DDIMScheduler.from_pretrained("tester/plain")) == re
 
 def test_pushing_fails_in_one_line(hub: HubServer, repo: Path, client: Client) -> None:
     code = 'DDIMScheduler.from_pretrained(args[0], subfolder="scheduler").push_to_hub("org/model")'
-    assert client(code, repo, token=None).startswith("OSError: org/model: the Hub does not know you")
+    assert client(code, repo, token=None).startswith(
+        "OSError: org/model: the Hub does not know you"
+    )
     hub.faults.append(Fault("POST", "/commit/", status=503))
     assert (
-        client(code, repo) == "OSError: org/model: the Hub has a problem (503); nothing was changed, run it again later"
+        client(code, repo)
+        == "OSError: org/model: the Hub has a problem (503); nothing was changed, run it again"
+        " later"
     )
     assert hub.repos["org/model"].files().keys() == {".gitattributes"}
 
@@ -140,19 +159,29 @@ def test_pushing_fails_in_one_line(hub: HubServer, repo: Path, client: Client) -
 # ---- round trip
 
 
-def test_the_round_trip_gives_the_same_image(hub: HubServer, repo: Path, tmp_path: Path, client: Client) -> None:
+def test_the_round_trip_gives_the_same_image(
+    hub: HubServer, repo: Path, tmp_path: Path, client: Client
+) -> None:
     environment = hub.environment(tmp_path / "home")
     pushed = spawn("push", repo, "org/model", "--allow-unverified", environment=environment)
     assert pushed.status == 0, pushed.err
     before = client("result = draw(StableDiffusionPipeline.from_pretrained(args[0]))", repo)
-    code = "pipe = DiffusionPipeline.from_pretrained('org/model'); result = [type(pipe).__name__, draw(pipe)]"
+    code = (
+        "pipe = DiffusionPipeline.from_pretrained('org/model'); result = [type(pipe).__name__,"
+        " draw(pipe)]"
+    )
     assert client(code, home="empty") == ["StableDiffusionPipeline", before]
     shutil.rmtree(tmp_path / "empty")
 
-    push = "result = DiffusionPipeline.from_pretrained('org/model').push_to_hub('copy', private=True)"
+    push = (
+        "result = DiffusionPipeline.from_pretrained('org/model').push_to_hub('copy', private=True)"
+    )
     assert client(push).startswith(f"{hub.endpoint}/tester/copy/commit/")
     assert hub.repos["tester/copy"].history()[0].title == "Upload StableDiffusionPipeline"
-    assert client("result = draw(DiffusionPipeline.from_pretrained('tester/copy'))", home="empty") == before
+    assert (
+        client("result = draw(DiffusionPipeline.from_pretrained('tester/copy'))", home="empty")
+        == before
+    )
 
 
 # ---- pull
@@ -170,13 +199,19 @@ def test_only_what_is_needed(model: HubServer, client: Client, repo: Path) -> No
         assert client(code, home=f"home{part}") == "StableDiffusionPipeline"
         fetched = model.downloads()
         weights = {f"{name}/{stem}{part}.safetensors" for name, stem in WEIGHTS.items()}
-        assert weights | common <= fetched.keys() <= weights | common | {"tokenizer/special_tokens_map.json"}
+        assert (
+            weights | common
+            <= fetched.keys()
+            <= weights | common | {"tokenizer/special_tokens_map.json"}
+        )
         assert fetched == {name: len(files[name]) for name in fetched}, "every byte once"
 
         model.requests.clear()
         assert client(code, home=f"home{part}") == "StableDiffusionPipeline"
         assert model.downloads() == {}
-        assert [request.path for request in model.requests if "agent" not in request.path] == ["/api/models/org/model"]
+        assert [request.path for request in model.requests if "agent" not in request.path] == [
+            "/api/models/org/model"
+        ]
 
         model.requests.clear()
         offline = client(code, home=f"home{part}", HF_HUB_OFFLINE="1")
@@ -186,7 +221,9 @@ def test_only_what_is_needed(model: HubServer, client: Client, repo: Path) -> No
         assert model.requests == []
 
 
-def test_components_that_are_given_are_not_fetched(model: HubServer, client: Client, repo: Path) -> None:
+def test_components_that_are_given_are_not_fetched(
+    model: HubServer, client: Client, repo: Path
+) -> None:
     code = """
 vae = AutoencoderKL.from_pretrained(args[0], subfolder="vae")
 pipe = DiffusionPipeline.from_pretrained("org/model", vae=vae, text_encoder=None)
@@ -197,10 +234,19 @@ result = pipe.vae is vae
 
 
 def test_one_model_one_scheduler(model: HubServer, client: Client) -> None:
-    client("result = type(UNet2DConditionModel.from_pretrained('org/model', subfolder='unet')).__name__")
-    assert model.downloads().keys() == {"unet/config.json", "unet/diffusion_pytorch_model.safetensors"}
+    client(
+        "result = type(UNet2DConditionModel.from_pretrained('org/model',"
+        " subfolder='unet')).__name__"
+    )
+    assert model.downloads().keys() == {
+        "unet/config.json",
+        "unet/diffusion_pytorch_model.safetensors",
+    }
     model.requests.clear()
-    client("result = type(EulerDiscreteScheduler.from_pretrained('org/model', subfolder='scheduler')).__name__")
+    client(
+        "result = type(EulerDiscreteScheduler.from_pretrained('org/model',"
+        " subfolder='scheduler')).__name__"
+    )
     assert model.downloads().keys() == {"scheduler/scheduler_config.json"}
 
 
@@ -230,8 +276,14 @@ result = [steps(**json.loads(options)) for options in args]
         ("org/model", {"HF_ENDPOINT": "http://127.0.0.1:9"}, "OSError: org/model: .*reached"),
     ],
 )
-def test_errors_in_one_line(hub: HubServer, client: Client, name: str, options: dict[str, str], says: str) -> None:
-    for repo_id, kind in (("org/model", {}), ("org/private", {"private": True}), ("org/gated", {"gated": True})):
+def test_errors_in_one_line(
+    hub: HubServer, client: Client, name: str, options: dict[str, str], says: str
+) -> None:
+    for repo_id, kind in (
+        ("org/model", {}),
+        ("org/private", {"private": True}),
+        ("org/gated", {"gated": True}),
+    ):
         hub.add(repo_id, {"model_index.json": b"{}"}, **kind)
     error = client("DiffusionPipeline.from_pretrained(args[0])", name, **options)
     assert isinstance(error, str)
@@ -269,9 +321,14 @@ result = same(*(UNet2DConditionModel.from_pretrained(name, subfolder="unet") for
 
 def test_a_damaged_download_is_not_kept(model: HubServer, client: Client, tmp_path: Path) -> None:
     model.faults.append(Fault("GET", "unet/diff", short=1))
-    code = "result = type(UNet2DConditionModel.from_pretrained('org/model', subfolder='unet')).__name__"
+    code = (
+        "result = type(UNet2DConditionModel.from_pretrained('org/model',"
+        " subfolder='unet')).__name__"
+    )
     error = client(code)
-    assert error.startswith("OSError: org/model: unet/diffusion_pytorch_model.safetensors: Consistency check failed")
+    assert error.startswith(
+        "OSError: org/model: unet/diffusion_pytorch_model.safetensors: Consistency check failed"
+    )
     assert not [path for path in (tmp_path / "home").rglob("*.safetensors") if path.is_file()]
     assert not list((tmp_path / "home").rglob("*.incomplete"))
     assert client(code) == "UNet2DConditionModel"

@@ -1,4 +1,5 @@
-"""The real `huggingface_hub` client, unmodified, downloads from and uploads to the Hub that the tests bring along."""
+"""The real `huggingface_hub` client, unmodified, downloads from and uploads to the Hub that the
+tests bring along."""
 
 from __future__ import annotations
 
@@ -29,8 +30,11 @@ except Exception as error:
 """
 
 
-def client(hub: HubServer, home: Path, code: str, token: str | None = TOKEN, **more: str) -> dict[str, Any]:
-    """Run code that uses `api`, a HfApi, and may set `result`: that, or the name of the error it ended in."""
+def client(
+    hub: HubServer, home: Path, code: str, token: str | None = TOKEN, **more: str
+) -> dict[str, Any]:
+    """Run code that uses `api`, a HfApi, and may set `result`: that, or the name of the error it
+    ended in."""
     ended = run_python(_CLIENT, code, environment=hub.environment(home, token) | more)
     assert ended.status == 0, ended.err
     return dict(json.loads(ended.out))
@@ -48,12 +52,17 @@ def failure(hub: HubServer, home: Path, code: str, **more: Any) -> str:
 
 def complete(home: Path) -> dict[str, bytes]:
     """What a reader of the cache sees: the files of every snapshot, by name."""
-    return {path.name: path.read_bytes() for path in home.glob("hub/*/snapshots/**/*") if path.is_file()}
+    return {
+        path.name: path.read_bytes() for path in home.glob("hub/*/snapshots/**/*") if path.is_file()
+    }
 
 
 SNAPSHOT = "result = snapshot_download('org/model')"
 DOWNLOAD = "result = hf_hub_download('org/model', 'model.safetensors', subfolder='unet')"
-UPLOAD = "result = api.upload_folder(repo_id='org/model', folder_path={folder!r}, commit_message='all of it').oid"
+UPLOAD = (
+    "result = api.upload_folder(repo_id='org/model', folder_path={folder!r}, commit_message='all of"
+    " it').oid"
+)
 
 
 @pytest.fixture
@@ -90,7 +99,9 @@ def test_revisions(hub: HubServer, tmp_path: Path) -> None:
     first = hub.add("org/model", {"a.txt": b"old"})
     second = hub.add("org/model", {"a.txt": b"new"})
     hub.repos["org/model"].refs |= {"v1.0": first, "refs/pr/7": second}
-    code = "result = {r: open(hf_hub_download('org/model', 'a.txt', revision=r)).read() for r in %r}"
+    code = (
+        "result = {r: open(hf_hub_download('org/model', 'a.txt', revision=r)).read() for r in %r}"
+    )
     revisions = {"main": "new", "v1.0": "old", "refs/pr/7": "new", first: "old"}
     assert result(hub, tmp_path, code % list(revisions)) == revisions
 
@@ -118,11 +129,17 @@ def test_who_may_read(hub: HubServer, tmp_path: Path) -> None:
     for repo in ("org/private", "org/gated"):
         assert result(hub, tmp_path / "mine", one % repo)
     for token in (None, "hf_other"):
-        assert failure(hub, tmp_path / "other", one % "org/private", token=token) == "RepositoryNotFoundError"
+        assert (
+            failure(hub, tmp_path / "other", one % "org/private", token=token)
+            == "RepositoryNotFoundError"
+        )
         assert failure(hub, tmp_path / "other", one % "org/gated", token=token) == "GatedRepoError"
     assert complete(tmp_path / "other") == {}
     assert failure(hub, tmp_path, one % "org/nothing") == "RepositoryNotFoundError"
-    assert failure(hub, tmp_path, "hf_hub_download('org/gated', 'nothing')") == "RemoteEntryNotFoundError"
+    assert (
+        failure(hub, tmp_path, "hf_hub_download('org/gated', 'nothing')")
+        == "RemoteEntryNotFoundError"
+    )
     code = "hf_hub_download('org/gated', 'config.json', revision='nothing')"
     assert failure(hub, tmp_path, code) == "RevisionNotFoundError"
 
@@ -131,14 +148,20 @@ def test_who_may_read(hub: HubServer, tmp_path: Path) -> None:
 
 
 def test_an_upload_is_one_commit(hub: HubServer, folder: Path, tmp_path: Path) -> None:
-    code = "api.create_repo('org/model', private=True, exist_ok=True)\n" + UPLOAD.format(folder=str(folder))
+    code = "api.create_repo('org/model', private=True, exist_ok=True)\n" + UPLOAD.format(
+        folder=str(folder)
+    )
     commit = result(hub, tmp_path, code)
     repo = hub.repos["org/model"]
     assert repo.private
     assert [entry.title for entry in repo.history()] == ["all of it", "initial commit"]
     assert repo.refs == {"main": commit}
     assert repo.files() == FILES | {".gitattributes": repo.files()[".gitattributes"]}
-    assert [r.received for r in hub.requests if r.method == "PUT"] == [1 << 20, 1 << 20, len(WEIGHTS) - (2 << 20)]
+    assert [r.received for r in hub.requests if r.method == "PUT"] == [
+        1 << 20,
+        1 << 20,
+        len(WEIGHTS) - (2 << 20),
+    ]
 
     hub.requests.clear()
     assert result(hub, tmp_path, code) == commit, "nothing new, no commit"
@@ -146,7 +169,9 @@ def test_an_upload_is_one_commit(hub: HubServer, folder: Path, tmp_path: Path) -
 
 
 def test_branches_pull_requests_and_deletions(hub: HubServer, folder: Path, tmp_path: Path) -> None:
-    base = hub.add("tester/model", {"old.txt": b"old", "README.md": b"---\nlicense: mit\n---\n# Mine\n"})
+    base = hub.add(
+        "tester/model", {"old.txt": b"old", "README.md": b"---\nlicense: mit\n---\n# Mine\n"}
+    )
     code = f"""
 where = dict(repo_id='tester/model', folder_path={str(folder)!r})
 api.create_branch('tester/model', branch='next', exist_ok=True)
@@ -168,10 +193,15 @@ def test_who_may_write(hub: HubServer, folder: Path, tmp_path: Path) -> None:
     hub.add("org/model", {"old.txt": b"old"})
     upload = UPLOAD.format(folder=str(folder))
     assert failure(hub, tmp_path, upload, token="hf_other") == "HfHubHTTPError"
-    assert failure(hub, tmp_path, "api.create_repo('org/new')", token="hf_other") == "HfHubHTTPError"
+    assert (
+        failure(hub, tmp_path, "api.create_repo('org/new')", token="hf_other") == "HfHubHTTPError"
+    )
     assert failure(hub, tmp_path, "api.create_repo('org/new')", token=None) == "HfHubHTTPError"
     assert failure(hub, tmp_path, "api.create_repo('org/model')") == "HfHubHTTPError"
-    broken = "api.upload_file(repo_id='org/model', path_in_repo='README.md', path_or_fileobj=b'---\\n{\\n---\\n')"
+    broken = (
+        "api.upload_file(repo_id='org/model', path_in_repo='README.md',"
+        " path_or_fileobj=b'---\\n{\\n---\\n')"
+    )
     assert failure(hub, tmp_path, broken) == "ValueError"
     assert set(hub.repos) == {"org/model"}
     assert len(hub.repos["org/model"].history()) == 1
@@ -219,7 +249,9 @@ def test_a_download_goes_on_where_it_broke_off(hub: HubServer, tmp_path: Path) -
     ],
     ids=["truncated", "500", "403", "401"],
 )
-def test_a_download_fails_and_leaves_nothing(hub: HubServer, tmp_path: Path, fault: Fault, error: str) -> None:
+def test_a_download_fails_and_leaves_nothing(
+    hub: HubServer, tmp_path: Path, fault: Fault, error: str
+) -> None:
     hub.add("org/model", FILES)
     hub.faults.append(fault)
     assert failure(hub, tmp_path, DOWNLOAD) == error
@@ -254,8 +286,12 @@ def test_an_upload_gets_over(hub: HubServer, folder: Path, tmp_path: Path, fault
     assert hub.repos["org/model"].files() == FILES | {"old.txt": b"old"}
 
 
-@pytest.mark.parametrize("fault", [Fault("POST", "/commit/", status=500), Fault("POST", "/commit/", cut=1)])
-def test_an_upload_fails_and_the_repo_stays(hub: HubServer, folder: Path, tmp_path: Path, fault: Fault) -> None:
+@pytest.mark.parametrize(
+    "fault", [Fault("POST", "/commit/", status=500), Fault("POST", "/commit/", cut=1)]
+)
+def test_an_upload_fails_and_the_repo_stays(
+    hub: HubServer, folder: Path, tmp_path: Path, fault: Fault
+) -> None:
     hub.add("org/model", {"old.txt": b"old"})
     hub.faults.append(fault)
     upload = UPLOAD.format(folder=str(folder))

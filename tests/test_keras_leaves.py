@@ -48,15 +48,23 @@ def int4_dense(rows: int, columns: int, groups: int) -> tuple[dict[str, Array], 
     kernel = np.zeros((rows, columns), "f4")
     for i in range(rows):
         for j in range(columns):
-            kernel[i, j] = np.float32(nibbles[i, j] - int(zero[int(index[i]), j])) * scale[int(index[i]), j]
-    return {"kernel": packed(nibbles), "kernel_scale": scale, "kernel_zero": zero, "g_idx": index}, kernel
+            kernel[i, j] = (
+                np.float32(nibbles[i, j] - int(zero[int(index[i]), j])) * scale[int(index[i]), j]
+            )
+    return {
+        "kernel": packed(nibbles),
+        "kernel_scale": scale,
+        "kernel_zero": zero,
+        "g_idx": index,
+    }, kernel
 
 
-# --- plain ------------------------------------------------------------------------------------------------------------
+# --- plain ----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    ("weight", "bias"), [("kernel", "bias"), ("_kernel", "bias"), ("gamma", "beta"), ("_at_0", "_at_1")]
+    ("weight", "bias"),
+    [("kernel", "bias"), ("_kernel", "bias"), ("gamma", "beta"), ("_at_0", "_at_1")],
 )
 def test_plain_variables_pass_through(weight: str, bias: str) -> None:
     values = floats(4, 6), floats(6)
@@ -73,7 +81,9 @@ def test_a_layer_without_bias(name: str) -> None:
 
 @pytest.mark.parametrize("names", [["kernel", "bias", "moving_mean"], ["_at_0", "_at_1", "_at_2"]])
 def test_unknown_variables_are_refused(names: list[str]) -> None:
-    with pytest.raises(ConversionError, match=rf"fc1: unknown variable `{names[2].removeprefix('_at_')}`"):
+    with pytest.raises(
+        ConversionError, match=rf"fc1: unknown variable `{names[2].removeprefix('_at_')}`"
+    ):
         leaf(DENSE, **dict.fromkeys(names, floats(6)))
 
 
@@ -83,7 +93,7 @@ def test_names_that_are_no_positions_are_refused(name: str) -> None:
         leaf_tensors(DENSE, {"0": tensor(floats(4)), name: tensor(floats(4))}, Lora())
 
 
-# --- int8 and int4 ----------------------------------------------------------------------------------------------------
+# --- int8 and int4 --------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("names", [("kernel", "kernel_scale"), ("_at_0", "_at_1")])
@@ -112,7 +122,9 @@ def test_int8_embedding_has_a_scale_per_row(names: tuple[str, str]) -> None:
 
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("by_position", [True, False])
-def test_int4_kernel_has_a_scale_and_a_zero_per_group_of_rows(by_position: bool, bias: bool) -> None:
+def test_int4_kernel_has_a_scale_and_a_zero_per_group_of_rows(
+    by_position: bool, bias: bool
+) -> None:
     variables, kernel = int4_dense(rows=12, columns=8, groups=3)
     if bias:
         weight = variables.pop("kernel")
@@ -127,20 +139,34 @@ def test_int4_kernel_has_a_scale_and_a_zero_per_group_of_rows(by_position: bool,
 
 def test_int4_embedding_has_groups_of_columns() -> None:
     nibbles = RNG.integers(-8, 8, (12, 8))
-    scale, zero, groups = floats(12, 2), RNG.integers(-8, 8, (12, 2)).astype("i1"), RNG.integers(0, 2, 8)
+    scale, zero, groups = (
+        floats(12, 2),
+        RNG.integers(-8, 8, (12, 2)).astype("i1"),
+        RNG.integers(0, 2, 8),
+    )
     parts = {"embeddings_scale": scale, "embeddings_zero": zero, "g_idx": groups.astype("f4")}
     found = leaf(EMBEDDING, embeddings=packed(nibbles), **parts)
     assert found["weight"].shape == (12, 8)
-    assert np.array_equal(found["weight"].numpy(), (nibbles - zero[:, groups]).astype("f4") * scale[:, groups])
+    assert np.array_equal(
+        found["weight"].numpy(), (nibbles - zero[:, groups]).astype("f4") * scale[:, groups]
+    )
 
 
 def test_every_nibble() -> None:
     """All bytes: the low half is the even column, and both are signed."""
     every = np.arange(256).astype("u1").view("i1")[:, None]
     ones = np.ones((1, 2), "f4")
-    found = leaf(DENSE, kernel=every, kernel_scale=ones, kernel_zero=(0 * ones).astype("i1"), g_idx=np.zeros(256, "f4"))
+    found = leaf(
+        DENSE,
+        kernel=every,
+        kernel_scale=ones,
+        kernel_zero=(0 * ones).astype("i1"),
+        g_idx=np.zeros(256, "f4"),
+    )
     signed = [*range(8), *range(-8, 0)]
-    assert found["weight"].numpy().tolist() == [[signed[byte % 16], signed[byte // 16]] for byte in range(256)]
+    assert found["weight"].numpy().tolist() == [
+        [signed[byte % 16], signed[byte // 16]] for byte in range(256)
+    ]
 
 
 @pytest.mark.parametrize(
@@ -186,7 +212,7 @@ def test_integers_without_scales_are_refused() -> None:
         leaf(DENSE, kernel=int8s(4, 6), bias=floats(6))
 
 
-# --- LoRA -------------------------------------------------------------------------------------------------------------
+# --- LoRA -----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("layer", "slot"), [(DENSE, "kernel"), (EMBEDDING, "embeddings")])
@@ -194,13 +220,17 @@ def test_integers_without_scales_are_refused() -> None:
 def test_lora_is_merged(layer: str, slot: str, alpha: float) -> None:
     base, a, b = floats(6, 8), floats(6, 2), floats(2, 8)
     found = leaf(layer, alpha, **{f"lora_{slot}_a": a, f"lora_{slot}_b": b, slot: base})
-    np.testing.assert_allclose(found["weight"].numpy(), base + alpha / 2 * (a.astype("f8") @ b), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(
+        found["weight"].numpy(), base + alpha / 2 * (a.astype("f8") @ b), rtol=1e-5, atol=1e-6
+    )
 
 
 def test_lora_of_a_convolution_mixes_channels_at_every_tap() -> None:
     base, a, b = floats(3, 3, 4, 5), floats(3, 3, 4, 2), floats(2, 5)
     found = leaf("padded_conv2d.0.conv2d", 2.0, kernel=base, lora_kernel_a=a, lora_kernel_b=b)
-    np.testing.assert_allclose(found["weight"].numpy(), base + np.einsum("hwir,ro->hwio", a, b), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(
+        found["weight"].numpy(), base + np.einsum("hwir,ro->hwio", a, b), rtol=1e-5, atol=1e-6
+    )
 
 
 def test_lora_keeps_the_dtype() -> None:
@@ -212,12 +242,17 @@ def test_lora_keeps_the_dtype() -> None:
 def test_lora_on_an_int8_kernel() -> None:
     kernel, scale, a, b = int8s(6, 8), floats(8), floats(6, 2), floats(2, 8)
     found = leaf(DENSE, 2.0, kernel=kernel, kernel_scale=scale, lora_kernel_a=a, lora_kernel_b=b)
-    np.testing.assert_allclose(found["weight"].numpy(), kernel / scale + a @ b, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(
+        found["weight"].numpy(), kernel / scale + a @ b, rtol=1e-5, atol=1e-5
+    )
 
 
 def test_lora_without_alpha_is_refused_by_name() -> None:
     factors = {"lora_kernel_a": floats(6, 2), "lora_kernel_b": floats(2, 8)}
-    with pytest.raises(ConversionError, match=r"fc1: holds LoRA factors `lora_kernel_a` of rank 2; give --lora-alpha"):
+    with pytest.raises(
+        ConversionError,
+        match=r"fc1: holds LoRA factors `lora_kernel_a` of rank 2; give --lora-alpha",
+    ):
         leaf(DENSE, kernel=floats(6, 8), **factors)
 
 
@@ -234,6 +269,10 @@ def test_lora_without_alpha_is_refused_by_name() -> None:
     ],
 )
 def test_damaged_lora_is_refused(a: Array | None, b: Array | None, message: str) -> None:
-    factors = {name: array for name, array in {"lora_kernel_a": a, "lora_kernel_b": b}.items() if array is not None}
+    factors = {
+        name: array
+        for name, array in {"lora_kernel_a": a, "lora_kernel_b": b}.items()
+        if array is not None
+    }
     with pytest.raises(ConversionError, match=message):
         leaf(DENSE, 2.0, kernel=floats(6, 8), **factors)

@@ -1,4 +1,5 @@
-"""Every layout that Keras ever wrote, remade from skeletons: each tensor is found under its key, with its content."""
+"""Every layout that Keras ever wrote, remade from skeletons: each tensor is found under its key,
+with its content."""
 
 from __future__ import annotations
 
@@ -36,9 +37,23 @@ from .keras_skeletons import (
     write_shards,
 )
 
-FILES = [name for name in SKELETONS if name != "k3_te_s.weights"]  # that one is an index without shapes
-LEGACY = ["k2_te_w.h5", "k2_te_off_w.h5", "k2_unet_w.h5", "k2_dec_w.h5", "k2_dec_off_w.h5", "k2_enc_w.h5"]
-ATTRIBUTES = ["k2_te_n.weights.h5", "k2_unet_n.weights.h5", "k2_dec_n.weights.h5", "k2_enc_n.weights.h5"]
+FILES = [
+    name for name in SKELETONS if name != "k3_te_s.weights"
+]  # that one is an index without shapes
+LEGACY = [
+    "k2_te_w.h5",
+    "k2_te_off_w.h5",
+    "k2_unet_w.h5",
+    "k2_dec_w.h5",
+    "k2_dec_off_w.h5",
+    "k2_enc_w.h5",
+]
+ATTRIBUTES = [
+    "k2_te_n.weights.h5",
+    "k2_unet_n.weights.h5",
+    "k2_dec_n.weights.h5",
+    "k2_enc_n.weights.h5",
+]
 
 
 def candidate(part: str) -> Candidate:
@@ -48,11 +63,14 @@ def candidate(part: str) -> Candidate:
 
 def read(path: Path) -> list[Checkpoint]:
     """The components in a file, named where the file names nothing."""
-    return [recognise(checkpoint).checkpoint for checkpoint in read_keras(path, sniff(path), Lora())]
+    return [
+        recognise(checkpoint).checkpoint for checkpoint in read_keras(path, sniff(path), Lora())
+    ]
 
 
 def check(checkpoint: Checkpoint, part: str, document: Document, keys: Mapping[str, str]) -> None:
-    """The checkpoint has exactly the part's keys, every tensor is the one of its key, and none was dropped silently."""
+    """The checkpoint has exactly the part's keys, every tensor is the one of its key, and none was
+    dropped silently."""
     found = arrays(document, keys)
     stored = {key: found[name] for name, key in keys.items()}
     assert set(checkpoint.tensors) == set(golden_keys(part))
@@ -73,7 +91,8 @@ def check_file(path: Path, name: str, document: Document, keys: Mapping[str, str
 
 
 def effective(key: str, stored: Mapping[str, Array]) -> Array:
-    """The weight that Keras computes with: int8 as `q / scale`, int4 as `(q - zero) * scale` of the group."""
+    """The weight that Keras computes with: int8 as `q / scale`, int4 as `(q - zero) * scale` of the
+    group."""
     layer, _, role = key.rpartition(".")
     values = stored[key]
     if role != "weight" or f"{layer}.scale" not in stored:
@@ -103,8 +122,14 @@ def test_shapes_are_those_of_the_family(name: str) -> None:
     assert set(keys.values()) == set(links)
     for tensor, key in keys.items():
         shape = manifest[links[key].targets[0]]
-        stored = document["entries"][tensor][1] if "entries" in document else document["datasets"][tensor][0]
-        assert tuple(stored) == (links[key].op.inverse.shapes([shape])[0] if links[key].op else shape), tensor
+        stored = (
+            document["entries"][tensor][1]
+            if "entries" in document
+            else document["datasets"][tensor][0]
+        )
+        assert tuple(stored) == (
+            links[key].op.inverse.shapes([shape])[0] if links[key].op else shape
+        ), tensor
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -122,8 +147,12 @@ def test_shards(tmp_path: Path) -> None:
     check(checkpoint, "text_encoder", document, keys)
 
 
-@pytest.mark.parametrize(("file", "name"), [("x.weights.h5", "k2_unet_w.h5"), ("x.keras", "k2_te_model.h5")])
-def test_keras_2_11_and_2_12_give_old_layouts_new_names(file: str, name: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("file", "name"), [("x.weights.h5", "k2_unet_w.h5"), ("x.keras", "k2_te_model.h5")]
+)
+def test_keras_2_11_and_2_12_give_old_layouts_new_names(
+    file: str, name: str, tmp_path: Path
+) -> None:
     document = load(name)
     check_file(tmp_path / file, name, document, keys_of(name, document))
 
@@ -158,21 +187,29 @@ def test_long_lists_of_names_are_split(name: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", LEGACY)
 def test_whole_model_with_optimizer(name: str, tmp_path: Path) -> None:
     document = load(name)
-    checkpoint = check_file(tmp_path / "file", name, *whole_model(document, keys_of(name, document)))
+    checkpoint = check_file(
+        tmp_path / "file", name, *whole_model(document, keys_of(name, document))
+    )
     assert len(checkpoint.skipped) == 5
 
 
 def test_a_trainer_lists_each_component_as_one_layer(tmp_path: Path) -> None:
-    names = {"text_encoder": "k2_te_w.h5", "diffusion_model": "k2_unet_w.h5", "model": "k2_enc_w.h5"}
+    names = {
+        "text_encoder": "k2_te_w.h5",
+        "diffusion_model": "k2_unet_w.h5",
+        "model": "k2_enc_w.h5",
+    }
     parts = {layer: (load(name), keys_of(name, load(name))) for layer, name in names.items()}
     document, keys = trainer(parts)
-    checkpoints = {checkpoint.root: checkpoint for checkpoint in read(write(tmp_path / "x.h5", document, keys))}
+    checkpoints = {
+        checkpoint.root: checkpoint for checkpoint in read(write(tmp_path / "x.h5", document, keys))
+    }
     assert list(checkpoints) == list(names)
     for layer, (part, part_keys) in parts.items():
         check(checkpoints[layer], component(names[layer]), part, part_keys)
 
 
-# --- nothing is passed over in silence --------------------------------------------------------------------------------
+# --- nothing is passed over in silence ------------------------------------------------------------
 
 
 def with_dataset(document: Document, name: str, shape: tuple[int, ...] = (3,)) -> Document:
@@ -185,19 +222,29 @@ def listed(document: Document, layer: str, *names: str) -> Document:
     if layer not in document["groups"]:
         attrs = {**attrs, "layer_names": [*attrs["layer_names"], layer]}
     weight_names = document["groups"].get(layer, {}).get("weight_names", []) + list(names)
-    return {**document, "attrs": attrs, "groups": document["groups"] | {layer: {"weight_names": weight_names}}}
+    return {
+        **document,
+        "attrs": attrs,
+        "groups": document["groups"] | {layer: {"weight_names": weight_names}},
+    }
 
 
 def test_a_second_layer_in_a_list_is_unexpected(tmp_path: Path) -> None:
     name = "layers/res_block_3/entry_flow/padded_conv2d_1/conv2d/vars/0"
     document = with_dataset(load("k2_unet_n.weights.h5"), name)
     (checkpoint,) = read_keras(write(tmp_path / "file", document, {}), "hdf5", Lora())
-    assert recognise(checkpoint).unexpected == ("res_block.3.entry_flow.padded_conv2d_1.conv2d.weight",)
+    assert recognise(checkpoint).unexpected == (
+        "res_block.3.entry_flow.padded_conv2d_1.conv2d.weight",
+    )
 
 
 def test_a_second_sublayer_of_a_class_is_unexpected(tmp_path: Path) -> None:
-    document = with_dataset(load("k2_dec_w.h5"), "resnet_block_3/resnet_block_3/padded_conv2d_99/conv2d_99/kernel:0")
-    document = listed(document, "resnet_block_3", "resnet_block_3/padded_conv2d_99/conv2d_99/kernel:0")
+    document = with_dataset(
+        load("k2_dec_w.h5"), "resnet_block_3/resnet_block_3/padded_conv2d_99/conv2d_99/kernel:0"
+    )
+    document = listed(
+        document, "resnet_block_3", "resnet_block_3/padded_conv2d_99/conv2d_99/kernel:0"
+    )
     (checkpoint,) = read_keras(write(tmp_path / "file", document, {}), "hdf5", Lora())
     assert recognise(checkpoint).unexpected == ("resnet_block.3.padded_conv2d_99.conv2d.weight",)
 
@@ -210,13 +257,17 @@ def test_two_weights_of_one_place_are_refused(name: str, tmp_path: Path) -> None
 
 
 def test_two_weights_of_one_name_are_refused(tmp_path: Path) -> None:
-    document = listed(with_dataset(load("k2_unet_w.h5"), "head/dense/kernel:0"), "head", "dense/kernel:0")
+    document = listed(
+        with_dataset(load("k2_unet_w.h5"), "head/dense/kernel:0"), "head", "dense/kernel:0"
+    )
     with pytest.raises(ConversionError, match="two layers hold weights of the same name"):
         read_keras(write(tmp_path / "file", document, {}), "hdf5", Lora())
 
 
 def test_other_layers_of_a_trainer_are_named(tmp_path: Path) -> None:
-    document, keys = trainer({"unet": (load("k2_unet_w.h5"), keys_of("k2_unet_w.h5", load("k2_unet_w.h5")))})
+    document, keys = trainer(
+        {"unet": (load("k2_unet_w.h5"), keys_of("k2_unet_w.h5", load("k2_unet_w.h5")))}
+    )
     document = listed(with_dataset(document, "head/head/kernel:0"), "head", "head/kernel:0")
     (checkpoint,) = read(write(tmp_path / "file", document, keys))
     assert list(checkpoint.skipped) == ["head/head/kernel:0"]
@@ -227,7 +278,9 @@ def test_other_layers_of_a_trainer_are_named(tmp_path: Path) -> None:
 def test_a_folder_of_shards_has_one_index(count: int, tmp_path: Path) -> None:
     for index in range(count):
         (tmp_path / f"{index}.weights.json").write_text('{"weight_map": {"/vars": "a.h5"}}')
-    with pytest.raises(ConversionError, match="holds 2 `.weights.json` files" if count else "a folder, but neither"):
+    with pytest.raises(
+        ConversionError, match="holds 2 `.weights.json` files" if count else "a folder, but neither"
+    ):
         read(tmp_path)
 
 

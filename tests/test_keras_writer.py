@@ -1,4 +1,5 @@
-"""Keras files written from a repo are loaded by the real keras-cv classes, with every weight to the bit."""
+"""Keras files written from a repo are loaded by the real keras-cv classes, with every weight to the
+bit."""
 
 from __future__ import annotations
 
@@ -20,7 +21,10 @@ from .test_keras_files import RUNS, assert_equal, made_by
 PARTS = ("text_encoder", "unet", "decoder", "image_encoder")
 MADE = {"v1": "k2 plain", "v2": "k3 v2"}  # the run that the weights come from
 LAYOUTS = (".weights.h5", ".h5")
-LOADED = [("v1", part) for part in PARTS] + [("v2", "text_encoder"), ("v2", "unet")]  # v2 has the VAE of v1
+LOADED = [("v1", part) for part in PARTS] + [
+    ("v2", "text_encoder"),
+    ("v2", "unet"),
+]  # v2 has the VAE of v1
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +43,8 @@ def written(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def loaded(written: Path) -> Path:
-    """Each file loaded in both environments at once: `<environment>.<version>.<part><suffix>.npz`."""
+    """Each file loaded in both environments at once:
+    `<environment>.<version>.<part><suffix>.npz`."""
     processes = []
     for environment in ("k2", "k3"):
         jobs = [
@@ -68,7 +73,9 @@ def _job(folder: Path, environment: str, version: str, part: str, suffix: str) -
 @pytest.mark.parametrize("environment", ["k2", "k3"])
 @pytest.mark.parametrize("suffix", LAYOUTS)
 @pytest.mark.parametrize(("version", "part"), LOADED)
-def test_keras_loads_what_keras_saved(loaded: Path, version: str, part: str, suffix: str, environment: str) -> None:
+def test_keras_loads_what_keras_saved(
+    loaded: Path, version: str, part: str, suffix: str, environment: str
+) -> None:
     """From Keras to a repo and back into Keras: both generations, both layouts, bit for bit."""
     _, out = _job(loaded, environment, version, part, suffix)
     with np.load(out) as arrays:
@@ -78,13 +85,23 @@ def test_keras_loads_what_keras_saved(loaded: Path, version: str, part: str, suf
 @pytest.mark.parametrize("part", PARTS)
 def test_names_and_order_are_those_of_keras(written: Path, part: str) -> None:
     """All but the numbers in legacy names, which Keras itself does not look at."""
-    skeleton = {"text_encoder": "te", "unet": "unet", "decoder": "dec", "image_encoder": "enc"}[part]
+    skeleton = {"text_encoder": "te", "unet": "unet", "decoder": "dec", "image_encoder": "enc"}[
+        part
+    ]
     with h5py.File(written / "v1" / f"keras.{part}.weights.h5") as file:
         names: list[str] = []
-        file.visititems(lambda name, item: names.append(name) if isinstance(item, h5py.Dataset) else None)
+        file.visititems(
+            lambda name, item: names.append(name) if isinstance(item, h5py.Dataset) else None
+        )
     assert set(names) == set(load(f"k2_{skeleton}_n.weights.h5")["datasets"])
     with h5py.File(written / "v1" / f"keras.{part}.h5") as file:
-        names = [f"{layer}/{name}" for layer in file.attrs["layer_names"] for name in file[layer].attrs["weight_names"]]
+        names = [
+            f"{layer}/{name}"
+            for layer in file.attrs["layer_names"]
+            for name in file[layer].attrs["weight_names"]
+        ]
         assert all(name in file for name in names)
     expected = legacy_names(load(f"k2_{skeleton}_w.h5"))
-    assert [re.sub(r"_\d+", "", name) for name in names] == [re.sub(r"_\d+", "", name) for name in expected]
+    assert [re.sub(r"_\d+", "", name) for name in names] == [
+        re.sub(r"_\d+", "", name) for name in expected
+    ]

@@ -1,4 +1,5 @@
-"""Our pipeline with `KerasCVScheduler` and converted weights draws what the real keras-cv's `generate_image` does."""
+"""Our pipeline with `KerasCVScheduler` and converted weights draws what the real keras-cv's
+`generate_image` does."""
 
 from __future__ import annotations
 
@@ -34,7 +35,9 @@ def test_images_are_those_of_kerascv(environment: str, generation: str, tmp_path
     apply_semantics(vae, "kerascv")
     unconditional, context = torch.from_numpy(expected["contexts"])
     scheduler = KerasCVScheduler(generation=generation)
-    pipe: Any = StableDiffusionPipeline(vae, None, None, unet, scheduler, requires_safety_checker=False)
+    pipe: Any = StableDiffusionPipeline(
+        vae, None, None, unet, scheduler, requires_safety_checker=False
+    )
     for steps in STEPS:
         image = pipe(
             prompt_embeds=context,

@@ -1,4 +1,5 @@
-"""Original checkpoints in every form they come in: prefixes, averages, single parts, containers, superfluities."""
+"""Original checkpoints in every form they come in: prefixes, averages, single parts, containers,
+superfluities."""
 
 from __future__ import annotations
 
@@ -38,7 +39,9 @@ def bare(state: State, prefix: str) -> State:
 def convert(state: State, folder: Path, **options: Any) -> weightport.Conversion:
     """Convert a state dict that lies in a `.safetensors` file."""
     save_file(state, folder / "model.safetensors")
-    return weightport.convert(folder / "model.safetensors", folder / "repo", residue=False, **options)
+    return weightport.convert(
+        folder / "model.safetensors", folder / "repo", residue=False, **options
+    )
 
 
 def written(repo: Path, component: str) -> State:
@@ -60,15 +63,19 @@ def sd2(original_of: Callable[[str], Path]) -> State:
     return load_file(original_of("sd2"))
 
 
-# --- what else is in them ---------------------------------------------------------------------------------------------
+# --- what else is in them -------------------------------------------------------------------------
 
 
 def test_sd2_leaves_out_what_stable_diffusion_2_does_not_use(sd2, tmp_path):
-    """The last layer, the projection and the temperature of OpenCLIP are not part of the text encoder."""
+    """The last layer, the projection and the temperature of OpenCLIP are not part of the text
+    encoder."""
     encoder = "cond_stage_model.model."
     first = part(sd2, f"{encoder}transformer.resblocks.0.")
     more = {key.replace("resblocks.0.", "resblocks.23."): value for key, value in first.items()}
-    more |= {f"{encoder}logit_scale": np.zeros((), "f4"), f"{encoder}attn_mask": np.zeros((77, 77), "f4")}
+    more |= {
+        f"{encoder}logit_scale": np.zeros((), "f4"),
+        f"{encoder}attn_mask": np.zeros((77, 77), "f4"),
+    }
     more |= {f"{encoder}text_projection": np.ones((64, 64), np.float32)}
     repo = convert(part(sd2, encoder) | more, tmp_path).output
     assert_same(written(repo, "text_encoder"), weights("sd2", "text_encoder"))
@@ -79,9 +86,14 @@ def test_sd2_leaves_out_what_stable_diffusion_2_does_not_use(sd2, tmp_path):
 
 def test_schedule_buffers_and_training_leftovers_are_left_out_with_a_reason(sd1, tmp_path):
     numbers = np.linspace(1, 0.01, 1000, dtype=np.float32)
-    more = dict.fromkeys(["betas", "alphas_cumprod", "sqrt_recip_alphas_cumprod", "posterior_variance"], numbers)
+    more = dict.fromkeys(
+        ["betas", "alphas_cumprod", "sqrt_recip_alphas_cumprod", "posterior_variance"], numbers
+    )
     more |= {"model_ema.decay": np.zeros((), "f4"), "model_ema.num_updates": np.zeros((), "i4")}
-    more |= {"first_stage_model.loss.logvar": np.zeros((), "f4"), "cond_stage_model.logit_scale": np.zeros((), "f4")}
+    more |= {
+        "first_stage_model.loss.logvar": np.zeros((), "f4"),
+        "cond_stage_model.logit_scale": np.zeros((), "f4"),
+    }
     repo = convert(sd1 | more, tmp_path).output
     for name in ("unet", "vae", "text_encoder"):
         assert_same(written(repo, name), weights("sd1", name))
@@ -91,15 +103,21 @@ def test_schedule_buffers_and_training_leftovers_are_left_out_with_a_reason(sd1,
 
 
 def test_a_projection_beside_the_clip_encoder_is_left_out(original_of, tmp_path):
-    """Web UIs save SDXL's first encoder with the projection that transformers' class has and SDXL does not use."""
+    """Web UIs save SDXL's first encoder with the projection that transformers' class has and SDXL
+    does not use."""
     prefix = "conditioner.embedders.0."
     state = part(load_file(original_of("sdxl")), prefix)
     state |= {f"{prefix}transformer.text_projection.weight": np.ones((64, 64), np.float32)}
     state |= {f"{prefix}logit_scale": np.ones((), np.float32)}
-    assert_same(written(convert(state, tmp_path).output, "text_encoder"), weights("sdxl", "text_encoder"))
+    assert_same(
+        written(convert(state, tmp_path).output, "text_encoder"), weights("sdxl", "text_encoder")
+    )
 
 
-SPELLINGS = ("text_model.embeddings.position_ids", "text_model.encoder.text_model.embeddings.position_ids")
+SPELLINGS = (
+    "text_model.embeddings.position_ids",
+    "text_model.encoder.text_model.embeddings.position_ids",
+)
 
 
 @pytest.mark.parametrize("dtype", ["int64", "float16"])
@@ -119,7 +137,7 @@ def test_an_integer_weight_is_refused_by_name(sd1, tmp_path):
         convert(state | {key: state[key].astype(np.int64)}, tmp_path, dtype="float16")
 
 
-# --- prefixes and single parts ----------------------------------------------------------------------------------------
+# --- prefixes and single parts --------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("ids", [True, False])
@@ -135,20 +153,26 @@ def test_nai_prefixes_load(sd1, tmp_path, ids):
 
 
 @pytest.mark.parametrize(
-    ("family", "prefix"), [*((family, "") for family in FAMILIES), ("sd1", "model.model.diffusion_model.")]
+    ("family", "prefix"),
+    [*((family, "") for family in FAMILIES), ("sd1", "model.model.diffusion_model.")],
 )
 def test_a_unet_alone(family, prefix, original_of, tmp_path):
-    """Without its prefix, or with it twice; every family is told from the UNet's keys and shapes."""
+    """Without its prefix, or with it twice; every family is told from the UNet's keys and
+    shapes."""
     state = {prefix + key: value for key, value in bare(load_file(original_of(family)), P).items()}
     conversion = convert(state, tmp_path, prediction_type="epsilon")
     assert conversion.family == family
     assert_same(written(conversion.output, "unet"), weights(family, "unet"))
-    assert json.loads((conversion.output / "model_index.json").read_text()).keys() >= {"unet", "scheduler"}
+    assert json.loads((conversion.output / "model_index.json").read_text()).keys() >= {
+        "unet",
+        "scheduler",
+    }
 
 
 @pytest.mark.parametrize("prefix", [V, ""], ids=["usual", "bare"])
 def test_a_vae_alone_is_shared_and_the_choice_is_told(sd1, prefix, tmp_path):
-    """The VAEs of all families have the same keys and shapes; the scaling factor is another in SDXL."""
+    """The VAEs of all families have the same keys and shapes; the scaling factor is another in
+    SDXL."""
     state = {prefix + key: value for key, value in bare(sd1, V).items()}
     conversion = convert(state, tmp_path)
     assert_same(written(conversion.output, "vae"), weights("sd1", "vae"))
@@ -157,12 +181,16 @@ def test_a_vae_alone_is_shared_and_the_choice_is_told(sd1, prefix, tmp_path):
     assert "Stable Diffusion 2.x, Stable Diffusion XL" in note
     (inspected,) = weightport.inspect(tmp_path / "model.safetensors").parts
     assert len(inspected.families) == 4
-    assert any(fact.startswith("the same in ") and "--family" in fact for fact in inspected.evidence)
+    assert any(
+        fact.startswith("the same in ") and "--family" in fact for fact in inspected.evidence
+    )
 
     chosen = convert(state, tmp_path, family="sdxl", overwrite=True)
     assert scaling(chosen.output) == 0.13025
     assert not any("--family" in note for note in chosen.notes)
-    assert json.loads((chosen.output / "conversion.json").read_text())["options"]["family"] == "sdxl"
+    assert (
+        json.loads((chosen.output / "conversion.json").read_text())["options"]["family"] == "sdxl"
+    )
     scheduler = json.loads((chosen.output / "scheduler" / "scheduler_config.json").read_text())
     assert scheduler["_class_name"] == "EulerDiscreteScheduler"  # SDXL's, not KerasCV's
 
@@ -190,24 +218,35 @@ def test_a_text_encoder_alone(family, original_of, tmp_path):
 @pytest.mark.parametrize("image_half", [False, True])
 @pytest.mark.parametrize("family", ["sd2", "sdxl"])
 def test_an_openclip_file(family, image_half, original_of, tmp_path):
-    """OpenCLIP's own checkpoints have no prefix; ViT-H and ViT-bigG are told apart by their layers."""
+    """OpenCLIP's own checkpoints have no prefix; ViT-H and ViT-bigG are told apart by their
+    layers."""
     prefix = {"sd2": "cond_stage_model.model.", "sdxl": "conditioner.embedders.1.model."}[family]
     state = bare(load_file(original_of(family)), prefix)
-    state |= {"visual.proj": np.ones((4, 4), "f4"), "logit_scale": np.ones((), "f4")} if image_half else {}
+    state |= (
+        {"visual.proj": np.ones((4, 4), "f4"), "logit_scale": np.ones((), "f4")}
+        if image_half
+        else {}
+    )
     conversion = convert(state, tmp_path)
     assert conversion.family == family
-    assert_same(written(conversion.output, ENCODERS[family][1]), weights(family, ENCODERS[family][1]))
+    assert_same(
+        written(conversion.output, ENCODERS[family][1]), weights(family, ENCODERS[family][1])
+    )
 
 
 @pytest.mark.parametrize("prefix", ["text_model.", ""], ids=["until transformers 5.5", "since"])
 def test_a_text_encoder_as_transformers_saves_it(sd1, prefix, tmp_path):
     """Without prefix its `encoder.layers` must not be taken for a VAE's encoder."""
     state = {prefix + key: value for key, value in bare(sd1, f"{C}text_model.").items()}
-    assert_same(written(convert(state, tmp_path).output, "text_encoder"), weights("sd1", "text_encoder"))
+    assert_same(
+        written(convert(state, tmp_path).output, "text_encoder"), weights("sd1", "text_encoder")
+    )
 
 
 def test_one_part_of_a_whole(original_of, tmp_path):
-    repo = weightport.convert(original_of("sdxl"), tmp_path / "repo", component="vae", residue=False).output
+    repo = weightport.convert(
+        original_of("sdxl"), tmp_path / "repo", component="vae", residue=False
+    ).output
     assert scaling(repo) == 0.13025
     assert not (repo / "unet").exists()
 
@@ -221,12 +260,13 @@ def test_a_separate_vae_takes_its_place_beside_a_unet(sd1, tmp_path):
     assert_same(written(conversion.output, "vae"), weights("sd1", "vae"))
 
 
-# --- moving averages --------------------------------------------------------------------------------------------------
+# --- moving averages ------------------------------------------------------------------------------
 
 
 @every_family
 def test_ema_names_decode_through_the_manifest(family):
-    """LitEma removes the dots; on the keys of one model that can be undone, `1.1` and `11` included."""
+    """LitEma removes the dots; on the keys of one model that can be undone, `1.1` and `11`
+    included."""
     (unet,) = (c for c in candidates("ldm") if (c.part, c.family.name) == ("unet", family))
     assert len({flat(key) for key in unet.links}) == len(unet.links)
 
@@ -239,14 +279,18 @@ def test_ambiguous_ema_names_find_their_tensors(sd1):
     """`input_blocks11...` is `1.1` (an attention) or `11` (a resnet): both are in SD 1.x."""
     names = averages(sd1)
     for key in (f"{P}input_blocks.1.1.norm.weight", f"{P}input_blocks.11.0.in_layers.0.weight"):
-        assert np.array_equal(names["model_ema.diffusion_model" + key.removeprefix(P).replace(".", "")], sd1[key] + 1)
+        assert np.array_equal(
+            names["model_ema.diffusion_model" + key.removeprefix(P).replace(".", "")], sd1[key] + 1
+        )
 
 
 @pytest.mark.parametrize("family", ["sd1", "sdxl"])
 def test_ema_alone_is_taken(family, original_of, tmp_path):
     state = load_file(original_of(family))
     repo = convert(averages(state), tmp_path).output
-    assert_same(written(repo, "unet"), {key: value + 1 for key, value in weights(family, "unet").items()})
+    assert_same(
+        written(repo, "unet"), {key: value + 1 for key, value in weights(family, "unet").items()}
+    )
 
 
 def test_ema_beside_the_weights_is_taken_on_demand(sd1, tmp_path):
@@ -257,54 +301,87 @@ def test_ema_beside_the_weights_is_taken_on_demand(sd1, tmp_path):
     assert any("--ema" in reason and count == 686 for reason, count in report.items())
 
     averaged = convert(state, tmp_path, ema=True, overwrite=True)
-    assert_same(written(averaged.output, "unet"), {k: v + 1 for k, v in weights("sd1", "unet").items()})
+    assert_same(
+        written(averaged.output, "unet"), {k: v + 1 for k, v in weights("sd1", "unet").items()}
+    )
     assert json.loads((averaged.output / "conversion.json").read_text())["options"]["ema"] is True
 
 
 @pytest.mark.parametrize("baked", [True, False], ids=["--vae", "a second source"])
 def test_ema_needs_an_average_of_the_unet_only(sd1, baked, tmp_path):
     save_file(part(sd1, P) | averages(sd1), tmp_path / "unet.safetensors")
-    save_file(sd1 if baked else part(sd1, V), tmp_path / "vae.safetensors")  # one with a UNet of its own
+    save_file(
+        sd1 if baked else part(sd1, V), tmp_path / "vae.safetensors"
+    )  # one with a UNet of its own
     sources, vae = [tmp_path / "unet.safetensors"], tmp_path / "vae.safetensors"
     options = {"vae": vae} if baked else {}
-    repo = weightport.convert([*sources, *([] if baked else [vae])], tmp_path / "repo", ema=True, **options).output
+    repo = weightport.convert(
+        [*sources, *([] if baked else [vae])], tmp_path / "repo", ema=True, **options
+    ).output
     assert_same(written(repo, "unet"), {k: v + 1 for k, v in weights("sd1", "unet").items()})
     assert_same(written(repo, "vae"), weights("sd1", "vae"))
 
 
 def test_ema_that_is_not_there_or_not_known_is_refused(sd1, tmp_path):
-    with pytest.raises(weightport.ConversionError, match="--ema, but the file holds no moving average"):
+    with pytest.raises(
+        weightport.ConversionError, match="--ema, but the file holds no moving average"
+    ):
         convert(part(sd1, P), tmp_path, ema=True)
-    with pytest.raises(weightport.ConversionError, match="--ema: no source is the UNet of an original checkpoint"):
+    with pytest.raises(
+        weightport.ConversionError, match="--ema: no source is the UNet of an original checkpoint"
+    ):
         convert(part(sd1, V), tmp_path, ema=True)
-    with pytest.raises(weightport.ConversionError, match=r"1 averages belong to no tensor of a UNet: .*blocks9junk"):
-        convert(averages(sd1) | {"model_ema.diffusion_modelinput_blocks9junk": np.ones(1, "f4")}, tmp_path)
+    with pytest.raises(
+        weightport.ConversionError, match=r"1 averages belong to no tensor of a UNet: .*blocks9junk"
+    ):
+        convert(
+            averages(sd1) | {"model_ema.diffusion_modelinput_blocks9junk": np.ones(1, "f4")},
+            tmp_path,
+        )
     lacking = averages(sd1)
     del lacking["model_ema.diffusion_modelinput_blocks110in_layers0weight"]
-    with pytest.raises(weightport.ConversionError, match=r"1 tensors .* are missing: .*input_blocks\.11\.0"):
+    with pytest.raises(
+        weightport.ConversionError, match=r"1 tensors .* are missing: .*input_blocks\.11\.0"
+    ):
         convert(lacking, tmp_path)
 
 
-# --- containers -------------------------------------------------------------------------------------------------------
+# --- containers -----------------------------------------------------------------------------------
 
 
 def test_every_container_of_one_state_dict_gives_the_same_repo(sd1, tmp_path):
-    """Torch zip and legacy pickles, nested as trainers nest them or not, and sharded safetensors."""
+    """Torch zip and legacy pickles, nested as trainers nest them or not, and sharded
+    safetensors."""
     state = {key: torch.from_numpy(value) for key, value in (part(sd1, P) | part(sd1, V)).items()}
-    nested = {"state_dict": state, "global_step": 470000, "epoch": 3, "optimizer_states": [{"lr": 1e-4}]}
+    nested = {
+        "state_dict": state,
+        "global_step": 470000,
+        "epoch": 3,
+        "optimizer_states": [{"lr": 1e-4}],
+    }
     torch.save(nested, tmp_path / "zip.ckpt")
     torch.save(nested, tmp_path / "legacy.ckpt", _use_new_zipfile_serialization=False)
     torch.save(state, tmp_path / "plain.ckpt")
     save_file({key: tensor.numpy() for key, tensor in state.items()}, tmp_path / "one.safetensors")
     sharded(sd1.keys() & state.keys(), sd1, tmp_path)
-    sources = ["zip.ckpt", "legacy.ckpt", "plain.ckpt", "one.safetensors", "model.safetensors.index.json"]
+    sources = [
+        "zip.ckpt",
+        "legacy.ckpt",
+        "plain.ckpt",
+        "one.safetensors",
+        "model.safetensors.index.json",
+    ]
     first, *others = (
-        weightport.convert(tmp_path / name, tmp_path / f"{name}-repo", residue=False).output for name in sources
+        weightport.convert(tmp_path / name, tmp_path / f"{name}-repo", residue=False).output
+        for name in sources
     )
     files = sorted(str(path.relative_to(first)) for path in first.rglob("*") if path.is_file())
     assert "unet/diffusion_pytorch_model.safetensors" in files
     for other in others:
-        assert sorted(str(path.relative_to(other)) for path in other.rglob("*") if path.is_file()) == files
+        assert (
+            sorted(str(path.relative_to(other)) for path in other.rglob("*") if path.is_file())
+            == files
+        )
         for name in set(files) - {"conversion.json", "README.md"}:  # these name the source
             assert (first / name).read_bytes() == (other / name).read_bytes(), name
 
@@ -316,17 +393,24 @@ def sharded(keys: set[str], state: State, folder: Path) -> None:
     for name, mine in shards.items():
         save_file({key: state[key] for key in mine}, folder / name)
     weight_map = {key: name for name, mine in shards.items() for key in mine}
-    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
+    (folder / "model.safetensors.index.json").write_text(
+        json.dumps({"metadata": {}, "weight_map": weight_map})
+    )
 
 
-# --- and back ---------------------------------------------------------------------------------------------------------
+# --- and back -------------------------------------------------------------------------------------
 
 
 @every_family
 def test_original_to_repo_to_original_is_exact(family, original_of, tmp_path):
-    """Every tensor, byte for byte, with what a repo cannot hold, under names of another spelling, in any dtype."""
+    """Every tensor, byte for byte, with what a repo cannot hold, under names of another spelling,
+    in any dtype."""
     state = load_file(original_of(family))
-    state |= {"betas": np.linspace(0, 1, 1000), "v_pred": np.ones((), "f4"), "scale_factor": np.ones((), "f2")}
+    state |= {
+        "betas": np.linspace(0, 1, 1000),
+        "v_pred": np.ones((), "f4"),
+        "scale_factor": np.ones((), "f2"),
+    }
     state |= {"model_ema.decay": np.ones((), "f4"), "model_ema.num_updates": np.ones((), "i4")}
     state |= averages(state)
     state |= {f"{prefix}.position_ids": np.arange(77)[None] for prefix in POSITIONS[family]}
@@ -350,7 +434,7 @@ POSITIONS = {
 }
 
 
-# --- damage -----------------------------------------------------------------------------------------------------------
+# --- damage ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -365,14 +449,18 @@ POSITIONS = {
 def test_one_missing_tensor_fails_with_its_name(sd1, key, named, tmp_path):
     """Elsewhere it stays uninitialised without a word, or fails without saying which."""
     del sd1[key]
-    with pytest.raises(weightport.ConversionError, match=f"1 tensors of the .* are missing: .*{named}"):
+    with pytest.raises(
+        weightport.ConversionError, match=f"1 tensors of the .* are missing: .*{named}"
+    ):
         convert(sd1, tmp_path)
     assert not (tmp_path / "repo").exists()
 
 
 def test_a_missing_layer_of_the_text_encoder_fails_with_names(sd1, tmp_path):
     lost = part(sd1, f"{C}text_model.encoder.layers.7.")
-    with pytest.raises(weightport.ConversionError, match=r"16 tensors of the CLIP .* are missing: .*layers\.7"):
+    with pytest.raises(
+        weightport.ConversionError, match=r"16 tensors of the CLIP .* are missing: .*layers\.7"
+    ):
         convert({key: value for key, value in sd1.items() if key not in lost}, tmp_path)
 
 
@@ -384,5 +472,7 @@ def test_a_stray_tensor_is_refused_by_name(sd1, key, tmp_path):
 
 def test_parts_of_different_families_are_refused(sd1, original_of, tmp_path):
     mixed = part(load_file(original_of("sdxl")), P) | part(sd1, C)
-    with pytest.raises(weightport.ConversionError, match=r"not of one family: .*text_encoder of sd1.*unet of sdxl"):
+    with pytest.raises(
+        weightport.ConversionError, match=r"not of one family: .*text_encoder of sd1.*unet of sdxl"
+    ):
         convert(mixed, tmp_path)

@@ -1,4 +1,5 @@
-"""What an original checkpoint is and what its UNet predicts: told by evidence, overridden on demand, never guessed."""
+"""What an original checkpoint is and what its UNet predicts: told by evidence, overridden on
+demand, never guessed."""
 
 from __future__ import annotations
 
@@ -28,14 +29,18 @@ Unet = Callable[[str], State]
 @pytest.fixture(scope="session")
 def unet_of(original_of: Callable[[str], Path]) -> Unet:
     """Family -> the UNet of the original checkpoint, keys with their prefix."""
-    return lambda family: {k: v for k, v in load_file(original_of(family)).items() if k.startswith(P)}
+    return lambda family: {
+        k: v for k, v in load_file(original_of(family)).items() if k.startswith(P)
+    }
 
 
 def _json(path: Path) -> dict[str, Any]:
     return json.loads(path.read_text())
 
 
-def convert(state: State, folder: Path, metadata: dict[str, str] | None = None, **options: Any) -> Path:
+def convert(
+    state: State, folder: Path, metadata: dict[str, str] | None = None, **options: Any
+) -> Path:
     save_file(state, folder / "model.safetensors", metadata)
     return weightport.convert(
         folder / "model.safetensors", folder / "repo", residue=False, overwrite=True, **options
@@ -46,7 +51,7 @@ def scheduler(repo: Path) -> dict[str, Any]:
     return _json(repo / "scheduler" / "scheduler_config.json")
 
 
-# --- what it predicts -------------------------------------------------------------------------------------------------
+# --- what it predicts -----------------------------------------------------------------------------
 
 ONE = np.ones((), np.float32)
 NOTHING = np.zeros(0, np.float32)
@@ -61,7 +66,8 @@ def betas_of(schedule: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     return (1 - kept / np.append(1, kept[:-1])).astype(np.float32)
 
 
-# tensors, metadata -> what is predicted, whether the schedule ends at zero signal, a word of the evidence
+# tensors, metadata -> what is predicted, whether the schedule ends at zero signal, a word of the
+# evidence
 EVIDENCE: dict[str, tuple[State, dict[str, str], str, bool, str]] = {
     "nothing": ({}, {}, EPSILON, False, "no marker"),
     "v_pred": ({"v_pred": ONE}, {}, V, False, "`v_pred`"),
@@ -69,16 +75,40 @@ EVIDENCE: dict[str, tuple[State, dict[str, str], str, bool, str]] = {
     "v_pred, ztsnr": ({"v_pred": ONE, "ztsnr": ONE}, {}, V, True, "`v_pred`"),
     "ztsnr": ({"ztsnr": ONE}, {}, V, True, "zero signal"),
     "modelspec v": ({}, {"modelspec.prediction_type": "v"}, V, False, "modelspec.prediction_type"),
-    "modelspec epsilon": ({}, {"modelspec.prediction_type": "epsilon"}, EPSILON, False, "modelspec.prediction_type"),
+    "modelspec epsilon": (
+        {},
+        {"modelspec.prediction_type": "epsilon"},
+        EPSILON,
+        False,
+        "modelspec.prediction_type",
+    ),
     "kohya v": ({}, {"ss_v_parameterization": "True"}, V, False, "ss_v_parameterization"),
-    "kohya zero": ({}, {"ss_v_parameterization": "True", "ss_zero_terminal_snr": "True"}, V, True, "ss_v_param"),
+    "kohya zero": (
+        {},
+        {"ss_v_parameterization": "True", "ss_zero_terminal_snr": "True"},
+        V,
+        True,
+        "ss_v_param",
+    ),
     "kohya no v": ({}, {"ss_v_parameterization": "False"}, EPSILON, False, "no marker"),
     "schedule": ({"alphas_cumprod": SCHEDULE}, {}, EPSILON, False, "no marker"),
     "zero schedule": ({"alphas_cumprod": ZERO}, {}, V, True, "zero signal"),
     "betas": ({"betas": betas_of(SCHEDULE)}, {}, EPSILON, False, "no marker"),
     "zero betas": ({"betas": betas_of(ZERO)}, {}, V, True, "zero signal"),
-    "zero schedule in half": ({"alphas_cumprod": ZERO.astype(np.float16)}, {}, V, True, "zero signal"),
-    "metadata like a marker": ({}, {"v_pred": "x", "final_alpha_cumprod": "many"}, EPSILON, False, "no marker"),
+    "zero schedule in half": (
+        {"alphas_cumprod": ZERO.astype(np.float16)},
+        {},
+        V,
+        True,
+        "zero signal",
+    ),
+    "metadata like a marker": (
+        {},
+        {"v_pred": "x", "final_alpha_cumprod": "many"},
+        EPSILON,
+        False,
+        "no marker",
+    ),
 }
 
 
@@ -99,7 +129,9 @@ def kept(betas: Any) -> np.ndarray[Any, Any]:
 
 
 BENT = 0.0001 + 0.02 * np.linspace(0, 1, 1000) ** 3
-SCHEDULES: dict[str, tuple[State, dict[str, Any]]] = {  # tensors -> what the config says that the family's does not
+SCHEDULES: dict[
+    str, tuple[State, dict[str, Any]]
+] = {  # tensors -> what the config says that the family's does not
     "stock": ({"alphas_cumprod": SCHEDULE}, {}),
     "stock betas": ({"betas": betas_of(SCHEDULE)}, {}),
     "linear": (
@@ -125,16 +157,22 @@ def test_the_schedule_is_the_one_in_the_file(case, unet_of, tmp_path):
     changed = {key: value for key, value in config.items() if stock.get(key) != value}
     assert changed.keys() == said.keys()
     for key, value in said.items():
-        assert changed[key] == (value if isinstance(value, str) else pytest.approx(value, rel=2e-2, abs=1e-6))
+        assert changed[key] == (
+            value if isinstance(value, str) else pytest.approx(value, rel=2e-2, abs=1e-6)
+        )
     theirs = diffusers.DDIMScheduler.from_config(config).alphas_cumprod.numpy()
-    expected = tensors.get("alphas_cumprod", SCHEDULE if not said else kept(tensors.get("betas", 0)))
+    expected = tensors.get(
+        "alphas_cumprod", SCHEDULE if not said else kept(tensors.get("betas", 0))
+    )
     if case not in ("half precision", "no schedule"):
         np.testing.assert_allclose(theirs, expected, rtol=2e-3)
     notes = weightport.inspect(tmp_path / "model.safetensors").parts[0].evidence
     assert any("says of its schedule" in note for note in notes) == bool(said)
 
 
-EDM: dict[str, tuple[State, str, dict[str, Any], dict[str, Any]]] = {  # markers -> scheduler, its config, the VAE's
+EDM: dict[
+    str, tuple[State, str, dict[str, Any], dict[str, Any]]
+] = {  # markers -> scheduler, its config, the VAE's
     "CosXL": (
         {"edm_vpred.sigma_max": np.float32(120), "edm_vpred.sigma_min": np.float32(0.002)},
         "EDMEulerScheduler",
@@ -143,8 +181,10 @@ EDM: dict[str, tuple[State, str, dict[str, Any], dict[str, Any]]] = {  # markers
     ),
     "Playground 2.5": (
         {
-            "edm_mean": np.array([-1.6574, 1.886, -1.383, 2.5155], np.float32).reshape(1, 4, 1, 1),
-            "edm_std": np.array([8.4927, 5.9022, 6.5498, 5.2299], np.float32).reshape(1, 4, 1, 1),
+            "edm_mean": (
+                np.array([-1.6574, 1.886, -1.383, 2.5155], np.float32).reshape(1, 4, 1, 1)
+            ),
+            "edm_std": (np.array([8.4927, 5.9022, 6.5498, 5.2299], np.float32).reshape(1, 4, 1, 1)),
         },
         "EDMDPMSolverMultistepScheduler",
         {"sigma_max": 80.0, "sigma_min": 0.002, "sigma_data": 0.5, "prediction_type": EPSILON},
@@ -159,9 +199,12 @@ EDM: dict[str, tuple[State, str, dict[str, Any], dict[str, Any]]] = {  # markers
 
 @pytest.mark.parametrize("case", EDM)
 def test_markers_of_an_edm_schedule(case, original_of, tmp_path):
-    """The configs are those of diffusers' own conversion; the markers come back, with residue and without."""
+    """The configs are those of diffusers' own conversion; the markers come back, with residue and
+    without."""
     tensors, name, config, vae = EDM[case]
-    state = load_file(original_of("sdxl")) | {key: np.asarray(value) for key, value in tensors.items()}
+    state = load_file(original_of("sdxl")) | {
+        key: np.asarray(value) for key, value in tensors.items()
+    }
     repo = convert(state, tmp_path)
     found = scheduler(repo)
     assert found["_class_name"] == name
@@ -173,7 +216,9 @@ def test_markers_of_an_edm_schedule(case, original_of, tmp_path):
     pipeline = weightport.DiffusionPipeline.from_pretrained(repo)
     assert type(pipeline.scheduler).__name__ == name
     for source in (repo, tmp_path / "model.safetensors"):
-        back = weightport.convert(source, tmp_path / "back.safetensors", to="ldm", overwrite=True, residue=False)
+        back = weightport.convert(
+            source, tmp_path / "back.safetensors", to="ldm", overwrite=True, residue=False
+        )
         again = load_file(back.output)
         assert {key for key in again if key.startswith(("edm_", "v_pred"))} == tensors.keys()
         for key, value in tensors.items():
@@ -205,7 +250,9 @@ def test_a_file_with_diffusers_names_and_no_evidence(tmp_path):
     save_file(weights("sd2", "unet"), tmp_path / "model.safetensors")
     with pytest.raises(weightport.ConversionError, match="nothing in the file says"):
         weightport.convert(tmp_path / "model.safetensors", tmp_path / "repo")
-    repo = weightport.convert(tmp_path / "model.safetensors", tmp_path / "repo", prediction_type=V).output
+    repo = weightport.convert(
+        tmp_path / "model.safetensors", tmp_path / "repo", prediction_type=V
+    ).output
     assert scheduler(repo)["prediction_type"] == V
 
 
@@ -216,7 +263,9 @@ def test_what_is_asked_for_holds_for_a_repo_too(repo_of, tmp_path):
     sizes = [_json(repo / name / "config.json")["sample_size"] for name in ("unet", "vae")]
     assert sizes == [96, 768]
     for size in (0, -8, 513):
-        with pytest.raises(weightport.ConversionError, match=rf"--image-size {size}: must be a multiple of 8"):
+        with pytest.raises(
+            weightport.ConversionError, match=rf"--image-size {size}: must be a multiple of 8"
+        ):
             weightport.convert(repo_of("sd1"), tmp_path / "other", image_size=size)
 
 
@@ -255,7 +304,10 @@ def test_the_step_of_stabilitys_files_is_evidence(step, unet_of, tmp_path):
 
 @pytest.mark.parametrize("metadata", [{}, {"global_step": "470000"}], ids=["none", "another step"])
 def test_sd2_without_evidence_is_refused(metadata, unet_of, tmp_path):
-    advice = r"nothing in the file says .* --prediction-type epsilon \(512-pixel models\) or v_prediction \(768"
+    advice = (
+        r"nothing in the file says .* --prediction-type epsilon \(512-pixel models\) or"
+        r" v_prediction \(768"
+    )
     with pytest.raises(weightport.ConversionError, match=advice) as caught:
         convert(unet_of("sd2"), tmp_path, metadata)
     assert "\n" not in str(caught.value)
@@ -273,7 +325,10 @@ def test_what_is_asked_for_overrides_the_evidence_and_is_recorded(unet_of, tmp_p
     asked = {"prediction_type": EPSILON, "image_size": 512, "family": "sd2"}
     assert asked.items() <= report["options"].items()
     assert any("--prediction-type epsilon" in note for note in report["notes"])
-    assert _json(convert(state, tmp_path, image_size=1024) / "unet" / "config.json")["sample_size"] == 128
+    assert (
+        _json(convert(state, tmp_path, image_size=1024) / "unet" / "config.json")["sample_size"]
+        == 128
+    )
 
 
 def test_the_report_tells_the_evidence(unet_of, tmp_path):
@@ -282,7 +337,8 @@ def test_the_report_tells_the_evidence(unet_of, tmp_path):
 
 
 def test_two_conversions_do_not_influence_each_other(unet_of, tmp_path):
-    """A tool that keeps its defaults in one shared dict gives the second model the first one's scheduler."""
+    """A tool that keeps its defaults in one shared dict gives the second model the first one's
+    scheduler."""
     before = scheduler(convert(unet_of("sd1"), tmp_path))
     assert scheduler(convert(unet_of("sd1") | {"v_pred": ONE, "ztsnr": ONE}, tmp_path)) != before
     assert scheduler(convert(unet_of("sd1"), tmp_path)) == before
@@ -304,18 +360,27 @@ def test_the_header_tells_the_image_size(case, unet_of, tmp_path):
     metadata, pixels = SIZES[case]
     repo = convert(unet_of("sd1"), tmp_path, metadata)
     assert _json(repo / "unet" / "config.json")["sample_size"] == pixels // 8
-    told = [f"made for {pixels} pixels: metadata `{name}`: {value}" for name, value in metadata.items()]
-    notes, (part,) = _json(repo / "conversion.json")["notes"], weightport.inspect(tmp_path / "model.safetensors").parts
+    told = [
+        f"made for {pixels} pixels: metadata `{name}`: {value}" for name, value in metadata.items()
+    ]
+    notes, (part,) = (
+        _json(repo / "conversion.json")["notes"],
+        weightport.inspect(tmp_path / "model.safetensors").parts,
+    )
     for fact in told:
         assert (fact in notes) == (fact in part.evidence) == (pixels != 512)
     asked = convert(unet_of("sd1"), tmp_path, metadata, image_size=256)
     assert _json(asked / "unet" / "config.json")["sample_size"] == 32
 
 
-@pytest.mark.parametrize(("family", "kind", "upcast"), [("sd2", V, True), ("sd2", EPSILON, None), ("sd1", V, None)])
+@pytest.mark.parametrize(
+    ("family", "kind", "upcast"), [("sd2", V, True), ("sd2", EPSILON, None), ("sd1", V, None)]
+)
 def test_attention_is_upcast_where_sd2_predicts_v(family, kind, upcast, unet_of, tmp_path):
     """As in the configs of Stable Diffusion 2.1: in float16 its attention overflows."""
-    config = _json(convert(unet_of(family), tmp_path, prediction_type=kind) / "unet" / "config.json")
+    config = _json(
+        convert(unet_of(family), tmp_path, prediction_type=kind) / "unet" / "config.json"
+    )
     assert config.get("upcast_attention") == upcast
 
 
@@ -328,7 +393,7 @@ def test_a_depth_model_says_that_it_lacks_its_depth_estimator(unet_of, tmp_path)
     assert not any("depth_estimator" in gap for gap in planned.lacks)
 
 
-# --- what it is -------------------------------------------------------------------------------------------------------
+# --- what it is -----------------------------------------------------------------------------------
 
 PIPELINES = [
     ("sd1", 4, "StableDiffusionPipeline"),
@@ -354,8 +419,11 @@ def widened(state: State, channels: int) -> State:
 
 
 @pytest.mark.parametrize(("family", "channels", "pipeline"), PIPELINES)
-def test_family_and_pipeline_by_keys_and_shapes_of_the_unet_alone(family, channels, pipeline, unet_of, tmp_path):
-    """Text to image (4), depth (5), instruct-pix2pix (8), inpainting (9), of every family that has them."""
+def test_family_and_pipeline_by_keys_and_shapes_of_the_unet_alone(
+    family, channels, pipeline, unet_of, tmp_path
+):
+    """Text to image (4), depth (5), instruct-pix2pix (8), inpainting (9), of every family that has
+    them."""
     repo = convert(widened(unet_of(family), channels), tmp_path, prediction_type=EPSILON)
     assert _json(repo / "conversion.json")["family"] == family
     assert _json(repo / "model_index.json")["_class_name"] == pipeline
@@ -364,16 +432,20 @@ def test_family_and_pipeline_by_keys_and_shapes_of_the_unet_alone(family, channe
 
 
 def test_another_number_of_input_channels_is_refused(unet_of, tmp_path):
-    with pytest.raises(weightport.ConversionError, match="a UNet of 6 input channels; known: 4, 8, 9"):
+    with pytest.raises(
+        weightport.ConversionError, match="a UNet of 6 input channels; known: 4, 8, 9"
+    ):
         convert(widened(unet_of("sd1"), 6), tmp_path)
 
 
 def test_a_family_that_does_not_fit_is_refused(unet_of, tmp_path):
-    with pytest.raises(weightport.ConversionError, match=r"--family sdxl does not fit .*unet of sd1"):
+    with pytest.raises(
+        weightport.ConversionError, match=r"--family sdxl does not fit .*unet of sd1"
+    ):
         convert(unet_of("sd1"), tmp_path, family="sdxl")
 
 
-# --- what is not supported or not known -------------------------------------------------------------------------------
+# --- what is not supported or not known -----------------------------------------------------------
 
 NAMED = {
     "noise_augmentor.data_mean": "Stable unCLIP",
@@ -416,7 +488,9 @@ def test_other_models_are_refused_by_their_unet_alone(width, unet_of, tmp_path):
 @pytest.mark.parametrize("prefix", ["", "first_stage_model."])
 def test_a_vae_of_16_channels_is_refused_by_name(prefix, tmp_path):
     state = {f"{prefix}decoder.conv_in.weight": np.ones((8, 16, 3, 3), "f4")}
-    with pytest.raises(weightport.ConversionError, match="the VAE of Stable Diffusion 3 or Flux, of 16 channels"):
+    with pytest.raises(
+        weightport.ConversionError, match="the VAE of Stable Diffusion 3 or Flux, of 16 channels"
+    ):
         convert(state, tmp_path)
 
 
@@ -427,9 +501,17 @@ def matrix(*shape: int) -> np.ndarray[Any, Any]:
 UNKNOWN: dict[str, State] = {
     "empty": {},
     "junk": {"a.weight": matrix(3), "b": matrix(2, 2)},
-    "LLM": {f"model.layers.{i}.self_attn.{part}_proj.weight": matrix(8, 8) for i in range(4) for part in "qkvo"},
+    "LLM": {
+        f"model.layers.{i}.self_attn.{part}_proj.weight": matrix(8, 8)
+        for i in range(4)
+        for part in "qkvo"
+    },
     "T5": {f"encoder.block.{i}.layer.0.SelfAttention.q.weight": matrix(8, 8) for i in range(4)},
-    "BART": {f"{half}.layers.{i}.fc1.weight": matrix(8, 8) for half in ("encoder", "decoder") for i in range(3)},
+    "BART": {
+        f"{half}.layers.{i}.fc1.weight": matrix(8, 8)
+        for half in ("encoder", "decoder")
+        for i in range(3)
+    },
     "textual inversion of diffusers": {"<cat>": matrix(768)},
 }
 
@@ -451,7 +533,10 @@ def test_unknown_says_unknown(what, tmp_path):
 
 
 def test_a_textual_inversion_pickle_is_unknown(tmp_path):
-    torch.save({"string_to_token": {"*": 265}, "string_to_param": {"*": torch.ones(2, 768)}}, tmp_path / "ti.pt")
+    torch.save(
+        {"string_to_token": {"*": 265}, "string_to_param": {"*": torch.ones(2, 768)}},
+        tmp_path / "ti.pt",
+    )
     (part,) = weightport.inspect(tmp_path / "ti.pt").parts
     assert (part.part, part.families) == ("unknown", ())
 

@@ -1,4 +1,5 @@
-"""Original keys and diffusers keys are paired as diffusers' own converters pair them, and what is written loads."""
+"""Original keys and diffusers keys are paired as diffusers' own converters pair them, and what is
+written loads."""
 
 from __future__ import annotations
 
@@ -47,11 +48,15 @@ CLASSES = {
 
 
 @pytest.fixture(scope="session")
-def converted(original_of: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+def converted(
+    original_of: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, Path]:
     """Family -> the repo that its original checkpoint becomes."""
     folder = tmp_path_factory.mktemp("converted")
     for family in FAMILIES:
-        weightport.convert(original_of(family), folder / family, prediction_type="epsilon", residue=False)
+        weightport.convert(
+            original_of(family), folder / family, prediction_type="epsilon", residue=False
+        )
     return {family: folder / family for family in FAMILIES}
 
 
@@ -75,22 +80,28 @@ def read(file: Path, prefix: str) -> Tensors:
         return {key: opened.get_tensor(key) for key in opened.keys() if key.startswith(prefix)}  # noqa: SIM118
 
 
-# --- pairs ------------------------------------------------------------------------------------------------------------
+# --- pairs ----------------------------------------------------------------------------------------
 
 
 @every_table
 def test_same_pairs_as_diffusers(candidate):
-    """Every key at full size. Each tensor is one number, or three if it is fused: numbers tell where they went."""
+    """Every key at full size. Each tensor is one number, or three if it is fused: numbers tell
+    where they went."""
     links = list(dict.fromkeys(candidate.links.values()))
     stock = candidate.component.manifest()
     checkpoint, expected = {}, {}
     for number, link in enumerate(links):
         shape = stock[link.targets[0]]
         rank = len(link.op.inverse.shapes([shape] * len(link.targets))[0] if link.op else shape)
-        source = np.arange(len(link.targets), dtype=np.float32).reshape(-1, *[1] * (rank - 1)) + 3 * number
+        source = (
+            np.arange(len(link.targets), dtype=np.float32).reshape(-1, *[1] * (rank - 1))
+            + 3 * number
+        )
         checkpoint[link.sources[0]] = torch.from_numpy(source)
         results = link.op.apply([source], len(link.targets)) if link.op else [source]
-        expected |= {target: result.item() for target, result in zip(link.targets, results, strict=True)}
+        expected |= {
+            target: result.item() for target, result in zip(link.targets, results, strict=True)
+        }
     settings = dict(candidate.component.config)
     if "hidden_size" in settings:
         settings["hidden_size"] = 1
@@ -112,20 +123,26 @@ def test_same_tensors_as_diffusers(candidate, original_of):
 
 @pytest.mark.parametrize(("folder", "encoder"), [("sdxl", "1"), ("sdxl_refiner", "0")])
 def test_sdxl_text_projection_is_turned_round(folder, encoder, original_of):
-    """OpenCLIP computes `x @ W`, `nn.Linear` computes `x @ W.T`: the pooled vector must be the same."""
+    """OpenCLIP computes `x @ W`, `nn.Linear` computes `x @ W.T`: the pooled vector must be the
+    same."""
     w = load_file(original_of(folder))[f"conditioner.embedders.{encoder}.model.text_projection"]
     linear = torch.nn.Linear(*w.shape, bias=False)
     converted = weights(folder, "text_encoder_2")["text_projection.weight"]
     linear.load_state_dict({"weight": torch.from_numpy(converted)})
     x = np.random.default_rng(0).standard_normal((2, w.shape[0]), np.float32)
-    np.testing.assert_allclose(linear(torch.from_numpy(x)).detach().numpy(), x @ w, rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(
+        linear(torch.from_numpy(x)).detach().numpy(), x @ w, rtol=1e-4, atol=1e-6
+    )
 
 
 def test_a_square_text_projection_is_turned_round_too():
-    """At full size both ways round have the same shape, so nothing but the numbers tells them apart."""
+    """At full size both ways round have the same shape, so nothing but the numbers tells them
+    apart."""
     for name in ("openclip_sdxl", "openclip_refiner"):
         candidate = next(c for c in TABLES if c.table.name == name)
-        (link,) = {link for link in candidate.links.values() if link.targets == ("text_projection.weight",)}
+        (link,) = {
+            link for link in candidate.links.values() if link.targets == ("text_projection.weight",)
+        }
         w = np.arange(9, dtype=np.float32).reshape(3, 3)
         assert np.array_equal(link.op.apply([w], 1)[0], w.T)
 
@@ -150,21 +167,26 @@ def assert_same(found: State, expected: State) -> None:
     assert all(found[key].tobytes() == expected[key].tobytes() for key in expected)
 
 
-# --- loading ----------------------------------------------------------------------------------------------------------
+# --- loading --------------------------------------------------------------------------------------
 
 
 @every_family
 def test_diffusers_and_transformers_load_it_strictly(family, converted):
-    """Nothing is missing, nothing unexpected, and every tensor is the one that the original held."""
+    """Nothing is missing, nothing unexpected, and every tensor is the one that the original
+    held."""
     repo = converted[family]
     for name, cls in CLASSES.items():
         if not (repo / name).is_dir():
             continue
         model, found = cls.from_pretrained(repo / name, output_loading_info=True)
-        assert not any(found[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+        assert not any(
+            found[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys")
+        )
         expected = weights(family, name)
         state = {key: tensor.numpy() for key, tensor in model.state_dict().items()}
-        if state.keys() != expected.keys():  # transformers from 5.6 on drops the prefix of CLIPTextModel
+        if (
+            state.keys() != expected.keys()
+        ):  # transformers from 5.6 on drops the prefix of CLIPTextModel
             state = {f"text_model.{key}": value for key, value in state.items()}
         assert_same(state, expected)
 
@@ -172,6 +194,8 @@ def test_diffusers_and_transformers_load_it_strictly(family, converted):
 def test_an_sdxl_pipeline_runs(converted):
     pipeline = StableDiffusionXLPipeline.from_pretrained(converted["sdxl"], add_watermarker=False)
     pipeline.set_progress_bar_config(disable=True)
-    image = pipeline("a cat", num_inference_steps=1, height=64, width=64, output_type="np").images[0]
+    image = pipeline("a cat", num_inference_steps=1, height=64, width=64, output_type="np").images[
+        0
+    ]
     assert image.shape == (64, 64, 3)
     assert np.isfinite(image).all()

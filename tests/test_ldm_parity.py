@@ -1,8 +1,10 @@
-"""An original checkpoint computes the same after conversion: the real `ldm` modules against diffusers and our runtime.
+"""An original checkpoint computes the same after conversion: the real `ldm` modules against
+diffusers and our runtime.
 
-The programs do the same and differ only in the order of sums (attention is fused in one, written out in the other), so
-outputs agree to a few roundings: of float32 in the UNet, whose norms cast to it, and of float64 in the VAE, where
-float32 attention alone would leave 3.3e-6. A wrong table is off by far more: query and key swapped give 0.4.
+The programs do the same and differ only in the order of sums (attention is fused in one, written
+out in the other), so outputs agree to a few roundings: of float32 in the UNet, whose norms cast to
+it, and of float64 in the VAE, where float32 attention alone would leave 3.3e-6. A wrong table is
+off by far more: query and key swapped give 0.4.
 """
 
 from __future__ import annotations
@@ -28,8 +30,15 @@ from safetensors.torch import load_file, save_file  # noqa: E402
 from .keras_files import interpreter  # noqa: E402
 from .oracle import run_ldm  # noqa: E402
 
-EQUAL = {"unet": 3e-6, "vae": 1e-13, "text_encoder": 3e-6}  # relative L2; measured 1.1e-6, 5e-15 and 0
-WIDTHS = {"sd1": (32, 64, 96, 96), "sd2": (64, 128, 192, 192)}  # 8 heads in SD 1.x, heads of width 64 in SD 2.x
+EQUAL = {
+    "unet": 3e-6,
+    "vae": 1e-13,
+    "text_encoder": 3e-6,
+}  # relative L2; measured 1.1e-6, 5e-15 and 0
+WIDTHS = {
+    "sd1": (32, 64, 96, 96),
+    "sd2": (64, 128, 192, 192),
+}  # 8 heads in SD 1.x, heads of width 64 in SD 2.x
 CONTEXT, HEADS, VOCABULARY = 128, 2, 49408
 TEXT_PREFIX = {"sd1": "cond_stage_model.transformer.", "sd2": "cond_stage_model.model."}
 COMPONENTS = ("unet", "vae", "text_encoder")
@@ -37,7 +46,9 @@ FAMILIES = tuple(WIDTHS)
 
 
 def _prefix(family: str, component: str) -> str:
-    return {"unet": "model.diffusion_model.", "vae": "first_stage_model."}.get(component) or TEXT_PREFIX[family]
+    return {"unet": "model.diffusion_model.", "vae": "first_stage_model."}.get(
+        component
+    ) or TEXT_PREFIX[family]
 
 
 def _build(family: str, component: str) -> torch.nn.Module:
@@ -55,12 +66,19 @@ def original(family: str, component: str) -> torch.nn.Module:
 
 @cache
 def checkpoint(family: str) -> dict[str, torch.Tensor]:
-    """The state dict of `LatentDiffusion`: its models under their prefixes, and buffers of the noise schedule."""
+    """The state dict of `LatentDiffusion`: its models under their prefixes, and buffers of the
+    noise schedule."""
     tensors = {"alphas_cumprod": torch.linspace(0.999, 0.005, 1000)}
     for component in COMPONENTS:
         state = original(family, component).state_dict()
-        if (family, component) == ("sd1", "text_encoder"):  # transformers 5 leaves `text_model.` out
-            state = {f"text_model.{key.removeprefix('text_model.')}": tensor for key, tensor in state.items()}
+        if (family, component) == (
+            "sd1",
+            "text_encoder",
+        ):  # transformers 5 leaves `text_model.` out
+            state = {
+                f"text_model.{key.removeprefix('text_model.')}": tensor
+                for key, tensor in state.items()
+            }
             state["text_model.embeddings.position_ids"] = torch.arange(77)[None]
         tensors |= {_prefix(family, component) + key: tensor for key, tensor in state.items()}
     return tensors
@@ -83,16 +101,27 @@ def repo(tmp_path_factory):
 
 
 @torch.no_grad()
-def _outputs(family: str, component: str, model: torch.nn.Module, is_original: bool) -> list[torch.Tensor]:
+def _outputs(
+    family: str, component: str, model: torch.nn.Module, is_original: bool
+) -> list[torch.Tensor]:
     """What a model computes from fixed inputs; a batch of two, not square."""
     generator = torch.Generator().manual_seed(1)
     if component == "text_encoder":
         tokens = torch.randint(VOCABULARY, (2, 77), generator=generator)
-        return [model(tokens) if is_original and family == "sd2" else model(tokens).last_hidden_state]
+        return [
+            model(tokens) if is_original and family == "sd2" else model(tokens).last_hidden_state
+        ]
     latent = torch.randn((2, 4, 8, 16), generator=generator)
     if component == "unet":
-        context, timesteps = torch.randn((2, 77, CONTEXT), generator=generator), torch.tensor([1, 981])
-        return [model(latent, timesteps, context) if is_original else model(latent, timesteps, context).sample]
+        context, timesteps = (
+            torch.randn((2, 77, CONTEXT), generator=generator),
+            torch.tensor([1, 981]),
+        )
+        return [
+            model(latent, timesteps, context)
+            if is_original
+            else model(latent, timesteps, context).sample
+        ]
     model, latent = deepcopy(model).double(), latent[:, :, :4, :6].double()
     image = torch.randn((2, 3, 32, 40), generator=generator).double()
     if is_original:
@@ -126,7 +155,9 @@ def _in_our_runtime(repo: Path, component: str) -> torch.nn.Module:
 def test_a_repo_computes_what_the_original_does(repo, family, component):
     expected = _outputs(family, component, original(family, component), is_original=True)
     for load in (_as_users_load_it, _in_our_runtime):
-        outputs = _outputs(family, component, load(repo(family, ".safetensors"), component), is_original=False)
+        outputs = _outputs(
+            family, component, load(repo(family, ".safetensors"), component), is_original=False
+        )
         assert max(map(_relative_l2, outputs, expected)) <= EQUAL[component]
 
 
@@ -136,8 +167,15 @@ def test_the_parity_command_runs_the_real_modules(repo, family, suffix):
     found = weightport.parity(folder, folder.with_name(f"model{suffix}"), layers=True)
     assert found.passed
     against = {check.name: check.against for check in found.checks}
-    text = {"sd1": "ldm", "sd2": "diffusers"}[family]  # which loads OpenCLIP's weights into transformers
-    assert against == {"unet": "ldm", "decoder": "ldm", "image_encoder": "ldm", "text_encoder": text}
+    text = {"sd1": "ldm", "sd2": "diffusers"}[
+        family
+    ]  # which loads OpenCLIP's weights into transformers
+    assert against == {
+        "unet": "ldm",
+        "decoder": "ldm",
+        "image_encoder": "ldm",
+        "text_encoder": text,
+    }
     for check in found.checks:
         assert check.weights
         assert not check.weights.wrong
@@ -147,7 +185,11 @@ def test_the_parity_command_runs_the_real_modules(repo, family, suffix):
 def test_the_text_encoder_of_sd2_runs_in_the_real_open_clip(repo):
     folder, python = repo("sd2", ".ckpt"), interpreter("openclip")
     found = weightport.parity(
-        folder, folder.with_name("model.ckpt"), component="text_encoder", source_python=python, layers=True
+        folder,
+        folder.with_name("model.ckpt"),
+        component="text_encoder",
+        source_python=python,
+        layers=True,
     )
     (check,) = found.checks
     assert check.against == "openclip"
@@ -158,13 +200,19 @@ def test_the_text_encoder_of_sd2_runs_in_the_real_open_clip(repo):
 
 
 def test_the_moving_average_is_run_by_the_real_modules(tmp_path):
-    """The file as ldm's trainer saves it, weights and `LitEma`'s averages; the repo has the averages."""
+    """The file as ldm's trainer saves it, weights and `LitEma`'s averages; the repo has the
+    averages."""
     averaged = run_ldm.randomise(_build("sd1", "unet"), seed=9)
     average = LitEma(torch.nn.ModuleDict({"diffusion_model": averaged})).state_dict()
-    state = {f"model.diffusion_model.{key}": tensor for key, tensor in original("sd1", "unet").state_dict().items()}
+    state = {
+        f"model.diffusion_model.{key}": tensor
+        for key, tensor in original("sd1", "unet").state_dict().items()
+    }
     state |= {f"model_ema.{key}": tensor for key, tensor in average.items()}
     torch.save({"state_dict": state}, tmp_path / "model.ckpt")
-    weightport.convert(tmp_path / "model.ckpt", tmp_path / "repo", ema=True, prediction_type="epsilon")
+    weightport.convert(
+        tmp_path / "model.ckpt", tmp_path / "repo", ema=True, prediction_type="epsilon"
+    )
     (check,) = weightport.parity(tmp_path / "repo", tmp_path / "model.ckpt", ema=True).checks
     assert check.passed
     assert check.against == "ldm"
@@ -175,9 +223,14 @@ def test_the_moving_average_is_run_by_the_real_modules(tmp_path):
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_ckpt_becomes_the_same_repo(repo, family):
-    ours, theirs = (sorted(repo(family, suffix).rglob("*.safetensors")) for suffix in (".ckpt", ".safetensors"))
+    ours, theirs = (
+        sorted(repo(family, suffix).rglob("*.safetensors")) for suffix in (".ckpt", ".safetensors")
+    )
     assert len(ours) == len(COMPONENTS)
-    assert all(a.name == b.name and a.read_bytes() == b.read_bytes() for a, b in zip(ours, theirs, strict=True))
+    assert all(
+        a.name == b.name and a.read_bytes() == b.read_bytes()
+        for a, b in zip(ours, theirs, strict=True)
+    )
 
 
 @pytest.mark.parametrize("residue", [True, False])
@@ -188,14 +241,22 @@ def test_the_way_back_loads_strictly_into_the_original_modules(repo, tmp_path, f
     back = load_file(file)
     for component in COMPONENTS:
         prefix = _prefix(family, component)
-        state = {key.removeprefix(prefix): tensor for key, tensor in back.items() if key.startswith(prefix)}
+        state = {
+            key.removeprefix(prefix): tensor
+            for key, tensor in back.items()
+            if key.startswith(prefix)
+        }
         if (family, component) == ("sd1", "text_encoder"):
             continue  # transformers' own names are not CompVis's
         model = _build(family, component)
-        model.load_state_dict(state, strict=True)  # without residue OpenCLIP's last layer is made up
+        model.load_state_dict(
+            state, strict=True
+        )  # without residue OpenCLIP's last layer is made up
         ours, theirs = model.state_dict(), original(family, component).state_dict()
         made_up = () if residue else ("transformer.resblocks.23.", "text_projection", "logit_scale")
-        assert all(torch.equal(ours[key], theirs[key]) for key in theirs if not key.startswith(made_up))
+        assert all(
+            torch.equal(ours[key], theirs[key]) for key in theirs if not key.startswith(made_up)
+        )
     if residue:
         expected = checkpoint(family)
         assert back.keys() == expected.keys()
@@ -216,4 +277,6 @@ def test_the_tables_know_every_tensor_of_the_full_size_modules(family, context):
             shape = shapes[link.targets[0]]
             known[link.sources[0]] = link.op.inverse.shapes([shape])[0] if link.op else shape
         prefix = _prefix(family, name)
-        assert known == {prefix + key: tuple(tensor.shape) for key, tensor in module.state_dict().items()}
+        assert known == {
+            prefix + key: tuple(tensor.shape) for key, tensor in module.state_dict().items()
+        }

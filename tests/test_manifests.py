@@ -1,4 +1,5 @@
-"""Families and manifests: equal to the runtime's models and to those of diffusers and transformers, at full size."""
+"""Families and manifests: equal to the runtime's models and to those of diffusers and transformers,
+at full size."""
 
 from __future__ import annotations
 
@@ -24,7 +25,9 @@ COMPONENTS = [
 
 @pytest.mark.parametrize("component", COMPONENTS)
 def test_manifest_equals_the_runtime(component: Component) -> None:
-    assert list(component.manifest().items()) == list(manifest(component.class_name, component.config).items())
+    assert list(component.manifest().items()) == list(
+        manifest(component.class_name, component.config).items()
+    )
 
 
 @pytest.mark.parametrize("component", COMPONENTS)
@@ -32,13 +35,18 @@ def test_manifest_equals_the_library(component: Component) -> None:
     library = pytest.importorskip(component.library)
     with torch.device("meta"):
         if component.library == "transformers":
-            model = getattr(library, component.class_name)(library.CLIPTextConfig(**component.config))
+            model = getattr(library, component.class_name)(
+                library.CLIPTextConfig(**component.config)
+            )
         else:
             model = getattr(library, component.class_name)(**component.config)
-    # transformers >= 5.6 spells keys without the prefix, and loads both spellings; ours is the one every version loads
+    # transformers >= 5.6 spells keys without the prefix, and loads both spellings; ours is the one
+    # every version loads
     prefix = "text_model." if component.library == "transformers" else ""
     theirs = {
-        key if key.startswith("text_projection") else prefix + key.removeprefix(prefix): tuple(tensor.shape)
+        key if key.startswith("text_projection") else prefix + key.removeprefix(prefix): tuple(
+            tensor.shape
+        )
         for key, tensor in model.state_dict().items()
     }
     assert list(component.manifest().items()) == list(theirs.items())
@@ -54,7 +62,9 @@ def test_manifest_equals_the_library(component: Component) -> None:
         ("sd2", "text_encoder", 372, 340_387_840),
     ],
 )
-def test_manifest_has_the_published_size(family: str, component: str, tensors: int, weights: int) -> None:
+def test_manifest_has_the_published_size(
+    family: str, component: str, tensors: int, weights: int
+) -> None:
     shapes = families()[family].components[component].manifest()
     assert len(shapes) == tensors
     assert sum(torch.Size(shape).numel() for shape in shapes.values()) == weights
@@ -85,7 +95,11 @@ def test_stock_shapes_give_the_stock_config(component: Component) -> None:
         (
             "sd2",
             "unet",
-            {"block_out_channels": [64, 128, 128, 256], "cross_attention_dim": 40, "attention_head_dim": [1, 2, 2, 4]},
+            {
+                "block_out_channels": [64, 128, 128, 256],
+                "cross_attention_dim": 40,
+                "attention_head_dim": [1, 2, 2, 4],
+            },
         ),
         ("sd1", "vae", {"block_out_channels": [32, 64, 96, 128]}),
         (
@@ -102,7 +116,9 @@ def test_stock_shapes_give_the_stock_config(component: Component) -> None:
         ("sd1", "text_encoder", {"hidden_size": 32, "num_attention_heads": 1}),
     ],
 )
-def test_sizes_are_read_off_the_shapes(family: str, component: str, options: dict[str, Any]) -> None:
+def test_sizes_are_read_off_the_shapes(
+    family: str, component: str, options: dict[str, Any]
+) -> None:
     stock = families()[family].components[component]
     expected = {**stock.config, **options}
     assert config_for(stock, manifest(stock.class_name, expected)) == expected
@@ -113,7 +129,10 @@ def test_half_a_vae_tells_its_widths() -> None:
     expected = {**stock.config, "block_out_channels": [32, 64, 96, 128]}
     shapes = manifest(stock.class_name, expected)
     for half in ("encoder", "decoder"):
-        assert config_for(stock, {key: shapes[key] for key in shapes if key.startswith(half)}) == expected
+        assert (
+            config_for(stock, {key: shapes[key] for key in shapes if key.startswith(half)})
+            == expected
+        )
 
 
 def test_a_tensor_without_the_axis_tells_nothing() -> None:
@@ -136,7 +155,10 @@ def test_a_component_says_how_it_differs_from_the_one_it_is_like() -> None:
 
 def test_manifest_lines(tmp_path: Path) -> None:
     (tmp_path / "x.txt").write_text("# a comment\nb.weight 4x3x1x1\na.bias 4\n")
-    assert list(read_manifest(tmp_path / "x.txt").items()) == [("b.weight", (4, 3, 1, 1)), ("a.bias", (4,))]
+    assert list(read_manifest(tmp_path / "x.txt").items()) == [
+        ("b.weight", (4, 3, 1, 1)),
+        ("a.bias", (4,)),
+    ]
 
 
 def test_unknown_class_is_refused() -> None:

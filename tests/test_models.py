@@ -1,4 +1,5 @@
-"""The runtime's models against diffusers and transformers: same keys in the same order, same outputs."""
+"""The runtime's models against diffusers and transformers: same keys in the same order, same
+outputs."""
 
 from __future__ import annotations
 
@@ -17,8 +18,9 @@ from weightport.runtime.unet import UNet2DConditionModel  # noqa: E402
 from weightport.runtime.vae import AutoencoderKL  # noqa: E402
 from weightport.semantics import apply_semantics, kerascv_gelu  # noqa: E402
 
-# Both sides call the same kernels on the same values, so outputs are bit-equal where the memory layout of every
-# intermediate agrees too. A kernel may sum in another order for another layout: a few float32 roundings (6e-8 each).
+# Both sides call the same kernels on the same values, so outputs are bit-equal where the memory
+# layout of every intermediate agrees too. A kernel may sum in another order for another layout: a
+# few float32 roundings (6e-8 each).
 TOLERANCE = 1e-6
 
 DOWN = {"cross": "CrossAttnDownBlock2D", "plain": "DownBlock2D"}
@@ -52,19 +54,29 @@ UPSCALER = {
 }
 UNETS: dict[str, dict[str, Any]] = {
     "sd1": unet_config(layers_per_block=2),
-    "sd2": unet_config(use_linear_projection=True, attention_head_dim=[1, 2, 2, 2], upcast_attention=True),
+    "sd2": unet_config(
+        use_linear_projection=True, attention_head_dim=[1, 2, 2, 2], upcast_attention=True
+    ),
     "sd2 wider": unet_config(
-        block_out_channels=[64, 128, 128, 128], use_linear_projection=True, attention_head_dim=[1, 2, 2, 2]
+        block_out_channels=[64, 128, 128, 128],
+        use_linear_projection=True,
+        attention_head_dim=[1, 2, 2, 2],
     ),
     "inpainting": unet_config(in_channels=9),
     "pix2pix": unet_config(in_channels=8),
     "depth": unet_config(in_channels=5, use_linear_projection=True),
     "upscaler": unet_config("plain cross cross cross", **UPSCALER),
     "sdxl": unet_config(
-        "plain cross cross", transformer_layers_per_block=[1, 2, 3], attention_head_dim=[2, 4, 4], **SDXL
+        "plain cross cross",
+        transformer_layers_per_block=[1, 2, 3],
+        attention_head_dim=[2, 4, 4],
+        **SDXL,
     ),
     "refiner": unet_config(
-        "plain cross cross plain", transformer_layers_per_block=2, attention_head_dim=[3, 4, 4, 4], **SDXL
+        "plain cross cross plain",
+        transformer_layers_per_block=2,
+        attention_head_dim=[3, 4, 4, 4],
+        **SDXL,
     ),
     "lcm": unet_config(time_cond_proj_dim=16),
     "uneven layers": unet_config(layers_per_block=[1, 2, 1, 3], norm_eps=1e-2, norm_num_groups=16),
@@ -112,7 +124,8 @@ CLIPS: dict[str, dict[str, Any]] = {
 
 
 def randomise(model: torch.nn.Module, seed: int = 0) -> torch.nn.Module:
-    """Random values in every tensor, norms and biases too: zeros and ones would hide what is not connected."""
+    """Random values in every tensor, norms and biases too: zeros and ones would hide what is not
+    connected."""
     generator = torch.Generator().manual_seed(seed)
     for key, tensor in model.state_dict().items():
         noise = torch.randn(tensor.shape, generator=generator)
@@ -124,12 +137,17 @@ def randomise(model: torch.nn.Module, seed: int = 0) -> torch.nn.Module:
 
 
 def same_weights(oracle: torch.nn.Module, ours: torch.nn.Module, prefix: str = "") -> None:
-    """Give `ours` the random weights of `oracle`, by strict loading, and check that the way back is strict too."""
+    """Give `ours` the random weights of `oracle`, by strict loading, and check that the way back is
+    strict too."""
     theirs = {prefix + key: tensor for key, tensor in randomise(oracle).state_dict().items()}
     assert list(ours.state_dict()) == list(theirs)
-    assert {k: v.shape for k, v in ours.state_dict().items()} == {k: v.shape for k, v in theirs.items()}
+    assert {k: v.shape for k, v in ours.state_dict().items()} == {
+        k: v.shape for k, v in theirs.items()
+    }
     ours.load_state_dict(theirs, strict=True)
-    oracle.load_state_dict({key.removeprefix(prefix): v for key, v in ours.state_dict().items()}, strict=True)
+    oracle.load_state_dict(
+        {key.removeprefix(prefix): v for key, v in ours.state_dict().items()}, strict=True
+    )
     ours.eval()
 
 
@@ -148,7 +166,10 @@ def unet_inputs(config: dict[str, Any], size: tuple[int, int] = (16, 8)) -> dict
         "encoder_hidden_states": torch.randn(2, 5, 24),
     }
     if "addition_embed_type" in config:
-        inputs["added_cond_kwargs"] = {"text_embeds": torch.randn(2, 20), "time_ids": torch.randint(0, 1024, (2, 6))}
+        inputs["added_cond_kwargs"] = {
+            "text_embeds": torch.randn(2, 20),
+            "time_ids": torch.randint(0, 1024, (2, 6)),
+        }
     if "time_cond_proj_dim" in config:
         inputs["timestep_cond"] = torch.randn(2, config["time_cond_proj_dim"])
     if "num_class_embeds" in config:
@@ -204,7 +225,9 @@ def test_unet_in_bfloat16(unet_pair: Any) -> None:
     inputs = unet_inputs(UNETS["sdxl"])
     inputs = {**inputs, "sample": inputs["sample"].bfloat16()}
     inputs["encoder_hidden_states"] = inputs["encoder_hidden_states"].bfloat16()
-    assert_close(ours(**inputs).sample, oracle(**inputs).sample, tolerance=1e-2)  # bfloat16 rounds at 4e-3
+    assert_close(
+        ours(**inputs).sample, oracle(**inputs).sample, tolerance=1e-2
+    )  # bfloat16 rounds at 4e-3
 
 
 @pytest.mark.parametrize("missing", ["class_labels", "added_cond_kwargs"])
@@ -237,7 +260,9 @@ def test_controlnet_equals_diffusers(kind: str) -> None:
     config = CONTROLNETS[kind]
     oracle, ours = diffusers.ControlNetModel(**config), ControlNetModel(config)
     same_weights(oracle, ours)
-    inputs = unet_inputs(config) | {"controlnet_cond": torch.randn(2, config.get("conditioning_channels", 3), 128, 64)}
+    inputs = unet_inputs(config) | {
+        "controlnet_cond": torch.randn(2, config.get("conditioning_channels", 3), 128, 64)
+    }
     for scale in (1.0, 0.7):
         theirs, output = (model(**inputs, conditioning_scale=scale) for model in (oracle, ours))
         pairs = zip(output.down_block_res_samples, theirs.down_block_res_samples, strict=True)
@@ -283,7 +308,9 @@ def test_clip_equals_transformers(kind: str) -> None:
     config = CLIPS[kind]
     oracle = transformers.CLIPTextModel(transformers.CLIPTextConfig(**config))
     ours = CLIPTextModel(config)
-    prefix = "" if next(iter(oracle.state_dict())).startswith("text_model.") else "text_model."  # none since 5.6
+    prefix = (
+        "" if next(iter(oracle.state_dict())).startswith("text_model.") else "text_model."
+    )  # none since 5.6
     same_weights(oracle, ours, prefix)
 
     theirs, output = oracle(token_ids(), output_hidden_states=True), ours(token_ids())
@@ -317,8 +344,16 @@ def test_clip_refuses_more_tokens_than_positions() -> None:
         (UNet2DConditionModel, {"act_fn": "gelu"}, "act_fn = 'gelu'"),
         (UNet2DConditionModel, {"encoder_hid_dim_type": "ip_image_proj"}, "encoder_hid_dim_type"),
         (UNet2DConditionModel, {"addition_embed_type": "image"}, "addition_embed_type"),
-        (UNet2DConditionModel, {"addition_embed_type": "text_time"}, "needs addition_time_embed_dim"),
-        (UNet2DConditionModel, {"class_embed_type": "projection"}, "class_embed_type = 'projection'"),
+        (
+            UNet2DConditionModel,
+            {"addition_embed_type": "text_time"},
+            "needs addition_time_embed_dim",
+        ),
+        (
+            UNet2DConditionModel,
+            {"class_embed_type": "projection"},
+            "class_embed_type = 'projection'",
+        ),
         (UNet2DConditionModel, {"num_attention_heads": 8}, "num_attention_heads = 8"),
         (UNet2DConditionModel, {"mid_block_type": None}, "mid_block_type = None"),
         (UNet2DConditionModel, {"norm_num_groups": None}, "norm_num_groups must not be null"),
@@ -326,9 +361,21 @@ def test_clip_refuses_more_tokens_than_positions() -> None:
         (UNet2DConditionModel, {"down_block_types": ["DownBlock2D"]}, "down_block_types"),
         (UNet2DConditionModel, {"attention_head_dim": [8, 8]}, "attention_head_dim"),
         (UNet2DConditionModel, {"attention_head_dim": 7}, "320 channels cannot be split into 7"),
-        (UNet2DConditionModel, {"transformer_layers_per_block": [[1, 1], 1, 1, 1]}, "transformer_layers_per_block"),
-        (UNet2DConditionModel, unet_config("plain plain") | {"up_block_types": ["AttnUpBlock2D"] * 2}, "AttnUpBlock2D"),
-        (ControlNetModel, {"controlnet_conditioning_channel_order": "gbr"}, "channel_order = 'gbr'"),
+        (
+            UNet2DConditionModel,
+            {"transformer_layers_per_block": [[1, 1], 1, 1, 1]},
+            "transformer_layers_per_block",
+        ),
+        (
+            UNet2DConditionModel,
+            unet_config("plain plain") | {"up_block_types": ["AttnUpBlock2D"] * 2},
+            "AttnUpBlock2D",
+        ),
+        (
+            ControlNetModel,
+            {"controlnet_conditioning_channel_order": "gbr"},
+            "channel_order = 'gbr'",
+        ),
         (ControlNetModel, {"up_block_types": ["UpBlock2D"]}, "unknown option up_block_types"),
         (ControlNetModel, {"down_block_types": ["DownBlock2D"]}, "down_block_types"),
         (AutoencoderKL, {"use_quant_conv": False}, "use_quant_conv = False"),
@@ -340,7 +387,9 @@ def test_clip_refuses_more_tokens_than_positions() -> None:
         (CLIPTextModel, {"use_attention_mask": True}, "use_attention_mask = True"),
     ],
 )
-def test_options_that_would_change_the_maths_are_refused(model: Any, config: dict[str, Any], message: str) -> None:
+def test_options_that_would_change_the_maths_are_refused(
+    model: Any, config: dict[str, Any], message: str
+) -> None:
     with torch.device("meta"), pytest.raises(ValueError, match=message.replace("[", r"\[")):
         model(config)
 
@@ -355,7 +404,9 @@ def test_configs_that_the_libraries_write_are_accepted(tmp_path: Any) -> None:
         ):
             model = ours(dict(cls(**config).config))
             assert {key: model.config[key] for key in config} == config
-        transformers.CLIPTextModel(transformers.CLIPTextConfig(**CLIP)).config.save_pretrained(tmp_path)
+        transformers.CLIPTextModel(transformers.CLIPTextConfig(**CLIP)).config.save_pretrained(
+            tmp_path
+        )
         written = json.loads((tmp_path / "config.json").read_text())
         assert CLIPTextModel(written).config.hidden_size == 32
 
@@ -373,7 +424,9 @@ def test_construction_on_meta_allocates_nothing() -> None:
         models = UNet2DConditionModel({}), AutoencoderKL({}), CLIPTextModel({})
     for model in models:
         assert all(tensor.is_meta for tensor in (*model.parameters(), *model.buffers()))
-        assert not list(model.buffers())  # a buffer would stay on meta when a state dict is assigned
+        assert not list(
+            model.buffers()
+        )  # a buffer would stay on meta when a state dict is assigned
 
 
 def kerascv_pair(model: Any, config: dict[str, Any]) -> tuple[Any, Any]:
@@ -411,13 +464,17 @@ def test_kerascv_semantics_of_the_unet() -> None:
 def test_kerascv_semantics_of_the_vae() -> None:
     plain, keras = kerascv_pair(AutoencoderKL, VAE)
     image, latents = torch.randn(1, 3, 32, 32), torch.randn(1, 4, 4, 4)
-    assert not torch.equal(keras.encode(image).latent_dist.parameters, plain.encode(image).latent_dist.parameters)
+    assert not torch.equal(
+        keras.encode(image).latent_dist.parameters, plain.encode(image).latent_dist.parameters
+    )
     assert not torch.equal(keras.decode(latents).sample, plain.decode(latents).sample)
     for module in keras.modules():
         if isinstance(module, torch.nn.GroupNorm):
             assert module.eps == 1e-5
             module.eps = 1e-6
-    assert torch.equal(keras.encode(image).latent_dist.parameters, plain.encode(image).latent_dist.parameters)
+    assert torch.equal(
+        keras.encode(image).latent_dist.parameters, plain.encode(image).latent_dist.parameters
+    )
     assert torch.equal(keras.decode(latents).sample, plain.decode(latents).sample)
 
 
@@ -428,7 +485,9 @@ def test_kerascv_semantics_leave_clip_alone() -> None:
 
 def test_kerascv_gelu_is_the_tanh_approximation_with_ten_digits() -> None:
     x = torch.linspace(-6, 6, 1001, dtype=torch.float64)
-    distance = (kerascv_gelu(x) - torch.nn.functional.gelu(x, approximate="tanh")).abs().max().item()
+    distance = (
+        (kerascv_gelu(x) - torch.nn.functional.gelu(x, approximate="tanh")).abs().max().item()
+    )
     assert 0 < distance < 1e-11  # the digits; the erf form is 5e-4 away
 
 

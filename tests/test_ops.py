@@ -50,14 +50,20 @@ def test_permutation_and_reshape_are_the_op(text, shape):
     op = Op.parse(text)
     permutation = op.permutation(len(shape))
     (expected,) = op.apply([_array(*shape)])
-    np.testing.assert_array_equal(_array(*shape).transpose(permutation).reshape(expected.shape), expected)
+    np.testing.assert_array_equal(
+        _array(*shape).transpose(permutation).reshape(expected.shape), expected
+    )
 
 
 def test_fused_tensors_split_and_merge():
     split = Op.parse("(p o) i -> p o i")
     fused = _array(6, 4)
     parts = split.apply([fused], 3)
-    assert [part.tolist() for part in parts] == [fused[:2].tolist(), fused[2:4].tolist(), fused[4:].tolist()]
+    assert [part.tolist() for part in parts] == [
+        fused[:2].tolist(),
+        fused[2:4].tolist(),
+        fused[4:].tolist(),
+    ]
     assert split.permutation(2) is None
     np.testing.assert_array_equal(split.inverse.apply(parts)[0], fused)
     assert split.shapes([(6, 4)], 3) == [(2, 4)] * 3
@@ -73,7 +79,17 @@ def test_inverse_restores_every_permutation(order, shape):
 
 
 @pytest.mark.parametrize(
-    "text", ["i o", "i o -> o", "i i -> i i", "i (o -> o i", "i o) -> o i", "i o -> o j", "i-o -> o i", "2 o -> o 2"]
+    "text",
+    [
+        "i o",
+        "i o -> o",
+        "i i -> i i",
+        "i (o -> o i",
+        "i o) -> o i",
+        "i o -> o j",
+        "i-o -> o i",
+        "2 o -> o 2",
+    ],
 )
 def test_nonsense_is_refused(text):
     with pytest.raises(MappingError):

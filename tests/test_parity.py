@@ -1,7 +1,9 @@
-"""A converted repo computes what KerasCV computes: the real keras-cv, on files that Keras loads itself.
+"""A converted repo computes what KerasCV computes: the real keras-cv, on files that Keras loads
+itself.
 
-The tolerances are those of float32 programs with the same maths, 3e-6 for text encoders and UNets and 5e-6 for the VAE
-(relative L2, docs/parity.md). Faults are planted in narrow models with random weights and must be found where they are.
+The tolerances are those of float32 programs with the same maths, 3e-6 for text encoders and UNets
+and 5e-6 for the VAE (relative L2, docs/parity.md). Faults are planted in narrow models with random
+weights and must be found where they are.
 """
 
 from __future__ import annotations
@@ -51,7 +53,9 @@ def _sources(environment: str, version: str, kind: str) -> list[Path]:
 
 
 def _full_size(version: str) -> list[Path]:
-    made = keras_files("k3", "--size", "full", "--version", version, "--formats", "weights.h5", "--no-truth")
+    made = keras_files(
+        "k3", "--size", "full", "--version", version, "--formats", "weights.h5", "--no-truth"
+    )
     return [made.path(part, "weights.h5") for part in PARTS]
 
 
@@ -76,7 +80,11 @@ def repo_of_keras(tmp_path_factory):
 def test_a_repo_computes_what_keras_cv_does(repo_of_keras, tmp_path, environment, version, kind):
     repo, python = repo_of_keras(environment, version, kind), interpreter(environment)
     found = weightport.parity(
-        repo, _sources(environment, version, kind), source_python=python, report=tmp_path, images=version == "v1"
+        repo,
+        _sources(environment, version, kind),
+        source_python=python,
+        report=tmp_path,
+        images=version == "v1",
     )
     if version == "v1":  # both generations of the sampler: keras-cv 0.6 and 0.9
         assert found.images
@@ -106,8 +114,13 @@ def test_a_repo_computes_what_keras_cv_does(repo_of_keras, tmp_path, environment
     assert page.count("<img ") == (5 if found.images else 0)
     _assert_nothing_local(report, page)
     names = {file.name for file in found.files}
-    assert {"repo/unet/diffusion_pytorch_model.safetensors", "repo/vae/diffusion_pytorch_model.safetensors"} < names
-    given = tuple(source.name for source in _sources(environment, version, kind))  # a file, a folder or a prefix
+    assert {
+        "repo/unet/diffusion_pytorch_model.safetensors",
+        "repo/vae/diffusion_pytorch_model.safetensors",
+    } < names
+    given = tuple(
+        source.name for source in _sources(environment, version, kind)
+    )  # a file, a folder or a prefix
     assert all(name.startswith(("repo/", *given)) for name in names)
 
 
@@ -118,7 +131,7 @@ def _assert_nothing_local(*texts: str) -> None:
             assert f"{folder}/" not in text
 
 
-# --- planted faults ---------------------------------------------------------------------------------------------------
+# --- planted faults -------------------------------------------------------------------------------
 
 Spoil = Callable[[Path], None]  # given the folder of a component
 
@@ -128,7 +141,11 @@ def _weights(change: Callable[[State], None]) -> Spoil:
         (file,) = folder.glob("*.safetensors")
         state = load_file(file)
         change(state)
-        save_file({key: np.ascontiguousarray(tensor) for key, tensor in state.items()}, file, {"format": "pt"})
+        save_file(
+            {key: np.ascontiguousarray(tensor) for key, tensor in state.items()},
+            file,
+            {"format": "pt"},
+        )
 
     return spoil
 
@@ -183,7 +200,8 @@ NORM = 'norm1 = "entry_flow.group_normalization"'
 
 
 class Fault(NamedTuple):
-    """Something wrong in a repo, and where it must be found: the first module, its block, the row that filled it."""
+    """Something wrong in a repo, and where it must be found: the first module, its block, the row
+    that filled it."""
 
     check: str
     block: str
@@ -218,7 +236,8 @@ FAULTS = {  # wrong weights
         "decoder",
         CONV,
         ".conv2",
-        'decoder.up_blocks.{i}.resnets.{j} = "resnet_block.{3*i+j+2} : resnet" / conv2 = "conv2.conv2d : kernel"',
+        'decoder.up_blocks.{i}.resnets.{j} = "resnet_block.{3*i+j+2} : resnet" / conv2 ='
+        ' "conv2.conv2d : kernel"',
         _tensor(f"{CONV}.conv2.weight", lambda kernel: kernel[..., ::-1]),
     ),
     "a bias lost": Fault(
@@ -232,14 +251,16 @@ FAULTS = {  # wrong weights
         "image_encoder",
         ENCODER,
         ".conv1",
-        'encoder.down_blocks.{i}.resnets.{j} = "resnet_block.{2*i+j} : resnet" / conv1 = "conv1.conv2d : kernel"',
+        'encoder.down_blocks.{i}.resnets.{j} = "resnet_block.{2*i+j} : resnet" / conv1 ='
+        ' "conv1.conv2d : kernel"',
         _exchange(f"{ENCODER}.conv1", f"{ENCODER}.conv2"),
     ),
     "a tensor rounded": Fault(
         "image_encoder",
         ROUNDED,
         ".conv1",
-        'encoder.mid_block.resnets.{j} = "resnet_block.{j+8} : resnet" / conv1 = "conv1.conv2d : kernel"',
+        'encoder.mid_block.resnets.{j} = "resnet_block.{j+8} : resnet" / conv1 = "conv1.conv2d :'
+        ' kernel"',
         _tensor(f"{ROUNDED}.conv1.weight", lambda w: w.astype("f2").astype("f4")),
     ),
     "a sign": Fault(
@@ -272,7 +293,9 @@ MISCONFIGURED = {  # right weights, different maths
         f'{ATTENTION_ROW} / {BLOCK_ROW} / attn{{k}}.to_out.0 = "attn{{k}}.out_proj : kernel"',
         _config(attention_head_dim=4),
     ),
-    "sines before cosines": Fault("unet", "time_embedding", ".linear_1", TIME_ROW, _config(flip_sin_to_cos=False)),
+    "sines before cosines": Fault(
+        "unet", "time_embedding", ".linear_1", TIME_ROW, _config(flip_sin_to_cos=False)
+    ),
     "the layer norms' eps": Fault(
         "text_encoder",
         LAYER,
@@ -291,17 +314,22 @@ MISCONFIGURED = {  # right weights, different maths
 
 
 class Laboratory:
-    """KerasCV, run once on its narrow models with every layer recorded; repos are compared with that."""
+    """KerasCV, run once on its narrow models with every layer recorded; repos are compared with
+    that."""
 
     def __init__(self, sources: list[Path], repo: Path, folder: Path) -> None:
         self.sources, self.repo = sources, repo
         python = str(interpreter("k3"))
         self.bench = Bench(folder, "float32", 8, python, lambda done, total: None)
-        self.bench.run_theirs(pairs_of(repo, sources, _runtime_state_dict), layers=True, step=lambda: None)
+        self.bench.run_theirs(
+            pairs_of(repo, sources, _runtime_state_dict), layers=True, step=lambda: None
+        )
 
     def check(self, repo: Path, name: str) -> Check:
         """One check of a repo."""
-        (pair,) = (pair for pair in pairs_of(repo, self.sources, _runtime_state_dict) if pair.name == name)
+        (pair,) = (
+            pair for pair in pairs_of(repo, self.sources, _runtime_state_dict) if pair.name == name
+        )
         self.bench.run_ours([pair], layers=True, step=lambda: None)
         return self.bench.check(pair)
 
@@ -322,7 +350,10 @@ def test_a_planted_fault_fails_and_is_found(laboratory, tmp_path, name):
     assert check.fault
     assert (check.fault.block, check.fault.module) == (fault.block, fault.block + fault.module)
     tail = check.fault.row.removeprefix(fault.row)
-    assert tail in ("", ' / weight = "weight : ... i o -> o i ..."')  # how the row goes on, if it does
+    assert tail in (
+        "",
+        ' / weight = "weight : ... i o -> o i ..."',
+    )  # how the row goes on, if it does
     assert tail != check.fault.row
     assert check.weights
     assert bool(check.weights.wrong) == (name in FAULTS)
@@ -330,7 +361,12 @@ def test_a_planted_fault_fails_and_is_found(laboratory, tmp_path, name):
 
 
 def test_the_repo_without_a_fault_passes_with_every_layer_compared(laboratory):
-    for name, count in (("unet", 400), ("decoder", 80), ("image_encoder", 60), ("text_encoder", 100)):
+    for name, count in (
+        ("unet", 400),
+        ("decoder", 80),
+        ("image_encoder", 60),
+        ("text_encoder", 100),
+    ):
         check = laboratory.check(laboratory.repo, name)
         assert check.passed
         assert check.fault is None
@@ -339,10 +375,13 @@ def test_the_repo_without_a_fault_passes_with_every_layer_compared(laboratory):
 
 
 def test_a_wrong_table_is_different_maths_not_wrong_weights(laboratory, tmp_path, monkeypatch):
-    """Two rows of a table swapped: the inverse gives the source back all the same, and only running it tells."""
+    """Two rows of a table swapped: the inverse gives the source back all the same, and only running
+    it tells."""
     (candidate,) = (c for c in candidates("kerascv") if c.table.name == "kerascv_unet")
     for slot in ("weight", "bias"):
-        first, second = (f"res_block.5.{flow}.group_normalization.{slot}" for flow in ("entry_flow", "exit_flow"))
+        first, second = (
+            f"res_block.5.{flow}.group_normalization.{slot}" for flow in ("entry_flow", "exit_flow")
+        )
         a, b = candidate.links[first], candidate.links[second]
         monkeypatch.setitem(candidate.links, first, replace(a, targets=b.targets))
         monkeypatch.setitem(candidate.links, second, replace(b, targets=a.targets))
@@ -356,12 +395,21 @@ def test_a_wrong_table_is_different_maths_not_wrong_weights(laboratory, tmp_path
     assert check.fault.block == "down_blocks.2.resnets.1"
 
 
-# --- the command ------------------------------------------------------------------------------------------------------
+# --- the command ----------------------------------------------------------------------------------
 
 
 def test_the_command_prints_a_table_and_the_fault(original_of, repo_of, tmp_path):
     pytest.importorskip("diffusers")
-    run_ok = run("parity", repo_of("sd1"), "--against", "diffusers", "--component", "unet", "-o", tmp_path / "report")
+    run_ok = run(
+        "parity",
+        repo_of("sd1"),
+        "--against",
+        "diffusers",
+        "--component",
+        "unet",
+        "-o",
+        tmp_path / "report",
+    )
     assert run_ok.status == 0, run_ok
     assert run_ok.out.splitlines()[-1] == "passed"
     assert {path.name for path in (tmp_path / "report").iterdir()} == {"parity.html", "parity.json"}
@@ -369,32 +417,54 @@ def test_the_command_prints_a_table_and_the_fault(original_of, repo_of, tmp_path
 
     shutil.copytree(repo_of("sdxl"), tmp_path / "repo")
     _tensor("conv_in.weight", _swap_rows)(tmp_path / "repo" / "unet")
-    failed = run("parity", tmp_path / "repo", "--source", original_of("sdxl"), "--component", "unet")
+    failed = run(
+        "parity", tmp_path / "repo", "--source", original_of("sdxl"), "--component", "unet"
+    )
     assert failed.status == 1
     assert "FAIL: wrong weights" in failed.out
-    assert "wrong weight: conv_in.weight is not model.diffusion_model.input_blocks.0.0.weight" in failed.out
+    assert (
+        "wrong weight: conv_in.weight is not model.diffusion_model.input_blocks.0.0.weight"
+        in failed.out
+    )
     assert "first wrong: conv_in," in failed.out
     assert failed.out.splitlines()[-1] == "FAILED"
 
 
 def test_a_missing_framework_is_one_line_with_a_hint(sd1_repo, sd1_keras):
-    ended = run("parity", sd1_repo, "--source", sd1_keras["decoder"])  # this interpreter has no keras-cv
-    assert_refused(ended, "keras-cv is not installed", r"pip install .*weightport\[keras\].*--source-python")
+    ended = run(
+        "parity", sd1_repo, "--source", sd1_keras["decoder"]
+    )  # this interpreter has no keras-cv
+    assert_refused(
+        ended, "keras-cv is not installed", r"pip install .*weightport\[keras\].*--source-python"
+    )
 
 
 def test_an_interpreter_that_is_none(sd1_repo, sd1_keras, tmp_path):
-    ended = run("parity", sd1_repo, "--source", sd1_keras["decoder"], "--source-python", tmp_path / "python")
+    ended = run(
+        "parity", sd1_repo, "--source", sd1_keras["decoder"], "--source-python", tmp_path / "python"
+    )
     assert_refused(ended, tmp_path / "python", "cannot be started")
 
 
 def test_a_file_that_keras_cannot_load(repo_of_keras):
     made = _sources("k2", "v1", "ckpt")[PARTS.index("decoder")]
-    ended = run("parity", repo_of_keras("k2", "v1", "ckpt"), "--source", made, "--source-python", interpreter("k3"))
+    ended = run(
+        "parity",
+        repo_of_keras("k2", "v1", "ckpt"),
+        "--source",
+        made,
+        "--source-python",
+        interpreter("k3"),
+    )
     assert_refused(ended, made, r"Keras 3\.\S+ cannot load it \(")
 
 
 def test_sources_of_another_family(repo_of, sd2_keras):
-    assert_refused(run("parity", repo_of("sd1"), "--source", sd2_keras["unet"]), sd2_keras["unet"], "not of one family")
+    assert_refused(
+        run("parity", repo_of("sd1"), "--source", sd2_keras["unet"]),
+        sd2_keras["unet"],
+        "not of one family",
+    )
 
 
 def test_a_component_that_is_not_there(sd1_repo, sd1_keras):
@@ -402,7 +472,7 @@ def test_a_component_that_is_not_there(sd1_repo, sd1_keras):
     assert_refused(ended, "--component unet", "not in the sources")
 
 
-# --- full size --------------------------------------------------------------------------------------------------------
+# --- full size ------------------------------------------------------------------------------------
 
 
 @pytest.mark.full
@@ -413,10 +483,16 @@ def test_full_size_models_match_keras(tmp_path, version):
     weightport.convert(sources, tmp_path / "repo")
     found = weightport.parity(tmp_path / "repo", sources, source_python=interpreter("k3"))
     for check in found.checks:
-        other = f", as diffusers runs it {check.as_diffusers.relative_l2:.1e}" if check.as_diffusers else ""
+        other = (
+            f", as diffusers runs it {check.as_diffusers.relative_l2:.1e}"
+            if check.as_diffusers
+            else ""
+        )
         print(f"{version} {check.name}: {check.matched.relative_l2:.1e}{other}")
     assert found.passed
-    peaks = [report["peak_rss"] for report in found.environment.values() if isinstance(report, dict)]
+    peaks = [
+        report["peak_rss"] for report in found.environment.values() if isinstance(report, dict)
+    ]
     assert max(peaks) < 12e9
 
 

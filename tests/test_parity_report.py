@@ -20,17 +20,35 @@ pytest.importorskip("matplotlib")
 
 GOOD = Error(max_abs=4e-6, relative_l2=1.5e-6, cosine=0.999999999, psnr=133.0)
 BAD = Error(max_abs=4e-1, relative_l2=1.5e-1, cosine=0.9, psnr=20.0)
-BLOCKS = ("conv_in", "down_blocks.0.resnets.0", "down_blocks.0.attentions.0", "mid_block.resnets.0", "conv_out")
+BLOCKS = (
+    "conv_in",
+    "down_blocks.0.resnets.0",
+    "down_blocks.0.attentions.0",
+    "mid_block.resnets.0",
+    "conv_out",
+)
 
 
 def _layers(errors: list[float]) -> tuple[Layer, ...]:
-    return tuple(Layer(block, block, error, error) for block, error in zip(BLOCKS, errors, strict=True))
+    return tuple(
+        Layer(block, block, error, error) for block, error in zip(BLOCKS, errors, strict=True)
+    )
 
 
 def _parity(wrong: bool = False) -> Parity:
-    layers = _layers([1e-7, 4e-7, 2e-1, 3e-1, 1.5e-1] if wrong else [1e-7, 4e-7, 8e-7, 9e-7, 1.5e-6])
-    fault = Fault(BLOCKS[2], BLOCKS[2], "down_blocks.{i}.attentions.{j} = <row>", 2e-1, 4e-7) if wrong else None
-    weights = Weights(685, {}, (WrongTensor("<source>", ("key",), "row", 1.0),)) if wrong else Weights(686, {}, ())
+    layers = _layers(
+        [1e-7, 4e-7, 2e-1, 3e-1, 1.5e-1] if wrong else [1e-7, 4e-7, 8e-7, 9e-7, 1.5e-6]
+    )
+    fault = (
+        Fault(BLOCKS[2], BLOCKS[2], "down_blocks.{i}.attentions.{j} = <row>", 2e-1, 4e-7)
+        if wrong
+        else None
+    )
+    weights = (
+        Weights(685, {}, (WrongTensor("<source>", ("key",), "row", 1.0),))
+        if wrong
+        else Weights(686, {}, ())
+    )
     unet = Check(
         name="unet",
         component="unet",
@@ -45,10 +63,18 @@ def _parity(wrong: bool = False) -> Parity:
         fault=fault,
     )
     blue = np.full((16, 16, 3), (37, 99, 235), np.uint8)
-    images = Images(5, "keras-cv 0.9.0", 3e-5, GOOD, GOOD, 0.0002, 1, {"KerasCV": blue, "ours": blue})
+    images = Images(
+        5, "keras-cv 0.9.0", 3e-5, GOOD, GOOD, 0.0002, 1, {"KerasCV": blue, "ours": blue}
+    )
     process = {"versions": {"python": "3.11"}, "seconds": {"unet": 2.0}, "peak_rss": 2_000_000_000}
     return Parity(
-        "repo", "sd1", "float32", (unet,), images, {"cores": 2, "kerascv": process}, (File("file", "a" * 64),)
+        "repo",
+        "sd1",
+        "float32",
+        (unet,),
+        images,
+        {"cores": 2, "kerascv": process},
+        (File("file", "a" * 64),),
     )
 
 
@@ -122,7 +148,9 @@ def test_the_page_is_self_contained_and_escapes_names():
     assert "<unet>" not in page
     assert "&lt;unet&gt;.weights.h5" in page
     for attribute in ("src", "href", "url("):
-        assert all(part[1:].startswith(("data:", "#")) for part in page.split(f"{attribute}=")[1:]), attribute
+        assert all(
+            part[1:].startswith(("data:", "#")) for part in page.split(f"{attribute}=")[1:]
+        ), attribute
     assert html(_parity()) == html(_parity())  # nothing but the result is in it
 
 
@@ -135,7 +163,8 @@ COLOURS = {
 
 @pytest.mark.browser
 def test_a_browser_shows_plots_and_images(tmp_path):
-    """The browser itself says how large plots and images came out, and its screenshot has their colours."""
+    """The browser itself says how large plots and images came out, and its screenshot has their
+    colours."""
     image = pytest.importorskip("PIL.Image")
     boxes = laid_out(html(_parity(wrong=True)), tmp_path)
     (plot,) = (box for box in boxes if box.tag == "svg")

@@ -1,4 +1,5 @@
-"""`DiffusionPipeline`: components, loading, variants, dtypes, sharing and saving; diffusers is the oracle."""
+"""`DiffusionPipeline`: components, loading, variants, dtypes, sharing and saving; diffusers is the
+oracle."""
 
 from __future__ import annotations
 
@@ -57,7 +58,11 @@ SCHEDULER = {"_class_name": "PNDMScheduler", "skip_prk_steps": True, "steps_offs
 class Plain(DiffusionPipeline):
     """Text-to-image without a call."""
 
-    _optional_components: ClassVar[list[str]] = ["safety_checker", "feature_extractor", "image_encoder"]
+    _optional_components: ClassVar[list[str]] = [
+        "safety_checker",
+        "feature_extractor",
+        "image_encoder",
+    ]
 
     def __init__(
         self,
@@ -129,15 +134,21 @@ def edit_index(folder: Path, **changes: Any) -> None:
 
 
 def dtypes(pipe: DiffusionPipeline) -> dict[str, Any]:
-    return {name: part.dtype for name, part in pipe.components.items() if isinstance(part, torch.nn.Module)}
+    return {
+        name: part.dtype
+        for name, part in pipe.components.items()
+        if isinstance(part, torch.nn.Module)
+    }
 
 
 def same_weights(a: Any, b: Any) -> bool:
     first, second = a.state_dict(), b.state_dict()
-    return first.keys() == second.keys() and all(torch.equal(first[key], second[key]) for key in first)
+    return first.keys() == second.keys() and all(
+        torch.equal(first[key], second[key]) for key in first
+    )
 
 
-# --- what a pipeline is -----------------------------------------------------------------------------------------------
+# --- what a pipeline is ---------------------------------------------------------------------------
 
 
 def test_components_are_attributes_and_folders(repo: Path) -> None:
@@ -147,7 +158,13 @@ def test_components_are_attributes_and_folders(repo: Path) -> None:
         assert getattr(pipe, name) is pipe.components[name]
         assert (repo / name).is_dir()
     assert [type(pipe.components[name]).__name__ for name in NAMES] == [
-        *("AutoencoderKL", "CLIPTextModel", "CLIPTokenizer", "UNet2DConditionModel", "PNDMScheduler")
+        *(
+            "AutoencoderKL",
+            "CLIPTextModel",
+            "CLIPTokenizer",
+            "UNet2DConditionModel",
+            "PNDMScheduler",
+        )
     ]
     assert pipe.safety_checker is None
     assert not any(pipe.components[name].training for name in ("vae", "text_encoder", "unet"))
@@ -162,7 +179,11 @@ def test_arguments_have_diffusers_names_and_order(repo: Path, tmp_path: Path) ->
     pipe.save_pretrained(tmp_path / "bin", False, "fp16")
     assert (tmp_path / "bin" / "unet" / f"{D}.fp16.bin").is_file()
     pipe.save_pretrained(save_directory=tmp_path / "all")
-    for kind, name in ((UNet2DConditionModel, "unet"), (CLIPTokenizer, "tokenizer"), (DDIMScheduler, "scheduler")):
+    for kind, name in (
+        (UNet2DConditionModel, "unet"),
+        (CLIPTokenizer, "tokenizer"),
+        (DDIMScheduler, "scheduler"),
+    ):
         part = kind.from_pretrained(pretrained_model_name_or_path=repo, subfolder=name)  # type: ignore[attr-defined]
         part.save_pretrained(save_directory=tmp_path / name)
         assert {path.name for path in (tmp_path / name).iterdir()} == {
@@ -182,7 +203,9 @@ def test_parameters_and_components_make_a_pipeline(repo: Path) -> None:
 
 def test_configs_alone_are_loaded_and_saved(repo: Path, tmp_path: Path) -> None:
     for kind, name in ((UNet2DConditionModel, "unet"), (DDIMScheduler, "scheduler"), (Plain, None)):
-        config, unused = kind.load_config(repo, subfolder=name, return_unused_kwargs=True, strength=1)
+        config, unused = kind.load_config(
+            repo, subfolder=name, return_unused_kwargs=True, strength=1
+        )
         assert unused == {"strength": 1}
         assert config == kind.load_config(repo, subfolder=name)
         assert config == json.loads((repo / (name or "") / kind.config_name).read_text())
@@ -227,7 +250,9 @@ def test_moving_and_casting(repo: Path) -> None:
     assert pipe.to("cpu", torch.bfloat16).dtype == torch.bfloat16
     assert pipe.to(device="meta", dtype=torch.float32).device.type == "meta"
     for wrong in ((torch.float16, "cpu"), ("cpu", "cpu"), ("cpu", torch.float16, 1)):
-        with pytest.raises(ValueError, match=r"to\(\) takes a device, a dtype, or a device and a dtype"):
+        with pytest.raises(
+            ValueError, match=r"to\(\) takes a device, a dtype, or a device and a dtype"
+        ):
             pipe.to(*wrong)  # type: ignore[arg-type]
 
 
@@ -241,14 +266,16 @@ def test_progress_bars(capsys: pytest.CaptureFixture[str]) -> None:
     assert "steps" in capsys.readouterr().err
 
 
-# --- loading ----------------------------------------------------------------------------------------------------------
+# --- loading --------------------------------------------------------------------------------------
 
 
 def test_we_load_what_diffusers_saves(repo: Path, tmp_path: Path) -> None:
     """Prefixless keys, `dtype` in configs, `tokenizer.json` alone: what transformers 5 writes."""
     theirs = diffusers.StableDiffusionPipeline.from_pretrained(repo, safety_checker=None)
     theirs.save_pretrained(tmp_path / "theirs")
-    assert {path.name for path in (tmp_path / "theirs" / "tokenizer").iterdir()} & {"tokenizer.json"}
+    assert {path.name for path in (tmp_path / "theirs" / "tokenizer").iterdir()} & {
+        "tokenizer.json"
+    }
     ours, again = Plain.from_pretrained(repo), Plain.from_pretrained(tmp_path / "theirs")
     for name in ("vae", "text_encoder", "unet"):
         assert same_weights(ours.components[name], again.components[name])
@@ -263,20 +290,29 @@ def test_diffusers_loads_what_we_save(repo: Path, tmp_path: Path, options: dict[
     variant = options.get("variant")
     again = Plain.from_pretrained(tmp_path / "ours", variant=variant)
     edit_index(tmp_path / "ours", _class_name="StableDiffusionPipeline")
-    theirs = diffusers.DiffusionPipeline.from_pretrained(tmp_path / "ours", safety_checker=None, variant=variant)
+    theirs = diffusers.DiffusionPipeline.from_pretrained(
+        tmp_path / "ours", safety_checker=None, variant=variant
+    )
     for name in ("vae", "unet", "text_encoder"):
         assert same_weights(pipe.components[name], again.components[name])
     for name in ("vae", "unet"):
         assert same_weights(pipe.components[name], theirs.components[name])
-    found = {pipe.text_encoder.rename(key): value for key, value in theirs.text_encoder.state_dict().items()}
-    assert all(torch.equal(tensor, found[key]) for key, tensor in pipe.text_encoder.state_dict().items())
+    found = {
+        pipe.text_encoder.rename(key): value
+        for key, value in theirs.text_encoder.state_dict().items()
+    }
+    assert all(
+        torch.equal(tensor, found[key]) for key, tensor in pipe.text_encoder.state_dict().items()
+    )
     assert theirs.tokenizer("a cat").input_ids == pipe.tokenizer("a cat").input_ids
     assert type(theirs.scheduler).__name__ == "PNDMScheduler"
 
 
 def test_aliases_of_classes(copy: Path) -> None:
     edit_index(
-        copy, tokenizer=["transformers", "CLIPTokenizerFast"], unet=["diffusers", "FlashPackUNet2DConditionModel"]
+        copy,
+        tokenizer=["transformers", "CLIPTokenizerFast"],
+        unet=["diffusers", "FlashPackUNet2DConditionModel"],
     )
     pipe = Plain.from_pretrained(copy)
     assert isinstance(pipe.tokenizer, CLIPTokenizer)
@@ -285,11 +321,19 @@ def test_aliases_of_classes(copy: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "entry", [["os", "system"], ["diffusers", "StableDiffusionPipeline"], ["weightport", "convert"], ["json", "loads"]]
+    "entry",
+    [
+        ["os", "system"],
+        ["diffusers", "StableDiffusionPipeline"],
+        ["weightport", "convert"],
+        ["json", "loads"],
+    ],
 )
 def test_nothing_is_imported_because_a_file_names_it(copy: Path, entry: list[str]) -> None:
     edit_index(copy, unet=entry)
-    with pytest.raises(ValueError, match=rf"the runtime has no {entry[1]} of {entry[0]}; pass unet="):
+    with pytest.raises(
+        ValueError, match=rf"the runtime has no {entry[1]} of {entry[0]}; pass unet="
+    ):
         Plain.from_pretrained(copy)
     edit_index(copy, unet=["diffusers", "UNet2DConditionModel"], image_encoder=entry)
     with pytest.warns(UserWarning, match=f"image_encoder is left out: no {entry[1]}"):
@@ -317,7 +361,7 @@ def test_missing_things(copy: Path, tmp_path: Path) -> None:
         Plain.from_pretrained(copy)
 
 
-# --- components that are passed in ------------------------------------------------------------------------------------
+# --- components that are passed in ----------------------------------------------------------------
 
 
 def test_components_passed_in_are_not_loaded(copy: Path, repo: Path) -> None:
@@ -325,7 +369,9 @@ def test_components_passed_in_are_not_loaded(copy: Path, repo: Path) -> None:
     scheduler = EulerDiscreteScheduler.from_pretrained(repo, subfolder="scheduler")
     for name in ("vae", "scheduler", "text_encoder"):
         shutil.rmtree(copy / name)
-    pipe = Plain.from_pretrained(copy, vae=vae, scheduler=scheduler, text_encoder=None, requires_safety_checker=False)
+    pipe = Plain.from_pretrained(
+        copy, vae=vae, scheduler=scheduler, text_encoder=None, requires_safety_checker=False
+    )
     assert pipe.vae is vae
     assert pipe.vae.dtype == torch.float16
     assert pipe.scheduler is scheduler
@@ -349,7 +395,9 @@ def test_components_of_a_wrong_kind(repo: Path) -> None:
         ("tokenizer", pipe.scheduler),
         ("text_encoder", pipe.tokenizer),
     ):
-        with pytest.raises(ValueError, match=f"{name}: a {type(value).__name__} is given, but a .* is expected"):
+        with pytest.raises(
+            ValueError, match=f"{name}: a {type(value).__name__} is given, but a .* is expected"
+        ):
             Plain.from_pretrained(repo, **{name: value})
 
 
@@ -366,7 +414,7 @@ def test_components_of_diffusers_are_welcome(repo: Path, tmp_path: Path) -> None
     assert same_weights(again.unet, unet)
 
 
-# --- sharing ----------------------------------------------------------------------------------------------------------
+# --- sharing --------------------------------------------------------------------------------------
 
 
 def test_sharing_components(repo: Path) -> None:
@@ -385,13 +433,16 @@ def test_sharing_components(repo: Path) -> None:
     assert Plain.from_pipe(pipe, unet=unet, text_encoder=None).unet is unet
     with pytest.raises(ValueError, match="Other has no vae, text_encoder, tokenizer for Plain"):
         Plain.from_pipe(other)
-    assert Plain.from_pipe(other, vae=pipe.vae, text_encoder=None, tokenizer=pipe.tokenizer).unet is pipe.unet
+    assert (
+        Plain.from_pipe(other, vae=pipe.vae, text_encoder=None, tokenizer=pipe.tokenizer).unet
+        is pipe.unet
+    )
     with pytest.warns(UserWarning, match="Other takes no torch_dtype: ignored"):
         Other.from_pipe(pipe, torch_dtype=torch.float16)
     assert dtypes(pipe) == before
 
 
-# --- variants and dtypes ----------------------------------------------------------------------------------------------
+# --- variants and dtypes --------------------------------------------------------------------------
 
 
 def test_a_variant_beside_the_main_weights(repo: Path, tmp_path: Path) -> None:
@@ -410,15 +461,21 @@ def test_a_variant_beside_the_main_weights(repo: Path, tmp_path: Path) -> None:
         *(f"text_encoder/model{part}.safetensors" for part in ("", ".fp16")),
     }
     main, fp16 = Plain.from_pretrained(tmp_path), Plain.from_pretrained(tmp_path, variant="fp16")
-    assert set(dtypes(main).values()) == set(dtypes(fp16).values()) == {torch.float32}  # upstream: fp16 text encoder
+    assert (
+        set(dtypes(main).values()) == set(dtypes(fp16).values()) == {torch.float32}
+    )  # upstream: fp16 text encoder
     assert same_weights(main.unet, Plain.from_pretrained(repo).unet)
     assert same_weights(fp16.unet, pipe.unet.float())
-    assert set(dtypes(Plain.from_pretrained(tmp_path, variant="fp16", dtype="auto")).values()) == {torch.float16}
+    assert set(dtypes(Plain.from_pretrained(tmp_path, variant="fp16", dtype="auto")).values()) == {
+        torch.float16
+    }
 
 
 def test_only_a_variant(repo: Path, tmp_path: Path) -> None:
     Plain.from_pretrained(repo).save_pretrained(tmp_path, variant="fp16")
-    with pytest.raises(OSError, match=rf"vae: there is no {D}\.safetensors, but there is variant='fp16'"):
+    with pytest.raises(
+        OSError, match=rf"vae: there is no {D}\.safetensors, but there is variant='fp16'"
+    ):
         Plain.from_pretrained(tmp_path)
 
 
@@ -429,7 +486,9 @@ def test_a_variant_of_one_component(copy: Path) -> None:
     with torch.no_grad():
         unet.conv_in.weight.zero_()
     unet.save_pretrained(copy / "unet", variant="non_ema")
-    with pytest.warns(UserWarning, match="no non_ema of vae, text_encoder; the main weights are loaded"):
+    with pytest.warns(
+        UserWarning, match="no non_ema of vae, text_encoder; the main weights are loaded"
+    ):
         pipe = Plain.from_pretrained(copy, variant="non_ema")
     assert not pipe.unet.conv_in.weight.any()
     model = UNet2DConditionModel.from_pretrained(copy, subfolder="unet", variant="non_ema")
@@ -438,7 +497,9 @@ def test_a_variant_of_one_component(copy: Path) -> None:
 
 @pytest.mark.parametrize("variant", ["fp1", "bf16", "../x", "safetensors"])
 def test_a_variant_that_nothing_has(copy: Path, variant: str) -> None:
-    UNet2DConditionModel.from_pretrained(copy, subfolder="unet").save_pretrained(copy / "unet", variant="fp16")
+    UNet2DConditionModel.from_pretrained(copy, subfolder="unet").save_pretrained(
+        copy / "unet", variant="fp16"
+    )
     with pytest.raises(ValueError, match=rf"no component has variant='{variant}'; there are fp16"):
         Plain.from_pretrained(copy, variant=variant)
 
@@ -479,7 +540,7 @@ def test_dtypes_of_components(repo: Path) -> None:
         Plain.from_pretrained(repo, device_map="balanced")
 
 
-# --- saving -----------------------------------------------------------------------------------------------------------
+# --- saving ---------------------------------------------------------------------------------------
 
 
 def test_saving_over_an_earlier_save(repo: Path, tmp_path: Path) -> None:
@@ -521,7 +582,7 @@ pipe.save_pretrained(sys.argv[2])
     assert not (tmp_path / "out").exists()
 
 
-# --- configs of 2022 --------------------------------------------------------------------------------------------------
+# --- configs of 2022 ------------------------------------------------------------------------------
 
 
 def test_old_configs() -> None:

@@ -1,6 +1,7 @@
 """The pipelines against diffusers: same weights, same seed, same latents and images.
 
-With one of diffusers' schedulers in both, latents are bit-equal; with ours they differ by its rounding only.
+With one of diffusers' schedulers in both, latents are bit-equal; with ours they differ by its
+rounding only.
 """
 
 from __future__ import annotations
@@ -61,7 +62,11 @@ CROPS = {"crops_coords_top_left": (1, 2), "negative_crops_coords_top_left": (3, 
 EDIT = {**ONE, "image": IMAGE}
 INPAINT = {"image": IMAGE, "mask_image": MASK}
 LED = {"image": IMAGE, "control_image": CONTROL}
-WINDOW = {"control_guidance_start": 0.2, "control_guidance_end": 0.8, "controlnet_conditioning_scale": 0.7}
+WINDOW = {
+    "control_guidance_start": 0.2,
+    "control_guidance_end": 0.8,
+    "controlnet_conditioning_scale": 0.7,
+}
 
 
 def several_controlnets() -> tuple[Any, Any]:
@@ -72,7 +77,9 @@ def several_controlnets() -> tuple[Any, Any]:
 PARTS: dict[str, Callable[[], dict[str, Any]]] = {
     "none": dict,
     "controlnet": lambda: {"controlnet": pairs.controlnets("sd", 5)},
-    "pooled controlnet": lambda: {"controlnet": pairs.controlnets("sd", 5, global_pool_conditions=True)},
+    "pooled controlnet": lambda: {
+        "controlnet": pairs.controlnets("sd", 5, global_pool_conditions=True)
+    },
     "controlnets": lambda: {"controlnet": several_controlnets()},
     "xl controlnet": lambda: {"controlnet": pairs.controlnets("xl", 5)},
     "means": lambda: {"vae": pairs.vaes("means")},
@@ -100,7 +107,12 @@ CASES: dict[str, tuple[str, str, str, dict[str, Any]]] = {
     "inpaint 4, weak": ("Inpaint", "sd", "none", {**ONE, **INPAINT, "strength": 0.6}),
     "inpaint 9": ("Inpaint", "inpaint", "none", {**ONE, **INPAINT}),
     "inpaint 9, weak": ("Inpaint", "inpaint", "none", {**ONE, **INPAINT, "strength": 0.6}),
-    "inpaint 9, encoded": ("Inpaint", "inpaint", "none", {**ONE, **INPAINT, "masked_image_latents": LATENTS}),
+    "inpaint 9, encoded": (
+        "Inpaint",
+        "inpaint",
+        "none",
+        {**ONE, **INPAINT, "masked_image_latents": LATENTS},
+    ),
     "pix2pix": ("InstructPix2Pix", "pix2pix", "none", EDIT),
     "pix2pix, no guidance": (
         "InstructPix2Pix",
@@ -109,9 +121,19 @@ CASES: dict[str, tuple[str, str, str, dict[str, Any]]] = {
         {**ONE, "image": IMAGE, "image_guidance_scale": 0.5},
     ),
     "upscale": ("Upscale", "upscale", "none", {**ONE, "image": IMAGE, "noise_level": 33}),
-    "depth": ("Depth2Img", "depth", "none", {**ONE, "image": IMAGE, "depth_map": pixels(3, 20, 20)[:, 0]}),
+    "depth": (
+        "Depth2Img",
+        "depth",
+        "none",
+        {**ONE, "image": IMAGE, "depth_map": pixels(3, 20, 20)[:, 0]},
+    ),
     "control": ("ControlNet", "sd", "controlnet", {**TWO, "image": CONTROL, **WINDOW}),
-    "control, guess": ("ControlNet", "sd", "controlnet", {**ONE, "image": CONTROL, "guess_mode": True}),
+    "control, guess": (
+        "ControlNet",
+        "sd",
+        "controlnet",
+        {**ONE, "image": CONTROL, "guess_mode": True},
+    ),
     "control, pooled": ("ControlNet", "sd", "pooled controlnet", {**ONE, "image": CONTROL}),
     "controls": (
         *("ControlNet", "sd", "controlnets"),
@@ -128,19 +150,59 @@ CASES: dict[str, tuple[str, str, str, dict[str, Any]]] = {
     ),
     "control image": ("ControlNetImg2Img", "sd", "controlnet", {**ONE, **LED}),
     "control inpaint 4": ("ControlNetInpaint", "sd", "controlnet", {**ONE, **INPAINT, **LED}),
-    "control inpaint 9": ("ControlNetInpaint", "inpaint", "controlnet", {**ONE, **INPAINT, **LED, "strength": 0.6}),
+    "control inpaint 9": (
+        "ControlNetInpaint",
+        "inpaint",
+        "controlnet",
+        {**ONE, **INPAINT, **LED, "strength": 0.6},
+    ),
     "xl": ("XL", "xl", "none", TWO),
-    "xl, negative": ("XL", "xl", "none", {**TWO, "prompt_2": ["u", "v"], "negative_prompt": "x", **SIZES}),
-    "xl, two negatives": ("XL", "xl", "none", {**TWO, "negative_prompt": "x", "negative_prompt_2": "y"}),
+    "xl, negative": (
+        "XL",
+        "xl",
+        "none",
+        {**TWO, "prompt_2": ["u", "v"], "negative_prompt": "x", **SIZES},
+    ),
+    "xl, two negatives": (
+        "XL",
+        "xl",
+        "none",
+        {**TWO, "negative_prompt": "x", "negative_prompt_2": "y"},
+    ),
     "xl, encoded negative": ("XL", "xl", "encoded negative", TWO),
     "xl, clip_skip": ("XL", "xl", "none", {**TWO, "clip_skip": 1, "negative_prompt": "x"}),
     "xl, rescale": ("XL", "xl", "none", {**TWO, "guidance_rescale": 0.5}),
-    "xl, crops": ("XL", "xl", "none", {**TWO, **CROPS, **SIZES, "original_size": (50, 60), "target_size": (7, 8)}),
+    "xl, crops": (
+        "XL",
+        "xl",
+        "none",
+        {**TWO, **CROPS, **SIZES, "original_size": (50, 60), "target_size": (7, 8)},
+    ),
     "xl, first part": ("XL", "xl", "none", {**ONE, "denoising_end": 0.6}),
-    "xl image": ("XLImg2Img", "xl", "none", {**ONE, "image": IMAGE, "strength": 0.8, **SIZES, **CROPS}),
-    "xl image, scaled latents": ("XLImg2Img", "xl", "means", {**ONE, "image": IMAGE, "strength": 0.8}),
-    "refiner": ("XLImg2Img", "refiner", "refiner", {**ONE, "image": IMAGE, "strength": 0.8, **CROPS}),
-    "refiner, last part": ("XLImg2Img", "refiner", "refiner", {**ONE, "image": LATENTS, "denoising_start": 0.5}),
+    "xl image": (
+        "XLImg2Img",
+        "xl",
+        "none",
+        {**ONE, "image": IMAGE, "strength": 0.8, **SIZES, **CROPS},
+    ),
+    "xl image, scaled latents": (
+        "XLImg2Img",
+        "xl",
+        "means",
+        {**ONE, "image": IMAGE, "strength": 0.8},
+    ),
+    "refiner": (
+        "XLImg2Img",
+        "refiner",
+        "refiner",
+        {**ONE, "image": IMAGE, "strength": 0.8, **CROPS},
+    ),
+    "refiner, last part": (
+        "XLImg2Img",
+        "refiner",
+        "refiner",
+        {**ONE, "image": LATENTS, "denoising_start": 0.5},
+    ),
     "refiner, middle part": (
         *("XLImg2Img", "refiner", "refiner"),
         {**ONE, "image": LATENTS, "denoising_start": 0.2, "denoising_end": 0.7},
@@ -148,16 +210,41 @@ CASES: dict[str, tuple[str, str, str, dict[str, Any]]] = {
     "xl inpaint 4": ("XLInpaint", "xl", "none", {**ONE, **INPAINT}),
     "xl inpaint 4, strong": ("XLInpaint", "xl", "none", {**ONE, **INPAINT, "strength": 1.0}),
     "xl inpaint 9": ("XLInpaint", "xl inpaint", "none", {**ONE, **INPAINT, "strength": 0.6}),
-    "xl inpaint, last part": ("XLInpaint", "xl", "none", {**ONE, **INPAINT, "denoising_start": 0.4}),
-    "xl pix2pix": ("XLInstructPix2Pix", "xl pix2pix", "none", {**ONE, "image": IMAGE, "guidance_rescale": 0.4}),
+    "xl inpaint, last part": (
+        "XLInpaint",
+        "xl",
+        "none",
+        {**ONE, **INPAINT, "denoising_start": 0.4},
+    ),
+    "xl pix2pix": (
+        "XLInstructPix2Pix",
+        "xl pix2pix",
+        "none",
+        {**ONE, "image": IMAGE, "guidance_rescale": 0.4},
+    ),
     "cosxl": ("XLInstructPix2Pix", "xl pix2pix", "cosxl", {**ONE, "image": IMAGE}),
-    "xl control": ("XLControlNet", "xl", "xl controlnet", {**TWO, "image": CONTROL, **SIZES, **WINDOW}),
-    "xl control, guess": ("XLControlNet", "xl", "xl controlnet", {**ONE, "image": CONTROL, "guess_mode": True}),
+    "xl control": (
+        "XLControlNet",
+        "xl",
+        "xl controlnet",
+        {**TWO, "image": CONTROL, **SIZES, **WINDOW},
+    ),
+    "xl control, guess": (
+        "XLControlNet",
+        "xl",
+        "xl controlnet",
+        {**ONE, "image": CONTROL, "guess_mode": True},
+    ),
     "xl control image": ("XLControlNetImg2Img", "xl", "xl controlnet", {**ONE, **LED, **SIZES}),
     "xl control inpaint": ("XLControlNetInpaint", "xl", "xl controlnet", {**ONE, **INPAINT, **LED}),
     "lcm": ("LatentConsistencyModel", "lcm", "lcm", TWO),
     "lcm image": ("LatentConsistencyModelImg2Img", "lcm", "lcm", {**ONE, "image": IMAGE}),
-    "lcm, original steps": ("LatentConsistencyModel", "lcm", "lcm", {**ONE, "original_inference_steps": 20}),
+    "lcm, original steps": (
+        "LatentConsistencyModel",
+        "lcm",
+        "lcm",
+        {**ONE, "original_inference_steps": 20},
+    ),
 }
 
 
@@ -165,14 +252,18 @@ def make(name: str, scheduler: tuple[Any, Any] | None = None) -> tuple[Any, Any,
     """Two pipelines for a case, and the arguments of their calls."""
     short, unet, parts, arguments = CASES[name]
     full = f"{short}Pipeline" if short.startswith("Latent") else f"StableDiffusion{short}Pipeline"
-    theirs, ours = pairs.build(full, unet, **PARTS[parts]() | ({"scheduler": scheduler} if scheduler else {}))
+    theirs, ours = pairs.build(
+        full, unet, **PARTS[parts]() | ({"scheduler": scheduler} if scheduler else {})
+    )
     return theirs, ours, {"num_inference_steps": 4, "output_type": "latent", **arguments}
 
 
 def results(theirs: Any, ours: Any, arguments: dict[str, Any], seeds: int = 0) -> tuple[Any, Any]:
     """What both return with the same seed, or with one seed for each of `seeds` images."""
     first, second = (
-        pipe(**arguments, generator=[seeded(7 + i) for i in range(seeds)] if seeds else seeded(7))[0]
+        pipe(**arguments, generator=[seeded(7 + i) for i in range(seeds)] if seeds else seeded(7))[
+            0
+        ]
         for pipe in (theirs, ours)
     )
     return first, second
@@ -192,15 +283,19 @@ def one_scheduler(kind: str = "DDIMScheduler", **options: Any) -> tuple[Any, Any
 
 @pytest.mark.parametrize("name", CASES)
 def test_latents_are_equal_with_one_scheduler(name: str) -> None:
-    """To the last bit in all cases but those where the number of threads decides how a sum is split."""
+    """To the last bit in all cases but those where the number of threads decides how a sum is
+    split."""
     scheduler = one_scheduler("LCMScheduler" if "lcm" in CASES[name][2] else "DDIMScheduler")
     theirs, ours = results(*make(name, scheduler))
     assert torch.equal(theirs, ours) or distance(theirs, ours) <= 1e-6
 
 
-@pytest.mark.parametrize("name", ["text", "image", "inpaint 4, weak", "pix2pix", "upscale", "refiner, middle part"])
 @pytest.mark.parametrize(
-    "kind", ["DDIMScheduler", "PNDMScheduler", "EulerDiscreteScheduler", "DPMSolverMultistepScheduler"]
+    "name", ["text", "image", "inpaint 4, weak", "pix2pix", "upscale", "refiner, middle part"]
+)
+@pytest.mark.parametrize(
+    "kind",
+    ["DDIMScheduler", "PNDMScheduler", "EulerDiscreteScheduler", "DPMSolverMultistepScheduler"],
 )
 def test_latents_agree_with_each_scheduler(name: str, kind: str) -> None:
     theirs, ours, arguments = make(name, pairs.schedulers(kind))
@@ -215,16 +310,24 @@ def test_latent_consistency_with_our_scheduler(name: str) -> None:
 
 
 def test_zero_terminal_signal_to_noise() -> None:
-    """As Lin et al. (https://arxiv.org/abs/2305.08891) have it: both libraries' schedulers, and guidance rescaled."""
-    options = {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing", "prediction_type": "v_prediction"}
-    theirs, ours, arguments = make("text, linear projections", pairs.schedulers("DDIMScheduler", **options))
+    """As Lin et al. (https://arxiv.org/abs/2305.08891) have it: both libraries' schedulers, and
+    guidance rescaled."""
+    options = {
+        "rescale_betas_zero_snr": True,
+        "timestep_spacing": "trailing",
+        "prediction_type": "v_prediction",
+    }
+    theirs, ours, arguments = make(
+        "text, linear projections", pairs.schedulers("DDIMScheduler", **options)
+    )
     assert distance(*results(theirs, ours, {**arguments, "guidance_rescale": 0.7})) <= ROUNDING
 
 
 @pytest.mark.parametrize("name", ["text", "image", "inpaint 9, weak", "control", "xl", "xl image"])
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 def test_sixteen_bits(name: str, dtype: str) -> None:
-    """Latents and images; SDXL's VAE computes in float32 where float16 would overflow, and goes back."""
+    """Latents and images; SDXL's VAE computes in float32 where float16 would overflow, and goes
+    back."""
     target = getattr(torch, dtype)
     theirs, ours, arguments = make(name, one_scheduler())
     for pipe in (theirs, ours):
@@ -239,7 +342,9 @@ def test_sixteen_bits(name: str, dtype: str) -> None:
     assert ours.vae.dtype is target
 
 
-@pytest.mark.parametrize("name", ["text", "text, negative", "xl, two negatives", "inpaint 4, weak", "image"])
+@pytest.mark.parametrize(
+    "name", ["text", "text, negative", "xl, two negatives", "inpaint 4, weak", "image"]
+)
 def test_a_list_of_generators_ties_seeds_to_images(name: str) -> None:
     theirs, ours, arguments = make(name, one_scheduler())
     count = 4 if CASES[name][3]["prompt"] == TWO["prompt"] else 2
@@ -251,7 +356,9 @@ def test_an_image_does_not_depend_on_its_batch() -> None:
     _, ours, arguments = make("text")
     both = ours(**{**arguments, "prompt": "a cat"}, generator=[seeded(7), seeded(8)]).images
     for seed, image in zip((7, 8), both, strict=True):
-        alone = ours(**{**arguments, "prompt": "a cat", "num_images_per_prompt": 1}, generator=seeded(seed)).images
+        alone = ours(
+            **{**arguments, "prompt": "a cat", "num_images_per_prompt": 1}, generator=seeded(seed)
+        ).images
         assert distance(alone[0], image) <= ROUNDING
 
 
@@ -260,13 +367,16 @@ def test_an_image_does_not_depend_on_its_batch() -> None:
 def test_images_are_identical(name: str, output_type: str) -> None:
     scheduler = one_scheduler("LCMScheduler" if "lcm" in CASES[name][2] else "DDIMScheduler")
     theirs, ours, arguments = make(name, scheduler)
-    for mine, their in zip(*results(theirs, ours, {**arguments, "output_type": output_type}), strict=True):
+    for mine, their in zip(
+        *results(theirs, ours, {**arguments, "output_type": output_type}), strict=True
+    ):
         assert type(mine) is type(their)
         assert_same_levels(np.asarray(mine), np.asarray(their))
 
 
 def assert_same_levels(mine: np.ndarray[Any, Any], their: np.ndarray[Any, Any]) -> None:
-    """Identical images, but for a value on the edge of two levels: the place of a tensor in memory decides kernels."""
+    """Identical images, but for a value on the edge of two levels: the place of a tensor in memory
+    decides kernels."""
     if mine.dtype.kind == "f":
         np.testing.assert_allclose(mine, their, rtol=0, atol=1e-6)
         return
@@ -277,11 +387,15 @@ def assert_same_levels(mine: np.ndarray[Any, Any], their: np.ndarray[Any, Any]) 
 
 def picture(seed: int, size: tuple[int, int], mode: str = "RGB") -> Image.Image:
     channels = () if mode == "L" else (3,)
-    values = np.random.default_rng(seed).integers(0, 256, (size[1] // 4, size[0] // 4, *channels), dtype=np.uint8)
+    values = np.random.default_rng(seed).integers(
+        0, 256, (size[1] // 4, size[0] // 4, *channels), dtype=np.uint8
+    )
     return Image.fromarray(values).resize(size)
 
 
-@pytest.mark.parametrize("name", ["image", "inpaint 4", "inpaint 9, weak", "pix2pix", "upscale", "control", "xl image"])
+@pytest.mark.parametrize(
+    "name", ["image", "inpaint 4", "inpaint 9, weak", "pix2pix", "upscale", "control", "xl image"]
+)
 def test_pil_images_go_in_and_come_out_identical(name: str) -> None:
     theirs, ours, arguments = make(name, one_scheduler())
     arguments |= {"output_type": "pil", "image": picture(1, (37, 33))}
@@ -297,20 +411,28 @@ def test_padding_mask_crop_paints_the_surroundings_only(name: str) -> None:
     theirs, ours, arguments = make(name, one_scheduler())
     mask = Image.new("L", (60, 44))
     mask.paste(255, (10, 8, 22, 30))
-    arguments |= {"image": picture(1, (60, 44)), "mask_image": mask, "padding_mask_crop": 4, "output_type": "pil"}
+    arguments |= {
+        "image": picture(1, (60, 44)),
+        "mask_image": mask,
+        "padding_mask_crop": 4,
+        "output_type": "pil",
+    }
     for mine, their in zip(*results(theirs, ours, arguments), strict=True):
         assert_same_levels(np.asarray(mine), np.asarray(their))
 
 
 def test_clip_skip_works_where_upstream_breaks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """transformers 5.6 took away what diffusers reaches for (diffusers #14124); given back, both agree."""
+    """transformers 5.6 took away what diffusers reaches for (diffusers #14124); given back, both
+    agree."""
     theirs, ours, arguments = make("text, negative", one_scheduler())
     arguments["clip_skip"] = 1
     mine = ours(**arguments, generator=seeded(7))[0]
     if not hasattr(theirs.text_encoder, "text_model"):
         with pytest.raises(AttributeError, match="text_model"):
             theirs(**arguments, generator=seeded(7))
-        monkeypatch.setattr(type(theirs.text_encoder), "text_model", property(lambda self: self), raising=False)
+        monkeypatch.setattr(
+            type(theirs.text_encoder), "text_model", property(lambda self: self), raising=False
+        )
     assert torch.equal(mine, theirs(**arguments, generator=seeded(7))[0])
     assert not torch.equal(mine, ours(**{**arguments, "clip_skip": None}, generator=seeded(7))[0])
 
@@ -327,11 +449,18 @@ def test_packed_pipelines_differ_by_rounding(name: str) -> None:
 
 def test_embeddings_take_the_place_of_prompts() -> None:
     _, ours, arguments = make("xl, two negatives")
-    names = ("prompt_embeds", "negative_prompt_embeds", "pooled_prompt_embeds", "negative_pooled_prompt_embeds")
+    names = (
+        "prompt_embeds",
+        "negative_prompt_embeds",
+        "pooled_prompt_embeds",
+        "negative_pooled_prompt_embeds",
+    )
     embeds = ours.encode_prompt(TWO["prompt"], negative_prompt="x", negative_prompt_2="y")
     given = {"num_inference_steps": 4, "output_type": "latent", "num_images_per_prompt": 2}
     given |= dict(zip(names, embeds, strict=True))
-    assert torch.equal(ours(**given, generator=seeded(7)).images, ours(**arguments, generator=seeded(7)).images)
+    assert torch.equal(
+        ours(**given, generator=seeded(7)).images, ours(**arguments, generator=seeded(7)).images
+    )
     _, sd, arguments = make("text")
     positive, negative = sd.encode_prompt(TWO["prompt"])
     given = {key: value for key, value in arguments.items() if key != "prompt"}
@@ -343,18 +472,31 @@ def test_embeddings_take_the_place_of_prompts() -> None:
 def test_parts_that_a_run_does_not_need_may_be_none(name: str) -> None:
     """Text encoders where embeddings are given, the VAE where latents are asked for."""
     theirs, ours, arguments = make(name, one_scheduler())
-    names = ("prompt_embeds", "negative_prompt_embeds", "pooled_prompt_embeds", "negative_pooled_prompt_embeds")
+    names = (
+        "prompt_embeds",
+        "negative_prompt_embeds",
+        "pooled_prompt_embeds",
+        "negative_pooled_prompt_embeds",
+    )
     given = dict(zip(names, ours.encode_prompt(arguments.pop("prompt")), strict=False)) | arguments
-    unused = {part: None for part in ours.components if part.startswith(("vae", "text_encoder", "tokenizer"))}
+    unused = {
+        part: None
+        for part in ours.components
+        if part.startswith(("vae", "text_encoder", "tokenizer"))
+    }
     lean = [type(pipe)(**{**pipe.components, **unused}) for pipe in (theirs, ours)]
     lean[0].set_progress_bar_config(disable=True)
     assert torch.equal(*results(*lean, given))
-    with pytest.raises(ValueError, match="there is no tokenizer or no text encoder; give embeddings"):
+    with pytest.raises(
+        ValueError, match="there is no tokenizer or no text encoder; give embeddings"
+    ):
         lean[1](**arguments, prompt="a cat")
     with pytest.raises(ValueError, match="the pipeline has no vae"):
         lean[1](**{**given, "output_type": "pil"})
     with pytest.raises(ValueError, match="the pipeline has no unet, scheduler"):
-        type(ours)(**{**ours.components, "unet": None, "scheduler": None})(**arguments, prompt="a cat")
+        type(ours)(**{**ours.components, "unet": None, "scheduler": None})(
+            **arguments, prompt="a cat"
+        )
 
 
 @pytest.mark.parametrize("name", ["text", "xl", "image"])
@@ -374,14 +516,18 @@ def test_the_dtype_of_the_unet_decides(name: str) -> None:
 
 
 def test_callbacks_see_and_change_tensors_and_stop_the_run() -> None:
-    def no_guidance_after_two_steps(pipe: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+    def no_guidance_after_two_steps(
+        pipe: Any, step: int, timestep: Any, tensors: dict[str, Any]
+    ) -> dict[str, Any]:
         seen.append((type(pipe).__name__, step, int(timestep), sorted(tensors)))
         if step == 1:
             pipe._guidance_scale = 0.0
             tensors["prompt_embeds"] = tensors["prompt_embeds"].chunk(2)[-1]
         return tensors
 
-    def stop_after_two_steps(pipe: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+    def stop_after_two_steps(
+        pipe: Any, step: int, timestep: Any, tensors: dict[str, Any]
+    ) -> dict[str, Any]:
         pipe._interrupt = step == 1
         return tensors
 
@@ -449,7 +595,11 @@ def test_vae_tiling_and_slicing(vae: str) -> None:
         ("depth", {"depth_map": None}, "depth_map is needed"),
         ("upscale", {"noise_level": 351}, "noise_level = 351"),
         ("controls", {"image": [CONTROL]}, "1 values for 2 ControlNets"),
-        ("controls", {"control_guidance_start": 0.9, "control_guidance_end": 0.5}, "control_guidance_start"),
+        (
+            "controls",
+            {"control_guidance_start": 0.9, "control_guidance_end": 0.5},
+            "control_guidance_start",
+        ),
         ("xl", {"prompt": None, "prompt_embeds": torch.zeros(1, 12, 32)}, "pooled_prompt_embeds"),
         ("refiner, middle part", {"denoising_end": 0.1}, "denoising_start = 0.2"),
     ],
@@ -470,14 +620,19 @@ def test_a_unet_of_another_task_is_named() -> None:
 def test_grey_images_become_colours() -> None:
     _, ours, arguments = make("image")
     grey = picture(3, (32, 32)).convert("L")
-    images = [ours(**{**arguments, "image": image}, generator=seeded(7))[0] for image in (grey, grey.convert("RGB"))]
+    images = [
+        ours(**{**arguments, "image": image}, generator=seeded(7))[0]
+        for image in (grey, grey.convert("RGB"))
+    ]
     assert torch.equal(*(torch.as_tensor(np.asarray(image)) for image in images))
 
 
 def test_a_constant_depth_map_gives_an_image() -> None:
     _, ours, arguments = make("depth")
     constant = torch.ones_like(arguments["depth_map"])
-    result = ours(**{**arguments, "depth_map": constant, "output_type": "latent"}, generator=seeded(7))[0]
+    result = ours(
+        **{**arguments, "depth_map": constant, "output_type": "latent"}, generator=seeded(7)
+    )[0]
     assert result.isfinite().all()
 
 
@@ -488,7 +643,11 @@ def test_unknown_arguments_are_refused() -> None:
 
 
 def test_signatures_are_those_of_diffusers() -> None:
-    names = [name for name, kind in vars(pipelines).items() if getattr(kind, "call", "") and name[0] != "_"]
+    names = [
+        name
+        for name, kind in vars(pipelines).items()
+        if getattr(kind, "call", "") and name[0] != "_"
+    ]
     assert len(names) == 18
     for name in names:
         theirs = inspect.signature(getattr(diffusers, name).__call__).parameters
@@ -500,10 +659,15 @@ def test_signatures_are_those_of_diffusers() -> None:
             if key != "callback_on_step_end_tensor_inputs":
                 assert mine[key].default == theirs[key].default, (name, key)
         tensors = {*getattr(getattr(diffusers, name), "_callback_tensor_inputs", ())}
-        tensors -= {"negative_add_time_ids", "add_neg_time_ids"}  # which are the first rows of add_time_ids
+        tensors -= {
+            "negative_add_time_ids",
+            "add_neg_time_ids",
+        }  # which are the first rows of add_time_ids
         assert tensors <= {*getattr(pipelines, name)._callback_tensor_inputs}, name
         init = inspect.signature(getattr(diffusers, name).__init__).parameters
-        assert set(inspect.signature(getattr(pipelines, name).__init__).parameters) == set(init), name
+        assert set(inspect.signature(getattr(pipelines, name).__init__).parameters) == set(init), (
+            name
+        )
 
 
 @pytest.mark.parametrize("name", ["text", "xl, two negatives", "refiner", "control"])
@@ -526,7 +690,10 @@ def test_several_controlnets_are_saved_and_loaded_by_both_libraries(tmp_path: Pa
     ours.save_pretrained(tmp_path / "ours")
     expected = ours(**arguments, generator=seeded(7))[0]
     for folder in (tmp_path / "theirs", tmp_path / "ours"):
-        assert sorted(path.name for path in folder.glob("controlnet*")) == ["controlnet", "controlnet_1"]
+        assert sorted(path.name for path in folder.glob("controlnet*")) == [
+            "controlnet",
+            "controlnet_1",
+        ]
         entry = json.loads((folder / "model_index.json").read_text())["controlnet"]
         assert entry == ["diffusers", "MultiControlNetModel"]
         again = weightport.DiffusionPipeline.from_pretrained(folder)
@@ -536,7 +703,9 @@ def test_several_controlnets_are_saved_and_loaded_by_both_libraries(tmp_path: Pa
     loaded = diffusers.StableDiffusionControlNetPipeline.from_pretrained(tmp_path / "ours")
     loaded.set_progress_bar_config(disable=True)
     assert distance(loaded(**arguments, generator=seeded(7))[0], expected) <= ROUNDING
-    half = weightport.DiffusionPipeline.from_pretrained(tmp_path / "ours", dtype={"controlnet": torch.float16})
+    half = weightport.DiffusionPipeline.from_pretrained(
+        tmp_path / "ours", dtype={"controlnet": torch.float16}
+    )
     assert [net.dtype for net in half.controlnet.nets] == [torch.float16] * 2
 
 
@@ -549,7 +718,9 @@ def test_one_repository_serves_every_task(tmp_path: Path) -> None:
         loaded = pipelines.StableDiffusionImg2ImgPipeline.from_pretrained(
             tmp_path, safety_checker=None, requires_safety_checker=True
         )
-    shared = pipelines.StableDiffusionImg2ImgPipeline(**text.components, requires_safety_checker=False)
+    shared = pipelines.StableDiffusionImg2ImgPipeline(
+        **text.components, requires_safety_checker=False
+    )
     assert shared.unet is text.unet
     expected = ours(**arguments, generator=seeded(7))
     assert torch.equal(shared(**arguments, generator=seeded(7)).images, expected.images)
@@ -572,7 +743,9 @@ def test_the_safety_checker_blackens_what_it_flags() -> None:
             return SimpleNamespace(pixel_values=torch.zeros(2, 3, 4, 4))
 
     _, ours, arguments = make("inpaint 4")
-    checked = type(ours)(**{**ours.components, "safety_checker": Checker(), "feature_extractor": Extractor()})
+    checked = type(ours)(
+        **{**ours.components, "safety_checker": Checker(), "feature_extractor": Extractor()}
+    )
     output = checked(**{**arguments, "output_type": "np"}, generator=seeded(7))
     plain = ours(**{**arguments, "output_type": "np"}, generator=seeded(7))
     assert output.nsfw_content_detected == [False, True]

@@ -1,4 +1,5 @@
-"""Models from folders and back: layouts of both generations, variants, shards, dtypes; diffusers is the oracle."""
+"""Models from folders and back: layouts of both generations, variants, shards, dtypes; diffusers is
+the oracle."""
 
 from __future__ import annotations
 
@@ -44,7 +45,9 @@ def state(model: Any) -> dict[str, Any]:
 
 
 def equal(a: dict[str, Any], b: dict[str, Any]) -> bool:
-    return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) and a[key].dtype == b[key].dtype for key in a)
+    return a.keys() == b.keys() and all(
+        torch.equal(a[key], b[key]) and a[key].dtype == b[key].dtype for key in a
+    )
 
 
 @pytest.fixture
@@ -58,7 +61,7 @@ def xl_repo(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_repo(tmp_path_factory.mktemp("xl") / "repo", "sdxl", components=["text_encoder_2"])
 
 
-# --- against diffusers and transformers -------------------------------------------------------------------------------
+# --- against diffusers and transformers -----------------------------------------------------------
 
 KINDS = {
     "unet": (UNet2DConditionModel, diffusers.UNet2DConditionModel),
@@ -70,7 +73,9 @@ KINDS = {
 
 
 @pytest.fixture(params=KINDS)
-def both(request: pytest.FixtureRequest, sd1_repo: Path, xl_repo: Path, tmp_path: Path) -> tuple[Any, Any, Path]:
+def both(
+    request: pytest.FixtureRequest, sd1_repo: Path, xl_repo: Path, tmp_path: Path
+) -> tuple[Any, Any, Path]:
     """Our class, the oracle's, and a folder of such a model."""
     name = request.param
     if name == "controlnet":
@@ -88,13 +93,19 @@ def strictly(kind: Any, folder: Path, **options: Any) -> Any:
 SHARDED_VARIANT = {"variant": "fp16", "max_shard_size": "200KB"}
 
 
-@pytest.mark.parametrize("options", [{}, {"variant": "fp16"}, {"max_shard_size": "200KB"}, SHARDED_VARIANT])
-def test_they_load_what_we_save(both: tuple[Any, Any, Path], tmp_path: Path, options: dict[str, Any]) -> None:
+@pytest.mark.parametrize(
+    "options", [{}, {"variant": "fp16"}, {"max_shard_size": "200KB"}, SHARDED_VARIANT]
+)
+def test_they_load_what_we_save(
+    both: tuple[Any, Any, Path], tmp_path: Path, options: dict[str, Any]
+) -> None:
     ours, theirs, folder = both
     model = ours.from_pretrained(folder)
     model.save_pretrained(tmp_path / "saved", **options)
     variant = options.get("variant")
-    for name in [path.name for path in (tmp_path / "saved").iterdir() if path.name != "config.json"]:
+    for name in [
+        path.name for path in (tmp_path / "saved").iterdir() if path.name != "config.json"
+    ]:
         assert variant is None or re.search(rf"\.{variant}[.-]", name)
     if "max_shard_size" in options:
         assert len(list((tmp_path / "saved").glob("*-of-*.safetensors"))) > 1
@@ -106,8 +117,12 @@ def test_they_load_what_we_save(both: tuple[Any, Any, Path], tmp_path: Path, opt
     assert equal(state(model), theirs_state)
 
 
-@pytest.mark.parametrize("options", [{}, {"variant": "fp16"}, {"max_shard_size": "200KB"}, SHARDED_VARIANT])
-def test_we_load_what_they_save(both: tuple[Any, Any, Path], tmp_path: Path, options: dict[str, Any]) -> None:
+@pytest.mark.parametrize(
+    "options", [{}, {"variant": "fp16"}, {"max_shard_size": "200KB"}, SHARDED_VARIANT]
+)
+def test_we_load_what_they_save(
+    both: tuple[Any, Any, Path], tmp_path: Path, options: dict[str, Any]
+) -> None:
     """transformers 5 writes no `text_model.`, and `dtype` into the config."""
     ours, theirs, folder = both
     strictly(theirs, folder).save_pretrained(tmp_path / "saved", **options)
@@ -123,20 +138,25 @@ def test_bin_files_are_written_for_diffusers(sd1_repo: Path, tmp_path: Path) -> 
     model = UNet2DConditionModel.from_pretrained(sd1_repo, subfolder="unet")
     model.save_pretrained(tmp_path, safe_serialization=False, max_shard_size="2MB")
     assert {path.suffix for path in tmp_path.iterdir()} == {".bin", ".json"}
-    assert equal(state(model), state(UNet2DConditionModel.from_pretrained(tmp_path)))  # diffusers #14811
+    assert equal(
+        state(model), state(UNet2DConditionModel.from_pretrained(tmp_path))
+    )  # diffusers #14811
     strictly(diffusers.UNet2DConditionModel, tmp_path, use_safetensors=False)
     encoder = CLIPTextModel.from_pretrained(sd1_repo, subfolder="text_encoder")
     encoder.save_pretrained(tmp_path / "text", safe_serialization=False)
     assert (tmp_path / "text" / "model.safetensors").is_file()
 
 
-# --- layouts ----------------------------------------------------------------------------------------------------------
+# --- layouts --------------------------------------------------------------------------------------
 
 
 def test_subfolder_or_root(sd1_repo: Path) -> None:
     model = UNet2DConditionModel.from_pretrained(sd1_repo, subfolder="unet")
     assert equal(state(model), state(UNet2DConditionModel.from_pretrained(str(sd1_repo / "unet"))))
-    assert equal(state(model), state(UNet2DConditionModel.from_pretrained(sd1_repo / "unet", subfolder="unet")))
+    assert equal(
+        state(model),
+        state(UNet2DConditionModel.from_pretrained(sd1_repo / "unet", subfolder="unet")),
+    )
     assert not model.training
     assert model.name_or_path == str(sd1_repo / "unet")
     assert (model.dtype, model.device) == (torch.float32, torch.device("cpu"))
@@ -150,11 +170,15 @@ def test_auto_model_finds_the_class(sd1_repo: Path, xl_repo: Path, tmp_path: Pat
         model = AutoModel.from_pretrained(tmp_path, subfolder=name, dtype=torch.float16)
         assert type(model) is kind
         assert model.dtype == torch.float16
-    CLIPTextModelWithProjection.from_pretrained(xl_repo / "text_encoder_2").save_pretrained(tmp_path / "text_encoder")
+    CLIPTextModelWithProjection.from_pretrained(xl_repo / "text_encoder_2").save_pretrained(
+        tmp_path / "text_encoder"
+    )
     assert type(AutoModel.from_pretrained(tmp_path / "text_encoder")) is CLIPTextModelWithProjection
 
 
-@pytest.mark.parametrize("config", [{}, {"_class_name": "system"}, {"architectures": []}, {"_class_name": ["a"]}])
+@pytest.mark.parametrize(
+    "config", [{}, {"_class_name": "system"}, {"architectures": []}, {"_class_name": ["a"]}]
+)
 def test_auto_model_knows_its_classes_only(vae: Path, config: dict[str, Any]) -> None:
     (vae / "config.json").write_text(json.dumps(config))
     with pytest.raises(ValueError, match="not a model of the runtime"):
@@ -170,14 +194,19 @@ def test_old_names_in_the_vae(vae: Path, four_dimensions: bool) -> None:
         for new, name in old.items():
             if f"attentions.0.{new}." in key:
                 key = key.replace(new, name)
-                tensor = tensor[:, :, None, None] if four_dimensions and tensor.ndim == 2 else tensor
+                tensor = (
+                    tensor[:, :, None, None] if four_dimensions and tensor.ndim == 2 else tensor
+                )
         renamed[key] = tensor
     assert sum("proj_attn" in key for key in renamed) == 4
     save_file(renamed, vae / f"{D}.safetensors")
     assert equal(before, state(AutoencoderKL.from_pretrained(vae)))
     half = dict(list(renamed.items())[:50])
     save_file(half, vae / f"{D}-00001-of-00002.safetensors")  # in shards too, unlike upstream
-    save_file({key: renamed[key] for key in renamed.keys() - half.keys()}, vae / f"{D}-00002-of-00002.safetensors")
+    save_file(
+        {key: renamed[key] for key in renamed.keys() - half.keys()},
+        vae / f"{D}-00002-of-00002.safetensors",
+    )
     weight_map = {key: f"{D}-0000{1 if key in half else 2}-of-00002.safetensors" for key in renamed}
     (vae / f"{D}.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
     (vae / f"{D}.safetensors").unlink()
@@ -194,7 +223,10 @@ def test_text_encoders_of_any_age(sd1_repo: Path, tmp_path: Path) -> None:
     (folder / "model.safetensors").unlink()
     model, info = CLIPTextModel.from_pretrained(folder, output_loading_info=True)
     assert equal(before, state(model))
-    assert sorted(info.pop("unexpected_keys")) == ["text_model.embeddings.position_ids", "text_projection.weight"]
+    assert sorted(info.pop("unexpected_keys")) == [
+        "text_model.embeddings.position_ids",
+        "text_projection.weight",
+    ]
     assert info == {"missing_keys": [], "mismatched_keys": [], "error_msgs": []}
 
 
@@ -216,17 +248,21 @@ def test_legacy_names_of_shards(vae: Path) -> None:
     assert [path.name for path in sorted(vae.glob("*fp16*"))] == [f"{D}.fp16.safetensors"]
 
 
-# --- options ----------------------------------------------------------------------------------------------------------
+# --- options --------------------------------------------------------------------------------------
 
 
 def test_dtypes(sd1_repo: Path, tmp_path: Path) -> None:
     folder = sd1_repo / "vae"
     half = AutoencoderKL.from_pretrained(folder, dtype=torch.float16)
-    assert equal(state(half), state(AutoencoderKL.from_pretrained(folder, torch_dtype=torch.float16)))
+    assert equal(
+        state(half), state(AutoencoderKL.from_pretrained(folder, torch_dtype=torch.float16))
+    )
     assert half.dtype == torch.float16
     half.save_pretrained(tmp_path, variant="fp16")
     assert AutoencoderKL.from_pretrained(tmp_path, variant="fp16").dtype == torch.float32
-    assert AutoencoderKL.from_pretrained(tmp_path, variant="fp16", dtype="auto").dtype == torch.float16
+    assert (
+        AutoencoderKL.from_pretrained(tmp_path, variant="fp16", dtype="auto").dtype == torch.float16
+    )
     with pytest.raises(ValueError, match="two names of one argument"):
         AutoencoderKL.from_pretrained(folder, dtype=torch.float16, torch_dtype=torch.float16)
     with pytest.raises(ValueError, match="not a floating-point dtype"):
@@ -236,7 +272,8 @@ def test_dtypes(sd1_repo: Path, tmp_path: Path) -> None:
 
 
 def test_a_variant_leaves_the_config_alone(sd1_repo: Path, tmp_path: Path) -> None:
-    """transformers writes the dtype of the variant, and loads the main weights in it: float16 beside float32."""
+    """transformers writes the dtype of the variant, and loads the main weights in it: float16
+    beside float32."""
     encoder = CLIPTextModel.from_pretrained(sd1_repo / "text_encoder")
     encoder.save_pretrained(tmp_path)
     before = (tmp_path / "config.json").read_text()
@@ -249,16 +286,22 @@ def test_a_variant_leaves_the_config_alone(sd1_repo: Path, tmp_path: Path) -> No
 
 
 def test_a_model_alone_does_not_fall_back(vae: Path) -> None:
-    with pytest.raises(OSError, match=rf"vae: there is no {D}\.bf16\.safetensors, but there is variant=None"):
+    with pytest.raises(
+        OSError, match=rf"vae: there is no {D}\.bf16\.safetensors, but there is variant=None"
+    ):
         AutoencoderKL.from_pretrained(vae, variant="bf16")
     (vae / f"{D}.safetensors").rename(vae / f"{D}.fp16.safetensors")
-    with pytest.raises(OSError, match=rf"vae: there is no {D}\.safetensors, but there is variant='fp16'"):
+    with pytest.raises(
+        OSError, match=rf"vae: there is no {D}\.safetensors, but there is variant='fp16'"
+    ):
         AutoencoderKL.from_pretrained(vae)
 
 
 def test_formats(vae: Path) -> None:
     model = AutoencoderKL.from_pretrained(vae, use_safetensors=True)
-    with pytest.raises(OSError, match=rf"there is no {D}\.bin; the weights are in the other format"):
+    with pytest.raises(
+        OSError, match=rf"there is no {D}\.bin; the weights are in the other format"
+    ):
         AutoencoderKL.from_pretrained(vae, use_safetensors=False)
     torch.save({key: tensor + 1 for key, tensor in state(model).items()}, vae / f"{D}.bin")
     assert equal(state(model), state(AutoencoderKL.from_pretrained(vae)))
@@ -282,16 +325,20 @@ def test_disable_mmap(vae: Path) -> None:
     assert equal(before, state(model))
 
 
-# --- what is wrong ----------------------------------------------------------------------------------------------------
+# --- what is wrong --------------------------------------------------------------------------------
 
 
 def test_an_unknown_option_is_told_by_name(vae: Path) -> None:
-    with pytest.raises(TypeError, match=r"AutoencoderKL\.from_pretrained\(\) takes no dtyp, cache$"):
+    with pytest.raises(
+        TypeError, match=r"AutoencoderKL\.from_pretrained\(\) takes no dtyp, cache$"
+    ):
         AutoencoderKL.from_pretrained(vae, dtyp=torch.float16, cache="here")
 
 
 @pytest.mark.parametrize("enabled", [True, False])
-def test_loading_leaves_the_collector_as_it_was(vae: Path, enabled: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_loading_leaves_the_collector_as_it_was(
+    vae: Path, enabled: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     during = []
     monkeypatch.setattr(AutoencoderKL, "rename", lambda key: during.append(gc.isenabled()) or key)
     (gc.enable if enabled else gc.disable)()
@@ -324,9 +371,15 @@ def test_a_config_is_read_only(vae: Path) -> None:
         with pytest.raises(TypeError, match="read-only"):
             change(model.config)
         assert model.config == before
-    for same in (copy.deepcopy(model).config, pickle.loads(pickle.dumps(model.config)), copy.copy(model.config)):
+    for same in (
+        copy.deepcopy(model).config,
+        pickle.loads(pickle.dumps(model.config)),
+        copy.copy(model.config),
+    ):
         assert (type(same), same) == (type(model.config), before)
-    assert AutoencoderKL.from_config({**model.config, "scaling_factor": 2}).config.scaling_factor == 2
+    assert (
+        AutoencoderKL.from_config({**model.config, "scaling_factor": 2}).config.scaling_factor == 2
+    )
 
 
 def test_missing_things(vae: Path, tmp_path: Path) -> None:
@@ -349,7 +402,9 @@ def test_no_tensor_stays_without_weights(vae: Path) -> None:
     weights = load_file(vae / f"{D}.safetensors")
     del weights["encoder.conv_in.weight"]
     save_file(weights, vae / f"{D}.safetensors")
-    with pytest.raises(ValueError, match=r"does not fit AutoencoderKL: missing encoder\.conv_in\.weight$"):
+    with pytest.raises(
+        ValueError, match=r"does not fit AutoencoderKL: missing encoder\.conv_in\.weight$"
+    ):
         AutoencoderKL.from_pretrained(vae)
 
 
@@ -360,7 +415,9 @@ def test_shards(vae: Path) -> None:
     index = vae / f"{D}.safetensors.index.json"
     shards = sorted(vae.glob("*-of-*"))
     assert shards[0].name == f"{D}-00001-of-{len(shards):05}.safetensors"
-    assert json.loads(index.read_text())["metadata"]["total_size"] == sum(t.nbytes for t in state(model).values())
+    assert json.loads(index.read_text())["metadata"]["total_size"] == sum(
+        t.nbytes for t in state(model).values()
+    )
     shards[1].rename(vae / "elsewhere")
     with pytest.raises(OSError, match=rf"index\.json names {shards[1].name}, which is missing"):
         AutoencoderKL.from_pretrained(vae)
@@ -381,7 +438,7 @@ def test_sizes_that_make_no_sense(vae: Path, size: Any, tmp_path: Path) -> None:
     assert not (tmp_path / "x").exists()
 
 
-# --- saving is safe ---------------------------------------------------------------------------------------------------
+# --- saving is safe -------------------------------------------------------------------------------
 
 
 def test_a_model_can_be_saved_over_itself(vae: Path) -> None:
@@ -413,7 +470,7 @@ def test_a_file_is_in_the_way(vae: Path) -> None:
         AutoencoderKL.from_pretrained(vae).save_pretrained(vae / "config.json")
 
 
-# --- what is imported -------------------------------------------------------------------------------------------------
+# --- what is imported -----------------------------------------------------------------------------
 
 
 def run(code: str) -> str:
@@ -423,7 +480,10 @@ def run(code: str) -> str:
 
 
 def test_local_folders_need_no_hub_and_no_oracle(sd1_repo: Path) -> None:
-    code = f"from weightport import UNet2DConditionModel as U; U.from_pretrained({str(sd1_repo / 'unet')!r})\n"
+    code = (
+        "from weightport import UNet2DConditionModel as U;"
+        f" U.from_pretrained({str(sd1_repo / 'unet')!r})\n"
+    )
     modules = set(run(code + "import sys; print(*sys.modules)").split())
     assert not modules & {
         "huggingface_hub",

@@ -43,7 +43,9 @@ def theirs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Path]:
         else:
             parameter.data.normal_(std=0.2)
     with torch.no_grad():
-        image = torch.nn.functional.normalize(model.visual_projection(model.vision_model(pixels())[1]))
+        image = torch.nn.functional.normalize(
+            model.visual_projection(model.vision_model(pixels())[1])
+        )
         for name, quantile in (("concept_embeds", 0.97), ("special_care_embeds", 0.9)):
             cosines = image @ torch.nn.functional.normalize(getattr(model, name)).T
             getattr(model, f"{name}_weights").copy_(cosines.quantile(quantile, dim=0))
@@ -97,11 +99,16 @@ def test_files_of_both_generations(theirs: tuple[Any, Path], tmp_path: Path) -> 
 
 
 def test_an_old_config(theirs: tuple[Any, Path]) -> None:
-    legacy = {"vision_config": {"top_k": 50, "hidden_size": 768}, "vision_config_dict": VISION, "projection_dim": 16}
+    legacy = {
+        "vision_config": {"top_k": 50, "hidden_size": 768},
+        "vision_config_dict": VISION,
+        "projection_dim": 16,
+    }
     with torch.device("meta"):
         model = StableDiffusionSafetyChecker(legacy)
     assert {key: v.shape for key, v in model.state_dict().items()} == {
-        StableDiffusionSafetyChecker.rename(key): v.shape for key, v in theirs[0].state_dict().items()
+        StableDiffusionSafetyChecker.rename(key): v.shape
+        for key, v in theirs[0].state_dict().items()
     }
 
 
@@ -118,14 +125,20 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "stretched": {"size": {"height": 30, "width": 50}, "crop_size": {"height": 30, "width": 30}},
     "no resize": {"do_resize": False, "crop_size": {"height": 16, "width": 17}},
     "bilinear": {"resample": 2},
-    "only rescaled": {"do_normalize": False, "do_center_crop": False, "size": {"shortest_edge": 33}},
+    "only rescaled": {
+        "do_normalize": False,
+        "do_center_crop": False,
+        "size": {"shortest_edge": 33},
+    },
 }
 
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_identical_pixels(name: str, tmp_path: Path) -> None:
     (tmp_path / "preprocessor_config.json").write_text(json.dumps(CONFIGS[name]))
-    ours, theirs = (kind.from_pretrained(tmp_path) for kind in (CLIPImageProcessor, CLIPImageProcessorPil))
+    ours, theirs = (
+        kind.from_pretrained(tmp_path) for kind in (CLIPImageProcessor, CLIPImageProcessorPil)
+    )
     ours.save_pretrained(tmp_path / "again")
     again = CLIPImageProcessor.from_pretrained(tmp_path / "again")
     reread = CLIPImageProcessorPil.from_pretrained(tmp_path / "again")

@@ -39,7 +39,9 @@ def unet() -> UNet2DConditionModel:
 
 def inputs(seed: int, size: int = 8) -> tuple[torch.Tensor, torch.Tensor]:
     generator = torch.Generator().manual_seed(seed)
-    return torch.randn(2, 4, size, size, generator=generator), torch.randn(2, 7, 16, generator=generator)
+    return torch.randn(2, 4, size, size, generator=generator), torch.randn(
+        2, 7, 16, generator=generator
+    )
 
 
 def convolutions(unet: UNet2DConditionModel) -> list[Any]:
@@ -64,9 +66,13 @@ def test_a_constant_context_is_projected_once(unet: UNet2DConditionModel) -> Non
     counted.clear()
     with constant_context(unet):
         for t, before in zip((9, 5, 1), expected, strict=True):
-            assert torch.equal(unet(x, t, text[:]).sample, before), "bits do not change, for a view neither"
+            assert torch.equal(unet(x, t, text[:]).sample, before), (
+                "bits do not change, for a view neither"
+            )
         assert len(counted) == layers
-    assert all(module.constant is None for module in unet.modules() if isinstance(module, Attention))
+    assert all(
+        module.constant is None for module in unet.modules() if isinstance(module, Attention)
+    )
     unet(x, 1, text)
     assert len(counted) == 2 * layers
 
@@ -99,7 +105,9 @@ def test_gradients_flow(unet: UNet2DConditionModel) -> None:
 def test_what_fails_lets_go(unet: UNet2DConditionModel) -> None:
     with pytest.raises(ZeroDivisionError), constant_context(unet):
         raise ZeroDivisionError
-    assert all(module.constant is None for module in unet.modules() if isinstance(module, Attention))
+    assert all(
+        module.constant is None for module in unet.modules() if isinstance(module, Attention)
+    )
 
 
 @pytest.fixture
@@ -141,7 +149,9 @@ def test_bfloat16_is_packed_where_the_cpu_has_it(
     pack_model(unet.bfloat16())
     for layer in convolutions(unet):
         assert isinstance(layer.forward, PackedConvolution) == supported
-        assert layer.weight.is_contiguous(memory_format=torch.channels_last) != supported or layer.kernel_size == (1, 1)
+        assert layer.weight.is_contiguous(
+            memory_format=torch.channels_last
+        ) != supported or layer.kernel_size == (1, 1)
 
 
 @pytest.mark.parametrize("place", [torch.float16, "meta"])
@@ -161,7 +171,9 @@ def test_weights_are_packed_once_for_a_shape(unet: UNet2DConditionModel) -> None
     weights = [layer.forward.weight for layer in layers]
     assert all(weight.is_mkldnn for weight in weights)
     unet(x, 2, text)
-    assert all(layer.forward.weight is weight for layer, weight in zip(layers, weights, strict=True))
+    assert all(
+        layer.forward.weight is weight for layer, weight in zip(layers, weights, strict=True)
+    )
 
 
 @torch.no_grad()
@@ -177,19 +189,27 @@ def test_packed_weights_take_the_place_of_those_in_the_file(
     mapped(x, 3, text)
     assert not any(pages_in_memory(weight) for weight in wide)
     ours = mapped.state_dict()
-    assert all(torch.equal(tensor, ours[key]) for key, tensor in unet.state_dict().items()), "read again"
+    assert all(torch.equal(tensor, ours[key]) for key, tensor in unet.state_dict().items()), (
+        "read again"
+    )
 
 
 @torch.no_grad()
-def test_weights_that_were_written_to_are_kept(unet: UNet2DConditionModel, mapped: UNet2DConditionModel) -> None:
+def test_weights_that_were_written_to_are_kept(
+    unet: UNet2DConditionModel, mapped: UNet2DConditionModel
+) -> None:
     x, text = inputs(8)
     for model in (unet, mapped):
-        model.mid_block.resnets[0].conv1.weight.data[3, 5] += 1  # as merging a LoRA does, unseen by versions
+        model.mid_block.resnets[0].conv1.weight.data[3, 5] += (
+            1  # as merging a LoRA does, unseen by versions
+        )
     expected = unet(x, 3, text).sample
     pack_model(mapped)
     got = mapped(x, 3, text).sample
     assert (got - expected).abs().max() <= 1e-5 * expected.abs().max()
-    assert torch.equal(mapped.mid_block.resnets[0].conv1.weight, unet.mid_block.resnets[0].conv1.weight)
+    assert torch.equal(
+        mapped.mid_block.resnets[0].conv1.weight, unet.mid_block.resnets[0].conv1.weight
+    )
 
 
 def test_packed_layers_have_gradients(unet: UNet2DConditionModel) -> None:
@@ -207,7 +227,9 @@ def test_channels_last_is_kept_and_equal_within_rounding(unet: UNet2DConditionMo
     for module in unet.modules():
         if isinstance(module, torch.nn.Conv2d):
             module.register_forward_hook(
-                lambda _module, _inputs, y: layouts.append(y.is_contiguous(memory_format=torch.channels_last))
+                lambda _module, _inputs, y: layouts.append(
+                    y.is_contiguous(memory_format=torch.channels_last)
+                )
             )
     unet.to(memory_format=torch.channels_last)
     got = unet(x, 3, text).sample
@@ -216,7 +238,9 @@ def test_channels_last_is_kept_and_equal_within_rounding(unet: UNet2DConditionMo
 
 
 @torch.no_grad()
-def test_each_shape_is_compiled_once(unet: UNet2DConditionModel, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_shape_is_compiled_once(
+    unet: UNet2DConditionModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
     graphs: list[list[Any]] = []
 
     def backend(graph: Any, inputs: list[Any], **_: Any) -> Any:
@@ -232,11 +256,15 @@ def test_each_shape_is_compiled_once(unet: UNet2DConditionModel, monkeypatch: py
                 unet(x, torch.tensor(3), text)
         unet(x, torch.tensor(2), text)
     assert len(graphs) == 2
-    assert all(isinstance(value, torch.Tensor) for values in graphs for value in values), "no size is left open"
+    assert all(isinstance(value, torch.Tensor) for values in graphs for value in values), (
+        "no size is left open"
+    )
 
 
 @torch.no_grad()
-def test_outputs_outlive_the_next_call(unet: UNet2DConditionModel, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_outputs_outlive_the_next_call(
+    unet: UNet2DConditionModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
     memory = torch.zeros(1)  # as a CUDA graph writes to the same at each call
     backend = lambda *_args, **_options: lambda *_inputs: (memory.add_(1),)  # noqa: E731
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=backend))

@@ -30,7 +30,10 @@ HARD = [
     "猫が好き 한국어 ภาษาไทย हिन्दी क्ष السلام עברית",
     "\uff46\uff55\uff4c\uff4c\uff57\uff49\uff44\uff54\uff48 ①②③ ½ ² Ⅷ x² 10³",
     "🐱 😀😃 👨\u200d👩\u200d👧 🏳️\u200d🌈 👍🏽 🇩🇪 ❤️",
-    "zero\u200bwidth soft\u00adhyphen \ufeffbom \u202eright \u0000nul \u0007bell \u001b[31m \x7f \u0085 \ufffd",
+    (
+        "zero\u200bwidth soft\u00adhyphen \ufeffbom \u202eright \u0000nul \u0007bell \u001b[31m"
+        " \x7f \u0085 \ufffd"
+    ),
     "“quotes” \u2018single\u2019 — dash … ™ ® © € £ ¥",
     "&lt;b&gt; Ã© mojibake",
     "1234567890 3.14 1e-5 50% #1 @me $5 C++ x_y--z a/b\\c",
@@ -89,7 +92,10 @@ def folder_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]
 
 
 KINDS = [
-    f"{layout} {pad} {added}" for layout in ("classic", "json", "ours") for pad in "!e" for added in ("no", "added")
+    f"{layout} {pad} {added}"
+    for layout in ("classic", "json", "ours")
+    for pad in "!e"
+    for added in ("no", "added")
 ]
 KINDS += ["merges-as-text e added", "bare e no", "bare e added"]
 
@@ -104,7 +110,9 @@ def test_ids_are_those_of_transformers(folder_of: Callable[[str], Path], kind: s
             assert ours(text, **options) == dict(theirs(text, **options)), text
         ids = theirs(text).input_ids
         for skip in (False, True):
-            assert ours.decode(ids, skip_special_tokens=skip) == theirs.decode(ids, skip_special_tokens=skip)
+            assert ours.decode(ids, skip_special_tokens=skip) == theirs.decode(
+                ids, skip_special_tokens=skip
+            )
     for name in ("bos", "eos", "unk", "pad"):
         assert getattr(ours, f"{name}_token") == getattr(theirs, f"{name}_token")
         assert getattr(ours, f"{name}_token_id") == getattr(theirs, f"{name}_token_id")
@@ -119,24 +127,49 @@ def test_what_we_save_transformers_reads(folder_of: Callable[[str], Path], pad: 
     before = transformers.CLIPTokenizer.from_pretrained(folder_of(f"classic {pad} added"))
     folder = folder_of(f"ours {pad} added")
     assert {path.name for path in folder.iterdir()} == {
-        *("vocab.json", "merges.txt", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
+        *(
+            "vocab.json",
+            "merges.txt",
+            "tokenizer_config.json",
+            "special_tokens_map.json",
+            "added_tokens.json",
+        ),
     }
     for load in (transformers.CLIPTokenizer, transformers.AutoTokenizer):
         after = load.from_pretrained(folder)
         for text in HARD:
-            assert after(text, padding="max_length").input_ids == before(text, padding="max_length").input_ids, text
+            assert (
+                after(text, padding="max_length").input_ids
+                == before(text, padding="max_length").input_ids
+            ), text
         assert after.model_max_length == 77
 
 
 def test_padding_of_sd2(folder_of: Callable[[str], Path]) -> None:
     tokenizer = CLIPTokenizer.from_pretrained(folder_of("classic ! no"))
-    assert tokenizer("hello!", padding="max_length", max_length=7).input_ids == [49406, 3306, 0, 49407, 0, 0, 0]
-    assert CLIPTokenizer.from_pretrained(folder_of("classic e no"))("hello!").input_ids == [49406, 3306, 256, 49407]
+    assert tokenizer("hello!", padding="max_length", max_length=7).input_ids == [
+        49406,
+        3306,
+        0,
+        49407,
+        0,
+        0,
+        0,
+    ]
+    assert CLIPTokenizer.from_pretrained(folder_of("classic e no"))("hello!").input_ids == [
+        49406,
+        3306,
+        256,
+        49407,
+    ]
 
 
 def test_batches(folder_of: Callable[[str], Path]) -> None:
     folder = folder_of("classic ! no")
-    ours, theirs = CLIPTokenizer.from_pretrained(folder), transformers.CLIPTokenizer.from_pretrained(folder)
+    ours, theirs = (
+        CLIPTokenizer.from_pretrained(folder),
+        transformers.CLIPTokenizer.from_pretrained(folder),
+    )
     for padding in (True, "longest", "max_length"):
         options = {"padding": padding, "max_length": 20, "truncation": True, "return_tensors": "pt"}
         for texts in (["a", "b c", "cat " * 40], "one text"):
@@ -156,7 +189,10 @@ def test_batches(folder_of: Callable[[str], Path]) -> None:
 
 def test_decode_takes_what_encode_gives(folder_of: Callable[[str], Path]) -> None:
     folder = folder_of("classic e no")
-    ours, theirs = CLIPTokenizer.from_pretrained(folder), transformers.CLIPTokenizer.from_pretrained(folder)
+    ours, theirs = (
+        CLIPTokenizer.from_pretrained(folder),
+        transformers.CLIPTokenizer.from_pretrained(folder),
+    )
     ids = ours(["a cat", "two dogs!"], padding="max_length", return_tensors="pt").input_ids
     assert ours.batch_decode(ids) == theirs.batch_decode(ids)
     assert ours.decode(ids[0]) == theirs.decode(ids[0])
@@ -166,21 +202,36 @@ def test_decode_takes_what_encode_gives(folder_of: Callable[[str], Path]) -> Non
 
 
 @pytest.mark.parametrize(
-    "text", ["a cat", "cat " * 75, "cat " * 76, "cat " * 75 + "Dog, BIRD!", "word " * 75 + "<|endoftext|> x"]
+    "text",
+    [
+        "a cat",
+        "cat " * 75,
+        "cat " * 76,
+        "cat " * 75 + "Dog, BIRD!",
+        "word " * 75 + "<|endoftext|> x",
+    ],
 )
 def test_the_text_that_is_cut_off(folder_of: Callable[[str], Path], text: str) -> None:
     folder = folder_of("classic e no")
     theirs = transformers.CLIPTokenizer.from_pretrained(folder)
     whole = theirs(text, padding="longest", return_tensors="pt").input_ids
-    assert CLIPTokenizer.from_pretrained(folder).cut_off(text) == theirs.batch_decode(whole[:, 77 - 1 : -1])[0]
+    assert (
+        CLIPTokenizer.from_pretrained(folder).cut_off(text)
+        == theirs.batch_decode(whole[:, 77 - 1 : -1])[0]
+    )
 
 
 def test_added_tokens(folder_of: Callable[[str], Path]) -> None:
     folder = folder_of("classic e no")
-    ours, theirs = CLIPTokenizer.from_pretrained(folder), transformers.CLIPTokenizer.from_pretrained(folder)
+    ours, theirs = (
+        CLIPTokenizer.from_pretrained(folder),
+        transformers.CLIPTokenizer.from_pretrained(folder),
+    )
     for tokens in ("sks", ["<a>", "<b>", "<a>"], ["cat</w>", "<B>x"], ["", "<c> d"]):
         assert ours.add_tokens(tokens) == theirs.add_tokens(tokens)
-    assert ours.add_tokens(["<special>"], special_tokens=True) == theirs.add_tokens(["<special>"], special_tokens=True)
+    assert ours.add_tokens(["<special>"], special_tokens=True) == theirs.add_tokens(
+        ["<special>"], special_tokens=True
+    )
     for text in ("xsksy SKS <a><b> <c>  d cat</w> <SPECIAL> <special>", *HARD):
         assert ours(text).input_ids == theirs(text).input_ids, text
     assert ours.added_tokens_encoder == theirs.added_tokens_encoder
@@ -193,11 +244,19 @@ def test_tokens_of_several_vectors(folder_of: Callable[[str], Path]) -> None:
     assert tokenizer.expand("<my-cat>_1 alone") == "<my-cat>_1 alone"
     assert tokenizer.expand("no such") == "no such"
     first = tokenizer.convert_tokens_to_ids("<my-cat>")
-    assert tokenizer(tokenizer.expand("<my-cat>")).input_ids == [49406, first, first + 1, first + 2, 49407]
+    assert tokenizer(tokenizer.expand("<my-cat>")).input_ids == [
+        49406,
+        first,
+        first + 1,
+        first + 2,
+        49407,
+    ]
 
 
 @pytest.mark.parametrize(("written", "length"), [(248, 248), (10**30, 77), (None, 77)])
-def test_model_max_length(folder_of: Callable[[str], Path], tmp_path: Path, written: int | None, length: int) -> None:
+def test_model_max_length(
+    folder_of: Callable[[str], Path], tmp_path: Path, written: int | None, length: int
+) -> None:
     shutil.copytree(folder_of("classic e no"), tmp_path / "tokenizer")
     path = tmp_path / "tokenizer" / "tokenizer_config.json"
     config = json.loads(path.read_text())
@@ -226,7 +285,11 @@ def damage(name: str, text: str | None) -> Callable[[Path], None]:
         (damage("tokenizer_config.json", "[1, 2"), ValueError, "the JSON in tokenizer_config.json"),
         (damage("tokenizer_config.json", "[]"), ValueError, "does not hold a JSON object"),
         (damage("tokenizer.json", '{"model": {}}'), ValueError, "cannot be read: 'vocab'"),
-        (damage("added_tokens.json", '{"<a>": 49410}'), ValueError, "'<a>' is said to have id 49410, but .* 49408"),
+        (
+            damage("added_tokens.json", '{"<a>": 49410}'),
+            ValueError,
+            "'<a>' is said to have id 49410, but .* 49408",
+        ),
     ],
 )
 def test_damaged_files(

@@ -27,9 +27,13 @@ Arrays = dict[str, np.ndarray[Any, Any]]
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 
-def save(folder: Path, arrays: Arrays, name: str = "w.safetensors", limit: int = 1 << 40, **kwargs: Any) -> Written:
+def save(
+    folder: Path, arrays: Arrays, name: str = "w.safetensors", limit: int = 1 << 40, **kwargs: Any
+) -> Written:
     """Write arrays through a raw file, so that every tensor is `Stored`."""
-    outputs = [Output(key, t.dtype, t.shape, (t,), **kwargs) for key, t in stored(folder, arrays).items()]
+    outputs = [
+        Output(key, t.dtype, t.shape, (t,), **kwargs) for key, t in stored(folder, arrays).items()
+    ]
     return write_safetensors(folder, name, outputs, max_shard_size=limit)
 
 
@@ -43,16 +47,22 @@ def stored(folder: Path, arrays: Arrays) -> dict[str, Stored]:
     return tensors
 
 
-def convert(folder: Path, array: np.ndarray[Any, Any], dtype: str, op: Op | None = None, part: int = 0) -> Any:
+def convert(
+    folder: Path, array: np.ndarray[Any, Any], dtype: str, op: Op | None = None, part: int = 0
+) -> Any:
     """One tensor through the writer: (result, Written)."""
     source = stored(folder, {"a": array})["a"]
     shape = op.apply([array], 3 if part else 1)[part].shape if op else array.shape
     output = Output("a", dtype, shape, (source,), op, part)
-    written = write_safetensors(folder, f"{dtype}{part}.safetensors", [output], max_shard_size=1 << 40)
+    written = write_safetensors(
+        folder, f"{dtype}{part}.safetensors", [output], max_shard_size=1 << 40
+    )
     return read_safetensors(folder / written.files[0].name).tensors["a"].numpy(), written
 
 
-def random_bits(dtype: np.dtype[Any], shape: tuple[int, ...], seed: int = 0) -> np.ndarray[Any, Any]:
+def random_bits(
+    dtype: np.dtype[Any], shape: tuple[int, ...], seed: int = 0
+) -> np.ndarray[Any, Any]:
     """Every bit pattern may come: NaN payloads, denormals, -0.0."""
     bits = np.random.default_rng(seed).integers(0, 256, math.prod(shape) * dtype.itemsize, np.uint8)
     return (bits & 1 if dtype == np.dtype("?") else bits).view(dtype).reshape(shape)
@@ -63,7 +73,7 @@ def assert_same_bits(a: np.ndarray[Any, Any], b: np.ndarray[Any, Any]) -> None:
     assert a.tobytes() == b.tobytes()
 
 
-# --- round trips and equality with the reference implementation ------------------------------------------------------
+# --- round trips and equality with the reference implementation -----------------------------------
 
 
 @pytest.mark.parametrize("shape", [(), (0,), (3, 0, 2), (1,), (7,), (2, 3, 5), (300, 257)])
@@ -77,7 +87,9 @@ def test_round_trip_is_bit_exact(tmp_path: Path, name: str, shape: tuple[int, ..
 def test_special_values_survive(tmp_path: Path) -> None:
     bits = np.array([0x7F800001, 0xFFC12345, 0x80000000, 1, 0x7F800000, 0xFF800000], np.uint32)
     written = save(tmp_path, {"x": bits.view(np.float32)})
-    assert_same_bits(read_safetensors(tmp_path / "w.safetensors").tensors["x"].numpy(), bits.view(np.float32))
+    assert_same_bits(
+        read_safetensors(tmp_path / "w.safetensors").tensors["x"].numpy(), bits.view(np.float32)
+    )
     assert written.nonfinite == {"x": 4}
 
 
@@ -90,10 +102,27 @@ def mixed() -> Arrays:
 def test_equals_the_reference_implementation(tmp_path: Path) -> None:
     arrays = mixed()
     written = save(tmp_path, arrays)
-    tensors = {key: torch.from_numpy(np.atleast_1d(a).view(f"u{a.itemsize}").copy()) for key, a in arrays.items()}
-    kinds = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32, "F64": torch.float64}
-    kinds |= {"I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "BOOL": torch.bool}
-    same = {k: t.view(kinds.get(NAMES[arrays[k].dtype], t.dtype)).reshape(arrays[k].shape) for k, t in tensors.items()}
+    tensors = {
+        key: torch.from_numpy(np.atleast_1d(a).view(f"u{a.itemsize}").copy())
+        for key, a in arrays.items()
+    }
+    kinds = {
+        "BF16": torch.bfloat16,
+        "F16": torch.float16,
+        "F32": torch.float32,
+        "F64": torch.float64,
+    }
+    kinds |= {
+        "I64": torch.int64,
+        "I32": torch.int32,
+        "I16": torch.int16,
+        "I8": torch.int8,
+        "BOOL": torch.bool,
+    }
+    same = {
+        k: t.view(kinds.get(NAMES[arrays[k].dtype], t.dtype)).reshape(arrays[k].shape)
+        for k, t in tensors.items()
+    }
     safetensors.torch.save_file(same, tmp_path / "theirs.safetensors", metadata={"format": "pt"})
     ours = (tmp_path / "w.safetensors").read_bytes()
     assert ours == (tmp_path / "theirs.safetensors").read_bytes()
@@ -123,14 +152,18 @@ def test_reads_what_the_reference_implementation_writes(tmp_path: Path) -> None:
 
 def test_progress_and_file_mode(tmp_path: Path) -> None:
     seen: list[int] = []
-    output = Output("x", "F32", (1 << 20,), (stored(tmp_path, {"x": np.zeros(1 << 20, "f4")})["x"],))
-    written = write_safetensors(tmp_path, "w.safetensors", [output], max_shard_size=1 << 40, progress=seen.append)
+    output = Output(
+        "x", "F32", (1 << 20,), (stored(tmp_path, {"x": np.zeros(1 << 20, "f4")})["x"],)
+    )
+    written = write_safetensors(
+        tmp_path, "w.safetensors", [output], max_shard_size=1 << 40, progress=seen.append
+    )
     assert sum(seen) == written.files[0].nbytes
     assert len(seen) > 3
     assert (tmp_path / "w.safetensors").stat().st_mode & 0o777 == 0o644
 
 
-# --- shards -----------------------------------------------------------------------------------------------------------
+# --- shards ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("limit", [100, 400, 1000, 2500])
@@ -141,7 +174,9 @@ def test_shards_are_those_of_save_pretrained(tmp_path: Path, limit: int) -> None
     arrays = {f"t{i}": random_bits(DTYPES["F32"], (n,)) for i, n in enumerate(sizes)}
     tensors = {key: torch.from_numpy(array) for key, array in arrays.items()}
     pattern = "diffusion_pytorch_model{suffix}.safetensors"
-    split = split_torch_state_dict_into_shards(tensors, max_shard_size=limit, filename_pattern=pattern)
+    split = split_torch_state_dict_into_shards(
+        tensors, max_shard_size=limit, filename_pattern=pattern
+    )
     written = save(tmp_path, arrays, "diffusion_pytorch_model.safetensors", limit)
     names = [file.name for file in written.files]
     assert names[:-1] == sorted(split.filename_to_tensors)
@@ -166,9 +201,16 @@ def test_shard_names_of_a_variant(tmp_path: Path) -> None:
     assert set(read_safetensors(tmp_path).tensors) == {"a", "b"}
 
 
-# --- ops and casts ----------------------------------------------------------------------------------------------------
+# --- ops and casts --------------------------------------------------------------------------------
 
-OPS = ["h w i o -> o i h w", "i o -> o i", "1 1 i o -> o i", "a b c d -> c d a b", "a b c -> c b a", "a b c -> b a c"]
+OPS = [
+    "h w i o -> o i h w",
+    "i o -> o i",
+    "1 1 i o -> o i",
+    "a b c d -> c d a b",
+    "a b c -> c b a",
+    "a b c -> b a c",
+]
 SHAPES: dict[int, list[tuple[int, ...]]] = {
     2: [(1, 9), (300, 257), (1000, 1500)],
     3: [(3, 130, 131), (2, 1, 5), (130, 3, 4)],
@@ -202,14 +244,20 @@ def test_copy_view_and_row_blocks_equal_numpy(data: st.DataObject) -> None:
     for block, index in zip(blocks, row_blocks(view.shape, 1000), strict=True):
         copy_view(view[index], block)
         assert block.size <= 1000
-    assert np.array_equal(np.concatenate([block.reshape(-1) for block in blocks]), expected.reshape(-1))
+    assert np.array_equal(
+        np.concatenate([block.reshape(-1) for block in blocks]), expected.reshape(-1)
+    )
 
 
 @pytest.mark.parametrize("permutation", [(2, 0, 1), (2, 1, 0), (1, 2, 0)])
-def test_panels_of_a_tensor_larger_than_the_buffer(tmp_path: Path, permutation: tuple[int, ...]) -> None:
+def test_panels_of_a_tensor_larger_than_the_buffer(
+    tmp_path: Path, permutation: tuple[int, ...]
+) -> None:
     array = random_bits(DTYPES["F32"], (9, 20, 3 * TILE + 5))
     source = stored(tmp_path, {"a": array})["a"]
-    views = panels(source, np.dtype("<u4"), array.shape, permutation, np.empty(array.nbytes // 2, np.uint8))
+    views = panels(
+        source, np.dtype("<u4"), array.shape, permutation, np.empty(array.nbytes // 2, np.uint8)
+    )
     parts = [view.copy() for view in views]
     assert len(parts) == (4 if permutation[0] == 2 else 1)
     assert np.array_equal(np.concatenate(parts), array.view("<u4").transpose(permutation))
@@ -218,13 +266,24 @@ def test_panels_of_a_tensor_larger_than_the_buffer(tmp_path: Path, permutation: 
 @pytest.mark.filterwarnings("ignore:invalid value")
 @pytest.mark.parametrize("op", [None, Op.parse("i o -> o i")])
 @pytest.mark.parametrize(
-    ("source", "target"), [(a, b) for a in ("F32", "F16", "BF16") for b in ("F64", "F32", "F16", "BF16")]
+    ("source", "target"),
+    [(a, b) for a in ("F32", "F16", "BF16") for b in ("F64", "F32", "F16", "BF16")],
 )
 def test_casts_equal_torch(tmp_path: Path, source: str, target: str, op: Op | None) -> None:
     array = random_bits(DTYPES[source], (700, 300))
     result, written = convert(tmp_path, array, target, op)
-    kinds = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-    theirs = torch.from_numpy(array.view(f"i{array.itemsize}")).view(kinds[source]).to(kinds[target]).to(torch.float64)
+    kinds = {
+        "F64": torch.float64,
+        "F32": torch.float32,
+        "F16": torch.float16,
+        "BF16": torch.bfloat16,
+    }
+    theirs = (
+        torch.from_numpy(array.view(f"i{array.itemsize}"))
+        .view(kinds[source])
+        .to(kinds[target])
+        .to(torch.float64)
+    )
     theirs = theirs.numpy().T if op else theirs.numpy()
     assert np.array_equal(result.astype("f8"), theirs, equal_nan=True)
     bad, now_bad = (int(np.count_nonzero(~np.isfinite(a.astype("f8")))) for a in (array, result))
@@ -237,7 +296,9 @@ def test_the_cast_to_float16_has_numpys_bits() -> None:
     """Every float16 with its neighbours in float32, the ties between two, and random bits."""
     halves = np.arange(1 << 16, dtype="u2").view("f2")
     exact = halves.astype("f4").view("u4")
-    near = np.concatenate([exact + np.uint32(step % 2**32) for step in (-1, 0, 1, 0xFFF, 0x1000, 0x1001)])
+    near = np.concatenate(
+        [exact + np.uint32(step % 2**32) for step in (-1, 0, 1, 0xFFF, 0x1000, 0x1001)]
+    )
     bits = np.concatenate([near, np.random.default_rng(0).integers(0, 2**32, 300_001, "u4")])
     found = np.empty(bits.size, "f2")
     with np.errstate(all="ignore"):
@@ -265,7 +326,10 @@ def test_split(tmp_path: Path, part: int, dtype: str) -> None:
 
 
 def test_merge_and_computed_sources(tmp_path: Path) -> None:
-    arrays = {key: np.random.default_rng(i).standard_normal((32, 20), np.float32) for i, key in enumerate("qkv")}
+    arrays = {
+        key: np.random.default_rng(i).standard_normal((32, 20), np.float32)
+        for i, key in enumerate("qkv")
+    }
     tensors = stored(tmp_path, arrays)
     double = Computed("2q", "F32", (32, 20), (tensors["q"],), lambda q: 2 * q, "doubled")
     scalar = Computed("one", "F32", (), (), lambda: np.float32(1).reshape(()), "a constant")
@@ -275,7 +339,10 @@ def test_merge_and_computed_sources(tmp_path: Path) -> None:
         Output("one", "BF16", (), (scalar,)),
     ]
     write_safetensors(tmp_path, "w.safetensors", outputs, max_shard_size=1 << 40)
-    read = {key: tensor.numpy() for key, tensor in read_safetensors(tmp_path / "w.safetensors").tensors.items()}
+    read = {
+        key: tensor.numpy()
+        for key, tensor in read_safetensors(tmp_path / "w.safetensors").tensors.items()
+    }
     assert_same_bits(read["qkv"], np.concatenate(list(arrays.values())))
     assert_same_bits(read["2q"], (2 * arrays["q"]).T.copy())
     assert_same_bits(read["one"], np.ones((), ml_dtypes.bfloat16))
@@ -301,7 +368,13 @@ def test_blocks_that_wait_for_a_slow_disk_are_not_overwritten(tmp_path: Path) ->
     array = random_bits(DTYPES["F32"], (1 << 21,))
     output = Output("x", "F32", array.shape, (stored(tmp_path, {"x": array})["x"],))
     path = tmp_path / "w.safetensors"
-    write_safetensors(tmp_path, path.name, [output], max_shard_size=1 << 40, progress=lambda nbytes: time.sleep(0.002))
+    write_safetensors(
+        tmp_path,
+        path.name,
+        [output],
+        max_shard_size=1 << 40,
+        progress=lambda nbytes: time.sleep(0.002),
+    )
     assert_same_bits(read_safetensors(path).tensors["x"].numpy(), array)
 
 
@@ -310,7 +383,10 @@ def test_errors_of_the_reading_thread_arrive(tmp_path: Path) -> None:
     tensor.file.path.write_bytes(b"short now")
     with pytest.raises(ConversionError, match="truncated"):
         write_safetensors(
-            tmp_path, "w.safetensors", [Output("x", "F32", (1 << 20,), (tensor,))], max_shard_size=1 << 40
+            tmp_path,
+            "w.safetensors",
+            [Output("x", "F32", (1 << 20,), (tensor,))],
+            max_shard_size=1 << 40,
         )
 
 
@@ -318,7 +394,9 @@ def test_a_source_that_changed_is_reported(tmp_path: Path) -> None:
     tensor = stored(tmp_path, {"x": np.zeros(4, "f4")})["x"]
     tensor.file.path.write_bytes(b"\1" * 100)
     with pytest.raises(ConversionError, match="changed"):
-        write_safetensors(tmp_path, "w.safetensors", [Output("x", "F32", (4,), (tensor,))], max_shard_size=1 << 40)
+        write_safetensors(
+            tmp_path, "w.safetensors", [Output("x", "F32", (4,), (tensor,))], max_shard_size=1 << 40
+        )
 
 
 def test_an_interrupt_stops_the_reading_thread(tmp_path: Path) -> None:
@@ -329,14 +407,18 @@ def test_an_interrupt_stops_the_reading_thread(tmp_path: Path) -> None:
     output = Output("x", "F32", (1 << 22,), (tensor,))
     before = set(threading.enumerate())
     with pytest.raises(KeyboardInterrupt):
-        write_safetensors(tmp_path, "w.safetensors", [output], max_shard_size=1 << 40, progress=interrupt)
+        write_safetensors(
+            tmp_path, "w.safetensors", [output], max_shard_size=1 << 40, progress=interrupt
+        )
     assert set(threading.enumerate()) <= before
 
 
-# --- refusals of the reader -------------------------------------------------------------------------------------------
+# --- refusals of the reader -----------------------------------------------------------------------
 
 
-def entry(begin: object = 0, end: object = 8, dtype: object = "F32", shape: object = (2,)) -> dict[str, object]:
+def entry(
+    begin: object = 0, end: object = 8, dtype: object = "F32", shape: object = (2,)
+) -> dict[str, object]:
     return {"dtype": dtype, "shape": shape, "data_offsets": [begin, end]}
 
 
@@ -358,7 +440,10 @@ REFUSED: dict[str, tuple[bytes, str]] = {
     "deep": (blob(b'{"x":' * 100_000), "JSON"),
     "huge number": (blob(b'{"x":' + b"9" * 6000 + b"}"), "JSON"),
     "nan": (blob(b'{"x":{"dtype":"F32","shape":[NaN],"data_offsets":[0,8]}}'), "JSON"),
-    "duplicate": (blob(b'{"x":%b,"x":%b}' % ((json.dumps(entry()).encode(),) * 2)), "`x` is there twice"),
+    "duplicate": (
+        blob(b'{"x":%b,"x":%b}' % ((json.dumps(entry()).encode(),) * 2)),
+        "`x` is there twice",
+    ),
     "duplicate metadata": (blob(b'{"__metadata__":{"a":"1","a":"2"}}', b""), "`a` is there twice"),
     "duplicate field": (blob(b'{"x":{"dtype":"F32","dtype":"I32"}}'), "`dtype` is there twice"),
     "metadata not text": (blob({"__metadata__": {"a": 1}}, b""), "__metadata__"),
@@ -411,12 +496,16 @@ def test_the_blob_of_the_refusals_is_itself_fine(tmp_path: Path) -> None:
 
 @settings(max_examples=300, deadline=None)
 @given(st.data())
-def test_only_conversion_errors_escape(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
+def test_only_conversion_errors_escape(
+    tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
+) -> None:
     good = bytearray(blob({"x": entry(), "y": entry(8, 16)}, bytes(16)))
     for _ in range(data.draw(st.integers(1, 4))):
         good[data.draw(st.integers(0, len(good) - 1))] = data.draw(st.integers(0, 255))
     path = tmp_path_factory.mktemp("fuzz") / "x.safetensors"
-    path.write_bytes(good[: data.draw(st.integers(0, len(good)))] if data.draw(st.booleans()) else good)
+    path.write_bytes(
+        good[: data.draw(st.integers(0, len(good)))] if data.draw(st.booleans()) else good
+    )
     try:
         tensors: list[Tensor] = list(read_safetensors(path).tensors.values())
     except ConversionError:
@@ -455,7 +544,12 @@ def test_index_and_shards_must_agree(tmp_path: Path, change: dict[str, Any], mes
 
 
 def test_a_tensor_the_index_leaves_out(tmp_path: Path) -> None:
-    save(tmp_path, {"a": np.zeros(4, "f4"), "b": np.ones(4, "f4"), "c": np.ones(4, "f4")}, "m.safetensors", 32)
+    save(
+        tmp_path,
+        {"a": np.zeros(4, "f4"), "b": np.ones(4, "f4"), "c": np.ones(4, "f4")},
+        "m.safetensors",
+        32,
+    )
     path = tmp_path / "m.safetensors.index.json"
     index = json.loads(path.read_text())
     del index["weight_map"]["a"]

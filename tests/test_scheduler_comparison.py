@@ -26,7 +26,11 @@ from weightport.scheduler_names import is_stochastic, named_scheduler  # noqa: E
 from weightport.scheduler_report import fronts, means, write_report  # noqa: E402
 
 EXPERIMENT = Experiment(
-    ("a red fox",), ("euler", "heun", "euler-a", "dpm++2m"), (4, 8), size=(64, 64), reference_steps=32
+    ("a red fox",),
+    ("euler", "heun", "euler-a", "dpm++2m"),
+    (4, 8),
+    size=(64, 64),
+    reference_steps=32,
 )
 
 
@@ -54,15 +58,23 @@ def compared(pipe: Any, tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, 
 def test_every_scheduler_runs_with_every_number_of_steps(compared: tuple[Any, Path]) -> None:
     comparison, output = compared
     runs = {(run.scheduler, run.steps): run for run in comparison.runs}
-    assert list(runs) == [(name, steps) for name in EXPERIMENT.schedulers for steps in EXPERIMENT.steps]
-    assert {run.model_calls for (name, steps), run in runs.items() if (name, steps) == ("euler", 8)} == {8}
+    assert list(runs) == [
+        (name, steps) for name in EXPERIMENT.schedulers for steps in EXPERIMENT.steps
+    ]
+    assert {
+        run.model_calls for (name, steps), run in runs.items() if (name, steps) == ("euler", 8)
+    } == {8}
     assert runs["heun", 8].model_calls == 15  # two a step, but for the last
     assert [name for name in EXPERIMENT.schedulers if runs[name, 4].stochastic] == ["euler-a"]
     assert all(run.seconds > 0 and (output / run.image).is_file() for run in runs.values())
 
 
-def test_errors_shrink_with_the_steps_and_vanish_at_the_reference(pipe: Any, tmp_path: Path) -> None:
-    experiment = Experiment(("a red fox",), ("dpm++2m",), (4, 8, 16, 32), size=(64, 64), reference_steps=32)
+def test_errors_shrink_with_the_steps_and_vanish_at_the_reference(
+    pipe: Any, tmp_path: Path
+) -> None:
+    experiment = Experiment(
+        ("a red fox",), ("dpm++2m",), (4, 8, 16, 32), size=(64, 64), reference_steps=32
+    )
     comparison = compare(pipe, experiment, tmp_path)
     errors = [run.rmse for run in comparison.runs]
     assert errors[0] > errors[1] > errors[2] > errors[3] == 0
@@ -70,10 +82,14 @@ def test_errors_shrink_with_the_steps_and_vanish_at_the_reference(pipe: Any, tmp
     assert comparison.uncertainty["a red fox"] == pytest.approx(errors[2])
 
 
-def test_whatever_timesteps_the_repo_asks_for_all_approach_one_image(model: Path, tmp_path: Path) -> None:
+def test_whatever_timesteps_the_repo_asks_for_all_approach_one_image(
+    model: Path, tmp_path: Path
+) -> None:
     pipe = DiffusionPipeline.from_pretrained(model)
     pipe.set_progress_bar_config(disable=True)
-    pipe.scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config, timestep_spacing="leading")
+    pipe.scheduler = type(pipe.scheduler).from_config(
+        pipe.scheduler.config, timestep_spacing="leading"
+    )
     names = ("dpm++2m-karras", "unipc")
     experiment = Experiment(("a red fox",), names, (2, 8), size=(64, 64), reference_steps=20)
     comparison = compare(pipe, experiment, tmp_path)
@@ -102,7 +118,9 @@ def made(pipe: Any, experiment: Experiment, output: Path) -> int:
 
 
 def test_an_interrupted_comparison_goes_on(pipe: Any, tmp_path: Path) -> None:
-    experiment = Experiment(("a red fox",), ("euler", "dpm++2m"), (2, 3), size=(64, 64), reference_steps=10)
+    experiment = Experiment(
+        ("a red fox",), ("euler", "dpm++2m"), (2, 3), size=(64, 64), reference_steps=10
+    )
     seen: list[int] = []
 
     def interrupt(count: int, total: int) -> None:
@@ -124,7 +142,9 @@ def test_nothing_is_taken_from_another_experiment(model: Path, tmp_path: Path, c
     experiment = Experiment(("a red fox",), ("euler",), (2,), size=(64, 64), reference_steps=2)
     first = made(pipe, experiment, tmp_path)
     if change == "seed":
-        experiment = Experiment(("a red fox",), ("euler",), (2,), seed=1, size=(64, 64), reference_steps=2)
+        experiment = Experiment(
+            ("a red fox",), ("euler",), (2,), seed=1, size=(64, 64), reference_steps=2
+        )
     else:
         with torch.no_grad():
             pipe.unet.conv_out.bias[0] += 1
@@ -146,7 +166,9 @@ def test_a_browser_shows_grid_plots_and_table(compared: tuple[Any, Path], tmp_pa
     images = [box for box in boxes if box.tag == "img"]
     assert len(images) == 1 + len(rows)
     assert all(box.pixels == 64 and box.width == box.height >= 150 for box in images)
-    assert len([box for box in boxes if box.tag == "tr"]) == 1 + len(rows) + 1 + len(EXPERIMENT.schedulers)
+    assert len([box for box in boxes if box.tag == "tr"]) == 1 + len(rows) + 1 + len(
+        EXPERIMENT.schedulers
+    )
     assert page.count("Pareto front</span>") == len(fronts(rows)[0]) > 0
 
     image = pytest.importorskip("PIL.Image").open(photographed(page, tmp_path)).convert("RGB")
@@ -174,7 +196,16 @@ def test_schedulers_by_name(name: str, found: str) -> None:
 
 
 def test_which_schedulers_are_stochastic() -> None:
-    names = ("ddim", "DDPMScheduler", "dpm++2m", "dpm++2m-sde", "dpm++2s", "euler-a", "tcd", "unipc")
+    names = (
+        "ddim",
+        "DDPMScheduler",
+        "dpm++2m",
+        "dpm++2m-sde",
+        "dpm++2s",
+        "euler-a",
+        "tcd",
+        "unipc",
+    )
     assert [name for name in names if is_stochastic(named_scheduler(name, {}))] == [
         "DDPMScheduler",
         "dpm++2m-sde",
@@ -189,7 +220,16 @@ def test_pareto_front() -> None:
 
 
 def test_command(model: Path, tmp_path: Path) -> None:
-    arguments = ["compare-schedulers", model, "-p", "a <b>red</b> fox", "-o", tmp_path, "--size", "64x64"]
+    arguments = [
+        "compare-schedulers",
+        model,
+        "-p",
+        "a <b>red</b> fox",
+        "-o",
+        tmp_path,
+        "--size",
+        "64x64",
+    ]
     arguments += ["--schedulers", "euler,dpm++2m", "--steps", "2,4", "--reference-steps", "8"]
     ended = run(*map(str, arguments))
     assert ended.status == 0, ended.err
@@ -225,7 +265,9 @@ def test_wrong_usage(model: Path, tmp_path: Path, more: list[str], message: str)
     assert ended.err.count("\n") == 1
 
 
-def test_scores_of_installed_packages_are_used(monkeypatch: pytest.MonkeyPatch, pipe: Any, tmp_path: Path) -> None:
+def test_scores_of_installed_packages_are_used(
+    monkeypatch: pytest.MonkeyPatch, pipe: Any, tmp_path: Path
+) -> None:
     class LPIPS(torch.nn.Module):
         def __init__(self, net: str, verbose: bool) -> None:
             super().__init__()
@@ -241,7 +283,9 @@ def test_scores_of_installed_packages_are_used(monkeypatch: pytest.MonkeyPatch, 
     assert [metric.name for metric in metrics] == ["LPIPS"]
     assert len(reasons) == 1
     assert "weightport[quality]" in reasons[0]
-    experiment = Experiment(("a red fox",), ("dpm++2m", "euler"), (8,), size=(64, 64), reference_steps=8)
+    experiment = Experiment(
+        ("a red fox",), ("dpm++2m", "euler"), (8,), size=(64, 64), reference_steps=8
+    )
     same, other = compare(pipe, experiment, tmp_path, metrics).runs
     assert same.scores == {"LPIPS": 0}
     assert other.scores["LPIPS"] > 0

@@ -32,6 +32,7 @@ print("done")
     ],
 )
 def test_no_scheduler_needs_scipy(name: str, options: str) -> None:
-    """Upstream, LMS integrates by scipy, and beta sigmas take scipy.stats: both are an ImportError without it."""
+    """Upstream, LMS integrates by scipy, and beta sigmas take scipy.stats: both are an ImportError
+    without it."""
     ended = run_python(RUN.format(name=name, options=options))
     assert (ended.out, ended.status) == ("done\n", 0), ended.err

@@ -60,14 +60,20 @@ def generators(count: int) -> list[torch.Generator]:
     return [torch.Generator().manual_seed(seed) for seed in range(count)]
 
 
-def stepped(scheduler: Any, start: int = 0, dtype: torch.dtype = torch.float32, **options: Any) -> list[Tensor]:
+def stepped(
+    scheduler: Any, start: int = 0, dtype: torch.dtype = torch.float32, **options: Any
+) -> list[Tensor]:
     """The sample after every step of a run that starts with the timestep number `start`."""
     sample = (random(3, 4, 6, 6) * float(getattr(scheduler, "init_noise_sigma", 1))).to(dtype)
     if "generator" in inspect.signature(scheduler.step).parameters:
         options = {"generator": torch.Generator().manual_seed(1)} | options
     samples = []
     for t in scheduler.timesteps[start:]:
-        seen = scheduler.scale_model_input(sample, t) if hasattr(scheduler, "scale_model_input") else sample
+        seen = (
+            scheduler.scale_model_input(sample, t)
+            if hasattr(scheduler, "scale_model_input")
+            else sample
+        )
         sample = scheduler.step(model(seen, t), t, sample, **options)[0]
         samples.append(sample)
     return samples
@@ -102,14 +108,26 @@ GIVEN: list[tuple[str, Config, Inputs]] = [
     ("EulerDiscreteScheduler", {"use_karras_sigmas": True}, {"sigmas": SIGMAS}),
     ("EulerDiscreteScheduler", {"prediction_type": "v_prediction"}, {"sigmas": SIGMAS}),
     *(
-        ("EDMEulerScheduler", {"sigma_schedule": kind}, {"sigmas": torch.tensor([0.0, 0.1, 0.35, 0.7, 1.0])})
+        (
+            "EDMEulerScheduler",
+            {"sigma_schedule": kind},
+            {"sigmas": torch.tensor([0.0, 0.1, 0.35, 0.7, 1.0])},
+        )
         for kind in ("karras", "exponential")
     ),
     *(
         (name, config, inputs)
         for name in ("FlowMatchEulerDiscreteScheduler", "FlowMatchLCMScheduler")
-        for config in ({}, {"shift": 3.0}, {"shift": 3.0, "shift_terminal": 0.1}, {"use_karras_sigmas": True})
-        for inputs in ({"sigmas": [1.0, 0.8, 0.55, 0.3, 0.1]}, {"timesteps": [1000.0, 800.0, 550.0, 300.0, 100.0]})
+        for config in (
+            {},
+            {"shift": 3.0},
+            {"shift": 3.0, "shift_terminal": 0.1},
+            {"use_karras_sigmas": True},
+        )
+        for inputs in (
+            {"sigmas": [1.0, 0.8, 0.55, 0.3, 0.1]},
+            {"timesteps": [1000.0, 800.0, 550.0, 300.0, 100.0]},
+        )
     ),
     *(
         (name, {"use_dynamic_shifting": True, "time_shift_type": kind}, {"mu": 0.9} | inputs)
@@ -119,19 +137,34 @@ GIVEN: list[tuple[str, Config, Inputs]] = [
     ),
     *(
         (name, FLOW | SHIFTED, {"num_inference_steps": STEPS, "mu": mu})
-        for name in ("DPMSolverMultistepScheduler", "DPMSolverSinglestepScheduler", "DEISMultistepScheduler")
+        for name in (
+            "DPMSolverMultistepScheduler",
+            "DPMSolverSinglestepScheduler",
+            "DEISMultistepScheduler",
+        )
         for mu in (0.4, 1.1)
     ),
     *(
-        ("UniPCMultistepScheduler", FLOW | SHIFTED | {"time_shift_type": kind}, {"mu": 0.9} | inputs)
+        (
+            "UniPCMultistepScheduler",
+            FLOW | SHIFTED | {"time_shift_type": kind},
+            {"mu": 0.9} | inputs,
+        )
         for kind in ("exponential", "linear")
-        for inputs in ({"num_inference_steps": STEPS}, {"sigmas": np.array([0.99, 0.8, 0.55, 0.3, 0.1])})
+        for inputs in (
+            {"num_inference_steps": STEPS},
+            {"sigmas": np.array([0.99, 0.8, 0.55, 0.3, 0.1])},
+        )
     ),
     ("UniPCMultistepScheduler", FLOW, {"sigmas": np.array([1.0, 0.8, 0.55, 0.3, 0.1])}),
     *(
         (name, {}, {"num_inference_steps": 4} | inputs)
         for name in ("LCMScheduler", "TCDScheduler")
-        for inputs in ({"original_inference_steps": 20}, {"strength": 0.5}, {"original_inference_steps": 100})
+        for inputs in (
+            {"original_inference_steps": 20},
+            {"strength": 0.5},
+            {"original_inference_steps": 100},
+        )
     ),
 ]
 
@@ -139,11 +172,17 @@ GIVEN: list[tuple[str, Config, Inputs]] = [
 def words(value: Any) -> str:
     if isinstance(value, dict):
         return "-".join(f"{key}={words(item)}" for key, item in value.items())
-    return str(len(value)) if isinstance(value, list | Tensor | np.ndarray) else str(value).removesuffix("Scheduler")
+    return (
+        str(len(value))
+        if isinstance(value, list | Tensor | np.ndarray)
+        else str(value).removesuffix("Scheduler")
+    )
 
 
 @pytest.mark.parametrize(("name", "config", "inputs"), GIVEN, ids=words)
-def test_timesteps_sigmas_and_shifts_that_are_given(name: str, config: Config, inputs: Inputs) -> None:
+def test_timesteps_sigmas_and_shifts_that_are_given(
+    name: str, config: Config, inputs: Inputs
+) -> None:
     ours, theirs = (begun(one, inputs) for one in both(name, config))
     assert ours.timesteps.tolist() == theirs.timesteps.tolist()
     assert_close(stepped(ours), stepped(theirs))
@@ -179,14 +218,22 @@ def test_runs_that_begin_later(name: str, said: bool) -> None:
             one.set_begin_index(start)
     if hasattr(theirs, "add_noise"):
         at = theirs.timesteps[start : start + 1].repeat(3)
-        noisy = [one.add_noise(random(3, 4, 6, 6), random(3, 4, 6, 6, seed=1), at) for one in (ours, theirs)]
+        noisy = [
+            one.add_noise(random(3, 4, 6, 6), random(3, 4, 6, 6, seed=1), at)
+            for one in (ours, theirs)
+        ]
         assert_close(noisy[:1], noisy[1:])
     assert_close(stepped(ours, start), stepped(theirs, start))
 
 
 PIXELS, NOISE = random(3, 4, 6, 6), random(3, 4, 6, 6, seed=1)
 TRAINED = torch.tensor([3, 500, 900])
-MIRRORED = ("DEISMultistep", "DPMSolverMultistepScheduler", "DPMSolverSinglestep", "UniPC")  # see docs/schedulers.md
+MIRRORED = (
+    "DEISMultistep",
+    "DPMSolverMultistepScheduler",
+    "DPMSolverSinglestep",
+    "UniPC",
+)  # see docs/schedulers.md
 
 
 def having(method: str) -> list[str]:
@@ -200,10 +247,14 @@ def test_noise_is_added_to_batches(name: str, dtype: torch.dtype) -> None:
     ours, theirs = (begun(one, {"num_inference_steps": STEPS}) for one in both(name, {}))
     at, limit = theirs.timesteps[[1, 4, 6]], LIMIT if dtype == torch.float32 else 2e-3
     at = at.long() if name == "SASolverScheduler" else at
-    assert_close(*([one.add_noise(PIXELS.to(dtype), NOISE.to(dtype), at)] for one in (ours, theirs)), limit)
+    assert_close(
+        *([one.add_noise(PIXELS.to(dtype), NOISE.to(dtype), at)] for one in (ours, theirs)), limit
+    )
 
 
-@pytest.mark.parametrize("name", [n for n in having("add_noise") if not n.startswith(("CM", "Cosine", "EDM"))])
+@pytest.mark.parametrize(
+    "name", [n for n in having("add_noise") if not n.startswith(("CM", "Cosine", "EDM"))]
+)
 def test_noise_is_added_as_in_training_before_a_run(name: str) -> None:
     ours, theirs = both(name, {})
     if name.startswith(MIRRORED):
@@ -213,8 +264,12 @@ def test_noise_is_added_as_in_training_before_a_run(name: str) -> None:
 
 @pytest.mark.parametrize("name", having("scale_noise"))
 def test_flows_add_noise(name: str) -> None:
-    for chosen in ([1], [4]) if "Heun" in name else ([1], [0, 4, 6]):  # one for all, or one for each
-        ours, theirs = (begun(one, {"num_inference_steps": STEPS}) for one in both(name, {"shift": 3.0}))
+    for chosen in (
+        ([1], [4]) if "Heun" in name else ([1], [0, 4, 6])
+    ):  # one for all, or one for each
+        ours, theirs = (
+            begun(one, {"num_inference_steps": STEPS}) for one in both(name, {"shift": 3.0})
+        )
         at = theirs.timesteps[chosen]
         assert_close(*([one.scale_noise(PIXELS, at, NOISE)] for one in (ours, theirs)))
 
@@ -227,13 +282,25 @@ def test_velocities_of_batches(name: str) -> None:
     assert_close(*([one.get_velocity(PIXELS, NOISE, TRAINED)] for one in (ours, theirs)))
 
 
-NOISY = ("CM", "Cosine", "DDPM", "DPMSolverSDE", "EulerAncestral", "FlowMatchLCM", "KDPM2A", "LCM", "SASolver", "TCD")
+NOISY = (
+    "CM",
+    "Cosine",
+    "DDPM",
+    "DPMSolverSDE",
+    "EulerAncestral",
+    "FlowMatchLCM",
+    "KDPM2A",
+    "LCM",
+    "SASolver",
+    "TCD",
+)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("name", CASES)
 def test_samples_of_16_bits(name: str, dtype: torch.dtype) -> None:
-    """Steps give what diffusers gives in float32, rounded; noisy ones what it gives for the same noise of 16 bits."""
+    """Steps give what diffusers gives in float32, rounded; noisy ones what it gives for the same
+    noise of 16 bits."""
     ours, theirs = (begun(one, {"num_inference_steps": STEPS}) for one in both(name, {}))
     noisy = name.startswith(NOISY)
     limit = (8 if noisy else 1) * torch.finfo(dtype).eps
@@ -242,10 +309,15 @@ def test_samples_of_16_bits(name: str, dtype: torch.dtype) -> None:
     sample = (PIXELS * float(getattr(theirs, "init_noise_sigma", 1))).to(dtype)
     for t in theirs.timesteps:
         if hasattr(theirs, "scale_model_input"):
-            scaled = ours.scale_model_input(sample, t), theirs.scale_model_input(sample.to(wide), t).to(dtype)
+            scaled = (
+                ours.scale_model_input(sample, t),
+                theirs.scale_model_input(sample.to(wide), t).to(dtype),
+            )
             assert_close(*([one] for one in scaled), limit)
         output = model(sample, t)
-        found = ours.step(output, t, sample, **({"generator": generator} if noisy and "SDE" not in name else {}))[0]
+        found = ours.step(
+            output, t, sample, **({"generator": generator} if noisy and "SDE" not in name else {})
+        )[0]
         options = {"generator": same} if takes(name, "step", "generator") and noisy else {}
         expected = theirs.step(output.to(wide), t, sample.to(wide), **options)[0].to(dtype)
         assert_close([found], [expected], limit)

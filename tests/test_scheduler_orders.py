@@ -1,8 +1,9 @@
 """Deterministic solvers converge on an exactly solvable ODE as fast as their papers say.
 
-The data are N(μ, 1). At level (α, σ) the sample α·x₀ + σ·ε then is N(α·μ, α² + σ²), the best prediction of x₀ is
-known, and the probability flow ODE (Song et al., Score-Based Generative Modeling through SDEs, eq. 13) keeps every
-point as many standard deviations from the mean as it was.
+The data are N(μ, 1). At level (α, σ) the sample α·x₀ + σ·ε then is N(α·μ, α² + σ²), the best
+prediction of x₀ is known, and the probability flow ODE (Song et al., Score-Based Generative
+Modeling through SDEs, eq. 13) keeps every point as many standard deviations from the mean as it
+was.
 """
 
 from __future__ import annotations
@@ -72,7 +73,11 @@ def output(scheduler: Any, x: Tensor, at: Level) -> Tensor:
     name, (x0, eps) = type(scheduler).__name__, at.predicted(x)
     if name.startswith("EDM"):  # Karras et al., table 1
         data = scheduler.config.sigma_data
-        return (x0 - data**2 / (at.sigma**2 + data**2) * x) * math.hypot(at.sigma, data) / (at.sigma * data)
+        return (
+            (x0 - data**2 / (at.sigma**2 + data**2) * x)
+            * math.hypot(at.sigma, data)
+            / (at.sigma * data)
+        )
     if name.startswith("FlowMatch"):
         return eps - x0
     return at.alpha * eps - at.sigma * x0 if name.startswith("IPNDM") else eps
@@ -95,7 +100,8 @@ def error(name: str, config: Config, steps: int, warm_up: int = 0) -> float:
 
 
 class Case(NamedTuple):
-    """A solver, what it promises, and the numbers of steps that show it: the second one's are half as long."""
+    """A solver, what it promises, and the numbers of steps that show it: the second one's are half
+    as long."""
 
     name: str
     config: Config
@@ -118,7 +124,10 @@ def cases() -> Iterator[Case]:
     yield Case("DDIMScheduler", TRAINED | {"clip_sample": False}, 1, steps=(100, 200))
     for generation in ("0.7", "0.8"):
         yield Case("KerasCVScheduler", {"generation": generation}, 1, steps=(100, 200))
-    for skip in (False, True):  # of second order by Liu et al., section 3.3, though it extrapolates with four values
+    for skip in (
+        False,
+        True,
+    ):  # of second order by Liu et al., section 3.3, though it extrapolates with four values
         yield Case("PNDMScheduler", TRAINED | {"skip_prk_steps": skip}, 2, steps=(50, 100))
     yield Case("IPNDMScheduler", {}, 2, 3, (200, 400))  # likewise
     yield Case("EulerDiscreteScheduler", KARRAS, 1)
@@ -129,7 +138,9 @@ def cases() -> Iterator[Case]:
     yield Case("FlowMatchEulerDiscreteScheduler", {}, 1)
     yield Case("FlowMatchHeunDiscreteScheduler", {}, 2)
     for order, solver in itertools.product((1, 2, 3), ("midpoint", "heun")):
-        multistep = min(order, 2)  # the third-order formula takes half of the second difference, as its authors' code
+        multistep = min(
+            order, 2
+        )  # the third-order formula takes half of the second difference, as its authors' code
         config: Config = {"lower_order_final": False, "solver_order": order, "solver_type": solver}
         yield Case("EDMDPMSolverMultistepScheduler", EDM | config, multistep, order - 1)
         for algorithm in ("dpmsolver", "dpmsolver++"):
@@ -138,16 +149,26 @@ def cases() -> Iterator[Case]:
             yield Case("DPMSolverSinglestepScheduler", config.copy(), order)
     for order in (1, 2, 3):
         steps = COARSE if order == 3 else None
-        yield Case("DEISMultistepScheduler", EVEN | {"solver_order": order}, order, order - 1, steps)
+        yield Case(
+            "DEISMultistepScheduler", EVEN | {"solver_order": order}, order, order - 1, steps
+        )
         for solver, images in itertools.product(("bh1", "bh2"), (True, False)):
-            config = EVEN | END | {"solver_order": order, "solver_type": solver, "predict_x0": images}
+            config = (
+                EVEN | END | {"solver_order": order, "solver_type": solver, "predict_x0": images}
+            )
             predictor = config | {"disable_corrector": range(500)}
             yield Case("UniPCMultistepScheduler", predictor, order, order - 1, steps)
-            yield Case("UniPCMultistepScheduler", config, order + 1, order, steps)  # Zhao et al., UniPC, theorem 3.1
+            yield Case(
+                "UniPCMultistepScheduler", config, order + 1, order, steps
+            )  # Zhao et al., UniPC, theorem 3.1
     for orders, kind in itertools.product(
         ((1, 1), (1, 2), (2, 2), (2, 3), (3, 3), (3, 4)), ("data_prediction", "noise_prediction")
     ):
-        config = {"predictor_order": orders[0], "corrector_order": orders[1], "algorithm_type": kind}
+        config = {
+            "predictor_order": orders[0],
+            "corrector_order": orders[1],
+            "algorithm_type": kind,
+        }
         config |= EVEN | {"tau_func": lambda t: 0}
         steps = {3: COARSE, 4: (9, 17)}.get(orders[1])
         yield Case("SASolverScheduler", config, orders[1], orders[1] - 1, steps)
@@ -155,7 +176,9 @@ def cases() -> Iterator[Case]:
 
 @pytest.mark.parametrize("case", list(cases()), ids=str)
 def test_halving_the_steps_divides_the_error_as_the_paper_says(case: Case) -> None:
-    coarse, fine = (error(case.name, case.config, n, case.warm_up) for n in case.steps or USUAL[case.order])
+    coarse, fine = (
+        error(case.name, case.config, n, case.warm_up) for n in case.steps or USUAL[case.order]
+    )
     assert math.log2(coarse / fine) > case.order - 0.5
 
 

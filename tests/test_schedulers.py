@@ -26,14 +26,20 @@ LIMIT = 1e-5  # of the largest value of a sample, in float32
 
 def toy_model(x: Tensor, timestep: Tensor) -> Tensor:
     """Something smooth, not linear, and bounded."""
-    return 0.9 * torch.tanh(0.7 * x + 0.1 * x.roll(1, -1)) + 0.1 * torch.sin(3 * x) + 1e-4 * float(timestep)
+    return (
+        0.9 * torch.tanh(0.7 * x + 0.1 * x.roll(1, -1))
+        + 0.1 * torch.sin(3 * x)
+        + 1e-4 * float(timestep)
+    )
 
 
 def trajectory(scheduler: Any, steps: int, begin: int = 0, **step_options: Any) -> list[Tensor]:
     """The sample after every step of a run that starts with noise."""
     generator = torch.Generator().manual_seed(0)
     scheduler.set_timesteps(steps)
-    sample = torch.randn(1, 4, 6, 6, generator=generator) * float(getattr(scheduler, "init_noise_sigma", 1))
+    sample = torch.randn(1, 4, 6, 6, generator=generator) * float(
+        getattr(scheduler, "init_noise_sigma", 1)
+    )
     if "generator" in inspect.signature(scheduler.step).parameters:
         step_options["generator"] = generator
     if begin:
@@ -60,12 +66,15 @@ def difference(name: str, config: Config, steps: int, **run: Any) -> float:
     assert ours.timesteps.dtype == theirs.timesteps.dtype
     assert ours.timesteps.float().tolist() == theirs.timesteps.float().tolist()
     assert all(sample.isfinite().all() for sample in found)
-    finite = itertools.takewhile(lambda pair: pair[1].isfinite().all(), zip(found, expected, strict=True))
+    finite = itertools.takewhile(
+        lambda pair: pair[1].isfinite().all(), zip(found, expected, strict=True)
+    )
     return max((relative(*pair) for pair in finite), default=0.0)
 
 
 def amplifies(name: str, config: Config) -> bool:
-    """Whether runs multiply rounding, in diffusers as here: slopes are extrapolated from σ that nearly coincide."""
+    """Whether runs multiply rounding, in diffusers as here: slopes are extrapolated from σ that
+    nearly coincide."""
     return name == "LMSDiscreteScheduler" and config.get("use_beta_sigmas", False)
 
 
@@ -74,17 +83,23 @@ def difference_of_steps(name: str, config: Config, steps: int) -> float:
     ours, theirs = getattr(schedulers, name)(**config), getattr(diffusers, name)(**config)
     ours.set_timesteps(steps)
     theirs.set_timesteps(steps)
-    sample = torch.randn(1, 4, 6, 6, generator=torch.Generator().manual_seed(0)) * float(theirs.init_noise_sigma)
+    sample = torch.randn(1, 4, 6, 6, generator=torch.Generator().manual_seed(0)) * float(
+        theirs.init_noise_sigma
+    )
     worst = 0.0
     for t in theirs.timesteps:
-        output, _ = toy_model(theirs.scale_model_input(sample, t), t), ours.scale_model_input(sample, t)
+        output, _ = (
+            toy_model(theirs.scale_model_input(sample, t), t),
+            ours.scale_model_input(sample, t),
+        )
         found, sample = ours.step(output, t, sample)[0], theirs.step(output, t, sample)[0]
         worst = max(worst, relative(found, sample))
     return worst
 
 
 def own_difference(name: str, config: Config, steps: int) -> float:
-    """The largest relative difference between diffusers in float32, and with σ and samples in float64."""
+    """The largest relative difference between diffusers in float32, and with σ and samples in
+    float64."""
     class_ = getattr(diffusers, name)
 
     class Exact(class_):  # type: ignore[misc, valid-type]
@@ -92,7 +107,9 @@ def own_difference(name: str, config: Config, steps: int) -> float:
             super().set_timesteps(*args, **kwargs)
             self.sigmas = self.sigmas.double()
 
-    pairs = zip(trajectory(class_(**config), steps), trajectory(Exact(**config), steps), strict=True)
+    pairs = zip(
+        trajectory(class_(**config), steps), trajectory(Exact(**config), steps), strict=True
+    )
     return max(relative(*pair) for pair in pairs)
 
 
@@ -101,7 +118,8 @@ def steps_of(name: str) -> tuple[int, ...]:
 
 
 def check(name: str, configs: list[Config], steps: tuple[int, ...]) -> None:
-    """Compare runs; those that amplify rounding as exactly as diffusers agrees with itself, and their single steps."""
+    """Compare runs; those that amplify rounding as exactly as diffusers agrees with itself, and
+    their single steps."""
     failed, worst, runs = [], 0.0, list(itertools.product(configs, steps))
     for config, n in runs:
         try:
@@ -138,7 +156,12 @@ def test_there_are_thousands_of_configurations() -> None:
 
 
 def test_a_swap_drops_defaults_and_keeps_foreign_options() -> None:
-    old = {"_class_name": "PNDMScheduler", "beta_end": 0.012, "clip_sample": False, "skip_prk_steps": True}
+    old = {
+        "_class_name": "PNDMScheduler",
+        "beta_end": 0.012,
+        "clip_sample": False,
+        "skip_prk_steps": True,
+    }
     pndm = schedulers.PNDMScheduler.from_config(old)
     euler = schedulers.EulerDiscreteScheduler.from_config(pndm.config)
     assert euler.config.timestep_spacing == "linspace"
@@ -149,7 +172,9 @@ def test_a_swap_drops_defaults_and_keeps_foreign_options() -> None:
 
 def test_a_saved_config_holds_its_defaults(tmp_path: Path) -> None:
     schedulers.PNDMScheduler(beta_schedule="scaled_linear").save_pretrained(tmp_path / "scheduler")
-    euler = schedulers.EulerDiscreteScheduler.from_pretrained(tmp_path, subfolder="scheduler", use_karras_sigmas=True)
+    euler = schedulers.EulerDiscreteScheduler.from_pretrained(
+        tmp_path, subfolder="scheduler", use_karras_sigmas=True
+    )
     assert euler.config.timestep_spacing == "leading"
     assert euler.config.use_karras_sigmas
     theirs = diffusers.EulerDiscreteScheduler.from_pretrained(tmp_path, subfolder="scheduler")
@@ -161,11 +186,14 @@ def test_a_saved_config_holds_its_defaults(tmp_path: Path) -> None:
 def test_swaps_give_the_config_that_diffusers_gives(old: str, new: str) -> None:
     given = {"beta_schedule": "scaled_linear", "beta_end": 0.012, "prediction_type": "v_prediction"}
     ours, theirs = (
-        getattr(library, new).from_config(getattr(library, old)(**given).config) for library in (schedulers, diffusers)
+        getattr(library, new).from_config(getattr(library, old)(**given).config)
+        for library in (schedulers, diffusers)
     )
     shown = {key: value for key, value in theirs.config.items() if not key.startswith("_")}
     assert {key: value for key, value in ours.config.items() if not key.startswith("_")} == shown
-    assert sorted(ours.config["_use_default_values"]) == sorted(theirs.config["_use_default_values"])
+    assert sorted(ours.config["_use_default_values"]) == sorted(
+        theirs.config["_use_default_values"]
+    )
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -206,7 +234,10 @@ NOT_FINITE: dict[str, tuple[str, Config]] = {  # in diffusers
     ),
     "UniPC on the noise, to zero": ("UniPCMultistepScheduler", {"predict_x0": False}),
     "UniPC with bh1, to zero": ("UniPCMultistepScheduler", {"solver_type": "bh1"}),
-    "the logarithm of a variance as a variance": ("DDPMScheduler", {"variance_type": "fixed_large_log"}),
+    "the logarithm of a variance as a variance": (
+        "DDPMScheduler",
+        {"variance_type": "fixed_large_log"},
+    ),
     "no image at the first timestep": (
         "DDIMScheduler",
         {"rescale_betas_zero_snr": True, "clip_sample": False, "timestep_spacing": "trailing"},
@@ -217,7 +248,9 @@ NOT_FINITE: dict[str, tuple[str, Config]] = {  # in diffusers
 @pytest.mark.parametrize("case", NOT_FINITE)
 def test_runs_that_are_not_finite_in_diffusers_are_here(case: str) -> None:
     name, config = NOT_FINITE[case]
-    theirs, ours = (trajectory(getattr(library, name)(**config), 20)[-1] for library in (diffusers, schedulers))
+    theirs, ours = (
+        trajectory(getattr(library, name)(**config), 20)[-1] for library in (diffusers, schedulers)
+    )
     assert not theirs.isfinite().all()
     assert ours.isfinite().all()
 
@@ -226,7 +259,9 @@ def test_runs_that_are_not_finite_in_diffusers_are_here(case: str) -> None:
 @settings(max_examples=60, deadline=None, derandomize=True)
 def test_random_configurations_step_as_in_diffusers(data: st.DataObject) -> None:
     name = data.draw(st.sampled_from(sorted(CASES)))
-    config = data.draw(st.sampled_from([config for config in CASES[name] if not amplifies(name, config)]))
+    config = data.draw(
+        st.sampled_from([config for config in CASES[name] if not amplifies(name, config)])
+    )
     if "beta_start" in getattr(schedulers, name).defaults:
         start = data.draw(st.floats(1e-4, 1e-3))
         config = config | {"beta_start": start, "beta_end": start * data.draw(st.floats(5, 20))}

@@ -39,8 +39,8 @@ def run(code):
     except (OSError, ValueError) as error:
         print(type(error).__name__, error, sep=": ")
 """
-# A process that has imported all but the client of the Hub, and answers each line of input in a fork of its own: the
-# client reads the environment when it is imported.
+# A process that has imported all but the client of the Hub, and answers each line of input in a
+# fork of its own: the client reads the environment when it is imported.
 FORKS = (
     SETUP
     + """
@@ -60,7 +60,10 @@ NEEDED = {
     "unet/diffusion_pytorch_model.safetensors",
     "scheduler/scheduler_config.json",
 }
-LOAD = "pipe = Pair.from_pretrained('org/pair', **{options}); print(pipe.unet.conv_in.weight.sum().item())"
+LOAD = (
+    "pipe = Pair.from_pretrained('org/pair', **{options});"
+    " print(pipe.unet.conv_in.weight.sum().item())"
+)
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +82,9 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "scheduler": ["diffusers", "DDIMScheduler"],
         "vae": ["diffusers", "AutoencoderKL"],
     }
-    unneeded = dict.fromkeys(("README.md", "vae/config.json", "unet/run.py", "unet/notes.md", "big.ckpt"), "unneeded")
+    unneeded = dict.fromkeys(
+        ("README.md", "vae/config.json", "unet/run.py", "unet/notes.md", "big.ckpt"), "unneeded"
+    )
     return write_files(folder, {"model_index.json": json.dumps(index), **unneeded})
 
 
@@ -102,7 +107,9 @@ def client(hub: HubServer, tmp_path: Path, forks: subprocess.Popen[str]) -> Clie
         assert forks.stdin is not None
         assert forks.stdout is not None
         environment = hub.environment(tmp_path / "home", token) | more
-        print(json.dumps([code, environment, str(tmp_path / "answer")]), file=forks.stdin, flush=True)
+        print(
+            json.dumps([code, environment, str(tmp_path / "answer")]), file=forks.stdin, flush=True
+        )
         assert forks.stdout.readline() == "0\n"
         return (tmp_path / "answer").read_text().strip()
 
@@ -134,7 +141,10 @@ def test_cold_warm_offline_and_changed(hub: HubServer, client: Client, pair: Pat
     changed = bytearray(weights.read_bytes())
     changed[-4096:] = bytes(4096)
     hub.add("org/pair", {"unet/diffusion_pytorch_model.safetensors": bytes(changed)})
-    total = "print(sum(p.sum().item() for p in Pair.from_pretrained('org/pair', **{options}).unet.parameters()))"
+    total = (
+        "print(sum(p.sum().item() for p in Pair.from_pretrained('org/pair',"
+        " **{options}).unet.parameters()))"
+    )
     new = client(total.format(options="{}"))
     assert "unet/diffusion_pytorch_model.safetensors" in hub.downloads()
     old = client(total.format(options={"revision": commit}))
@@ -146,7 +156,9 @@ def test_cold_warm_offline_and_changed(hub: HubServer, client: Client, pair: Pat
     assert hub.downloads().keys() == NEEDED
 
 
-def test_components_passed_in_are_not_downloaded(hub: HubServer, client: Client, pair: Path) -> None:
+def test_components_passed_in_are_not_downloaded(
+    hub: HubServer, client: Client, pair: Path
+) -> None:
     hub.add_folder("org/pair", pair)
     client("Pair.from_pretrained('org/pair', unet=None)")
     assert hub.downloads().keys() == {"model_index.json", "scheduler/scheduler_config.json"}
@@ -155,16 +167,28 @@ def test_components_passed_in_are_not_downloaded(hub: HubServer, client: Client,
 def test_single_components(hub: HubServer, client: Client, pair: Path, tmp_path: Path) -> None:
     hub.add_folder("org/pair", pair)
     client("UNet2DConditionModel.from_pretrained('org/pair', subfolder='unet', variant='fp16')")
-    assert hub.downloads().keys() == {"unet/config.json", "unet/diffusion_pytorch_model.fp16.safetensors"}
+    assert hub.downloads().keys() == {
+        "unet/config.json",
+        "unet/diffusion_pytorch_model.fp16.safetensors",
+    }
     client("EulerDiscreteScheduler.from_pretrained('org/pair', subfolder='scheduler')")
     assert hub.downloads().keys() == {"scheduler/scheduler_config.json"}
     hub.add_folder("org/unet", pair / "unet")
     cache = tmp_path / "cache"
-    assert client(f"print(type(AutoModel.from_pretrained('org/unet', cache_dir={str(cache)!r})).__name__)") == (
-        "UNet2DConditionModel"
+    assert (
+        client(
+            f"print(type(AutoModel.from_pretrained('org/unet', cache_dir={str(cache)!r})).__name__)"
+        )
+        == "UNet2DConditionModel"
     )
     assert any(cache.rglob("*.safetensors"))
-    assert client(f"AutoModel.from_pretrained('org/unet', cache_dir={str(cache)!r}, local_files_only=True)") == ""
+    assert (
+        client(
+            f"AutoModel.from_pretrained('org/unet', cache_dir={str(cache)!r},"
+            " local_files_only=True)"
+        )
+        == ""
+    )
 
 
 def test_what_is_not_there_is_said_in_one_line(hub: HubServer, client: Client, pair: Path) -> None:
@@ -177,17 +201,37 @@ def test_what_is_not_there_is_said_in_one_line(hub: HubServer, client: Client, p
             "OSError: org/none: there is no such folder; on the Hub: ",
         ),
         ("Pair.from_pretrained('tester/secret')", None, "set HF_TOKEN or run `hf auth login`"),
-        ("Pair.from_pretrained('tester/secret')", "hf_other", "this token may not see it; check the name and HF_TOKEN"),
-        ("Pair.from_pretrained('org/pair', revision='v9')", None, "OSError: org/pair@v9: there is no such folder; on"),
-        ("Pair.from_pretrained('org/pair', revision='v9')", None, "there is no such branch, tag or commit"),
+        (
+            "Pair.from_pretrained('tester/secret')",
+            "hf_other",
+            "this token may not see it; check the name and HF_TOKEN",
+        ),
+        (
+            "Pair.from_pretrained('org/pair', revision='v9')",
+            None,
+            "OSError: org/pair@v9: there is no such folder; on",
+        ),
+        (
+            "Pair.from_pretrained('org/pair', revision='v9')",
+            None,
+            "there is no such branch, tag or commit",
+        ),
         ("Pair.from_pretrained('org/pair', variant='bf16')", None, "there are fp16, fp32"),
-        ("AutoModel.from_pretrained('org/pair', subfolder='vae')", None, "org/pair/vae: the JSON in config.json"),
+        (
+            "AutoModel.from_pretrained('org/pair', subfolder='vae')",
+            None,
+            "org/pair/vae: the JSON in config.json",
+        ),
         (
             "Pair.from_pretrained('org/other', local_files_only=True)",
             None,
             "org/other: there is no such folder; the Hub",
         ),
-        ("Pair.from_pretrained('org/other', local_files_only=True)", None, "and it has not been downloaded before"),
+        (
+            "Pair.from_pretrained('org/other', local_files_only=True)",
+            None,
+            "and it has not been downloaded before",
+        ),
     ):
         printed = client(code, token)
         assert message in printed
@@ -197,9 +241,10 @@ def test_what_is_not_there_is_said_in_one_line(hub: HubServer, client: Client, p
 
 def test_offline_without_a_download(client: Client) -> None:
     printed = client("Pair.from_pretrained('org/pair')", HF_HUB_OFFLINE="1")
-    assert printed == (
-        "OSError: org/pair: there is no such folder; the Hub may not be asked (local_files_only or HF_HUB_OFFLINE), "
-        "and it has not been downloaded before"
+    assert (
+        printed
+        == "OSError: org/pair: there is no such folder; the Hub may not be asked (local_files_only"
+        " or HF_HUB_OFFLINE), and it has not been downloaded before"
     )
 
 
@@ -212,7 +257,12 @@ def test_an_incomplete_download_is_named(hub: HubServer, client: Client, pair: P
 
 def test_code_from_the_hub(hub: HubServer, client: Client, pair: Path) -> None:
     hub.add_folder("org/pair", pair)
-    files = {"pipeline.py": ONE_STEP, "helpers.py": HELPERS, "parts/more.py": MORE, "evil.py": "1 / 0"}
+    files = {
+        "pipeline.py": ONE_STEP,
+        "helpers.py": HELPERS,
+        "parts/more.py": MORE,
+        "evil.py": "1 / 0",
+    }
     old = hub.add("org/code", {name: text.encode() for name, text in files.items()})
     hub.add("org/code", {"parts/more.py": b"def one():\n    return 2\n"})
     load = "DiffusionPipeline.from_pretrained('org/pair', custom_pipeline='org/code', {options})"
@@ -223,11 +273,15 @@ def test_code_from_the_hub(hub: HubServer, client: Client, pair: Path) -> None:
     assert {name for name in hub.downloads() if name.endswith(".py")} == files.keys() - {"evil.py"}
     pinned = float(client(show.format(options=f"trust_remote_code=True, custom_revision={old!r}")))
     assert new == pytest.approx(2 * pinned)
-    assert "disabled" in client(show.format(options="trust_remote_code=True"), DIFFUSERS_DISABLE_REMOTE_CODE="1")
+    assert "disabled" in client(
+        show.format(options="trust_remote_code=True"), DIFFUSERS_DISABLE_REMOTE_CODE="1"
+    )
 
 
 def test_a_repository_that_is_its_own_code(hub: HubServer, client: Client, pair: Path) -> None:
-    index = json.loads((pair / "model_index.json").read_text()) | {"_class_name": ["pipeline", "OneStep"]}
+    index = json.loads((pair / "model_index.json").read_text()) | {
+        "_class_name": ["pipeline", "OneStep"]
+    }
     hub.add_folder("org/own", pair)
     files = {
         "model_index.json": json.dumps(index),
@@ -237,19 +291,23 @@ def test_a_repository_that_is_its_own_code(hub: HubServer, client: Client, pair:
     }
     hub.add("org/own", {name: text.encode() for name, text in files.items()})
     assert "trust_remote_code" in client("DiffusionPipeline.from_pretrained('org/own')")
-    code = "print(type(DiffusionPipeline.from_pretrained('org/own', trust_remote_code=True)).__name__)"
+    code = (
+        "print(type(DiffusionPipeline.from_pretrained('org/own', trust_remote_code=True)).__name__)"
+    )
     assert client(code) == "OneStep"
 
 
 def test_without_huggingface_hub(tmp_path: Path) -> None:
     code = "import sys; sys.modules['huggingface_hub'] = None\n" + SETUP
     ended = run_python(code + "\nrun(sys.argv[1])", "Pair.from_pretrained('org/pair')")
-    assert ended.out.strip() == (
-        "OSError: org/pair: there is no such folder; an id on the Hub needs `pip install 'weightport[hub]'`"
+    assert (
+        ended.out.strip()
+        == "OSError: org/pair: there is no such folder; an id on the Hub needs `pip install"
+        " 'weightport[hub]'`"
     )
 
 
-# --- folders ----------------------------------------------------------------------------------------------------------
+# --- folders --------------------------------------------------------------------------------------
 
 
 def test_folders(pair: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -272,7 +330,9 @@ def test_only_regular_files_count(tmp_path: Path) -> None:
         DiffusionPipeline.from_pretrained(tmp_path)
 
 
-@pytest.mark.parametrize("content", [b"", b"[]", b"1", b"{" * 10**5, b"\xff", b'{"a": ' + b"9" * 5000 + b"}"])
+@pytest.mark.parametrize(
+    "content", [b"", b"[]", b"1", b"{" * 10**5, b"\xff", b'{"a": ' + b"9" * 5000 + b"}"]
+)
 def test_damaged_json(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "x.json").write_bytes(content)
     with pytest.raises(ValueError, match=r"x\.json"):

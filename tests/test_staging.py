@@ -47,7 +47,7 @@ def rename(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> N
         monkeypatch.setattr(staging, "_renameat2", lambda old, new, flag: False)
 
 
-# --- success ----------------------------------------------------------------------------------------------------------
+# --- success --------------------------------------------------------------------------------------
 
 
 @pytest.mark.usefixtures("rename")
@@ -69,8 +69,12 @@ def test_file(tmp_path: Path) -> None:
     assert (tmp_path / "out.weights.h5").read_text() == "new"
 
 
-@pytest.mark.parametrize(("umask", "folder_mode", "file_mode"), [(0o022, 0o755, 0o644), (0o077, 0o700, 0o600)])
-def test_modes_follow_the_umask(tmp_path: Path, umask: int, folder_mode: int, file_mode: int) -> None:
+@pytest.mark.parametrize(
+    ("umask", "folder_mode", "file_mode"), [(0o022, 0o755, 0o644), (0o077, 0o700, 0o600)]
+)
+def test_modes_follow_the_umask(
+    tmp_path: Path, umask: int, folder_mode: int, file_mode: int
+) -> None:
     before = os.umask(umask)
     try:
         with staged(tmp_path / "out") as folder:
@@ -93,7 +97,9 @@ def test_relative_and_odd_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
             pass
 
 
-def test_everything_is_synced_before_it_is_in_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_everything_is_synced_before_it_is_in_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     synced: list[tuple[str, bool]] = []
 
     def fsync(descriptor: int) -> None:
@@ -108,13 +114,17 @@ def test_everything_is_synced_before_it_is_in_place(tmp_path: Path, monkeypatch:
     assert synced[-1] == (tmp_path.name, True)
 
 
-# --- what is already there --------------------------------------------------------------------------------------------
+# --- what is already there ------------------------------------------------------------------------
 
 
 def test_existing_output_is_kept(tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "file").write_text("old")
-    for context in (staged(tmp_path / "out"), staged(tmp_path / "file"), staged_file(tmp_path / "file")):
+    for context in (
+        staged(tmp_path / "out"),
+        staged(tmp_path / "file"),
+        staged_file(tmp_path / "file"),
+    ):
         with pytest.raises(ConversionError, match=r"already exists; .*--overwrite"), context:
             pytest.fail("must not begin")
     assert names(tmp_path) == ["file", "out"]
@@ -205,7 +215,7 @@ def test_overwrite_never_replaces_anything_else(tmp_path: Path) -> None:
     assert names(tmp_path / "home") == ["thesis.tex"]
 
 
-# --- failure ----------------------------------------------------------------------------------------------------------
+# --- failure --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt, SystemExit, ConversionError])
@@ -217,7 +227,10 @@ def test_nothing_is_left_after_an_exception(tmp_path: Path, error: type[BaseExce
 
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS])
 def test_disk_errors_become_one_line(tmp_path: Path, code: int) -> None:
-    with pytest.raises(ConversionError, match="out: cannot be written, ") as error, staged(tmp_path / "out"):
+    with (
+        pytest.raises(ConversionError, match="out: cannot be written, ") as error,
+        staged(tmp_path / "out"),
+    ):
         raise OSError(code, os.strerror(code))
     assert str(error.value).isprintable()
     assert names(tmp_path) == []
@@ -229,7 +242,9 @@ def test_other_errors_of_the_block_are_not_relabelled(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("call", ["fsync", "rename"])
-def test_failing_sync_or_rename_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str) -> None:
+def test_failing_sync_or_rename_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str
+) -> None:
     def fail(*args: object) -> None:
         raise OSError(errno.EIO, "Input/output error")
 
@@ -256,7 +271,8 @@ def test_bad_places(tmp_path: Path) -> None:
 
 
 def as_nobody(code: str, *arguments: object) -> subprocess.CompletedProcess[str]:
-    """Run Python code as an unprivileged user; the modules are already imported, so it needs no access to them."""
+    """Run Python code as an unprivileged user; the modules are already imported, so it needs no
+    access to them."""
     program = f"""
 import os, sys
 from pathlib import Path
@@ -285,7 +301,10 @@ def test_read_only_file_system(tmp_path: Path) -> None:
     ).returncode:
         pytest.skip("cannot mount")
     try:
-        with pytest.raises(ConversionError, match="the file system is read-only"), staged(tmp_path / "out"):
+        with (
+            pytest.raises(ConversionError, match="the file system is read-only"),
+            staged(tmp_path / "out"),
+        ):
             pytest.fail("must not begin")
     finally:
         subprocess.run(["umount", tmp_path], check=True)
@@ -302,14 +321,19 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 def test_full_disk(small_disk: Path) -> None:
     with (
-        pytest.raises(ConversionError, match="out: cannot be written, the disk is full; nothing was left behind"),
+        pytest.raises(
+            ConversionError,
+            match="out: cannot be written, the disk is full; nothing was left behind",
+        ),
         staged(small_disk / "out") as folder,
         (folder / "big").open("wb") as file,
     ):
         file.write(bytes(2 << 20))
     assert names(small_disk) == []
     check_space(small_disk, 1 << 19)
-    with pytest.raises(ConversionError, match=r"needs 2\.00 GB of disk space, but only 0\.00 GB are free"):
+    with pytest.raises(
+        ConversionError, match=r"needs 2\.00 GB of disk space, but only 0\.00 GB are free"
+    ):
         check_space(small_disk, 2 * 10**9)
 
 
@@ -317,14 +341,17 @@ def test_file_size_limit(tmp_path: Path) -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, hard))
     try:
-        with pytest.raises(ConversionError, match="files this large"), staged_file(tmp_path / "out") as path:
+        with (
+            pytest.raises(ConversionError, match="files this large"),
+            staged_file(tmp_path / "out") as path,
+        ):
             path.write_bytes(bytes(2 << 20))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert names(tmp_path) == []
 
 
-# --- killed and concurrent runs ---------------------------------------------------------------------------------------
+# --- killed and concurrent runs -------------------------------------------------------------------
 
 CHILD = """
 import sys, time
@@ -339,7 +366,9 @@ for number in range(1000):
 
 
 def start(code: str, *arguments: object) -> subprocess.Popen[str]:
-    return subprocess.Popen([sys.executable, "-c", code, *map(str, arguments)], stdout=subprocess.PIPE, text=True)
+    return subprocess.Popen(
+        [sys.executable, "-c", code, *map(str, arguments)], stdout=subprocess.PIPE, text=True
+    )
 
 
 def test_kill_at_any_time_leaves_a_whole_output_or_none(tmp_path: Path) -> None:
@@ -366,7 +395,13 @@ def test_kill_at_any_time_leaves_a_whole_output_or_none(tmp_path: Path) -> None:
 
 
 def test_only_partials_of_this_target_are_swept(tmp_path: Path) -> None:
-    for name in (".out.123.partial", ".other.123.partial", ".out.partial", "out.123.partial", ".out.x.partial"):
+    for name in (
+        ".out.123.partial",
+        ".other.123.partial",
+        ".out.partial",
+        "out.123.partial",
+        ".out.x.partial",
+    ):
         (tmp_path / name).mkdir()
     (tmp_path / ".out.7.partial").touch()
     (tmp_path / ".out.8.partial").symlink_to(".other.123.partial")
@@ -387,13 +422,16 @@ def test_only_partials_of_this_target_are_swept(tmp_path: Path) -> None:
 
 def test_a_running_neighbour_is_left_alone(tmp_path: Path) -> None:
     code = CHILD.replace(
-        "for name in", 'print("inside", flush=True); sys.stdin.read(1); time.sleep(60)\n        for name in'
+        "for name in",
+        'print("inside", flush=True); sys.stdin.read(1); time.sleep(60)\n        for name in',
     )
     with start(code, tmp_path / "out") as child:
         assert child.stdout is not None
         assert [child.stdout.readline() for _ in range(2)] == ["ready\n", "inside\n"]
         with (
-            pytest.raises(ConversionError, match=f"another run .process {child.pid}. is writing it"),
+            pytest.raises(
+                ConversionError, match=f"another run .process {child.pid}. is writing it"
+            ),
             staged(tmp_path / "out"),
         ):
             pytest.fail("must not begin")
@@ -412,7 +450,7 @@ def test_the_same_process_twice(tmp_path: Path) -> None:
     assert names(tmp_path) == ["out"]
 
 
-# --- inputs -----------------------------------------------------------------------------------------------------------
+# --- inputs ---------------------------------------------------------------------------------------
 
 
 def test_check_apart(tmp_path: Path) -> None:

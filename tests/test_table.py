@@ -22,7 +22,9 @@ def _pairs(links: list[Link]) -> dict[tuple[str, ...], tuple[str, ...]]:
 
 
 def test_prefix_is_matched_and_the_rest_carried_over(table):
-    links = table('prefix = "m."\n[main]\n"a.{i}" = "b.{2*i+1}"').links(["a.3.weight", "a.0.x.bias"], {})
+    links = table('prefix = "m."\n[main]\n"a.{i}" = "b.{2*i+1}"').links(
+        ["a.3.weight", "a.0.x.bias"], {}
+    )
     assert _pairs(links) == {("a.3.weight",): ("m.b.7.weight",), ("a.0.x.bias",): ("m.b.1.x.bias",)}
 
 
@@ -78,7 +80,9 @@ def test_a_key_without_a_row_is_refused(table):
 
 def test_covers_limits_what_a_table_explains(table):
     rows = table('[about]\ncovers = ["dec"]\n[main]\ndec = "d"')
-    assert [link.targets for link in rows.links(["dec.w", "enc.w", "decoder.w"], {})] == [("dec.w",)]
+    assert [link.targets for link in rows.links(["dec.w", "enc.w", "decoder.w"], {})] == [
+        ("dec.w",)
+    ]
 
 
 @pytest.mark.parametrize("text", ["[main\n", '[main]\na = "x"\na = "y"', ""])

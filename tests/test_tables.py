@@ -1,4 +1,5 @@
-"""The laws of every mapping table, for every family it serves, at full size (names and shapes only)."""
+"""The laws of every mapping table, for every family it serves, at full size (names and shapes
+only)."""
 
 from __future__ import annotations
 
@@ -52,7 +53,9 @@ def test_every_target_is_explained_exactly_once(table, family):
 )
 def test_the_tables_of_a_layout_fill_every_component(layout, family):
     """A VAE takes two KerasCV tables, which together explain each of its tensors once."""
-    base = [t for t in all_tables() if t.about["layout"] == layout and family in t.about["families"]]
+    base = [
+        t for t in all_tables() if t.about["layout"] == layout and family in t.about["families"]
+    ]
     base = [t for t in base if not t.about.get("read_only")]  # other spellings of the same parts
     explained: dict[str, list[str]] = {}
     for table in base:
@@ -80,7 +83,12 @@ def test_inverse_after_forward_is_the_identity(table, family):
 
 
 def test_every_row_is_used_by_some_family():
-    unused = {(table.name, str(row)) for table in all_tables() for rows in table.sections.values() for row in rows}
+    unused = {
+        (table.name, str(row))
+        for table in all_tables()
+        for rows in table.sections.values()
+        for row in rows
+    }
     spellings = {}
     for table, family in SERVED:
         for link in _links(table, family):
@@ -91,7 +99,7 @@ def test_every_row_is_used_by_some_family():
     assert not {(name, row) for name, row in unused if row not in spellings}
 
 
-# --- mutations: two rows of a section with their sources swapped ------------------------------------------------------
+# --- mutations: two rows of a section with their sources swapped ----------------------------------
 
 
 def _mutants(table: Table) -> Iterator[tuple[Row, Row, Table]]:
@@ -99,16 +107,24 @@ def _mutants(table: Table) -> Iterator[tuple[Row, Row, Table]]:
         for a, b in itertools.combinations(rows, 2):
             if (a.right, a.then) == (b.right, b.then):
                 continue
-            swapped = {a: replace(a, right=b.right, then=b.then), b: replace(b, right=a.right, then=a.then)}
+            swapped = {
+                a: replace(a, right=b.right, then=b.then),
+                b: replace(b, right=a.right, then=a.then),
+            }
             changed = tuple(swapped.get(row, row) for row in rows)
             yield a, b, replace(table, sections={**table.sections, section: changed})
 
 
-def _is_caught(mutant: Table, family: str, original: list[Link], sources: Shapes, targets: Shapes) -> bool:
-    """Whether names and shapes alone show that a table does not fit a checkpoint, or the swap changes nothing."""
+def _is_caught(
+    mutant: Table, family: str, original: list[Link], sources: Shapes, targets: Shapes
+) -> bool:
+    """Whether names and shapes alone show that a table does not fit a checkpoint, or the swap
+    changes nothing."""
     try:
         links = _links(mutant, family)
-        if [replace(link, row="") for link in links] == [replace(link, row="") for link in original]:
+        if [replace(link, row="") for link in links] == [
+            replace(link, row="") for link in original
+        ]:
             return True
         if {source for link in links for source in link.sources} != sources.keys():
             return True
@@ -122,8 +138,11 @@ def _is_caught(mutant: Table, family: str, original: list[Link], sources: Shapes
     return False
 
 
-# What names and shapes cannot see, because both rows fit either tensor; test_parity.py sees these in the numbers.
-_ATTENTION = {frozenset(pair) for pair in itertools.combinations(("to_q", "to_k", "to_v", "to_out.0"), 2)}
+# What names and shapes cannot see, because both rows fit either tensor; test_parity.py sees these
+# in the numbers.
+_ATTENTION = {
+    frozenset(pair) for pair in itertools.combinations(("to_q", "to_k", "to_v", "to_out.0"), 2)
+}
 _NORMS = {frozenset({"layer_norm1", "layer_norm2"})}
 _EMBEDDINGS = {frozenset({"time_embedding.linear_2", "add_embedding.linear_2"})}
 _PROJECTIONS = {frozenset({"proj_in", "proj_out"})}
@@ -152,7 +171,9 @@ def _invisible(table: Table, family: str) -> set[frozenset[str]]:
     }
 
 
-@pytest.mark.parametrize("table", [t for t in all_tables() if t.about["layout"] != "diffusers"], ids=lambda t: t.name)
+@pytest.mark.parametrize(
+    "table", [t for t in all_tables() if t.about["layout"] != "diffusers"], ids=lambda t: t.name
+)
 def test_swapped_rows_are_caught_by_names_and_shapes_or_listed(table):
     found = set().union(*(_invisible(table, family) for family in table.about["families"]))
     assert found == INVISIBLE.get(table.name, set())

@@ -33,12 +33,18 @@ DTYPES = {
     "F32": "f4", "F64": "f8", "F16": "f2", "BF16": ml_dtypes.bfloat16,
     "I64": "i8", "I32": "i4", "I16": "i2", "I8": "i1", "U8": "u1", "BOOL": "?",
 }  # fmt: skip
-GRAPH = [Node({"model": 1}, {}), Node({"kernel": 2, "parent": 0}, {}), Node({}, {"VARIABLE_VALUE": "weights/0"})]
+GRAPH = [
+    Node({"model": 1}, {}),
+    Node({"kernel": 2, "parent": 0}, {}),
+    Node({}, {"VARIABLE_VALUE": "weights/0"}),
+]
 W = index_entry(1, (2, 3), 0, 24)
 HEAD = (b"", number(1, 1))
 
 
-def damaged(tmp_path: Path, entries: dict[str, bytes], data: bytes = bytes(64), **options: bytes) -> Path:
+def damaged(
+    tmp_path: Path, entries: dict[str, bytes], data: bytes = bytes(64), **options: bytes
+) -> Path:
     """A bundle of raw entries over one data file."""
     prefix = tmp_path / "ckpt"
     write_index(prefix, entries, **options)
@@ -58,7 +64,8 @@ def small_bundle(prefix: Path) -> Path:
     return prefix
 
 
-# written by TensorFlow 2.21: tf.train.Checkpoint(kernel=tf.Variable([[1.0, 2.0, 3.0], [4.0, 5.0, 6.0]])).write(...)
+# written by TensorFlow 2.21: tf.train.Checkpoint(kernel=tf.Variable([[1.0, 2.0, 3.0], [4.0, 5.0,
+# 6.0]])).write(...)
 FROM_TENSORFLOW = {
     "ckpt.index": (
         "000IE0U81b0RS8gUqeVmLrYLkNlsKjLQF+pPeMvXLsVZ!QbABi2nP}XAQ&iIHMO=7-"
@@ -104,20 +111,33 @@ def test_tensors_graph_and_order_survive(tmp_path):
 
 
 def test_several_data_files_and_gaps_between_tensors(tmp_path):
-    entries = {"a": index_entry(4, (2,), 4, 2, shard=1), "b": index_entry(4, (), 0, 1), "c": index_entry(4, (1,), 8, 1)}
+    entries = {
+        "a": index_entry(4, (2,), 4, 2, shard=1),
+        "b": index_entry(4, (), 0, 1),
+        "c": index_entry(4, (1,), 8, 1),
+    }
     write_index(tmp_path / "ckpt", entries, header=number(1, 2))
     (tmp_path / "ckpt.data-00000-of-00002").write_bytes(bytes(range(9)))
     (tmp_path / "ckpt.data-00001-of-00002").write_bytes(bytes(range(10, 19)))
     bundle = read_bundle(tmp_path / "ckpt")
-    assert {key: tensor.numpy().tolist() for key, tensor in bundle.tensors.items()} == {"a": [14, 15], "b": 0, "c": [8]}
+    assert {key: tensor.numpy().tolist() for key, tensor in bundle.tensors.items()} == {
+        "a": [14, 15],
+        "b": 0,
+        "c": [8],
+    }
     assert len(bundle.files) == 3
 
 
 def test_what_is_not_weights_is_listed(tmp_path):
-    bundle = read_bundle(damaged(tmp_path, {"config": index_entry(7, (), 0, 9), "w": index_entry(22, (2,), 16, 8)}))
+    bundle = read_bundle(
+        damaged(tmp_path, {"config": index_entry(7, (), 0, 9), "w": index_entry(22, (2,), 16, 8)})
+    )
     assert bundle.tensors == {}
     assert bundle.graph == []
-    assert bundle.skipped == {"config": "text, not weights", "w": "of TensorFlow dtype 22, not weights"}
+    assert bundle.skipped == {
+        "config": "text, not weights",
+        "w": "of TensorFlow dtype 22, not weights",
+    }
 
 
 # --- find_bundle
@@ -140,23 +160,29 @@ def test_only_content_makes_an_index(tmp_path):
     for name in ("ckpt.index", "empty.index"):
         (tmp_path / name).write_text("an index of something else" * (name == "ckpt.index"))
     os.mkfifo(tmp_path / "pipe.index")
-    assert [find_bundle(tmp_path / name) for name in ("ckpt", "empty.index", "pipe.index", ".index", "", "absent")] == [
-        None
-    ] * 6
+    assert [
+        find_bundle(tmp_path / name)
+        for name in ("ckpt", "empty.index", "pipe.index", ".index", "", "absent")
+    ] == [None] * 6
 
 
 def test_the_newest_of_several(tmp_path):
     for name in ("ckpt-1", "ckpt-2", "ckpt-3"):
         small_bundle(tmp_path / name)
-    with pytest.raises(ConversionError, match="several checkpoints; name one of ckpt-1, ckpt-2, ckpt-3"):
+    with pytest.raises(
+        ConversionError, match="several checkpoints; name one of ckpt-1, ckpt-2, ckpt-3"
+    ):
         find_bundle(tmp_path)
-    (tmp_path / "checkpoint").write_text('model_checkpoint_path: "ckpt-2"\nall_model_checkpoint_paths: "ckpt-1"\n')
+    (tmp_path / "checkpoint").write_text(
+        'model_checkpoint_path: "ckpt-2"\nall_model_checkpoint_paths: "ckpt-1"\n'
+    )
     assert find_bundle(tmp_path) == tmp_path / "ckpt-2"
 
 
 @pytest.mark.parametrize("present", [0, 2])
 @pytest.mark.parametrize(
-    "named", ["../secret/ckpt", "{folder}/secret/ckpt", "secret\\ckpt", "..", "", "\x1b[31m", "a" * 5000]
+    "named",
+    ["../secret/ckpt", "{folder}/secret/ckpt", "secret\\ckpt", "..", "", "\x1b[31m", "a" * 5000],
 )
 def test_a_checkpoint_file_leads_nowhere_else(tmp_path, named, present):
     folder, secret = tmp_path / "in", tmp_path / "secret"
@@ -165,7 +191,9 @@ def test_a_checkpoint_file_leads_nowhere_else(tmp_path, named, present):
     small_bundle(secret / "ckpt")
     for i in range(present):
         small_bundle(folder / f"ckpt-{i}")
-    (folder / "checkpoint").write_text(f'model_checkpoint_path: "{named.format(folder=tmp_path)}"\n')
+    (folder / "checkpoint").write_text(
+        f'model_checkpoint_path: "{named.format(folder=tmp_path)}"\n'
+    )
     with pytest.raises(ConversionError, match="no checkpoint of this folder") as caught:
         find_bundle(folder)
     assert str(caught.value).isprintable()
@@ -178,14 +206,20 @@ def test_a_checkpoint_file_leads_nowhere_else(tmp_path, named, present):
     ("entry", "reason"),
     [
         (index_entry(1, (2, 3), 0, 20), r"'w' has 20 bytes, but F32 \(2, 3\) needs 24"),
-        (index_entry(1, (2, 3), 48, 24), r"'w' lies at bytes 48\.\.72 of a data file of 64; is it truncated\?"),
+        (
+            index_entry(1, (2, 3), 48, 24),
+            r"'w' lies at bytes 48\.\.72 of a data file of 64; is it truncated\?",
+        ),
         (index_entry(1, (2, 3), -8, 24), r"'w' lies at bytes -8\.\.16"),
         (index_entry(1, (2, 3), 24, -24), r"'w' lies at bytes 24\.\.0"),
         (index_entry(1, (2, 3), (1 << 63) - 1, 24), "'w' lies at bytes 9223372036854775807"),
         (index_entry(1, (2, 3), 0, 24, shard=1), "'w' lies in data file 1 of 1"),
         (index_entry(1, (2, 3), 0, 24, shard=-1), "'w' lies in data file -1 of 1"),
         (index_entry(1, (-2, -3), 0, 24), r"'w' has shape \(-2, -3\)"),
-        (index_entry(1, (1 << 62, 1 << 62), 0, 24), "but F32 .* needs 85070591730234615865843651857942052864"),
+        (
+            index_entry(1, (1 << 62, 1 << 62), 0, 24),
+            "but F32 .* needs 85070591730234615865843651857942052864",
+        ),
         (index_entry(1, (1,) * 33, 0, 4), "'w' has shape"),
         (W + length(2, b""), "'w' has shape"),
         (W + length(7, b""), "'w' is a partitioned variable"),
@@ -277,7 +311,12 @@ def join(data: bytes, index: bytes) -> bytes:
 
 GOOD = block([HEAD, (b"w", W)])
 # an empty key, then one of 1000 bytes, then 90 that repeat it and add a byte
-EXPANDING = b"\0\0\0\0\xe8\7\0" + b"a" * 1000 + b"".join(b"\xe8\7\1\0%c" % i for i in range(33, 123)) + bytes(4)
+EXPANDING = (
+    b"\0\0\0\0\xe8\7\0"
+    + b"a" * 1000
+    + b"".join(b"\xe8\7\1\0%c" % i for i in range(33, 123))
+    + bytes(4)
+)
 
 
 @pytest.mark.parametrize(
@@ -299,8 +338,14 @@ EXPANDING = b"\0\0\0\0\xe8\7\0" + b"a" * 1000 + b"".join(b"\xe8\7\1\0%c" % i for
         (one_block(b"\x01\x00\x00" + bytes(4)), "an entry is longer than its block"),
         (one_block(b"\x00\x05\x00" + bytes(4)), "an entry is longer than its block"),
         (one_block(b"\x00\x00" + bytes(4)), "an entry is longer than its block|cut short"),
-        (join(GOOD + trailer(GOOD), block([(b"", varint(0) + varint(9999))])), r"block 0\.\.9999 lies outside"),
-        (join(GOOD + trailer(GOOD), block([(b"", varint(0) + varint(len(GOOD)))] * 2)), "blocks overlap"),
+        (
+            join(GOOD + trailer(GOOD), block([(b"", varint(0) + varint(9999))])),
+            r"block 0\.\.9999 lies outside",
+        ),
+        (
+            join(GOOD + trailer(GOOD), block([(b"", varint(0) + varint(len(GOOD)))] * 2)),
+            "blocks overlap",
+        ),
         (one_block(EXPANDING), "keys share more"),
         (bytes(1 << 22) + table([HEAD]), r"an index of 4194\d+ bytes is no checkpoint's"),
     ],
@@ -327,7 +372,10 @@ def with_graph(tmp_path: Path, entry: bytes, data: bytes) -> Path:
         (Node({"child": 1}, {}), "the object graph has 1 objects, but 'child' is number 1"),
         (Node({"child": -1}, {}), "the object graph has 1 objects, but 'child' is number -1"),
         (Node({"a\nb": 0}, {}), r"not printable or comes twice: 'a\\nb'"),
-        (Node({}, {"VARIABLE_VALUE": "weights/1"}), "names 'weights/1', which the bundle does not hold"),
+        (
+            Node({}, {"VARIABLE_VALUE": "weights/1"}),
+            "names 'weights/1', which the bundle does not hold",
+        ),
     ],
 )
 def test_bad_graphs_are_refused(tmp_path, node, reason):
@@ -364,7 +412,9 @@ def test_a_damaged_graph_is_refused(tmp_path, change, reason):
         read_bundle(with_graph(tmp_path, entry, change(data)))
 
 
-@pytest.mark.parametrize("entry", [index_entry(7, (2,), 0, 9), index_entry(7, (), 0, (1 << 22) + 1)])
+@pytest.mark.parametrize(
+    "entry", [index_entry(7, (2,), 0, 9), index_entry(7, (), 0, (1 << 22) + 1)]
+)
 def test_only_one_short_graph_is_read(tmp_path, entry):
     prefix = damaged(tmp_path, {GRAPH_KEY: entry})
     os.truncate(tmp_path / "ckpt.data-00000-of-00001", 1 << 23)
@@ -393,7 +443,10 @@ def mutate(data: bytes, rng: random.Random) -> bytes:
     """Change, insert, remove or cut off a few bytes."""
     changed = bytearray(data)
     for _ in range(rng.randint(1, 3)):
-        at, byte = rng.randrange(len(changed) + 1), rng.choice([0, 1, 0x7F, 0x80, 0xFF, rng.randrange(256)])
+        at, byte = (
+            rng.randrange(len(changed) + 1),
+            rng.choice([0, 1, 0x7F, 0x80, 0xFF, rng.randrange(256)]),
+        )
         changed[at : at + rng.randint(0, 2)] = bytes([byte] * rng.randint(0, 2))
         if rng.random() < 0.02:
             del changed[at:]

@@ -88,8 +88,12 @@ def write(folder: Path, kind: str) -> tuple[Any, dict[str, Any]]:
     return [str(folder / "cat.bin"), str(folder / "b.bin")], {"token": ["<a>", "<b>"]}
 
 
-@pytest.mark.parametrize("kind", ["bin", "vectors", "safetensors", "webui", "webui safetensors", "state", "several"])
-def test_equal_to_diffusers(repo: Path, ours: tuple[CLIPTokenizer, CLIPTextModel], tmp_path: Path, kind: str) -> None:
+@pytest.mark.parametrize(
+    "kind", ["bin", "vectors", "safetensors", "webui", "webui safetensors", "state", "several"]
+)
+def test_equal_to_diffusers(
+    repo: Path, ours: tuple[CLIPTokenizer, CLIPTextModel], tmp_path: Path, kind: str
+) -> None:
     tokenizer, encoder = ours
     theirs = Theirs(repo)
     given, arguments = write(tmp_path, kind)
@@ -99,13 +103,23 @@ def test_equal_to_diffusers(repo: Path, ours: tuple[CLIPTokenizer, CLIPTextModel
     assert len(tokenizer) > 49408
     table = theirs.text_encoder.get_input_embeddings().weight
     assert torch.equal(encoder.text_model.embeddings.token_embedding.weight, table)
-    token = next(token for token in tokenizer.added_tokens_encoder if "_" not in token and "|" not in token)
+    token = next(
+        token for token in tokenizer.added_tokens_encoder if "_" not in token and "|" not in token
+    )
     prompt = f"a photo of {token} and {token}."
-    expanded = theirs.maybe_convert_prompt(prompt, theirs.tokenizer) if token.islower() else tokenizer.expand(prompt)
+    expanded = (
+        theirs.maybe_convert_prompt(prompt, theirs.tokenizer)
+        if token.islower()
+        else tokenizer.expand(prompt)
+    )
     ids = tokenizer(tokenizer.expand(prompt), padding="max_length", return_tensors="pt").input_ids
-    assert ids.tolist() == theirs.tokenizer([expanded], padding="max_length", max_length=77).input_ids
+    assert (
+        ids.tolist() == theirs.tokenizer([expanded], padding="max_length", max_length=77).input_ids
+    )
     with torch.no_grad():
-        assert torch.equal(encoder(ids).last_hidden_state, theirs.text_encoder(ids).last_hidden_state)
+        assert torch.equal(
+            encoder(ids).last_hidden_state, theirs.text_encoder(ids).last_hidden_state
+        )
 
 
 def test_saved_and_loaded_again(ours: tuple[CLIPTokenizer, CLIPTextModel], tmp_path: Path) -> None:
@@ -113,7 +127,9 @@ def test_saved_and_loaded_again(ours: tuple[CLIPTokenizer, CLIPTextModel], tmp_p
     load_textual_inversion(tokenizer, encoder, {"<cat>": torch.ones(2, DIM)})
     tokenizer.save_pretrained(tmp_path / "tokenizer")
     encoder.save_pretrained(tmp_path / "text_encoder")
-    assert CLIPTokenizer.from_pretrained(tmp_path / "tokenizer").get_vocab() == tokenizer.get_vocab()
+    assert (
+        CLIPTokenizer.from_pretrained(tmp_path / "tokenizer").get_vocab() == tokenizer.get_vocab()
+    )
     again = CLIPTextModel.from_pretrained(tmp_path / "text_encoder")
     assert torch.equal(again.text_model.embeddings.token_embedding.weight[-2:], torch.ones(2, DIM))
 

@@ -20,18 +20,48 @@ from weightport.converters.tokenizer import placeholder_names, placeholder_warni
 START, END = 49406, 49407
 PLACEHOLDERS = ("<my-cat>", "<zebra>", "<a-late-one>")
 
-# Ids that keras-cv 0.6.4's SimpleTokenizer gives after add_tokens(PLACEHOLDERS), start and end tokens left out.
+# Ids that keras-cv 0.6.4's SimpleTokenizer gives after add_tokens(PLACEHOLDERS), start and end
+# tokens left out.
 KERASCV_IDS = {
     "a photo of a cat": [320, 1125, 539, 320, 2368],
     "": [],
-    "A PHOTO  of\ta <my-cat>, with<zebra>s!": [320, 1125, 539, 320, 49408, 267, 593, 49409, 338, 256],
+    "A PHOTO  of\ta <my-cat>, with<zebra>s!": [
+        320,
+        1125,
+        539,
+        320,
+        49408,
+        267,
+        593,
+        49409,
+        338,
+        256,
+    ],
     "Wow!!! It's 1234 o'clock; they'll say “no”…": [
         *[2781, 995, 585, 568, 272, 273, 274, 275, 334, 262, 6716],
         *[282, 889, 1342, 1451, 728, 506, 871, 728, 251, 959],
     ],
     "naïve café 猫が 🐱": [1097, 35689, 563, 15304, 163, 234, 104, 4813, 490, 22979],
     "Собака, οδός İ": [
-        *[23669, 20978, 109, 16912, 27152, 27080, 267, 138, 123, 138, 112, 139, 234, 139, 480, 328, 16384],
+        *[
+            23669,
+            20978,
+            109,
+            16912,
+            27152,
+            27080,
+            267,
+            138,
+            123,
+            138,
+            112,
+            139,
+            234,
+            139,
+            480,
+            328,
+            16384,
+        ],
     ],
     "supercalifragilisticexpialidocious x_y--z 100% #1 <|endoftext|> end": [
         *[1642, 2857, 13093, 2076, 5868, 26850, 835, 639, 38466, 343, 318, 344, 2432, 345],
@@ -61,15 +91,22 @@ def padded(ids: list[int], pad: int = END) -> list[int]:
     return ids + [pad] * (77 - len(ids))
 
 
-@pytest.mark.parametrize("load", [CLIPTokenizer.from_pretrained, AutoTokenizer.from_pretrained], ids=["CLIP", "Auto"])
+@pytest.mark.parametrize(
+    "load", [CLIPTokenizer.from_pretrained, AutoTokenizer.from_pretrained], ids=["CLIP", "Auto"]
+)
 @pytest.mark.parametrize("text", KERASCV_IDS)
-def test_transformers_gives_kerascv_ids(folder: Path, load: Callable[[Path], CLIPTokenizer], text: str) -> None:
+def test_transformers_gives_kerascv_ids(
+    folder: Path, load: Callable[[Path], CLIPTokenizer], text: str
+) -> None:
     assert load(folder)(text, padding="max_length").input_ids == padded(KERASCV_IDS[text])
 
 
 def test_transformers_knows_the_special_tokens(folder: Path) -> None:
     loaded = AutoTokenizer.from_pretrained(folder)
-    assert (loaded.bos_token_id, loaded.eos_token_id, loaded.pad_token_id, loaded.unk_token_id) == (START, *[END] * 3)
+    assert (loaded.bos_token_id, loaded.eos_token_id, loaded.pad_token_id, loaded.unk_token_id) == (
+        START,
+        *[END] * 3,
+    )
     assert loaded.model_max_length == 77
     assert len(loaded) == 49408 + len(PLACEHOLDERS)
     assert loaded.convert_tokens_to_ids(list(PLACEHOLDERS)) == [49408, 49409, 49410]
@@ -93,7 +130,10 @@ def test_tokenizers_reads_the_classic_files(folder: Path, text: str) -> None:
     )
     words = Regex(r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+")
     bpe.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.Split(words, "removed", invert=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+        [
+            pre_tokenizers.Split(words, "removed", invert=True),
+            pre_tokenizers.ByteLevel(add_prefix_space=False),
+        ]
     )
     assert bpe.encode(text).ids == KERASCV_IDS[text]
 
@@ -103,7 +143,9 @@ def test_files_equal_the_published_ones(tmp_path: Path) -> None:
     assert {path.name for path in written} == {*PUBLISHED, "tokenizer_config.json"}
     assert all(path.parent == tmp_path / "tokenizer" for path in written)
     for name, digest in PUBLISHED.items():
-        assert hashlib.sha256((tmp_path / "tokenizer" / name).read_bytes()).hexdigest() == digest, name
+        assert hashlib.sha256((tmp_path / "tokenizer" / name).read_bytes()).hexdigest() == digest, (
+            name
+        )
 
 
 def test_same_bytes_every_time(folder: Path, tmp_path: Path) -> None:
@@ -122,19 +164,32 @@ def test_pad_token(tmp_path: Path) -> None:
 
 
 def test_the_vocabulary_follows_from_the_merges(folder: Path) -> None:
-    """A symbol for each byte, the same at the end of a word, every merge joined, the two special tokens (CLIP)."""
+    """A symbol for each byte, the same at the end of a word, every merge joined, the two special
+    tokens (CLIP)."""
     visible = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     symbols = [chr(code) for code in [*visible, *range(0x100, 0x200 - len(visible))]]
     version, *merges = (folder / "merges.txt").read_text().splitlines()
     joined = [merge.replace(" ", "") for merge in merges]
-    tokens = [*symbols, *(f"{symbol}</w>" for symbol in symbols), *joined, "<|startoftext|>", "<|endoftext|>"]
+    tokens = [
+        *symbols,
+        *(f"{symbol}</w>" for symbol in symbols),
+        *joined,
+        "<|startoftext|>",
+        "<|endoftext|>",
+    ]
     assert (version, len(merges), len(tokens)) == ("#version: 0.2", 48894, 49408)
-    assert json.loads((folder / "vocab.json").read_text()) == {token: id_ for id_, token in enumerate(tokens)}
+    assert json.loads((folder / "vocab.json").read_text()) == {
+        token: id_ for id_, token in enumerate(tokens)
+    }
 
 
-@pytest.mark.parametrize("data", [None, b"", b"not gzip", gzip.compress(b"i n\nt h\n")], ids=lambda d: repr(d)[:9])
+@pytest.mark.parametrize(
+    "data", [None, b"", b"not gzip", gzip.compress(b"i n\nt h\n")], ids=lambda d: repr(d)[:9]
+)
 @pytest.mark.parametrize("name", ["clip_vocab.json.gz", "clip_bpe_merges.txt.gz"])
-def test_damaged_data_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, data: bytes) -> None:
+def test_damaged_data_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, data: bytes
+) -> None:
     shutil.copytree(Path(resources.files(mappings), "tokenizer"), tmp_path / "tokenizer")
     (tmp_path / "tokenizer" / name).unlink()
     if data is not None:
@@ -154,7 +209,11 @@ def test_placeholder_names() -> None:
 @pytest.mark.parametrize(
     ("rows", "given", "message"),
     [
-        (49410, ["<one>"], "49410 rows, 2 more than .* 1 placeholder tokens are named: name exactly 2"),
+        (
+            49410,
+            ["<one>"],
+            "49410 rows, 2 more than .* 1 placeholder tokens are named: name exactly 2",
+        ),
         (49408, ["<one>"], "49408 rows, 0 more"),
         (1000, [], "1000 rows, but CLIP's vocabulary has 49408"),
         (49409, [""], "is empty"),
@@ -166,7 +225,9 @@ def test_placeholder_names() -> None:
         (49410, ["<a>", "<A>"], "named twice"),
     ],
 )
-def test_bad_placeholders_are_refused(tmp_path: Path, rows: int, given: list[str], message: str) -> None:
+def test_bad_placeholders_are_refused(
+    tmp_path: Path, rows: int, given: list[str], message: str
+) -> None:
     with pytest.raises(ConversionError, match=message) as caught:
         placeholder_names(rows, given)
     assert "\n" not in str(caught.value)

@@ -1,4 +1,5 @@
-"""The reader of PyTorch checkpoints gives what torch gives, for everything that torch and trainers write."""
+"""The reader of PyTorch checkpoints gives what torch gives, for everything that torch and trainers
+write."""
 
 from __future__ import annotations
 
@@ -26,7 +27,19 @@ from weightport.converters.checkpoint import Checkpoint, Computed, SourceFile, S
 from weightport.converters.errors import ConversionError
 from weightport.converters.torch_file import is_torch, read_torch
 
-from .pickle_files import FOUR, archive, legacy, mapping, name, program, tarred, tensor, text, trainer_classes, written
+from .pickle_files import (
+    FOUR,
+    archive,
+    legacy,
+    mapping,
+    name,
+    program,
+    tarred,
+    tensor,
+    text,
+    trainer_classes,
+    written,
+)
 
 FORMATS: dict[str, dict[str, Any]] = {
     "zip": {},
@@ -63,10 +76,25 @@ def assert_same(found: Checkpoint, expected: dict[str, torch.Tensor]) -> None:
 def zoo() -> dict[str, torch.Tensor]:
     """Tensors of every kind of geometry."""
     base = torch.randn(6, 8)
-    state: dict[str, torch.Tensor] = {str(dtype): torch.arange(6).to(dtype).reshape(2, 3) for dtype in DTYPES}
-    state |= {"zero rank": torch.tensor(3.5), "empty": torch.zeros(0, 4), "parameter": nn.Parameter(torch.ones(2))}
-    state |= {"rows": base[2:4], "columns": base[:, 1:5:2], "transposed": base.t(), "half": base.half().t()}
-    state |= {"one": torch.arange(77).expand(1, -1), "expanded": torch.ones(3, 1).expand(3, 5), "shared": base}
+    state: dict[str, torch.Tensor] = {
+        str(dtype): torch.arange(6).to(dtype).reshape(2, 3) for dtype in DTYPES
+    }
+    state |= {
+        "zero rank": torch.tensor(3.5),
+        "empty": torch.zeros(0, 4),
+        "parameter": nn.Parameter(torch.ones(2)),
+    }
+    state |= {
+        "rows": base[2:4],
+        "columns": base[:, 1:5:2],
+        "transposed": base.t(),
+        "half": base.half().t(),
+    }
+    state |= {
+        "one": torch.arange(77).expand(1, -1),
+        "expanded": torch.ones(3, 1).expand(3, 5),
+        "shared": base,
+    }
     state |= {"channels last": torch.randn(2, 3, 4, 5).to(memory_format=torch.channels_last)}
     state |= {
         "buffer": nn.Buffer(torch.zeros(3)),
@@ -121,7 +149,9 @@ UNSUPPORTED = {
 
 @pytest.mark.parametrize("kind", UNSUPPORTED)
 @pytest.mark.parametrize("form", ["zip", "legacy"])
-def test_other_tensors_are_refused_by_name_only_among_the_weights(tmp_path: Path, kind: str, form: str) -> None:
+def test_other_tensors_are_refused_by_name_only_among_the_weights(
+    tmp_path: Path, kind: str, form: str
+) -> None:
     if kind in ("uint16", "float8_e4m3fn") and form == "legacy":
         form = "zip"
     odd = UNSUPPORTED[kind]
@@ -153,25 +183,40 @@ def test_state_dicts_are_found(tmp_path: Path, wrap: Any) -> None:
 
 
 def test_nested_parts_are_joined_by_dots(tmp_path: Path) -> None:
-    parts = {"unet": {"w": torch.ones(1)}, "vae": {"w": torch.zeros(1)}, "optimizer": {"state": {0: torch.ones(5)}}}
+    parts = {
+        "unet": {"w": torch.ones(1)},
+        "vae": {"w": torch.zeros(1)},
+        "optimizer": {"state": {0: torch.ones(5)}},
+    }
     found = read_torch(saved(tmp_path / "model.pt", parts | {"step": 5}))
     assert_same(found, {"unet.w": torch.ones(1), "vae.w": torch.zeros(1)})
-    assert found.skipped == {"optimizer": "state of the optimizer", "step": "no tensor, but a number"}
+    assert found.skipped == {
+        "optimizer": "state of the optimizer",
+        "step": "no tensor, but a number",
+    }
     assert found.metadata == {"step": "5"}
 
 
 def lightning(classes: Any) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
-    """What pytorch-lightning saves, with everything that people keep in hyper-parameters and callbacks."""
+    """What pytorch-lightning saves, with everything that people keep in hyper-parameters and
+    callbacks."""
     layer = nn.Linear(3, 2)
     optimizer = torch.optim.AdamW(layer.parameters())
     layer(torch.ones(1, 3)).sum().backward()
     optimizer.step()
     config, node = classes.DictConfig(), classes.AnyNode()
-    config.__dict__ |= {"_metadata": {"ref_type": Any, "object_type": dict}, "_parent": None, "_content": {"lr": node}}
+    config.__dict__ |= {
+        "_metadata": {"ref_type": Any, "object_type": dict},
+        "_parent": None,
+        "_content": {"lr": node},
+    }
     node.__dict__ |= {"_val": 1e-4, "_parent": config}  # a cycle, as in OmegaConf
     callback, net = classes.ModelCheckpoint(), classes.net()
     callback.best_model_score = torch.tensor(0.5)
-    state = {"model.diffusion_model.out.weight": layer.weight.data, "model.diffusion_model.out.bias": layer.bias.data}
+    state = {
+        "model.diffusion_model.out.weight": layer.weight.data,
+        "model.diffusion_model.out.bias": layer.bias.data,
+    }
     return {
         "epoch": 7,
         "global_step": 840_000,
@@ -198,11 +243,18 @@ def test_lightning_checkpoint(tmp_path: Path, form: str) -> None:
     found = read_torch(path)
     assert_same(found, state)
     assert set(sys.modules) == before
-    assert found.metadata == {"epoch": "7", "global_step": "840000", "pytorch-lightning_version": "1.4.2"}
+    assert found.metadata == {
+        "epoch": "7",
+        "global_step": "840000",
+        "pytorch-lightning_version": "1.4.2",
+    }
     assert found.skipped["optimizer_states"] == "state of the optimizer"
     assert found.skipped["callbacks"] == "state of the trainer's callbacks"
     assert found.skipped["odd"] == "beside `state_dict`: a list"
-    assert found.skipped["a key that is no text"] == "beside `state_dict`: an object of class `collections.defaultdict`"
+    assert (
+        found.skipped["a key that is no text"]
+        == "beside `state_dict`: an object of class `collections.defaultdict`"
+    )
     assert set(found.skipped) >= content.keys() - {"state_dict", ("a", "tuple")}
     assert found.ignored_classes == [
         "ldm.kinds.Kind", "ldm.model.Box", "ldm.model.net", "omegaconf.dictconfig.DictConfig",
@@ -225,7 +277,9 @@ class Small(nn.Module):
 
 
 @every_format
-@pytest.mark.parametrize("wrap", [lambda model: model, nn.DataParallel, lambda model: {"model": model}])
+@pytest.mark.parametrize(
+    "wrap", [lambda model: model, nn.DataParallel, lambda model: {"model": model}]
+)
 def test_whole_modules(tmp_path: Path, form: str, wrap: Any) -> None:
     value = wrap(Small())
     found = read_torch(saved(tmp_path / "model.pt", value, form))
@@ -248,7 +302,10 @@ def test_tar_checkpoint(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("protocol", [2, 4, 5])
 def test_pickle_of_numpy_arrays(tmp_path: Path, protocol: int) -> None:
-    state = {"a": np.arange(6, dtype="f4").reshape(2, 3), "b": np.asfortranarray(np.arange(6.0).reshape(2, 3))}
+    state = {
+        "a": np.arange(6, dtype="f4").reshape(2, 3),
+        "b": np.asfortranarray(np.arange(6.0).reshape(2, 3)),
+    }
     state |= {"big": np.arange(3, dtype=">i4"), "bool": np.array([True]), "zero": np.array(3, "f2")}
     path = written(tmp_path / "model.pkl", pickle.dumps(state, protocol))
     found = read_torch(path)
@@ -274,7 +331,9 @@ def test_archive_with_64_bit_fields(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(zipfile, "ZIP64_LIMIT", 4)
     content = archive(mapping(w=tensor()))
     assert struct.pack("<Q", len(FOUR)) * 2 in content
-    assert_same(read_torch(written(tmp_path / "model.ckpt", content)), {"w": torch.tensor([1.0, 2, 3, 4])})
+    assert_same(
+        read_torch(written(tmp_path / "model.ckpt", content)), {"w": torch.tensor([1.0, 2, 3, 4])}
+    )
 
 
 # ---- recognition and speed
@@ -286,7 +345,14 @@ def test_recognised_by_content(tmp_path: Path) -> None:
         tarred(b"N"), program(b"N"), pickle.dumps({}, 4), b"cposix\nsystem\n(S'x'\ntR.", pickle.dumps({"a": 1}, 0),
     ]):  # fmt: skip
         assert is_torch(SourceFile(written(tmp_path / f"{number}.weird", content))), number
-    strangers = [b"", b"PK\x03\x04", b"text.", b"{}", b"\x89HDF\r\n\x1a\n", b"\x80\2\0\0\0\0\0\0{}" * 99]
+    strangers = [
+        b"",
+        b"PK\x03\x04",
+        b"text.",
+        b"{}",
+        b"\x89HDF\r\n\x1a\n",
+        b"\x80\2\0\0\0\0\0\0{}" * 99,
+    ]
     for number, content in enumerate(strangers):
         assert not is_torch(SourceFile(written(tmp_path / f"not {number}", content))), number
 
@@ -303,5 +369,12 @@ def test_no_module_of_the_reader_can_unpickle() -> None:
     folder = Path(pickle_machine.__file__).parent
     for path in [*folder.glob("torch_*.py"), *folder.glob("pickle_*.py"), folder / "archives.py"]:
         source = path.read_text()
-        for word in ("import pickle", "from pickle", "import torch", "importlib", "__import__", "eval("):
+        for word in (
+            "import pickle",
+            "from pickle",
+            "import torch",
+            "importlib",
+            "__import__",
+            "eval(",
+        ):
             assert word not in source, f"{path.name} has {word}"

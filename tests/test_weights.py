@@ -1,4 +1,5 @@
-"""Weights from files into models and back: hostile files, keys that do not fit, casts, the memory they take."""
+"""Weights from files into models and back: hostile files, keys that do not fit, casts, the memory
+they take."""
 
 from __future__ import annotations
 
@@ -20,7 +21,13 @@ Write = Callable[..., Path]
 DTYPES = {
     **{"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16},
     **{"F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2, "BOOL": torch.bool},
-    **{"I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8},
+    **{
+        "I64": torch.int64,
+        "I32": torch.int32,
+        "I16": torch.int16,
+        "I8": torch.int8,
+        "U8": torch.uint8,
+    },
 }
 
 
@@ -31,7 +38,9 @@ def write(tmp_path: Path) -> Write:
     def write_file(header: Any, data: bytes = b"", length: int | None = None) -> Path:
         raw = header if isinstance(header, bytes) else json.dumps(header).encode()
         path = tmp_path / "x.safetensors"
-        path.write_bytes((len(raw) if length is None else length).to_bytes(8, "little") + raw + data)
+        path.write_bytes(
+            (len(raw) if length is None else length).to_bytes(8, "little") + raw + data
+        )
         return path
 
     return write_file
@@ -72,7 +81,9 @@ def test_damaged_files_are_refused(write: Write, header: Any, data: int) -> None
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("content", [b"", b"1234567", (1 << 63).to_bytes(8, "little"), b"<!doctype html><html>404"])
+@pytest.mark.parametrize(
+    "content", [b"", b"1234567", (1 << 63).to_bytes(8, "little"), b"<!doctype html><html>404"]
+)
 def test_what_is_no_safetensors_is_refused(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "x.safetensors"
     path.write_bytes(content)
@@ -107,17 +118,23 @@ def test_safetensors_reads_what_is_written(tmp_path: Path, dtypes: list[str]) ->
     write_weights(tmp_path, state, "diffusers", None, 1 << 30, safe=True)
     found = load_file(tmp_path / "diffusion_pytorch_model.safetensors")
     assert found.keys() == state.keys()
-    assert all(torch.equal(found[key], state[key]) and found[key].dtype == state[key].dtype for key in state)
+    assert all(
+        torch.equal(found[key], state[key]) and found[key].dtype == state[key].dtype
+        for key in state
+    )
 
 
 def test_layouts_of_memory_are_not_written(tmp_path: Path) -> None:
-    state = {"a": torch.rand(2, 3, 4, 4).to(memory_format=torch.channels_last), "b": torch.rand(4, 6).T[1:]}
+    state = {
+        "a": torch.rand(2, 3, 4, 4).to(memory_format=torch.channels_last),
+        "b": torch.rand(4, 6).T[1:],
+    }
     write_weights(tmp_path, state, "transformers", "v", 1 << 30, safe=True)
     found = load_file(tmp_path / "model.v.safetensors")
     assert all(torch.equal(found[key], state[key]) for key in state)
 
 
-# --- into models ------------------------------------------------------------------------------------------------------
+# --- into models ----------------------------------------------------------------------------------
 
 
 class Small(nn.Module):
@@ -158,7 +175,9 @@ def test_models_are_built_without_memory_or_initialisation(monkeypatch: pytest.M
 
 @pytest.mark.parametrize("use_mmap", [True, False])
 @pytest.mark.parametrize("dtype", [None, "float32", "float16", "bfloat16"])
-def test_values_and_casts(small: tuple[Path, dict[str, Any]], dtype: str | None, use_mmap: bool) -> None:
+def test_values_and_casts(
+    small: tuple[Path, dict[str, Any]], dtype: str | None, use_mmap: bool
+) -> None:
     path, state = small
     target = dtype and getattr(torch, dtype)
     model = fill(path, target, use_mmap=use_mmap)
@@ -181,7 +200,8 @@ def test_weights_are_writable_and_the_file_stays(small: tuple[Path, dict[str, An
 
 
 def test_a_cast_gives_no_neighbour_away(tmp_path: Path) -> None:
-    """Pages of the file are dropped after a cast; tensors that share a page keep what was written into them."""
+    """Pages of the file are dropped after a cast; tensors that share a page keep what was written
+    into them."""
     state = {key: torch.rand(t.shape) for key, t in Small().state_dict().items() if key != "steps"}
     path = tmp_path / "x.safetensors"
     save_file({**state, "steps": torch.arange(5), "z": torch.rand(9000)}, path)
@@ -190,10 +210,13 @@ def test_a_cast_gives_no_neighbour_away(tmp_path: Path) -> None:
     assert all(torch.equal(model.state_dict()[key], state[key].half()) for key in state)
 
 
-def test_linear_layers_take_1x1_convolutions(tmp_path: Path, small: tuple[Path, dict[str, Any]]) -> None:
+def test_linear_layers_take_1x1_convolutions(
+    tmp_path: Path, small: tuple[Path, dict[str, Any]]
+) -> None:
     _, state = small
     save_file(
-        state | {"linear.weight": state["linear.weight"][:, :, None, None].contiguous()}, tmp_path / "x.safetensors"
+        state | {"linear.weight": state["linear.weight"][:, :, None, None].contiguous()},
+        tmp_path / "x.safetensors",
     )
     assert torch.equal(fill(tmp_path / "x.safetensors").linear.weight, state["linear.weight"])
     wide = state["linear.weight"][:, :, None, None].expand(-1, -1, 2, 1).contiguous()
@@ -208,16 +231,26 @@ def test_linear_layers_take_1x1_convolutions(tmp_path: Path, small: tuple[Path, 
         (["linear.bias"], {}, r"x\.safetensors: does not fit Small: missing linear\.bias$"),
         ([], {"linear.wieght": (3, 4)}, r"unexpected linear\.wieght \(nearest: linear\.weight\)$"),
         ([], {"conv.bias": (3,)}, r"conv\.bias has shape \[3\], not \[2\]$"),
-        (["conv.bias", "norm.bias", "norm.weight", "linear.bias"], {}, r"missing linear\.bias; .*; .* and 1 more$"),
+        (
+            ["conv.bias", "norm.bias", "norm.weight", "linear.bias"],
+            {},
+            r"missing linear\.bias; .*; .* and 1 more$",
+        ),
         ([], {"?": (1,)}, r"unexpected \?$"),
     ],
 )
 def test_keys_that_do_not_fit(
-    tmp_path: Path, small: tuple[Path, dict[str, Any]], drop: list[str], add: dict[str, Any], message: str
+    tmp_path: Path,
+    small: tuple[Path, dict[str, Any]],
+    drop: list[str],
+    add: dict[str, Any],
+    message: str,
 ) -> None:
     _, state = small
     state = {key: tensor for key, tensor in state.items() if key not in drop}
-    save_file(state | {key: torch.zeros(shape) for key, shape in add.items()}, tmp_path / "x.safetensors")
+    save_file(
+        state | {key: torch.zeros(shape) for key, shape in add.items()}, tmp_path / "x.safetensors"
+    )
     with pytest.raises(ValueError, match=message):
         fill(tmp_path / "x.safetensors")
 
@@ -229,12 +262,14 @@ def test_a_key_in_two_shards(small: tuple[Path, dict[str, Any]]) -> None:
         load_weights(model, [small[0], small[0]], lambda key: key, None)
 
 
-# --- .bin files -------------------------------------------------------------------------------------------------------
+# --- .bin files -----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("legacy", [False, True])
 @pytest.mark.parametrize("use_mmap", [True, False])
-def test_pickled_weights(tmp_path: Path, small: tuple[Path, dict[str, Any]], legacy: bool, use_mmap: bool) -> None:
+def test_pickled_weights(
+    tmp_path: Path, small: tuple[Path, dict[str, Any]], legacy: bool, use_mmap: bool
+) -> None:
     _, state = small
     path = tmp_path / "x.bin"
     torch.save(state, path, _use_new_zipfile_serialization=not legacy)

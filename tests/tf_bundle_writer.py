@@ -1,7 +1,8 @@
-"""Writes TensorFlow checkpoints (tensor bundles) that TensorFlow itself reads; the reverse of `converters.tensorflow`.
+"""Writes TensorFlow checkpoints (tensor bundles) that TensorFlow itself reads; the reverse of
+`converters.tensorflow`.
 
-`write_bundle` is all that most tests need. Tests of damage put bundles together from `index_entry`, `graph_entry`,
-`string_entry` and `write_index`.
+`write_bundle` is all that most tests need. Tests of damage put bundles together from `index_entry`,
+`graph_entry`, `string_entry` and `write_index`.
 """
 
 from __future__ import annotations
@@ -17,17 +18,32 @@ from weightport.converters.object_graph import Node
 
 HEADER = b"\x08\x01\x1a\x02\x08\x01"  # one data file; little-endian; version 1
 GRAPH_KEY = "_CHECKPOINTABLE_OBJECT_GRAPH"
-NUMBERS = {"f4": 1, "f8": 2, "i4": 3, "u1": 4, "i2": 5, "i1": 6, "i8": 9, "?": 10, "bfloat16": 14, "u2": 17, "f2": 19}
+NUMBERS = {
+    "f4": 1,
+    "f8": 2,
+    "i4": 3,
+    "u1": 4,
+    "i2": 5,
+    "i1": 6,
+    "i8": 9,
+    "?": 10,
+    "bfloat16": 14,
+    "u2": 17,
+    "f2": 19,
+}
 ENUM = {np.dtype(dtype): number for dtype, number in NUMBERS.items()}
 
 
 def write_bundle(
-    prefix: Path, tensors: Mapping[str, np.ndarray], graph: Sequence[Node] | None = None, checksums: bool = True
+    prefix: Path,
+    tensors: Mapping[str, np.ndarray],
+    graph: Sequence[Node] | None = None,
+    checksums: bool = True,
 ) -> None:
     """Write `prefix.index` and `prefix.data-00000-of-00001`.
 
-    `checksums=False` leaves out those of the tensors (slow in Python); TensorFlow refuses such files, our reader does
-    not look.
+    `checksums=False` leaves out those of the tensors (slow in Python); TensorFlow refuses such
+    files, our reader does not look.
     """
     entries: dict[str, bytes] = {}
     with prefix.with_name(prefix.name + ".data-00000-of-00001").open("wb") as file:
@@ -42,13 +58,17 @@ def write_bundle(
     write_index(prefix, entries)
 
 
-def write_index(prefix: Path, entries: Mapping[str, bytes], header: bytes = HEADER, block_size: int = 4096) -> None:
+def write_index(
+    prefix: Path, entries: Mapping[str, bytes], header: bytes = HEADER, block_size: int = 4096
+) -> None:
     """Write `prefix.index` from serialised `BundleEntryProto`s."""
     pairs = [(b"", header), *sorted((key.encode(), value) for key, value in entries.items())]
     prefix.with_name(prefix.name + ".index").write_bytes(table(pairs, block_size))
 
 
-def index_entry(dtype: int, shape: Sequence[int], offset: int, size: int, crc: int = 0, shard: int = 0) -> bytes:
+def index_entry(
+    dtype: int, shape: Sequence[int], offset: int, size: int, crc: int = 0, shard: int = 0
+) -> bytes:
     """A `BundleEntryProto`."""
     dims = b"".join(length(2, number(1, dim)) for dim in shape)
     place = number(3, shard) + number(4, offset) + number(5, size)
@@ -70,7 +90,10 @@ def string_entry(text: bytes, offset: int) -> tuple[bytes, bytes]:
 
 def object_message(node: Node) -> bytes:
     """A `TrackableObject`."""
-    children = (length(1, number(1, child) + length(2, name.encode())) for name, child in node.children.items())
+    children = (
+        length(1, number(1, child) + length(2, name.encode()))
+        for name, child in node.children.items()
+    )
     attributes = (
         length(2, length(1, name.encode()) + length(2, b"") + length(3, key.encode()))
         for name, key in node.variables.items()
@@ -96,7 +119,8 @@ def table(pairs: Sequence[tuple[bytes, bytes]], block_size: int = 4096) -> bytes
 
 
 def block(pairs: Sequence[tuple[bytes, bytes]], restart_interval: int = 16) -> bytes:
-    """The contents of a block: each key without what it shares with the one before, then the restart positions."""
+    """The contents of a block: each key without what it shares with the one before, then the
+    restart positions."""
     out, restarts, last = b"", [0], b""
     for i, (key, value) in enumerate(pairs):
         shared = 0
@@ -105,14 +129,18 @@ def block(pairs: Sequence[tuple[bytes, bytes]], restart_interval: int = 16) -> b
                 shared += 1
         elif i:
             restarts.append(len(out))
-        out += varint(shared) + varint(len(key) - shared) + varint(len(value)) + key[shared:] + value
+        out += (
+            varint(shared) + varint(len(key) - shared) + varint(len(value)) + key[shared:] + value
+        )
         last = key
     return out + b"".join(at.to_bytes(4, "little") for at in (*restarts, len(restarts)))
 
 
 def trailer(contents: bytes, compression: int = 0) -> bytes:
     """The compression type and the checksum that follow a block."""
-    return bytes([compression]) + masked_crc32c(contents + bytes([compression])).to_bytes(4, "little")
+    return bytes([compression]) + masked_crc32c(contents + bytes([compression])).to_bytes(
+        4, "little"
+    )
 
 
 def varint(value: int) -> bytes:

@@ -1,4 +1,5 @@
-"""Offline checkpoint conversion for Stable Diffusion: KerasCV and diffusers, exact and in bounded memory.
+"""Offline checkpoint conversion for Stable Diffusion: KerasCV and diffusers, exact and in bounded
+memory.
 
     import weightport
 

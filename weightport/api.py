@@ -65,40 +65,46 @@ def convert(
     """Convert checkpoints into a diffusers repo, or a diffusers repo into KerasCV's files.
 
     Args:
-        sources: Keras files, TensorFlow or SavedModel folders, original `.ckpt` or `.safetensors` checkpoints, or a
-            diffusers repo; each component once, in any order.
-        output: the repo folder; for `to="kerascv"` a `.weights.h5` or (legacy) `.h5` file, for `to="ldm"` a
-            `.safetensors` file.
-        base: where components come from that the sources lack: a diffusers repo, a folder with KerasCV's stock files,
-            or a Hub id.
+        sources: Keras files, TensorFlow or SavedModel folders, original `.ckpt` or `.safetensors`
+            checkpoints, or a diffusers repo; each component once, in any order.
+        output: the repo folder; for `to="kerascv"` a `.weights.h5` or (legacy) `.h5` file, for
+            `to="ldm"` a `.safetensors` file.
+        base: where components come from that the sources lack: a diffusers repo, a folder with
+            KerasCV's stock files, or a Hub id.
         to: the layout to write.
-        family: `sd1`, `sd2`, `sdxl`, `sdxl_refiner` or `upscaler`, where the tensors leave a choice.
-        component: convert this one only: `unet`, `text_encoder`, `text_encoder_2`, `controlnet`, `vae`, or a half of
-            it, `decoder` or `image_encoder`.
+        family: `sd1`, `sd2`, `sdxl`, `sdxl_refiner` or `upscaler`, where the tensors leave a
+            choice.
+        component: convert this one only: `unet`, `text_encoder`, `text_encoder_2`, `controlnet`,
+            `vae`, or a half of it, `decoder` or `image_encoder`.
         vae: a file or repo whose VAE takes the place of the sources' own.
         dtype: `keep`, `float32`, `float16` or `bfloat16`.
         variant: put into the weights' file names, as in `diffusion_pytorch_model.fp16.safetensors`.
         max_shard_size: bytes, or `"5GB"`; larger components are written in shards with an index.
-        text_activation: of an SD 2.x text encoder: `tanh` (keras-cv from 0.6.4 on) or `erf` (before).
+        text_activation: of an SD 2.x text encoder: `tanh` (keras-cv from 0.6.4 on) or `erf`
+            (before).
         placeholder_tokens: names for the token rows that textual inversion added, in order.
         lora_alpha: merge LoRA factors with this alpha; they are refused without it.
         ema: take the moving average of an original checkpoint's UNet instead of its weights.
         prediction_type: what the UNet predicts, where its file does not say or says it wrongly.
-        image_size: in pixels, a multiple of 8, for the configs; by default the file's or the family's.
-        residue: keep what a repo cannot hold of an original checkpoint in a file beside it, and put it back with
-            `to="ldm"`.
+        image_size: in pixels, a multiple of 8, for the configs; by default the file's or the
+            family's.
+        residue: keep what a repo cannot hold of an original checkpoint in a file beside it, and put
+            it back with `to="ldm"`.
         hashes: put the sha256 of sources and weights into the report.
-        sync: return when the output has reached the disk, so that it is whole even after a power failure.
-        license: of the model, for its card, as the Hub names it: `creativeml-openrail-m`, `mit`, ...
-        base_model: the Hub id of the model it was fine-tuned from, for its card; by default that of `base`, or the one
-            whose weights KerasCV starts from.
+        sync: return when the output has reached the disk, so that it is whole even after a power
+            failure.
+        license: of the model, for its card, as the Hub names it: `creativeml-openrail-m`, `mit`,
+            ...
+        base_model: the Hub id of the model it was fine-tuned from, for its card; by default that of
+            `base`, or the one whose weights KerasCV starts from.
         allow_nan: write NaN and Inf instead of refusing them.
         overwrite: replace an earlier output.
         dry_run: plan and check, but write nothing.
         progress: called with (bytes just written, bytes in all).
 
     Returns:
-        The conversion: family, components, notes, what the repo lacks, and the content of its `conversion.json`.
+        The conversion: family, components, notes, what the repo lacks, and the content of its
+            `conversion.json`.
 
     Raises:
         ConversionError: in one line, what is wrong and what to do; nothing is left behind.
@@ -145,7 +151,8 @@ def convert(
 
 
 def inspect(path: StrPath) -> Inspection:
-    """Say what a file holds, from its headers alone: format, family and why, components, missing and unexpected keys.
+    """Say what a file holds, from its headers alone: format, family and why, components, missing
+    and unexpected keys.
 
     Raises:
         ConversionError: the file cannot be read at all.
@@ -174,7 +181,9 @@ def diff(
         ConversionError: one of them cannot be read or recognised.
     """
     settings = Settings(family=family, ema=ema)
-    return _compare(_local(a), _local(b), settings, _runtime_state_dict, progress or (lambda done, total: None))
+    return _compare(
+        _local(a), _local(b), settings, _runtime_state_dict, progress or (lambda done, total: None)
+    )
 
 
 def parity(
@@ -191,25 +200,28 @@ def parity(
     report: StrPath | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Parity:
-    """Run a converted repo and the framework that its weights came from on the same inputs, and compare.
+    """Run a converted repo and the framework that its weights came from on the same inputs, and
+    compare.
 
     Args:
         repo: a diffusers repo, or the folder of a ControlNet.
-        sources: what it was converted from. Keras files are run by keras-cv, original checkpoints of SD 1.x and 2.x by
-            the `ldm` modules and open_clip, others by diffusers' single-file loading. Without any, diffusers runs the
-            repo itself.
+        sources: what it was converted from. Keras files are run by keras-cv, original checkpoints
+            of SD 1.x and 2.x by the `ldm` modules and open_clip, others by diffusers' single-file
+            loading. Without any, diffusers runs the repo itself.
         component: compare this one only: `unet`, `text_encoder`, `vae`, `decoder`, ...
         ema: the repo was converted from the moving average of an original checkpoint's UNet.
         source_python: the interpreter that has the source framework; by default this one.
         layers: record the error after every module, not only where a check fails.
         dtype: what both sides compute in.
         image_size: in pixels.
-        images: also compare KerasCV's `generate_image` with ours, where the sources have all that it takes.
+        images: also compare KerasCV's `generate_image` with ours, where the sources have all that
+            it takes.
         report: a folder that receives `parity.html` and `parity.json`.
         progress: called with (checks just done, checks in all).
 
     Raises:
-        ConversionError: in one line, what is wrong and what to do; outputs that differ are an answer, not an error.
+        ConversionError: in one line, what is wrong and what to do; outputs that differ are an
+            answer, not an error.
     """
     from .parity_run import parity as run  # converting does without
 
@@ -248,14 +260,17 @@ def compare_schedulers(
     device: str = "cpu",
     progress: Callable[[int, int], None] | None = None,
 ) -> tuple[SchedulerComparison, list[str]]:
-    """Draw prompts with several schedulers and numbers of steps, and measure speed and distance to a reference.
+    """Draw prompts with several schedulers and numbers of steps, and measure speed and distance to
+    a reference.
 
     Args:
-        repo: a diffusers repo, a Hub id, or a text-to-image pipeline, whose dtype and device then count.
+        repo: a diffusers repo, a Hub id, or a text-to-image pipeline, whose dtype and device then
+            count.
         prompts: one or several.
-        output: a folder that receives `report.html`, `results.json` and `results.csv`; finished images are kept in it,
-            and an interrupted comparison goes on where it stopped.
-        schedulers: short names (`euler`, `dpm++2m-karras`, ...) or class names; by default the usual ones.
+        output: a folder that receives `report.html`, `results.json` and `results.csv`; finished
+            images are kept in it, and an interrupted comparison goes on where it stopped.
+        schedulers: short names (`euler`, `dpm++2m-karras`, ...) or class names; by default the
+            usual ones.
         steps: numbers of steps to try with each.
         seed: of the noise that all start from.
         size: (width, height) in pixels; by default the model's own.
@@ -269,7 +284,8 @@ def compare_schedulers(
         The comparison, and why scores that are not installed are lacking.
 
     Raises:
-        ValueError: there is no such scheduler, or the model is not one that a prompt alone will do for.
+        ValueError: there is no such scheduler, or the model is not one that a prompt alone will do
+            for.
     """
     import torch
 
@@ -291,18 +307,23 @@ def compare_schedulers(
         reference_steps=reference_steps,
     )
     metrics, notes = installed_metrics()
-    comparison = compare(pipe, experiment, Path(output), metrics, progress or (lambda count, total: None))
+    comparison = compare(
+        pipe, experiment, Path(output), metrics, progress or (lambda count, total: None)
+    )
     write_report(comparison, Path(output), notes)
     return comparison, notes
 
 
-def _runtime_state_dict(class_name: str, config: Mapping[str, Any]) -> Mapping[str, tuple[int, ...]]:
+def _runtime_state_dict(
+    class_name: str, config: Mapping[str, Any]
+) -> Mapping[str, tuple[int, ...]]:
     """The state dict of a model of unusual widths, from the runtime on the meta device."""
     try:
         from .manifest import manifest
     except ImportError:
         raise ConversionError(
-            f'a {class_name} of unusual widths needs PyTorch to be checked; run `pip install "weightport[torch]"`'
+            f"a {class_name} of unusual widths needs PyTorch to be checked; run `pip install"
+            ' "weightport[torch]"`'
         ) from None
     return manifest(class_name, dict(config))
 
@@ -319,7 +340,9 @@ def _base_folder(base: StrPath) -> Path:
         return path
     if Reference.parse(str(base)):
         return fetch(str(base))
-    raise ConversionError(f"{base}: no such folder, and not a Hub id (owner/name, or owner/name@revision)")
+    raise ConversionError(
+        f"{base}: no such folder, and not a Hub id (owner/name, or owner/name@revision)"
+    )
 
 
 def _hub_id(base: StrPath | None) -> str | None:
@@ -332,9 +355,13 @@ def _hub_id(base: StrPath | None) -> str | None:
 
 def _variant(variant: str | None, to: str) -> str | None:
     if variant is not None and to != "diffusers":
-        raise ConversionError(f"--variant {variant}: names files of a repo, and --to {to} writes none")
+        raise ConversionError(
+            f"--variant {variant}: names files of a repo, and --to {to} writes none"
+        )
     if variant is not None and not re.fullmatch(r"[A-Za-z0-9_]+", variant):
-        raise ConversionError(f"--variant {variant}: use letters, digits and underscores, such as fp16")
+        raise ConversionError(
+            f"--variant {variant}: use letters, digits and underscores, such as fp16"
+        )
     return variant
 
 

@@ -1,6 +1,7 @@
 """The `weightport` command: arguments in, one line of error or a short report out.
 
-Results go to stdout, everything else to stderr. Exit status: 0 done, 1 failed, 2 wrong usage, 130 interrupted.
+Results go to stdout, everything else to stderr. Exit status: 0 done, 1 failed, 2 wrong usage, 130
+interrupted.
 """
 
 from __future__ import annotations
@@ -53,7 +54,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("interrupted; nothing was left behind", file=sys.stderr)
         return 130
     except BrokenPipeError:
-        sys.stderr.close()  # the reader of the pipe is gone; Python would complain once more at exit
+        # the reader of the pipe is gone; Python would complain once more at exit
+        sys.stderr.close()
         return 1
     except Exception as error:
         if arguments.debug:
@@ -80,7 +82,9 @@ def _parser() -> argparse.ArgumentParser:
     common = argparse.ArgumentParser(add_help=False)
     common.add_argument("--debug", action="store_true", help="show the traceback of an error")
     common.add_argument("--json", action="store_true", help="print the result as JSON")
-    parser = _Parser(prog="weightport", description="Convert Stable Diffusion checkpoints, exactly and offline.")
+    parser = _Parser(
+        prog="weightport", description="Convert Stable Diffusion checkpoints, exactly and offline."
+    )
     commands = parser.add_subparsers(metavar="COMMAND", required=True, parser_class=_Parser)
     for command in (convert, inspect, diff, generate, compare_schedulers, parity, push):
         command.add(commands, common)

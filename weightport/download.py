@@ -1,4 +1,5 @@
-"""From the Hub, through `huggingface_hub`: the files of one commit, each downloaded when it is asked for."""
+"""From the Hub, through `huggingface_hub`: the files of one commit, each downloaded when it is
+asked for."""
 
 from __future__ import annotations
 
@@ -33,7 +34,8 @@ class HubOptions(TypedDict, total=False):
 
 @dataclass(frozen=True)
 class Commit:
-    """A commit of a repository: its hash, the paths of its files, and what gives one's local path once it is there."""
+    """A commit of a repository: its hash, the paths of its files, and what gives one's local path
+    once it is there."""
 
     sha: str
     files: Collection[str]
@@ -41,7 +43,8 @@ class Commit:
 
 
 def find_commit(repo_id: str, options: HubOptions) -> Commit | Path:
-    """What a revision of a repository is; where the Hub may not or cannot be asked, the folder of what is in the cache.
+    """What a revision of a repository is; where the Hub may not or cannot be asked, the folder of
+    what is in the cache.
 
     Raises:
         OSError: in one line, why there is neither.
@@ -51,34 +54,56 @@ def find_commit(repo_id: str, options: HubOptions) -> Commit | Path:
         from huggingface_hub import constants, errors
     except ImportError:
         raise OSError(
-            f"{repo_id}: there is no such folder; an id on the Hub needs `pip install 'weightport[hub]'`"
+            f"{repo_id}: there is no such folder; an id on the Hub needs `pip install"
+            " 'weightport[hub]'`"
         ) from None
-    revision, cache_dir, token = options.get("revision"), options.get("cache_dir"), options.get("token")
+    revision, cache_dir, token = (
+        options.get("revision"),
+        options.get("cache_dir"),
+        options.get("token"),
+    )
 
     def cached(reason: str) -> Path:
         """What is in the cache; `allow_patterns=[]` asks for the place alone, whatever is there."""
-        place: dict[str, Any] = {"revision": revision, "cache_dir": cache_dir, "local_files_only": True}
+        place: dict[str, Any] = {
+            "revision": revision,
+            "cache_dir": cache_dir,
+            "local_files_only": True,
+        }
         try:
             return Path(hub.snapshot_download(repo_id, **place, allow_patterns=[]))
         except (OSError, ValueError):
             raise OSError(
-                f"{repo_id}: there is no such folder; {reason}, and it has not been downloaded before"
+                f"{repo_id}: there is no such folder; {reason}, and it has not been downloaded"
+                " before"
             ) from None
 
     if options.get("local_files_only") or constants.HF_HUB_OFFLINE:
         return cached("the Hub may not be asked (local_files_only or HF_HUB_OFFLINE)")
     try:
         info = hub.HfApi(token=token).model_info(repo_id, revision=revision)
-    except (errors.RepositoryNotFoundError, errors.RevisionNotFoundError) as error:  # gated ones too
+    except (
+        errors.RepositoryNotFoundError,
+        errors.RevisionNotFoundError,
+    ) as error:  # gated ones too
         where = f"{repo_id}@{revision}" if revision else repo_id
         raise OSError(f"{where}: there is no such folder; on the Hub: {explain(error)}") from None
-    except Exception as error:  # no connection, or an error of the server: the classes differ between versions
+    except (
+        Exception
+    ) as error:  # no connection, or an error of the server: the classes differ between versions
         folder = cached(f"the Hub cannot be reached ({type(error).__name__})")
-        warnings.warn(f"{repo_id}: the Hub cannot be reached; what was downloaded before is used", stacklevel=5)
+        warnings.warn(
+            f"{repo_id}: the Hub cannot be reached; what was downloaded before is used",
+            stacklevel=5,
+        )
         return folder
     sha = str(info.sha)
     cache = Path(cache_dir or constants.HF_HUB_CACHE).expanduser()
-    _remember(cache / f"models--{repo_id.replace('/', '--')}" / "refs", revision or constants.DEFAULT_REVISION, sha)
+    _remember(
+        cache / f"models--{repo_id.replace('/', '--')}" / "refs",
+        revision or constants.DEFAULT_REVISION,
+        sha,
+    )
     place: dict[str, Any] = {"revision": sha, "cache_dir": cache_dir, "token": token}
     place["force_download"] = options.get("force_download", False)
     fetched: dict[str, str] = {}
@@ -95,7 +120,8 @@ def find_commit(repo_id: str, options: HubOptions) -> Commit | Path:
 
 
 def _remember(refs: Path, revision: str, sha: str) -> None:
-    """Note in the Hub's cache what commit a branch is at, as `huggingface_hub` does, so that it is found offline."""
+    """Note in the Hub's cache what commit a branch is at, as `huggingface_hub` does, so that it is
+    found offline."""
     if revision == sha:
         return
     place = refs / revision

@@ -1,4 +1,5 @@
-"""Small pieces of self-contained HTML reports: pages, tables, plots as inline SVG, images as data URIs."""
+"""Small pieces of self-contained HTML reports: pages, tables, plots as inline SVG, images as data
+URIs."""
 
 from __future__ import annotations
 
@@ -32,7 +33,8 @@ class Line:
 
 @dataclass(frozen=True)
 class Series:
-    """Points of one kind, (x, y, label) each; hollow ones are not to be compared with the others."""
+    """Points of one kind, (x, y, label) each; hollow ones are not to be compared with the
+    others."""
 
     title: str
     points: Sequence[tuple[float, float, str]]
@@ -41,7 +43,10 @@ class Series:
 
 def page(title: str, body: str) -> str:
     """A whole page, with nothing to fetch."""
-    head = f'<meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>{escape(title)}</title>'
+    head = (
+        '<meta charset="utf-8"><meta name="viewport"'
+        f' content="width=device-width"><title>{escape(title)}</title>'
+    )
     head = f"<head>{head}<style>\n{STYLE.read_text()}</style></head>"
     return f'<!doctype html>\n<html lang="en">{head}<body><main>{body}</main></body></html>\n'
 
@@ -54,7 +59,10 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]], numbers: Sequence[
         return f"<tr>{''.join(f'<{tag}{kind}>{cell}</{tag}>' for kind, cell in zip(kinds, cells, strict=True))}</tr>"
 
     body = "".join(row("td", cells) for cells in rows)
-    return f'<div class="scroll"><table><thead>{row("th", head)}</thead><tbody>{body}</tbody></table></div>'
+    return (
+        "<div"
+        f' class="scroll"><table><thead>{row("th", head)}</thead><tbody>{body}</tbody></table></div>'
+    )
 
 
 def badge(good: bool, words: str) -> str:
@@ -64,11 +72,17 @@ def badge(good: bool, words: str) -> str:
 
 def facts(entries: Mapping[str, Any]) -> str:
     """Names and values, one a row; values are escaped."""
-    return table(("", ""), [(escape(key), f"<code>{escape(str(value))}</code>") for key, value in entries.items()])
+    return table(
+        ("", ""),
+        [(escape(key), f"<code>{escape(str(value))}</code>") for key, value in entries.items()],
+    )
 
 
 def log_plot(
-    lines: Sequence[Line], labels: Sequence[str], limit: float | None = None, marked: int | None = None
+    lines: Sequence[Line],
+    labels: Sequence[str],
+    limit: float | None = None,
+    marked: int | None = None,
 ) -> str:
     """Lines over named steps on a logarithmic axis, as SVG.
 
@@ -82,7 +96,13 @@ def log_plot(
         values = [value if 0 < value < math.inf else math.nan for value in line.values]
         axes.plot(values, color=colour, label=line.title, linewidth=1.4, marker="o", markersize=2.6)
     if limit:
-        axes.axhline(limit, color="#c02626", linewidth=0.9, linestyle=(0, (2, 3)), label=f"tolerance {limit:.0e}")
+        axes.axhline(
+            limit,
+            color="#c02626",
+            linewidth=0.9,
+            linestyle=(0, (2, 3)),
+            label=f"tolerance {limit:.0e}",
+        )
     if marked is not None:
         axes.axvspan(marked - 0.5, marked + 0.5, color="#fdeaea", zorder=0)
         axes.annotate(labels[marked], (marked, 1), xycoords=("data", "axes fraction"), xytext=(6, -11),
@@ -124,7 +144,13 @@ def scatter_plot(
     axes.plot(*_columns(marked), color="#1c2430", drawstyle="steps-post", linewidth=1.1, marker="o", markersize=11,
               markerfacecolor="none", label="Pareto front", gid="front")  # fmt: skip
     if limit and limit > lowest / 10:
-        axes.axhline(limit, color="#c02626", linewidth=0.9, linestyle=(0, (2, 3)), label="reference's own error")
+        axes.axhline(
+            limit,
+            color="#c02626",
+            linewidth=0.9,
+            linestyle=(0, (2, 3)),
+            label="reference's own error",
+        )
     for axis, title in ((axes.xaxis, x_title), (axes.yaxis, y_title)):
         _logarithmic(axis)
         axis.set_label_text(title, fontsize=8, color="#66707f")
@@ -165,7 +191,9 @@ def _axes(height: float = 3) -> tuple[Any, Any]:
     try:
         from matplotlib.figure import Figure
     except ImportError:
-        raise ConversionError('a report needs matplotlib; run `pip install "weightport[report]"`') from None
+        raise ConversionError(
+            'a report needs matplotlib; run `pip install "weightport[report]"`'
+        ) from None
     figure = Figure(figsize=(10, height), layout="constrained")
     axes = figure.add_subplot()
     axes.spines[["top", "right"]].set_visible(False)
@@ -181,7 +209,9 @@ def _svg(figure: Any) -> str:
     from matplotlib import rc_context
 
     drawn = io.StringIO()
-    with rc_context({"svg.fonttype": "none", "svg.hashsalt": "weightport", "font.family": "sans-serif"}):
+    with rc_context(
+        {"svg.fonttype": "none", "svg.hashsalt": "weightport", "font.family": "sans-serif"}
+    ):
         figure.savefig(drawn, format="svg", transparent=True, metadata={"Date": None})
     text = drawn.getvalue()
     return text[text.index("<svg") :]
@@ -190,7 +220,10 @@ def _svg(figure: Any) -> str:
 def figure(image: np.ndarray[Any, Any], caption: str) -> str:
     """A uint8 image (h, w, 3) with words below."""
     words = escape(caption)
-    return f'<figure><img alt="{words}" src="{data_uri(image)}"><figcaption>{words}</figcaption></figure>'
+    return (
+        f'<figure><img alt="{words}"'
+        f' src="{data_uri(image)}"><figcaption>{words}</figcaption></figure>'
+    )
 
 
 def data_uri(image: np.ndarray[Any, Any]) -> str:

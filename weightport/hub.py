@@ -22,13 +22,18 @@ if TYPE_CHECKING:
 
 REPORT, PARITY = "conversion.json", "parity.json"
 
-# --- pull -------------------------------------------------------------------------------------------------------------
+# --- pull -----------------------------------------------------------------------------------------
 
-# What a conversion can use of a diffusers repo: main safetensors files, configs and tokenizers, nothing that runs.
+# What a conversion can use of a diffusers repo: main safetensors files, configs and tokenizers,
+# nothing that runs.
 _MODELS = ("unet", "vae", "text_encoder", "text_encoder_2", "controlnet")
 _REPO = (
     "model_index.json",
-    *(f"{model}/{name}" for model in _MODELS for name in ("*.safetensors", "*.index.json", "config.json")),
+    *(
+        f"{model}/{name}"
+        for model in _MODELS
+        for name in ("*.safetensors", "*.index.json", "config.json")
+    ),
     *("*scheduler/*.json", "tokenizer*/*.json", "tokenizer*/merges.txt"),
 )
 _VARIANTS = ("*.*.safetensors", "*.safetensors.index.*.json", "*.safetensors.*.index.json")
@@ -59,14 +64,17 @@ class Reference:
 
 
 def fetch(text: str) -> Path:
-    """The local path of what a reference names: a file, a folder with all below it, or a whole diffusers repo.
+    """The local path of what a reference names: a file, a folder with all below it, or a whole
+    diffusers repo.
 
     Raises:
         ConversionError: it is no reference, or the Hub and its cache do not give it.
     """
     reference = Reference.parse(text)
     if reference is None:
-        raise ConversionError(f"{printable(text)}: not a reference to the Hub; write hub:owner/name@revision/file")
+        raise ConversionError(
+            f"{printable(text)}: not a reference to the Hub; write hub:owner/name@revision/file"
+        )
     path = reference.path
     if not path:
         return _snapshot(reference, _REPO, _VARIANTS)
@@ -93,11 +101,13 @@ def _snapshot(reference: Reference, wanted: Sequence[str], unwanted: Sequence[st
                 reference.repo_id, revision=reference.revision, library_name="weightport", **options
             )
         return Path(folder)
-    except Exception as error:  # the classes of network errors differ between versions of the client
+    except (
+        Exception
+    ) as error:  # the classes of network errors differ between versions of the client
         raise ConversionError(f"{reference}: {explain(error)}") from error
 
 
-# --- push -------------------------------------------------------------------------------------------------------------
+# --- push -----------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -129,7 +139,8 @@ def push(
     token: str | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Push:
-    """Upload a converted repo to the Hub in one commit, after checking every file; its model card is renewed.
+    """Upload a converted repo to the Hub in one commit, after checking every file; its model card
+    is renewed.
 
     Args:
         repo: what `convert` wrote.
@@ -145,7 +156,8 @@ def push(
         progress: called with (bytes just checked, bytes in all).
 
     Raises:
-        ConversionError: in one line, what is wrong and what to do; nothing of the repo is visible on the Hub.
+        ConversionError: in one line, what is wrong and what to do; nothing of the repo is visible
+            on the Hub.
     """
     repo = Path(repo)
     reference = Reference.parse(repo_id)
@@ -153,20 +165,28 @@ def push(
         raise ConversionError(f"{printable(repo_id)}: not a Hub id; write it as owner/name")
     report = _read(repo, REPORT)
     if report is None:
-        raise ConversionError(f"{repo}: has no {REPORT}, so it is not what `weightport convert` writes")
+        raise ConversionError(
+            f"{repo}: has no {REPORT}, so it is not what `weightport convert` writes"
+        )
     files = _checked(repo, report, progress or (lambda done, total: None))
     parity = _read(repo, PARITY)
     doubt = unverified(report, parity)
     if doubt and not allow_unverified:
-        raise ConversionError(f"{repo}: {doubt}; run `weightport parity`, or push it with --allow-unverified")
-    given = {"license": license and check_license(license), "base_model": base_model and check_base_model(base_model)}
+        raise ConversionError(
+            f"{repo}: {doubt}; run `weightport parity`, or push it with --allow-unverified"
+        )
+    given = {
+        "license": license and check_license(license),
+        "base_model": base_model and check_base_model(base_model),
+    }
     branch = None if create_pr else revision
     card = _card(repo, report, body(report, pipeline_class(repo), repo_id, branch, parity), given)
     try:
         url = upload(
             {**files, CARD: str(card).encode()},
             repo_id,
-            message=message or f"Upload {report['family']} converted by weightport {report['weightport_version']}",
+            message=message
+            or f"Upload {report['family']} converted by weightport {report['weightport_version']}",
             private=private,
             token=token,
             create_pr=create_pr,
@@ -191,7 +211,8 @@ def _license(card: ModelCard) -> Any:
 
 
 def unverified(report: Mapping[str, Any], parity: Mapping[str, Any] | None) -> str | None:
-    """Why `parity.json` is no proof of this conversion; None if it is one. What a base brings is only copied."""
+    """Why `parity.json` is no proof of this conversion; None if it is one. What a base brings is
+    only copied."""
     if parity is None:
         return "parity has not been run"
     if not parity["passed"]:
@@ -200,7 +221,9 @@ def unverified(report: Mapping[str, Any], parity: Mapping[str, Any] | None) -> s
     parts = [source["part"] for source in sources if not source["format"].startswith("diffusers")]
     parts = parts or [source["part"] for source in sources]
     copied = report["components"].keys() - {HALVES.get(part, part) for part in parts}
-    files = {name: file for name, file in report["files"].items() if name.split("/")[0] not in copied}
+    files = {
+        name: file for name, file in report["files"].items() if name.split("/")[0] not in copied
+    }
     weights = {file["sha256"] for name, file in files.items() if name.endswith(".safetensors")}
     if not weights <= {file["sha256"] for file in parity["files"]}:
         return f"{PARITY} is of other weights"
@@ -210,11 +233,14 @@ def unverified(report: Mapping[str, Any], parity: Mapping[str, Any] | None) -> s
     return None
 
 
-def _checked(repo: Path, report: Mapping[str, Any], progress: Callable[[int, int], None]) -> dict[str, Path | bytes]:
+def _checked(
+    repo: Path, report: Mapping[str, Any], progress: Callable[[int, int], None]
+) -> dict[str, Path | bytes]:
     """Every file to upload; those of the conversion must be what its report says.
 
     Raises:
-        ConversionError: one is missing or another one, or lies between them without being of the conversion.
+        ConversionError: one is missing or another one, or lies between them without being of the
+            conversion.
     """
     listed = report["files"]
     there = {
@@ -225,12 +251,16 @@ def _checked(repo: Path, report: Mapping[str, Any], progress: Callable[[int, int
     total = sum(file["nbytes"] for file in listed.values())
     for name, file in listed.items():
         if "sha256" not in file:
-            raise ConversionError(f"{repo}: was converted with --no-hash, so it cannot be checked; convert it again")
+            raise ConversionError(
+                f"{repo}: was converted with --no-hash, so it cannot be checked; convert it again"
+            )
         if name not in there:
             raise ConversionError(f"{repo / name}: is missing; convert it again")
         with there[name].open("rb") as opened:
             if hashlib.file_digest(opened, "sha256").hexdigest() != file["sha256"]:
-                raise ConversionError(f"{repo / name}: is not the file that {REPORT} describes; convert it again")
+                raise ConversionError(
+                    f"{repo / name}: is not the file that {REPORT} describes; convert it again"
+                )
         progress(file["nbytes"], total)
     folders = {name.split("/")[0] for name in listed if "/" in name}
     for name, path in there.items():
@@ -245,12 +275,17 @@ def _checked(repo: Path, report: Mapping[str, Any], progress: Callable[[int, int
     return dict(there)
 
 
-def _card(repo: Path, report: Mapping[str, Any], new_body: str, given: Mapping[str, Any]) -> ModelCard:
-    """The repo's card with weightport's part renewed, and metadata added; the user's words stay, except for `given`."""
+def _card(
+    repo: Path, report: Mapping[str, Any], new_body: str, given: Mapping[str, Any]
+) -> ModelCard:
+    """The repo's card with weightport's part renewed, and metadata added; the user's words stay,
+    except for `given`."""
     try:
         from huggingface_hub import ModelCard
     except ImportError:
-        raise ConversionError(f'{repo}: the Hub needs huggingface_hub; run `pip install "weightport[hub]"`') from None
+        raise ConversionError(
+            f'{repo}: the Hub needs huggingface_hub; run `pip install "weightport[hub]"`'
+        ) from None
     class_name = pipeline_class(repo)
     path = repo / CARD
     text = path.read_text() if path.is_file() else model_card(report, class_name)

@@ -14,18 +14,27 @@ from .runtime.vae import AutoencoderKL
 
 MODELS: dict[str, type[torch.nn.Module]] = {
     model.__name__: model
-    for model in (UNet2DConditionModel, ControlNetModel, AutoencoderKL, CLIPTextModel, CLIPTextModelWithProjection)
+    for model in (
+        UNet2DConditionModel,
+        ControlNetModel,
+        AutoencoderKL,
+        CLIPTextModel,
+        CLIPTextModelWithProjection,
+    )
 }
 
 
 def manifest(class_name: str, config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
-    """Key -> shape of every tensor, in the order of the state dict. The model is built without memory for weights.
+    """Key -> shape of every tensor, in the order of the state dict. The model is built without
+    memory for weights.
 
     Raises:
         ValueError: the class is unknown, or the config asks for something that is not implemented.
     """
     if class_name not in MODELS:
-        raise ValueError(f"{class_name!r} is not a model of the runtime; known: {', '.join(MODELS)}")
+        raise ValueError(
+            f"{class_name!r} is not a model of the runtime; known: {', '.join(MODELS)}"
+        )
     with torch.device("meta"):
         model = MODELS[class_name](config)
     return {key: tuple(tensor.shape) for key, tensor in model.state_dict().items()}

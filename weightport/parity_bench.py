@@ -1,4 +1,5 @@
-"""The bench: a folder through which the frameworks get the same inputs and hand in what they make of them."""
+"""The bench: a folder through which the frameworks get the same inputs and hand in what they make
+of them."""
 
 from __future__ import annotations
 
@@ -46,7 +47,9 @@ class Bench:
         for pair in pairs:
             self.give(pair.name, inputs(pair.name, pair.config, self.latent_side))
         for runner in dict.fromkeys(pair.against for pair in pairs):
-            checks = [pair.their_check(self.latent_side) for pair in pairs if pair.against == runner]
+            checks = [
+                pair.their_check(self.latent_side) for pair in pairs if pair.against == runner
+            ]
             self.run(runner, runner, checks, layers, step)
 
     def run_ours(self, pairs: Sequence[Pair], layers: bool, step: Callable[[], None]) -> None:
@@ -76,7 +79,9 @@ class Bench:
             as_diffusers=errors[1] if len(errors) > 1 else None,
             layers=layers[0],
             diffusers_layers=layers[1] if len(layers) > 1 else (),
-            fault=None if errors[0].relative_l2 <= allowed else first_fault(layers[0], allowed, pair.rows),
+            fault=None
+            if errors[0].relative_l2 <= allowed
+            else first_fault(layers[0], allowed, pair.rows),
         )
 
     def give(self, name: str, arrays: Arrays) -> None:
@@ -84,9 +89,15 @@ class Bench:
         np.savez(self.folder / f"{name}.inputs.npz", allow_pickle=False, **arrays)
 
     def run(
-        self, runner: str, label: str, checks: Sequence[dict[str, Any]], layers: bool, step: Callable[[], None]
+        self,
+        runner: str,
+        label: str,
+        checks: Sequence[dict[str, Any]],
+        layers: bool,
+        step: Callable[[], None],
     ) -> None:
-        """Run a framework on checks, in a process of its own; what it reports is kept under the label."""
+        """Run a framework on checks, in a process of its own; what it reports is kept under the
+        label."""
         for check in checks:
             name = check["name"]
             check |= {kind: str(self._file(label, name, kind)) for kind in ("outputs", "layers")}
@@ -103,7 +114,10 @@ class Bench:
             return [arrays[f"output {i}"] for i in range(len(arrays.files))]
 
     def _layers(self, label: str, pair: Pair) -> tuple[Layer, ...]:
-        paths = self._file(label, pair.name, "layers"), self._file(pair.against, pair.name, "layers")
+        paths = (
+            self._file(label, pair.name, "layers"),
+            self._file(pair.against, pair.name, "layers"),
+        )
         if not all(path.exists() for path in paths):
             return ()
         with np.load(paths[0]) as ours, np.load(paths[1]) as theirs:
@@ -115,7 +129,9 @@ class Bench:
 
 def weights_of(pair: Pair) -> Weights | None:
     """The comparison of the source with the repo, if both sides do not read the repo."""
-    return compare_weights(pair.part, pair.family.name, pair.component.tensors) if pair.part else None
+    return (
+        compare_weights(pair.part, pair.family.name, pair.component.tensors) if pair.part else None
+    )
 
 
 def _label(semantics: str) -> str:

@@ -16,7 +16,9 @@ from .parity_result import Images
 
 PARTS = ("text_encoder", "unet", "decoder")
 STEPS, GUIDANCE_SCALE = 5, 7.5
-TOLERANCE = 3e-5  # guidance multiplies the rounding of the UNet by 14, and every step builds on the last
+TOLERANCE = (
+    3e-5  # guidance multiplies the rounding of the UNet by 14, and every step builds on the last
+)
 THEIRS = "KerasCV, generate_image"
 
 
@@ -28,7 +30,12 @@ def compare_images(bench: Bench, pairs: Sequence[Pair]) -> Images | None:
     side = -(-bench.latent_side // 16) * 16  # KerasCV makes sizes multiples of 128 pixels
     encoder, unet = parts["text_encoder"].config, parts["unet"].config
     bench.give("pipeline", pipeline_inputs(encoder["vocab_size"], unet["in_channels"], side))
-    common: dict[str, Any] = {"name": "pipeline", "watch": {}, "steps": STEPS, "guidance_scale": GUIDANCE_SCALE}
+    common: dict[str, Any] = {
+        "name": "pipeline",
+        "watch": {},
+        "steps": STEPS,
+        "guidance_scale": GUIDANCE_SCALE,
+    }
     common |= {"family": parts["unet"].family.name, "image_size": 8 * side}
     step = partial(bench.progress, 1, 3)
     theirs = common | {"parts": {name: pair.their_check(side) for name, pair in parts.items()}}

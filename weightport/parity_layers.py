@@ -1,4 +1,5 @@
-"""Where two models part: their activations compared module by module, in the order in which they are computed."""
+"""Where two models part: their activations compared module by module, in the order in which they
+are computed."""
 
 from __future__ import annotations
 
@@ -10,13 +11,17 @@ from itertools import takewhile
 from .mappings.table import Link
 from .parity_measure import Array, measure
 
-LEAP = 5  # an error this many times the one before it, or the tolerance, did not grow from it by rounding
-_BLOCK = re.compile(r".*?(?:(?:resnets|attentions|downsamplers|upsamplers|layers)\.\d+|embeddings?(?=\.))")
+# an error this many times the one before it, or the tolerance, did not grow from it by rounding
+LEAP = 5
+_BLOCK = re.compile(
+    r".*?(?:(?:resnets|attentions|downsamplers|upsamplers|layers)\.\d+|embeddings?(?=\.))"
+)
 
 
 @dataclass(frozen=True)
 class Layer:
-    """The error after one module; a block is a module that the plot shows, such as a residual block."""
+    """The error after one module; a block is a module that the plot shows, such as a residual
+    block."""
 
     module: str
     block: str
@@ -41,16 +46,18 @@ class Fault:
 
 
 def block_of(module: str) -> str:
-    """The block that a module belongs to: `down_blocks.0.resnets.1` of its `conv1`; a lone layer is its own."""
+    """The block that a module belongs to: `down_blocks.0.resnets.1` of its `conv1`; a lone layer is
+    its own."""
     found = _BLOCK.match(module)
     return found[0] if found else module
 
 
 def watched(links: Iterable[Link], prefix: str) -> tuple[dict[str, str], dict[str, str]]:
-    """Which modules of a source are which of ours, by the tables: (source path -> our path, our path -> table row).
+    """Which modules of a source are which of ours, by the tables: (source path -> our path, our
+    path -> table row).
 
-    A module with weights is the same on both sides where its weights are. A block of ours is what the paths of its
-    modules' sources have in common.
+    A module with weights is the same on both sides where its weights are. A block of ours is what
+    the paths of its modules' sources have in common.
     """
     paths, rows = dict[str, str](), dict[str, str]()
     members: dict[str, list[list[str]]] = {}
@@ -64,14 +71,18 @@ def watched(links: Iterable[Link], prefix: str) -> tuple[dict[str, str], dict[st
         if len(ours) == len(link.sources) == 1:
             paths[theirs] = ours[0]
     for block, lists in members.items():
-        common = ".".join(step[0] for step in takewhile(lambda step: len(set(step)) == 1, zip(*lists, strict=False)))
+        common = ".".join(
+            step[0]
+            for step in takewhile(lambda step: len(set(step)) == 1, zip(*lists, strict=False))
+        )
         if common and common not in paths:
             paths[common] = block
     return paths, rows
 
 
 def compare_layers(ours: Mapping[str, Array], theirs: Mapping[str, Array]) -> list[Layer]:
-    """The error of every module that both sides recorded, in our order; arrays may be read on access."""
+    """The error of every module that both sides recorded, in our order; arrays may be read on
+    access."""
     layers = []
     for module in ours:
         if module in theirs:
@@ -82,11 +93,16 @@ def compare_layers(ours: Mapping[str, Array], theirs: Mapping[str, Array]) -> li
 
 
 def _like(theirs: Array, ours: Array) -> Array:
-    """Theirs in our shape: the pixels of an image are (b, c, h, w), a sequence (b, n, c), or (b, c, n) for a norm."""
+    """Theirs in our shape: the pixels of an image are (b, c, h, w), a sequence (b, n, c), or (b, c,
+    n) for a norm."""
     flat = theirs.reshape(*theirs.shape[:2], -1)
     if theirs.ndim + ours.ndim == 7 and flat.shape[1] != ours.shape[1]:
         flat = flat.swapaxes(1, 2)
-    return flat.reshape(ours.shape) if flat.size == ours.size and theirs.shape != ours.shape else theirs
+    return (
+        flat.reshape(ours.shape)
+        if flat.size == ours.size and theirs.shape != ours.shape
+        else theirs
+    )
 
 
 def first_fault(layers: Sequence[Layer], tolerance: float, rows: Mapping[str, str]) -> Fault | None:

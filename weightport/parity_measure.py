@@ -11,11 +11,15 @@ import numpy as np
 
 Array = np.ndarray[Any, Any]
 
-# Relative L2 that float32 programs with the same maths stay below; measured figures are in docs/parity.md.
+# Relative L2 that float32 programs with the same maths stay below; measured figures are in
+# docs/parity.md.
 TOLERANCES = {"decoder": 5e-6, "image_encoder": 5e-6}
 TOLERANCE = 3e-6
 FLOAT64 = 1e-12
-ROUNDED = {"F16": 5e-3, "BF16": 4e-2}  # the repo's weights are rounded: about ten units in the last place
+ROUNDED = {
+    "F16": 5e-3,
+    "BF16": 4e-2,
+}  # the repo's weights are rounded: about ten units in the last place
 
 
 @dataclass(frozen=True)
@@ -39,7 +43,10 @@ def measure(ours: Sequence[Array], expected: Sequence[Array]) -> Error:
     Raises:
         ValueError: shapes that differ.
     """
-    a, b = (np.concatenate([array.ravel().astype(np.float64) for array in side]) for side in (ours, expected))
+    a, b = (
+        np.concatenate([array.ravel().astype(np.float64) for array in side])
+        for side in (ours, expected)
+    )
     if [x.shape for x in ours] != [x.shape for x in expected]:
         raise ValueError(f"shapes {[x.shape for x in ours]} and {[x.shape for x in expected]}")
     if not (np.isfinite(a).all() and np.isfinite(b).all()):

@@ -1,4 +1,5 @@
-"""What can be compared: each model of a repo with the source that it came from, and what a runner must know of it."""
+"""What can be compared: each model of a repo with the source that it came from, and what a runner
+must know of it."""
 
 from __future__ import annotations
 
@@ -20,7 +21,10 @@ from .parity_layers import watched
 from .parity_process import can_import
 from .parity_result import File
 
-LDM = {"sd1": ("unet", "decoder", "image_encoder", "text_encoder"), "sd2": ("unet", "decoder", "image_encoder")}
+LDM = {
+    "sd1": ("unet", "decoder", "image_encoder", "text_encoder"),
+    "sd2": ("unet", "decoder", "image_encoder"),
+}
 
 
 @dataclass(frozen=True)
@@ -78,7 +82,8 @@ class Pair:
 
     @property
     def semantics(self) -> tuple[str, ...]:
-        """Whose maths our runtime follows: first the source's, then diffusers' if that may differ."""
+        """Whose maths our runtime follows: first the source's, then diffusers' if that may
+        differ."""
         if self.against != "kerascv":
             return ("diffusers",)
         return ("kerascv",) if self.name == "text_encoder" else ("kerascv", "diffusers")
@@ -108,7 +113,9 @@ class Pair:
             "subfolder": self.folder,
             "prefix": self.part.of_family(self.family.name).table.prefix if self.part else "",
             "ema": any(tensor.name.startswith("model_ema.") for tensor in tensors),
-            "watch": dict(self.watch) if self.against != "diffusers" else {m: m for m in self.watch.values()},
+            "watch": dict(self.watch)
+            if self.against != "diffusers"
+            else {m: m for m in self.watch.values()},
             "image_size": 8 * latent_side,
             "vocab": config.get("vocab_size"),
             "features": config.get("block_out_channels", [0])[0],
@@ -141,13 +148,26 @@ def pairs_of(
         if not sources:
             modules = {key.rpartition(".")[0] for key in planned.tensors}
             same = {module: module for module in modules}
-            pairs += [Pair(check, "diffusers", planned, family, None, same, {}) for check in _names(name, component)]
+            pairs += [
+                Pair(check, "diffusers", planned, family, None, same, {})
+                for check in _names(name, component)
+            ]
         for part in theirs:
             candidate = part.of_family(family.name)
             if candidate.component.name == name:
-                watch, rows = watched(dict.fromkeys(candidate.links.values()), candidate.table.prefix)
+                watch, rows = watched(
+                    dict.fromkeys(candidate.links.values()), candidate.table.prefix
+                )
                 pairs += [
-                    Pair(check, _runner(part, family, check, source_python), planned, family, part, watch, rows)
+                    Pair(
+                        check,
+                        _runner(part, family, check, source_python),
+                        planned,
+                        family,
+                        part,
+                        watch,
+                        rows,
+                    )
                     for check in _names(part.part, component)
                 ]
     if not pairs:
@@ -158,24 +178,31 @@ def pairs_of(
 def files_of(pairs: Sequence[Pair]) -> tuple[File, ...]:
     """Every file that the pairs read, hashed."""
     checkpoints = [part.checkpoint for pair in pairs for part in pair.parts]
-    files = {file.path: (_name(checkpoint, file.path), file) for checkpoint in checkpoints for file in checkpoint.files}
+    files = {
+        file.path: (_name(checkpoint, file.path), file)
+        for checkpoint in checkpoints
+        for file in checkpoint.files
+    }
     return tuple(File(name, file.sha256()) for name, file in files.values())
 
 
 def _name(checkpoint: Checkpoint, path: Path) -> str:
-    """The name of a file, from what the user named on: nothing of the folders above is for others to see."""
+    """The name of a file, from what the user named on: nothing of the folders above is for others
+    to see."""
     above, file = checkpoint.path.absolute().parent, path.absolute()
     return file.relative_to(above).as_posix() if file.is_relative_to(above) else file.name
 
 
 def _names(part: str, component: str | None) -> list[str]:
-    """The checks that a part takes, two for a whole VAE; only those of a component, if one is named."""
+    """The checks that a part takes, two for a whole VAE; only those of a component, if one is
+    named."""
     names = list(HALVES) if part == "vae" else [part]
     return [name for name in names if component in (None, name, HALVES.get(name))]
 
 
 def _runner(part: Recognition, family: Family, name: str, source_python: str) -> str:
-    """The runner of a source; where there are no original modules to run, diffusers loads the file."""
+    """The runner of a source; where there are no original modules to run, diffusers loads the
+    file."""
     layout = part.checkpoint.layout
     if layout != "ldm" or name in LDM.get(family.name, ()):
         return layout
@@ -183,7 +210,9 @@ def _runner(part: Recognition, family: Family, name: str, source_python: str) ->
     return "openclip" if is_openclip and can_import("open_clip", source_python) else "diffusers"
 
 
-def _kerascv_widths(config: Mapping[str, Any], family: Family, component: str) -> dict[str, dict[int, int]]:
+def _kerascv_widths(
+    config: Mapping[str, Any], family: Family, component: str
+) -> dict[str, dict[int, int]]:
     """Stock width -> the repo's, for each kind of model, or nothing for a stock one."""
     stock = family.components[component].config
     context: Any = config.get("cross_attention_dim", config.get("hidden_size"))
@@ -193,6 +222,8 @@ def _kerascv_widths(config: Mapping[str, Any], family: Family, component: str) -
         "context": {768: context, 1024: context},
     }
     if component in widths:
-        widths[component] = dict(zip(stock["block_out_channels"], config["block_out_channels"], strict=True))
+        widths[component] = dict(
+            zip(stock["block_out_channels"], config["block_out_channels"], strict=True)
+        )
     keys = ("block_out_channels", "cross_attention_dim", "hidden_size")
     return widths if any(config.get(key) != stock.get(key) for key in keys) else {}

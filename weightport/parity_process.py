@@ -12,7 +12,13 @@ from .converters.errors import ConversionError, printable
 from .runners.exchange import MISSING
 
 RUNNERS = Path(__file__).resolve().parent / "runners"
-EXTRAS = {"weightport": "torch", "kerascv": "keras", "ldm": "ldm", "openclip": "ldm", "diffusers": "oracle"}
+EXTRAS = {
+    "weightport": "torch",
+    "kerascv": "keras",
+    "ldm": "ldm",
+    "openclip": "ldm",
+    "diffusers": "oracle",
+}
 
 
 def run_process(runner: str, job: Path, source_python: str, step: Callable[[], None]) -> None:
@@ -25,13 +31,17 @@ def run_process(runner: str, job: Path, source_python: str, step: Callable[[], N
     python = sys.executable if ours else source_python
     environment = dict(os.environ)
     if ours:
-        environment["PYTHONPATH"] = os.pathsep.join([str(RUNNERS.parent.parent), environment.get("PYTHONPATH", "")])
+        environment["PYTHONPATH"] = os.pathsep.join(
+            [str(RUNNERS.parent.parent), environment.get("PYTHONPATH", "")]
+        )
     log = job.with_suffix(".log")
     command = [python, str(RUNNERS / f"run_{runner}.py"), str(job)]
     try:
         with (
             log.open("w") as errors,
-            subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True, env=environment) as process,
+            subprocess.Popen(
+                command, stdout=subprocess.PIPE, stderr=errors, text=True, env=environment
+            ) as process,
         ):
             try:
                 for line in process.stdout or ():
@@ -41,15 +51,25 @@ def run_process(runner: str, job: Path, source_python: str, step: Callable[[], N
                 process.kill()
                 raise
     except OSError as error:
-        raise ConversionError(f"--source-python {python}: cannot be started ({error.strerror})") from None
+        raise ConversionError(
+            f"--source-python {python}: cannot be started ({error.strerror})"
+        ) from None
     if process.returncode:
-        raise ConversionError(_why(runner, python, process.returncode, log.read_text(errors="replace")))
+        raise ConversionError(
+            _why(runner, python, process.returncode, log.read_text(errors="replace"))
+        )
 
 
 def can_import(module: str, python: str) -> bool:
-    """Whether an interpreter can import a module. One that is installed may still not fit what else is there."""
+    """Whether an interpreter can import a module. One that is installed may still not fit what else
+    is there."""
     try:
-        return subprocess.run([python, "-c", f"import {module}"], capture_output=True, check=False).returncode == 0
+        return (
+            subprocess.run(
+                [python, "-c", f"import {module}"], capture_output=True, check=False
+            ).returncode
+            == 0
+        )
     except OSError:
         return False
 
@@ -58,7 +78,9 @@ def _why(runner: str, python: str, status: int, log: str) -> str:
     """One line for a runner that failed."""
     last = next((line for line in reversed(log.splitlines()) if line.strip()), "it printed nothing")
     if status == MISSING:
-        other = "" if runner == "weightport" else ", or name another interpreter with --source-python"
+        other = (
+            "" if runner == "weightport" else ", or name another interpreter with --source-python"
+        )
         return f'{last}; run `{python} -m pip install "weightport[{EXTRAS[runner]}]"`{other}'
     if status < 0:
         return f"the {runner} process was killed by signal {-status}: is there enough memory?"

@@ -1,4 +1,5 @@
-"""The result of a parity run for people: lines for a terminal, `parity.html`, and `parity.json` for machines."""
+"""The result of a parity run for people: lines for a terminal, `parity.html`, and `parity.json` for
+machines."""
 
 from __future__ import annotations
 
@@ -22,8 +23,10 @@ TITLES = {
 }
 # What diffusers computes differently from KerasCV: docs/parity.md, keras_cv/models/stable_diffusion
 DIFFERENCES = {
-    "unet": "tanh approximation of GELU in the feed-forward (diffusers: erf); eps of the transformers' GroupNorm 1e-5 "
-    "(diffusers: 1e-6)",
+    "unet": (
+        "tanh approximation of GELU in the feed-forward (diffusers: erf); eps of the transformers'"
+        " GroupNorm 1e-5 (diffusers: 1e-6)"
+    ),
     "decoder": "eps of every GroupNorm 1e-5 (diffusers: 1e-6)",
     "image_encoder": "eps of every GroupNorm 1e-5 (diffusers: 1e-6)",
 }
@@ -31,15 +34,23 @@ DIFFERENCES = {
 
 def describe(parity: Parity) -> Iterator[str]:
     """The result in lines for people."""
-    yield f"{'':14} {'relative L2':>11} {'max abs':>9} {'cosine':>11} {'PSNR dB':>8} {'tolerance':>10}"
+    yield (
+        f"{'':14} {'relative L2':>11} {'max abs':>9} {'cosine':>11} {'PSNR dB':>8}"
+        f" {'tolerance':>10}"
+    )
     for check in parity.checks:
-        yield f"{check.name:14} {_columns(check.matched)} {check.tolerance:10.0e}  {_verdict(check)}"
+        yield (
+            f"{check.name:14} {_columns(check.matched)} {check.tolerance:10.0e}  {_verdict(check)}"
+        )
         if check.as_diffusers:
             yield f"{'  as diffusers':14} {_columns(check.as_diffusers)}"
         yield from (f"  {line}" for line in _findings(check))
     if parity.images:
         images = parity.images
-        yield f"{'image':14} {_columns(images.matched)} {images.tolerance:10.0e}  {'pass' if images.passed else 'FAIL'}"
+        yield (
+            f"{'image':14} {_columns(images.matched)} {images.tolerance:10.0e} "
+            f" {'pass' if images.passed else 'FAIL'}"
+        )
         yield f"{'  as diffusers':14} {_columns(images.as_diffusers)}"
         yield f"  {_image_words(images)}"
     yield "passed" if parity.passed else "FAILED"
@@ -72,30 +83,40 @@ def _psnr(error: Error) -> str:
 def _verdict(check: Check) -> str:
     if check.passed:
         return "pass"
-    return "FAIL: wrong weights" if check.weights and check.weights.wrong else "FAIL: different maths"
+    return (
+        "FAIL: wrong weights" if check.weights and check.weights.wrong else "FAIL: different maths"
+    )
 
 
 def _findings(check: Check) -> Iterator[str]:
     """What is to be said of a check beside its figures."""
     weights = check.weights
     if weights and not weights.wrong and not weights.rounded:
-        yield f"weights: the inverse mapping gives all {weights.equal} tensors of the source back, bit for bit"
+        yield (
+            f"weights: the inverse mapping gives all {weights.equal} tensors of the source back,"
+            " bit for bit"
+        )
     for dtype, count in weights.rounded.items() if weights else ():
         yield f"weights: {count} tensors are those of the source, rounded to {dtype}"
     for tensor in weights.wrong[:5] if weights else ():
         by = f" (max abs {tensor.max_abs:.1e})" if tensor.max_abs is not None else ""
-        yield f"wrong weight: {', '.join(tensor.keys)} is not {tensor.source}{by}; row: {tensor.row}"
+        yield (
+            f"wrong weight: {', '.join(tensor.keys)} is not {tensor.source}{by}; row: {tensor.row}"
+        )
     if weights and len(weights.wrong) > 5:
         yield f"... and {len(weights.wrong) - 5} more wrong weights"
     if check.fault:
         fault = check.fault
-        yield f"first wrong: {fault.module}, relative L2 {fault.relative_l2:.1e} after {fault.before:.1e} before it"
+        yield (
+            f"first wrong: {fault.module}, relative L2 {fault.relative_l2:.1e} after"
+            f" {fault.before:.1e} before it"
+        )
         yield f"  block {fault.block}; row: {fault.row}" if fault.row else f"  block {fault.block}"
     elif not check.passed and check.layers:
         yield "no module is to blame: the error grows evenly from the first to the last"
 
 
-# --- page -------------------------------------------------------------------------------------------------------------
+# --- page -----------------------------------------------------------------------------------------
 
 
 def html(parity: Parity) -> str:
@@ -106,8 +127,10 @@ def html(parity: Parity) -> str:
     verdict = badge(parity.passed, f"{good} of {count} checks passed")
     parts = [
         f"<h1>Parity with {escape(against)}</h1>",
-        f'<p class="soft"><code>{escape(parity.repo)}</code> &middot; {escape(parity.family)} &middot; computed in '
-        f"{parity.dtype}</p><p>{verdict}</p>",
+        (
+            f'<p class="soft"><code>{escape(parity.repo)}</code> &middot; {escape(parity.family)}'
+            f" &middot; computed in {parity.dtype}</p><p>{verdict}</p>"
+        ),
         f'<div class="card">{_overview(parity.checks)}</div>',
         _explained(parity.checks),
         _images(parity.images) if parity.images else "",
@@ -134,9 +157,22 @@ def _overview(checks: Sequence[Check]) -> str:
     rows = []
     for check in checks:
         error, other = check.matched, check.as_diffusers
-        cells = (f"{error.relative_l2:.1e}", f"{check.tolerance:.0e}", f"{error.max_abs:.1e}", f"{error.cosine:.9f}")
+        cells = (
+            f"{error.relative_l2:.1e}",
+            f"{check.tolerance:.0e}",
+            f"{error.max_abs:.1e}",
+            f"{error.cosine:.9f}",
+        )
         diffusers = f"{other.relative_l2:.1e}" if other else '<span class="soft">the same</span>'
-        rows.append((escape(check.name), badge(check.passed, _verdict(check)), *cells, _psnr(error), diffusers))
+        rows.append(
+            (
+                escape(check.name),
+                badge(check.passed, _verdict(check)),
+                *cells,
+                _psnr(error),
+                diffusers,
+            )
+        )
     return table(head, rows, numbers=range(2, 8))
 
 
@@ -157,10 +193,14 @@ def _explained(checks: Sequence[Check]) -> str:
     ]
     head = ("component", "conversion", "with diffusers' maths", "what KerasCV computes differently")
     words = (
-        "Left: our runtime with KerasCV's maths; what remains is the rounding of float32: the error of the "
-        "conversion. Right: the same weights as diffusers runs them; here functions differ, not weights."
+        "Left: our runtime with KerasCV's maths; what remains is the rounding of float32: the error"
+        " of the conversion. Right: the same weights as diffusers runs them; here functions differ,"
+        " not weights."
     )
-    return f'<h2>Explained differences</h2><div class="card"><p>{words}</p>{table(head, rows, numbers=(1, 2))}</div>'
+    return (
+        "<h2>Explained differences</h2><div"
+        f' class="card"><p>{words}</p>{table(head, rows, numbers=(1, 2))}</div>'
+    )
 
 
 def _images(images: Images) -> str:
@@ -168,8 +208,8 @@ def _images(images: Images) -> str:
     figures = "".join(figure(picture, title) for title, picture in images.pictures.items())
     verdict = badge(images.passed, "pass" if images.passed else "FAIL")
     errors = (
-        f"relative L2 of the image {images.matched.relative_l2:.1e} (tolerance {images.tolerance:.0e}), as "
-        f"diffusers runs it {images.as_diffusers.relative_l2:.1e}"
+        f"relative L2 of the image {images.matched.relative_l2:.1e} (tolerance"
+        f" {images.tolerance:.0e}), as diffusers runs it {images.as_diffusers.relative_l2:.1e}"
     )
     words = f"<p>{verdict} {escape(errors)}</p><p>{escape(_image_words(images))}</p>"
     return f'<h2>End to end</h2><div class="card">{words}<div class="images">{figures}</div></div>'
@@ -177,8 +217,9 @@ def _images(images: Images) -> str:
 
 def _image_words(images: Images) -> str:
     return (
-        f"{images.steps} steps of the sampler of {images.sampler} from the same token ids and noise: "
-        f"{images.differing:.2%} of the image's values differ, by {images.levels} of 255 at most"
+        f"{images.steps} steps of the sampler of {images.sampler} from the same token ids and"
+        f" noise: {images.differing:.2%} of the image's values differ, by {images.levels} of 255 at"
+        " most"
     )
 
 
@@ -195,13 +236,19 @@ def _plot(check: Check) -> str:
         return ""
     labels = list(blocks)
     other = _blocks(check.diffusers_layers)
-    lines = [Line("source's maths" if other else "relative L2 after each block", [blocks[name] for name in labels])]
+    lines = [
+        Line(
+            "source's maths" if other else "relative L2 after each block",
+            [blocks[name] for name in labels],
+        )
+    ]
     if other:
         lines.append(Line("as diffusers runs it", [other.get(name, 0.0) for name in labels]))
     marked = labels.index(check.fault.block) if check.fault else None
     worst = sorted(check.layers, key=lambda layer: -layer.relative_l2)
     rows = [
-        (f"<code>{escape(layer.module)}</code>", f"{layer.relative_l2:.1e}", f"{layer.max_abs:.1e}") for layer in worst
+        (f"<code>{escape(layer.module)}</code>", f"{layer.relative_l2:.1e}", f"{layer.max_abs:.1e}")
+        for layer in worst
     ]
     details = table(("module", "relative L2", "max abs"), rows[:40], numbers=(1, 2))
     return (
@@ -221,9 +268,13 @@ def _environment(environment: Mapping[str, Any]) -> dict[str, str]:
         if not isinstance(value, Mapping):
             entries[name] = str(value)
             continue
-        versions = ", ".join(f"{package} {version}" for package, version in value["versions"].items())
+        versions = ", ".join(
+            f"{package} {version}" for package, version in value["versions"].items()
+        )
         seconds = sum(value["seconds"].values())
-        entries[TITLES.get(name, name)] = f"{versions}; {seconds:.0f} s, peak {value['peak_rss'] / 1e9:.1f} GB"
+        entries[TITLES.get(name, name)] = (
+            f"{versions}; {seconds:.0f} s, peak {value['peak_rss'] / 1e9:.1f} GB"
+        )
     return entries
 
 

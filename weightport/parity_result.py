@@ -18,13 +18,15 @@ class Check:
     """One model, run by both sides.
 
     Attributes:
-        name: `text_encoder`, `unet`, `controlnet`, or a half of the VAE, `decoder` or `image_encoder`.
+        name: `text_encoder`, `unet`, `controlnet`, or a half of the VAE, `decoder` or
+            `image_encoder`.
         against: the runner of the other side: `kerascv`, `ldm`, `openclip` or `diffusers`.
         source: the name of the file or folder that it read.
         weights: of the source against the repo; None where both sides read the repo.
         matched: the error with the source's maths in our runtime.
         as_diffusers: the error as diffusers runs the same weights; None where that is the same.
-        layers: errors by module, if they were recorded; `diffusers_layers` those as diffusers runs it.
+        layers: errors by module, if they were recorded; `diffusers_layers` those as diffusers runs
+            it.
         fault: where it goes wrong, if it does and one module is to blame.
     """
 
@@ -43,12 +45,15 @@ class Check:
     @property
     def passed(self) -> bool:
         """Whether the weights are those of the source and the outputs agree."""
-        return not (self.weights and self.weights.wrong) and self.matched.relative_l2 <= self.tolerance
+        return (
+            not (self.weights and self.weights.wrong) and self.matched.relative_l2 <= self.tolerance
+        )
 
 
 @dataclass(frozen=True)
 class Images:
-    """Both pipelines from the same token ids and noise to an image; errors are those of its values in [0, 1].
+    """Both pipelines from the same token ids and noise to an image; errors are those of its values
+    in [0, 1].
 
     Attributes:
         differing: share of the image's uint8 values that are not the same.
@@ -77,7 +82,8 @@ class Images:
 
 @dataclass(frozen=True)
 class File:
-    """A file that was read. The name is relative to the folder of what the user named: it is for others to see."""
+    """A file that was read. The name is relative to the folder of what the user named: it is for
+    others to see."""
 
     name: str
     sha256: str
@@ -105,10 +111,17 @@ class Parity:
     @property
     def passed(self) -> bool:
         """Whether every check passed, and the images agree."""
-        return all(check.passed for check in self.checks) and (self.images is None or self.images.passed)
+        return all(check.passed for check in self.checks) and (
+            self.images is None or self.images.passed
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data, ready for JSON."""
         checks = [{**asdict(check), "passed": check.passed} for check in self.checks]
         images = self.images and self.images.to_dict()
-        return {**asdict(replace(self, images=None)), "passed": self.passed, "checks": checks, "images": images}
+        return {
+            **asdict(replace(self, images=None)),
+            "passed": self.passed,
+            "checks": checks,
+            "images": images,
+        }

@@ -1,4 +1,5 @@
-"""Runs a source framework and our runtime on the same inputs, one process after the other, and judges the results."""
+"""Runs a source framework and our runtime on the same inputs, one process after the other, and
+judges the results."""
 
 from __future__ import annotations
 
@@ -33,9 +34,12 @@ def parity(
     """Compare a repo with its sources, or with what diffusers makes of it where none is given.
 
     Raises:
-        ConversionError: a file that cannot be read, a framework that is not installed or does not take the file.
+        ConversionError: a file that cannot be read, a framework that is not installed or does not
+            take the file.
     """
-    pairs = pairs_of(repo, sources, state_dict_shapes, component=component, ema=ema, source_python=source_python)
+    pairs = pairs_of(
+        repo, sources, state_dict_shapes, component=component, ema=ema, source_python=source_python
+    )
     with tempfile.TemporaryDirectory(prefix="weightport-parity-") as folder:
         bench = Bench(Path(folder), dtype, latent_side, source_python, progress)
         checks = bench.judge(pairs, layers)

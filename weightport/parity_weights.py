@@ -1,4 +1,5 @@
-"""Are the weights right? The inverse mapping, applied to the repo, must give the source back, bit for bit."""
+"""Are the weights right? The inverse mapping, applied to the repo, must give the source back, bit
+for bit."""
 
 from __future__ import annotations
 
@@ -29,7 +30,8 @@ class Weights:
 
     Attributes:
         equal: tensors that come back bit for bit.
-        rounded: dtype of the repo -> tensors that come back bit for bit once the source is rounded to it.
+        rounded: dtype of the repo -> tensors that come back bit for bit once the source is rounded
+            to it.
         wrong: all others.
     """
 
@@ -38,7 +40,9 @@ class Weights:
     wrong: tuple[WrongTensor, ...]
 
 
-def compare_weights(part: Recognition, family: str, tensors: Mapping[str, PlannedTensor]) -> Weights:
+def compare_weights(
+    part: Recognition, family: str, tensors: Mapping[str, PlannedTensor]
+) -> Weights:
     """Compare a source with a repo's component, one tensor at a time in memory."""
     equal, rounded, wrong = 0, dict[str, int](), []
     for link in dict.fromkeys(part.of_family(family).links.values()):
@@ -54,7 +58,9 @@ def compare_weights(part: Recognition, family: str, tensors: Mapping[str, Planne
                 with np.errstate(over="ignore"):
                     expected = expected.astype(DTYPES[dtype])
             if back.shape != expected.shape or back.tobytes() != expected.tobytes():
-                wrong.append(WrongTensor(source.name, link.targets, link.row, _max_abs(back, expected)))
+                wrong.append(
+                    WrongTensor(source.name, link.targets, link.row, _max_abs(back, expected))
+                )
             elif source.dtype == dtype:
                 equal += 1
             else:

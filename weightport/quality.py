@@ -40,8 +40,9 @@ class Metric:
 def installed_metrics() -> tuple[list[Metric], list[str]]:
     """The learned metrics that can be used, and for each other one, why it cannot.
 
-    LPIPS (Zhang et al. 2018, https://arxiv.org/abs/1801.03924) comes from the package `lpips`, the CLIP score (Hessel
-    et al. 2021, https://arxiv.org/abs/2104.08718) from `open_clip`; both fetch weights of their own when first used.
+    LPIPS (Zhang et al. 2018, https://arxiv.org/abs/1801.03924) comes from the package `lpips`, the
+    CLIP score (Hessel et al. 2021, https://arxiv.org/abs/2104.08718) from `open_clip`; both fetch
+    weights of their own when first used.
     """
     metrics, reasons = [], []
     for name, make in (("LPIPS", _lpips), ("CLIP score", _clip_score)):
@@ -50,7 +51,9 @@ def installed_metrics() -> tuple[list[Metric], list[str]]:
         except ImportError:
             reasons.append(f'{name} is not measured: `pip install "weightport[quality]"`')
         except Exception as error:  # their downloads fail in as many ways as there are networks
-            reasons.append(f"{name} is not measured: {str(error).splitlines()[0] if str(error) else error!r}")
+            reasons.append(
+                f"{name} is not measured: {str(error).splitlines()[0] if str(error) else error!r}"
+            )
     return metrics, reasons
 
 
@@ -78,7 +81,10 @@ def _clip_score(name: str) -> Metric:
 
     @torch.inference_mode()
     def score(image: Image.Image, reference: Image.Image, prompt: str) -> float:
-        features: list[Any] = [model.encode_image(preprocess(image)[None]), model.encode_text(tokenize([prompt]))]
+        features: list[Any] = [
+            model.encode_image(preprocess(image)[None]),
+            model.encode_text(tokenize([prompt])),
+        ]
         return 100 * max(float(torch.cosine_similarity(*features)), 0.0)
 
     return Metric(name, "higher", score)

@@ -1,6 +1,8 @@
-"""A recipe is all that an image depends on. It is stored in the PNG, so that the image can be made again.
+"""A recipe is all that an image depends on. It is stored in the PNG, so that the image can be made
+again.
 
-The bits are the same on the same machine with the same repository and the same torch; the recipe notes its version.
+The bits are the same on the same machine with the same repository and the same torch; the recipe
+notes its version.
 """
 
 from __future__ import annotations
@@ -92,7 +94,9 @@ def read_recipe(path: Path) -> Recipe:
     except (UnidentifiedImageError, ValueError):
         raise ConversionError(f"{path}: not a PNG") from None
     if text is None:
-        raise ConversionError(f"{path}: holds no settings of weightport; give the repo and the prompt instead")
+        raise ConversionError(
+            f"{path}: holds no settings of weightport; give the repo and the prompt instead"
+        )
     try:
         content = json.loads(text)
         if isinstance(content["size"], list):
@@ -109,7 +113,9 @@ def _check_kind(name: str, value: object, kind: Any) -> None:
     kinds = typing.get_args(kind) if isinstance(kind, types.UnionType) else (kind,)
     plain = tuple(typing.get_origin(one) or one for one in kinds)
     inside = value if isinstance(value, tuple) else ()
-    if not isinstance(value, (*plain, *((int,) if float in plain else ()))) or not all(type(v) is int for v in inside):
+    if not isinstance(value, (*plain, *((int,) if float in plain else ()))) or not all(
+        type(v) is int for v in inside
+    ):
         raise ValueError(f"{name} = {value!r}")
 
 
@@ -125,7 +131,9 @@ def write_image(image: Image, recipe: Recipe, path: Path, overwrite: bool = Fals
     info.add_text(CHUNK, json.dumps(asdict(recipe)))
     buffer = io.BytesIO()
     image.save(buffer, "PNG", pnginfo=info)
-    descriptor, partial = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent)
+    descriptor, partial = tempfile.mkstemp(
+        prefix=f".{path.name}.", suffix=".partial", dir=path.parent
+    )
     try:
         with os.fdopen(descriptor, "wb") as file:
             file.write(buffer.getvalue())
@@ -160,7 +168,9 @@ class Maker:
         from .runtime.pipeline import DiffusionPipeline
         from .runtime.source import open_source
 
-        self.images = {name: _open(recipe, name) for name in ("image", "mask") if getattr(recipe, name)}
+        self.images = {
+            name: _open(recipe, name) for name in ("image", "mask") if getattr(recipe, name)
+        }
         dtype = getattr(torch, recipe.dtype)
         source = open_source(recipe.repo, revision=recipe.revision)
         if source.commit:  # a branch may move, its commit does not
@@ -184,7 +194,10 @@ class Maker:
         """The arguments of the pipeline's call, but for the generator."""
         known = inspect.signature(type(self.pipe).__call__).parameters
         given = {argument: getattr(recipe, name) for name, argument in ARGUMENTS.items()}
-        given |= {"mask_image" if name == "mask" else name: image for name, (image, _) in self.images.items()}
+        given |= {
+            "mask_image" if name == "mask" else name: image
+            for name, (image, _) in self.images.items()
+        }
         if recipe.size and "height" in known:
             given |= {"width": recipe.size[0], "height": recipe.size[1]}
         elif recipe.size and "image" in given:
@@ -192,7 +205,9 @@ class Maker:
         given = {name: value for name, value in given.items() if value is not None}
         for name in given:
             if name not in known:
-                raise ConversionError(f"{recipe.repo}: its {type(self.pipe).__name__} takes no {name}")
+                raise ConversionError(
+                    f"{recipe.repo}: its {type(self.pipe).__name__} takes no {name}"
+                )
         return given
 
     def make(self, seed: int) -> tuple[Image, Recipe]:
@@ -212,7 +227,9 @@ def _open(recipe: Recipe, name: str) -> tuple[Image, str]:
     data = path.read_bytes()
     digest = hashlib.sha256(data).hexdigest()
     if (recipe.sha256 or {}).get(name, digest) != digest:
-        raise ConversionError(f"{path}: has changed since the image was made; give the old one with --{name}")
+        raise ConversionError(
+            f"{path}: has changed since the image was made; give the old one with --{name}"
+        )
     try:
         image: Image.Image = ImageOps.exif_transpose(Image.open(io.BytesIO(data)))
         return image.convert("L" if name == "mask" else "RGB"), digest

@@ -1,12 +1,15 @@
-"""Schedulers side by side on one model: speed, and distance to the exact solution of the same equation.
+"""Schedulers side by side on one model: speed, and distance to the exact solution of the same
+equation.
 
-Every run starts from the same noise, so that all deterministic schedulers approach one image, the solution of the
-probability flow ODE (Song et al. 2021, https://arxiv.org/abs/2011.13456); what is left between them is error. For that
-they all begin at the last training timestep, whatever timesteps the repo asks for: those of `leading` runs begin the
-earlier the fewer they are (Lin et al. 2023, https://arxiv.org/abs/2305.08891), and lead to different images.
-Stochastic schedulers solve another equation: their distance says how far they wander, not how wrong they are.
+Every run starts from the same noise, so that all deterministic schedulers approach one image, the
+solution of the probability flow ODE (Song et al. 2021, https://arxiv.org/abs/2011.13456); what is
+left between them is error. For that they all begin at the last training timestep, whatever
+timesteps the repo asks for: those of `leading` runs begin the earlier the fewer they are (Lin et
+al. 2023, https://arxiv.org/abs/2305.08891), and lead to different images. Stochastic schedulers
+solve another equation: their distance says how far they wander, not how wrong they are.
 
-Each run is kept in the output folder as it ends, so that an interrupted comparison goes on where it stopped.
+Each run is kept in the output folder as it ends, so that an interrupted comparison goes on where it
+stopped.
 """
 
 from __future__ import annotations
@@ -29,7 +32,19 @@ from .quality import Metric, psnr, rmse
 from .scheduler_names import is_stochastic, named_scheduler
 
 REFERENCE = "dpm++2m"  # of second order, and without error of its own when the steps are many
-SCHEDULERS = ("ddim", "pndm", "lms", "euler", "heun", "kdpm2", "deis", "dpm++2m", "dpm++2m-karras", "unipc", "euler-a")
+SCHEDULERS = (
+    "ddim",
+    "pndm",
+    "lms",
+    "euler",
+    "heun",
+    "kdpm2",
+    "deis",
+    "dpm++2m",
+    "dpm++2m-karras",
+    "unipc",
+    "euler-a",
+)
 
 
 @dataclass(frozen=True)
@@ -38,7 +53,8 @@ class Experiment:
 
     Attributes:
         size: (width, height) in pixels; None is the model's own.
-        reference_steps: steps of the reference, which is run once more with half as many to see how exact it is.
+        reference_steps: steps of the reference, which is run once more with half as many to see how
+            exact it is.
     """
 
     prompts: tuple[str, ...]
@@ -87,11 +103,13 @@ class Sample:
 
 @dataclass(frozen=True)
 class SchedulerComparison:
-    """The outcome: every run, the references by prompt, and how far the references are from themselves.
+    """The outcome: every run, the references by prompt, and how far the references are from
+    themselves.
 
     Attributes:
         references: prompt -> image file.
-        uncertainty: prompt -> latent RMSE between the reference and the same solver with half as many steps.
+        uncertainty: prompt -> latent RMSE between the reference and the same solver with half as
+            many steps.
     """
 
     model: str
@@ -102,7 +120,10 @@ class SchedulerComparison:
 
     def to_dict(self) -> dict[str, Any]:
         """The content of `results.json`; the PSNR of equal images, which is infinite, is None."""
-        runs = [asdict(run) | {"psnr": run.psnr if math.isfinite(run.psnr) else None} for run in self.runs]
+        runs = [
+            asdict(run) | {"psnr": run.psnr if math.isfinite(run.psnr) else None}
+            for run in self.runs
+        ]
         return {
             "model": self.model,
             "experiment": asdict(self.experiment),
@@ -119,7 +140,8 @@ def compare(
     metrics: Sequence[Metric] = (),
     progress: Callable[[int, int], None] = lambda count, total: None,
 ) -> SchedulerComparison:
-    """Run every scheduler with every number of steps on every prompt; finished runs are taken from `output`.
+    """Run every scheduler with every number of steps on every prompt; finished runs are taken from
+    `output`.
 
     Args:
         pipe: a text-to-image pipeline.
@@ -129,10 +151,16 @@ def compare(
         ValueError: an unknown scheduler, or one that cannot serve the model.
     """
     stochastic = {  # before the long work: do they exist, can they serve the model
-        name: is_stochastic(named_scheduler(name, _from_noise(pipe.scheduler.config))) for name in experiment.schedulers
+        name: is_stochastic(named_scheduler(name, _from_noise(pipe.scheduler.config)))
+        for name in experiment.schedulers
     }
     session = Session(pipe, experiment, output)
-    jobs = [(p, s, n) for p in experiment.prompts for s in experiment.schedulers for n in experiment.steps]
+    jobs = [
+        (p, s, n)
+        for p in experiment.prompts
+        for s in experiment.schedulers
+        for n in experiment.steps
+    ]
     total = len(jobs) + 2 * len(experiment.prompts)
     references: dict[str, Sample] = {}
     uncertainty = {}
@@ -154,25 +182,35 @@ def compare(
                 model_calls=sample.model_calls,
                 rmse=rmse(sample.latents, reference.latents),
                 psnr=psnr(sample.image, reference.image),
-                scores={metric.name: metric(sample.image, reference.image, prompt) for metric in metrics},
+                scores={
+                    metric.name: metric(sample.image, reference.image, prompt) for metric in metrics
+                },
                 image=session.image_name(prompt, scheduler, steps),
             )
         )
         progress(1, total)
     images = {
-        prompt: session.image_name(prompt, REFERENCE, experiment.reference_steps) for prompt in experiment.prompts
+        prompt: session.image_name(prompt, REFERENCE, experiment.reference_steps)
+        for prompt in experiment.prompts
     }
     return SchedulerComparison(pipe.name_or_path, experiment, runs, images, uncertainty)
 
 
 class Session:
-    """Samples a pipeline, and remembers in a folder what was sampled before with the same experiment and weights."""
+    """Samples a pipeline, and remembers in a folder what was sampled before with the same
+    experiment and weights."""
 
     def __init__(self, pipe: Any, experiment: Experiment, output: Path) -> None:
         self.pipe, self.experiment, self.folder = pipe, experiment, output / "runs"
         self.own = pipe.scheduler
         self.folder.mkdir(parents=True, exist_ok=True)
-        shared = [experiment.seed, experiment.size, experiment.guidance_scale, str(pipe.dtype), _fingerprint(pipe)]
+        shared = [
+            experiment.seed,
+            experiment.size,
+            experiment.guidance_scale,
+            str(pipe.dtype),
+            _fingerprint(pipe),
+        ]
         self.shared, self.warm = json.dumps(shared), False
 
     def image_name(self, prompt: str, scheduler: str, steps: int) -> str:
@@ -195,8 +233,11 @@ class Session:
         return f"{scheduler}-{steps}-{digest[:12]}"
 
     def _keep(self, path: Path, sample: Sample) -> None:
-        """Write the three files of a sample; the last to appear is the one that says it is whole."""
-        save_file({"latents": sample.latents.contiguous()}, _beside(path.with_suffix(".safetensors")))
+        """Write the three files of a sample; the last to appear is the one that says it is
+        whole."""
+        save_file(
+            {"latents": sample.latents.contiguous()}, _beside(path.with_suffix(".safetensors"))
+        )
         sample.image.save(_beside(path.with_suffix(".png")), "PNG")
         facts = {"seconds": sample.seconds, "model_calls": sample.model_calls}
         _beside(path).write_text(json.dumps(facts))
@@ -220,7 +261,9 @@ class Session:
             nonlocal calls
             calls += 1
 
-        def keep(pipe: Any, step: int, timestep: Any, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        def keep(
+            pipe: Any, step: int, timestep: Any, tensors: dict[str, Tensor]
+        ) -> dict[str, Tensor]:
             last[:] = [tensors["latents"]]
             return {}
 
@@ -244,9 +287,12 @@ class Session:
 
 
 def _from_noise(config: Mapping[str, Any]) -> dict[str, Any]:
-    """A scheduler's config with timesteps that begin at the last one of training, however few they are."""
+    """A scheduler's config with timesteps that begin at the last one of training, however few they
+    are."""
     unset = config.get("_use_default_values", ())
-    given = {key: value for key, value in config.items() if key not in (*unset, "_use_default_values")}
+    given = {
+        key: value for key, value in config.items() if key not in (*unset, "_use_default_values")
+    }
     return given | {"timestep_spacing": "trailing"}
 
 
@@ -259,7 +305,9 @@ def _fingerprint(pipe: Any) -> str:
     digest = hashlib.sha256()
     for name, module in sorted(pipe.components.items()):
         if isinstance(module, torch.nn.Module):
-            digest.update(f"{name} {json.dumps(module.config, default=str, sort_keys=True)}".encode())
+            digest.update(
+                f"{name} {json.dumps(module.config, default=str, sort_keys=True)}".encode()
+            )
             for key, tensor in module.state_dict().items():
                 head = tensor.flatten()[:16].double().cpu().numpy().tobytes()
                 digest.update(f"{key} {tuple(tensor.shape)} {tensor.dtype}".encode() + head)
@@ -267,7 +315,8 @@ def _fingerprint(pipe: Any) -> str:
 
 
 def pareto_front(points: Sequence[tuple[float, float]]) -> list[int]:
-    """Which points no other one beats in both numbers, smaller being better, in the order of the first number."""
+    """Which points no other one beats in both numbers, smaller being better, in the order of the
+    first number."""
     front, best = [], math.inf
     for index in sorted(range(len(points)), key=lambda i: points[i]):
         if points[index][1] < best:

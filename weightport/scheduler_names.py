@@ -47,7 +47,8 @@ def named_scheduler(name: str, config: Mapping[str, Any]) -> Any:
     """The scheduler of a name, for a model with the scheduler config `config`.
 
     Args:
-        name: one of `NAMES`, or the name of a class, with or without its endings; case does not matter.
+        name: one of `NAMES`, or the name of a class, with or without its endings; case does not
+            matter.
 
     Raises:
         ValueError: there is no such scheduler, or it cannot serve the model.
@@ -58,15 +59,25 @@ def named_scheduler(name: str, config: Mapping[str, Any]) -> Any:
     class_name, options = NAMES.get(name.lower(), (classes.get(_bare(name), ""), {}))
     if not class_name:
         close = difflib.get_close_matches(name, [*NAMES, *SCHEDULERS], 1)
-        hint = f"did you mean {close[0]}?" if close else f"one of {', '.join(NAMES)}, or a class name"
+        hint = (
+            f"did you mean {close[0]}?" if close else f"one of {', '.join(NAMES)}, or a class name"
+        )
         raise ValueError(f"there is no scheduler {name!r}; {hint}")
     return SCHEDULERS[class_name].from_config(config, **options)
 
 
 def is_stochastic(scheduler: Any) -> bool:
     """Whether a run adds noise, so that it does not follow the probability flow ODE."""
-    return type(scheduler).__name__ in STOCHASTIC or str(scheduler.config.get("algorithm_type")).startswith("sde-")
+    return type(scheduler).__name__ in STOCHASTIC or str(
+        scheduler.config.get("algorithm_type")
+    ).startswith("sde-")
 
 
 def _bare(name: str) -> str:
-    return name.lower().replace("-", "").removesuffix("scheduler").removesuffix("discrete").removesuffix("multistep")
+    return (
+        name.lower()
+        .replace("-", "")
+        .removesuffix("scheduler")
+        .removesuffix("discrete")
+        .removesuffix("multistep")
+    )

@@ -1,4 +1,5 @@
-"""A comparison of schedulers for people and for machines: `report.html`, `results.json`, `results.csv`."""
+"""A comparison of schedulers for people and for machines: `report.html`, `results.json`,
+`results.csv`."""
 
 from __future__ import annotations
 
@@ -38,7 +39,9 @@ def means(comparison: SchedulerComparison) -> list[Mean]:
     found = []
     for scheduler in comparison.experiment.schedulers:
         for steps in comparison.experiment.steps:
-            runs = [run for run in comparison.runs if (run.scheduler, run.steps) == (scheduler, steps)]
+            runs = [
+                run for run in comparison.runs if (run.scheduler, run.steps) == (scheduler, steps)
+            ]
             found.append(_mean(runs))
     return found
 
@@ -58,11 +61,15 @@ def _mean(runs: Sequence[Run]) -> Mean:
 
 
 def fronts(rows: Sequence[Mean]) -> tuple[set[int], set[int]]:
-    """Which rows no other one beats in error and seconds, and in error and model calls; only those of one equation."""
+    """Which rows no other one beats in error and seconds, and in error and model calls; only those
+    of one equation."""
     own = [index for index, row in enumerate(rows) if not row.stochastic]
     return (
         {own[i] for i in pareto_front([(rows[index].seconds, rows[index].rmse) for index in own])},
-        {own[i] for i in pareto_front([(rows[index].model_calls, rows[index].rmse) for index in own])},
+        {
+            own[i]
+            for i in pareto_front([(rows[index].model_calls, rows[index].rmse) for index in own])
+        },
     )
 
 
@@ -72,23 +79,29 @@ def describe(comparison: SchedulerComparison, notes: Sequence[str] = ()) -> Iter
     fastest, _ = fronts(rows)
     names = list(rows[0].scores) if rows else []
     yield (
-        f"{'':2}{'scheduler':16} {'steps':>5} {'s/image':>8} {'calls':>6} {'latent RMSE':>12} {'PSNR dB':>8}"
-        + "".join(f" {name:>10}" for name in names)
+        f"{'':2}{'scheduler':16} {'steps':>5} {'s/image':>8} {'calls':>6} {'latent RMSE':>12}"
+        f" {'PSNR dB':>8}" + "".join(f" {name:>10}" for name in names)
     )
     for index, row in enumerate(rows):
         scores = "".join(f" {row.scores[name]:10.4f}" for name in names)
         mark = "*" if index in fastest else "~" if row.stochastic else ""
         yield (
-            f"{mark:2}{row.scheduler:16} {row.steps:5} {row.seconds:8.3f} {row.model_calls:6.0f} {row.rmse:12.4f} "
-            f"{row.psnr:8.2f}{scores}"
+            f"{mark:2}{row.scheduler:16} {row.steps:5} {row.seconds:8.3f} {row.model_calls:6.0f}"
+            f" {row.rmse:12.4f} {row.psnr:8.2f}{scores}"
         )
-    yield "* nothing is both faster and nearer to the reference; ~ stochastic: follows another equation"
+    yield (
+        "* nothing is both faster and nearer to the reference; ~ stochastic: follows another"
+        " equation"
+    )
     yield from notes
 
 
 def write_report(comparison: SchedulerComparison, output: Path, notes: Sequence[str] = ()) -> None:
     """Write the three files into the folder of the comparison."""
-    _write(output / "results.json", json.dumps(comparison.to_dict(), indent=1, ensure_ascii=False) + "\n")
+    _write(
+        output / "results.json",
+        json.dumps(comparison.to_dict(), indent=1, ensure_ascii=False) + "\n",
+    )
     _write(output / "results.csv", _csv(comparison))
     _write(output / "report.html", html(comparison, output, notes))
 
@@ -103,7 +116,16 @@ def _csv(comparison: SchedulerComparison) -> str:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     scores = list(comparison.runs[0].scores) if comparison.runs else []
-    columns = ["prompt", "scheduler", "steps", "stochastic", "seconds", "model_calls", "rmse", "psnr"]
+    columns = [
+        "prompt",
+        "scheduler",
+        "steps",
+        "stochastic",
+        "seconds",
+        "model_calls",
+        "rmse",
+        "psnr",
+    ]
     writer.writerow([*columns, *scores, "image"])
     for run in comparison.runs:
         values = [getattr(run, column) for column in columns]
@@ -111,7 +133,7 @@ def _csv(comparison: SchedulerComparison) -> str:
     return text.getvalue()
 
 
-# --- the page ---------------------------------------------------------------------------------------------------------
+# --- the page -------------------------------------------------------------------------------------
 
 
 def html(comparison: SchedulerComparison, output: Path, notes: Sequence[str] = ()) -> str:
@@ -119,25 +141,35 @@ def html(comparison: SchedulerComparison, output: Path, notes: Sequence[str] = (
     experiment, rows = comparison.experiment, means(comparison)
     fast, few = fronts(rows)
     uncertainty = max(comparison.uncertainty.values())
-    size = f"{experiment.size[0]} x {experiment.size[1]}" if experiment.size else "the model's own size"
+    size = (
+        f"{experiment.size[0]} x {experiment.size[1]}"
+        if experiment.size
+        else "the model's own size"
+    )
     words = (
-        f"{len(experiment.schedulers)} schedulers, {len(experiment.prompts)} prompts, seed {experiment.seed}, {size}, "
-        f"guidance {experiment.guidance_scale:g}. The reference is {REFERENCE} with "
-        f"{experiment.reference_steps} steps; with half as many it is {uncertainty:.2g} away from itself, so errors "
-        "below that say nothing. All begin at the last training timestep."
+        f"{len(experiment.schedulers)} schedulers, {len(experiment.prompts)} prompts, seed"
+        f" {experiment.seed}, {size}, guidance {experiment.guidance_scale:g}. The reference is"
+        f" {REFERENCE} with {experiment.reference_steps} steps; with half as many it is"
+        f" {uncertainty:.2g} away from itself, so errors below that say nothing. All begin at the"
+        " last training timestep."
     )
     plots = "".join(
         f'<div class="card">{_plot(rows, front, column, title, uncertainty)}</div>'
-        for front, column, title in ((fast, "seconds", "seconds per image"), (few, "model_calls", "model calls"))
+        for front, column, title in (
+            (fast, "seconds", "seconds per image"),
+            (few, "model_calls", "model calls"),
+        )
     )
     body = [
         "<h1>Schedulers compared</h1>",
         f'<p class="soft"><code>{escape(comparison.model)}</code></p><p>{escape(words)}</p>',
         *(f'<p class="soft">{escape(note)}</p>' for note in notes),
         "<h2>Speed and quality</h2>",
-        "<p>Ringed points are the Pareto front: nothing is both faster and nearer to the reference. A thin line goes "
-        "from few steps of a scheduler to many. Hollow points are stochastic schedulers, which follow another "
-        "equation.</p>",
+        (
+            "<p>Ringed points are the Pareto front: nothing is both faster and nearer to the"
+            " reference. A thin line goes from few steps of a scheduler to many. Hollow points are"
+            " stochastic schedulers, which follow another equation.</p>"
+        ),
         plots,
         f'<div class="card">{_table(rows, fast)}</div>',
         *(_grid(comparison, output, prompt) for prompt in experiment.prompts),
@@ -145,7 +177,9 @@ def html(comparison: SchedulerComparison, output: Path, notes: Sequence[str] = (
     return page("Schedulers compared", "".join(body))
 
 
-def _plot(rows: Sequence[Mean], front: set[int], column: str, title: str, uncertainty: float) -> str:
+def _plot(
+    rows: Sequence[Mean], front: set[int], column: str, title: str, uncertainty: float
+) -> str:
     series = []
     for name in dict.fromkeys(row.scheduler for row in rows):
         own = [row for row in rows if row.scheduler == name]
@@ -156,12 +190,22 @@ def _plot(rows: Sequence[Mean], front: set[int], column: str, title: str, uncert
         for index, row in enumerate(rows)
         if index in front
     ]
-    return scatter_plot(series, title, "latent RMSE to the reference", sorted(best), limit=uncertainty)
+    return scatter_plot(
+        series, title, "latent RMSE to the reference", sorted(best), limit=uncertainty
+    )
 
 
 def _table(rows: Sequence[Mean], front: set[int]) -> str:
     names = list(rows[0].scores)
-    head = ["scheduler", "steps", "s/image", "model calls", "latent RMSE", "PSNR dB", *map(escape, names)]
+    head = [
+        "scheduler",
+        "steps",
+        "s/image",
+        "model calls",
+        "latent RMSE",
+        "PSNR dB",
+        *map(escape, names),
+    ]
     cells = [
         [
             escape(row.scheduler) + _mark(i in front, row.stochastic),
@@ -187,7 +231,9 @@ def _grid(comparison: SchedulerComparison, output: Path, prompt: str) -> str:
     """The images of a prompt: a row a scheduler, a column a number of steps."""
     experiment = comparison.experiment
     runs = {(run.scheduler, run.steps): run for run in comparison.runs if run.prompt == prompt}
-    reference = _image(output / comparison.references[prompt], f"{REFERENCE}, {experiment.reference_steps} steps")
+    reference = _image(
+        output / comparison.references[prompt], f"{REFERENCE}, {experiment.reference_steps} steps"
+    )
     rows = [
         [escape(name), *(_cell(output, runs[name, steps]) for steps in experiment.steps)]
         for name in experiment.schedulers

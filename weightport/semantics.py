@@ -15,8 +15,9 @@ Semantics = Literal["diffusers", "kerascv"]
 def apply_semantics(model: nn.Module, semantics: Semantics) -> None:
     """Let a model of the runtime compute as `semantics` says; it computes as diffusers until then.
 
-    KerasCV differs from diffusers in two things: the GELU of GEGLU is the tanh approximation, and the epsilon of a
-    GroupNorm is 1e-5 also where diffusers fixes 1e-6: in the VAE and in front of transformer blocks.
+    KerasCV differs from diffusers in two things: the GELU of GEGLU is the tanh approximation, and
+    the epsilon of a GroupNorm is 1e-5 also where diffusers fixes 1e-6: in the VAE and in front of
+    transformer blocks.
 
     Raises:
         ValueError: an unknown name.
@@ -27,10 +28,13 @@ def apply_semantics(model: nn.Module, semantics: Semantics) -> None:
         for module in model.modules():
             if isinstance(module, GEGLU):
                 module.gelu = kerascv_gelu
-            elif isinstance(module, nn.GroupNorm) and module.eps == 1e-6:  # not one that the config has set
+            elif (
+                isinstance(module, nn.GroupNorm) and module.eps == 1e-6
+            ):  # not one that the config has set
                 module.eps = 1e-5
 
 
 def kerascv_gelu(x: Tensor) -> Tensor:
-    """The tanh approximation of GELU with KerasCV's digits of sqrt(2 / pi) (`diffusion_model.py`, 0.3.5 to 0.9.0)."""
+    """The tanh approximation of GELU with KerasCV's digits of sqrt(2 / pi) (`diffusion_model.py`,
+    0.3.5 to 0.9.0)."""
     return 0.5 * x * (1 + torch.tanh(x * 0.7978845608 * (1 + 0.044715 * x**2)))

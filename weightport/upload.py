@@ -35,9 +35,11 @@ class PushOptions(TypedDict, total=False):
 
 
 class PushToHub:
-    """Adds `push_to_hub` to what has `save_pretrained(save_directory, ...)`, and its arguments to `save_pretrained`:
+    """Adds `push_to_hub` to what has `save_pretrained(save_directory, ...)`, and its arguments to
+    `save_pretrained`:
 
-    `push_to_hub=True` uploads the folder when it is written, to `repo_id` or a repo of its name; see `PushOptions`.
+    `push_to_hub=True` uploads the folder when it is written, to `repo_id` or a repo of its name;
+    see `PushOptions`.
     """
 
     def __init_subclass__(cls, **options: Any) -> None:
@@ -46,7 +48,8 @@ class PushToHub:
             cls.save_pretrained = _with_push(cls.__dict__["save_pretrained"])  # type: ignore[attr-defined]
 
     def push_to_hub(self, repo_id: str, **options: Any) -> str:
-        """Save into a repo on the Hub, in one commit; makes the repo, and a model card if it has none.
+        """Save into a repo on the Hub, in one commit; makes the repo, and a model card if it has
+        none.
 
         Args:
             repo_id: `owner/name`, or `name` for one of your own.
@@ -64,9 +67,13 @@ class PushToHub:
             return self.push_folder(folder, repo_id, **cast(PushOptions, place))
 
     def push_folder(
-        self, folder: str | os.PathLike[str], repo_id: str | None = None, **options: Unpack[PushOptions]
+        self,
+        folder: str | os.PathLike[str],
+        repo_id: str | None = None,
+        **options: Unpack[PushOptions],
     ) -> str:
-        """Upload what was saved into a folder; by default to a repo of the folder's name. See `push_to_hub`."""
+        """Upload what was saved into a folder; by default to a repo of the folder's name. See
+        `push_to_hub`."""
         subfolder = options.get("subfolder")
         paths = sorted(path for path in Path(folder).rglob("*") if path.is_file())
         prefix = f"{subfolder.strip('/')}/" if subfolder else ""
@@ -111,10 +118,12 @@ def upload(
     create_pr: bool = False,
     revision: str | None = None,
 ) -> str:
-    """Put files into a repo on the Hub, in one commit; the repo and the branch are made if they are not there.
+    """Put files into a repo on the Hub, in one commit; the repo and the branch are made if they are
+    not there.
 
-    Contents go up first, large ones in parts that are not sent again by a second try; the commit comes last.
-    `huggingface_hub.upload_folder` is not used because it may split its work into several commits.
+    Contents go up first, large ones in parts that are not sent again by a second try; the commit
+    comes last. `huggingface_hub.upload_folder` is not used because it may split its work into
+    several commits.
 
     Args:
         files: path in the repo -> a local file, or the content.
@@ -131,7 +140,9 @@ def upload(
     try:
         from huggingface_hub import CommitOperationAdd, HfApi
     except ImportError:
-        raise OSError(f"{repo_id}: the Hub needs huggingface_hub; run `pip install 'weightport[hub]'`") from None
+        raise OSError(
+            f"{repo_id}: the Hub needs huggingface_hub; run `pip install 'weightport[hub]'`"
+        ) from None
     api = HfApi(token=token, library_name="weightport")
     with _explained(repo_id), silent_in_a_pipe():
         repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
@@ -145,7 +156,11 @@ def upload(
             for path, content in files.items()
         ]
         commit = api.create_commit(
-            repo_id, additions, commit_message=message, revision=revision, create_pr=create_pr or None
+            repo_id,
+            additions,
+            commit_message=message,
+            revision=revision,
+            create_pr=create_pr or None,
         )
     return commit.pr_url or commit.commit_url
 
@@ -172,7 +187,9 @@ def silent_in_a_pipe() -> Iterator[None]:
 def _explained(repo_id: str) -> Iterator[None]:
     try:
         yield
-    except Exception as error:  # the classes of network errors differ between versions of the client
+    except (
+        Exception
+    ) as error:  # the classes of network errors differ between versions of the client
         raise OSError(f"{repo_id}: {explain(error)}") from error
 
 
@@ -185,15 +202,27 @@ def explain(error: Exception) -> str:
     if isinstance(error, errors.LocalEntryNotFoundError):
         offline = "the Hub may not be asked, because HF_HUB_OFFLINE is set"
         cause = error.__cause__
-        return f"not downloaded before, and {explain(cause) if isinstance(cause, Exception) else offline}"
+        return (
+            "not downloaded before, and"
+            f" {explain(cause) if isinstance(cause, Exception) else offline}"
+        )
     if isinstance(error, errors.OfflineModeIsEnabled):
         return "the Hub may not be asked, because HF_HUB_OFFLINE is set"
     if isinstance(error, errors.GatedRepoError):
-        return "gated; ask for access on its page at the Hub, and give the token of that account (HF_TOKEN)"
+        return (
+            "gated; ask for access on its page at the Hub, and give the token of that account"
+            " (HF_TOKEN)"
+        )
     if status == 401:
-        return "the Hub does not know you, or there is no such repo; set HF_TOKEN or run `hf auth login`"
+        return (
+            "the Hub does not know you, or there is no such repo; set HF_TOKEN or run `hf auth"
+            " login`"
+        )
     if status == 403:
-        return f"not allowed ({_said(error)}); use a token with write access, or open a pull request with create_pr"
+        return (
+            f"not allowed ({_said(error)}); use a token with write access, or open a pull request"
+            " with create_pr"
+        )
     if isinstance(error, errors.RevisionNotFoundError):
         return "there is no such branch, tag or commit"
     if isinstance(error, errors.RepositoryNotFoundError):
@@ -209,7 +238,10 @@ def explain(error: Exception) -> str:
     cause = error.__cause__ or error
     if isinstance(cause, Exception) and cause is not error:
         return f"{_said(error)} {explain(cause)}"
-    return f"the connection failed ({type(error).__name__}); nothing was changed, run it again to go on"
+    return (
+        f"the connection failed ({type(error).__name__}); nothing was changed, run it again to"
+        " go on"
+    )
 
 
 def _said(error: Exception) -> str:
@@ -221,6 +253,7 @@ def _said(error: Exception) -> str:
 def _card(class_name: str) -> str:
     tag = "pipeline_tag: text-to-image\n" if class_name.endswith("Pipeline") else ""
     return (
-        f"---\nlibrary_name: diffusers\n{tag}tags:\n- weightport\n---\n\n# {class_name}\n\n"
-        "Written by `push_to_hub` of weightport; weightport and diffusers load it with `from_pretrained`.\n"
+        f"---\nlibrary_name: diffusers\n{tag}tags:\n- weightport\n---\n\n# {class_name}\n\nWritten"
+        " by `push_to_hub` of weightport; weightport and diffusers load it with"
+        " `from_pretrained`.\n"
     )

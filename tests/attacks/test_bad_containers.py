@@ -70,7 +70,9 @@ def external_root_child(file: h5py.File, secret: Path) -> None:
 
 def external_storage(file: h5py.File, secret: Path) -> None:
     shape = replaced(file, KERNEL)
-    file.create_dataset(KERNEL, shape, "f4", external=[(str(secret), 2048, int(np.prod(shape)) * 4)])
+    file.create_dataset(
+        KERNEL, shape, "f4", external=[(str(secret), 2048, int(np.prod(shape)) * 4)]
+    )
 
 
 def virtual_dataset(file: h5py.File, secret: Path) -> None:
@@ -136,7 +138,9 @@ def zipped(place: Path, *members: tuple[str, bytes], compression: int = zipfile.
 INSIDE = "model.weights.h5"
 
 
-@pytest.mark.parametrize("name", [f"../{INSIDE}", f"/{INSIDE}", f"..\\{INSIDE}", "other.h5", f"{INSIDE}/x"])
+@pytest.mark.parametrize(
+    "name", [f"../{INSIDE}", f"/{INSIDE}", f"..\\{INSIDE}", "other.h5", f"{INSIDE}/x"]
+)
 def test_archive_without_weights(place: Path, sd1_keras: dict[str, Path], name: str) -> None:
     file = zipped(place, (name, sd1_keras["image_encoder"].read_bytes()))
     refused(place, file, names=file, reason=f"without `{INSIDE}`")
@@ -152,7 +156,9 @@ def test_empty_archive(place: Path) -> None:
     refused(place, file, names=file, reason="")
 
 
-@pytest.mark.parametrize("content", [b"", b"<html>", b"\x89HDF\r\n\x1a\n"], ids=["empty", "html", "signature"])
+@pytest.mark.parametrize(
+    "content", [b"", b"<html>", b"\x89HDF\r\n\x1a\n"], ids=["empty", "html", "signature"]
+)
 def test_archive_of_something_else(place: Path, content: bytes) -> None:
     file = zipped(place, (INSIDE, content))
     refused(place, file, names=file, reason="not an HDF5 file|truncated")
@@ -186,8 +192,12 @@ def test_archive_whose_directory_lies_about_the_name(place: Path, sd1_archive: P
     refused(place, file, names=file, reason="disagree")
 
 
-@pytest.mark.parametrize(("offset", "value"), [(24, 1 << 31), (20, 1 << 31), (42, 1 << 31), (24, 100), (42, 7)])
-def test_archive_whose_directory_lies_about_sizes(place: Path, sd1_archive: Path, offset: int, value: int) -> None:
+@pytest.mark.parametrize(
+    ("offset", "value"), [(24, 1 << 31), (20, 1 << 31), (42, 1 << 31), (24, 100), (42, 7)]
+)
+def test_archive_whose_directory_lies_about_sizes(
+    place: Path, sd1_archive: Path, offset: int, value: int
+) -> None:
     """24: size, 20: stored size, 42: where the member begins (PKWARE APPNOTE 4.3.12)."""
     file = place / "model.keras"
     shutil.copyfile(sd1_archive, file)
@@ -207,8 +217,12 @@ def test_archive_that_is_encrypted(place: Path, sd1_archive: Path) -> None:
     refused(place, file, names=file, reason="encrypted")
 
 
-def test_archive_whose_hdf5_leads_elsewhere(place: Path, sd1_keras: dict[str, Path], canary: Path) -> None:
-    inside = edited(sd1_keras["image_encoder"], place, lambda opened: external_group(opened, canary))
+def test_archive_whose_hdf5_leads_elsewhere(
+    place: Path, sd1_keras: dict[str, Path], canary: Path
+) -> None:
+    inside = edited(
+        sd1_keras["image_encoder"], place, lambda opened: external_group(opened, canary)
+    )
     file = zipped(place, (INSIDE, inside.read_bytes()))
     refused(place, file, names=file, reason=LEADS[external_group])
 
@@ -244,7 +258,17 @@ def test_shards_are_read(place: Path, shards: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["../secret.h5", "/etc/hostname", "sub/x.h5", "..", ".", "", "a\x00b.h5", "../cwd/../secret.h5"]
+    "name",
+    [
+        "../secret.h5",
+        "/etc/hostname",
+        "sub/x.h5",
+        "..",
+        ".",
+        "",
+        "a\x00b.h5",
+        "../cwd/../secret.h5",
+    ],
 )
 def test_shard_names_lead_nowhere(place: Path, shards: Path, canary: Path, name: str) -> None:
     reindexed(shards, lambda weights: weights.update({next(iter(weights)): name}))
@@ -253,7 +277,12 @@ def test_shard_names_lead_nowhere(place: Path, shards: Path, canary: Path, name:
 
 def test_shard_that_is_missing(place: Path, shards: Path) -> None:
     (shards.parent / "model_00001.weights.h5").unlink()
-    refused(place, shards, names="model_00001.weights.h5", reason="cannot be opened|missing|no such file")
+    refused(
+        place,
+        shards,
+        names="model_00001.weights.h5",
+        reason="cannot be opened|missing|no such file",
+    )
 
 
 def test_shard_that_is_truncated(place: Path, shards: Path) -> None:
@@ -263,7 +292,12 @@ def test_shard_that_is_truncated(place: Path, shards: Path) -> None:
 
 
 def test_shard_that_is_not_listed(place: Path, shards: Path) -> None:
-    reindexed(shards, lambda weights: [weights.pop(key) for key, shard in list(weights.items()) if "00001" in shard])
+    reindexed(
+        shards,
+        lambda weights: [
+            weights.pop(key) for key, shard in list(weights.items()) if "00001" in shard
+        ],
+    )
     refused(place, shards, names=shards, reason="missing")
 
 
@@ -324,12 +358,20 @@ def test_base_that_lacks_a_tensor(place: Path, repo: Path, sd1_keras: dict[str, 
 
 def test_base_with_one_tensor_more(place: Path, repo: Path, sd1_keras: dict[str, Path]) -> None:
     resaved(repo, lambda state: state.update({"discriminator.weight": np.zeros(3, "f4")}))
-    as_base(place, repo, sd1_keras["decoder"], names=repo, reason="not part of .*discriminator.weight")
+    as_base(
+        place, repo, sd1_keras["decoder"], names=repo, reason="not part of .*discriminator.weight"
+    )
 
 
 def test_base_with_a_wrong_shape(place: Path, repo: Path, sd1_keras: dict[str, Path]) -> None:
     resaved(repo, lambda state: state.update({"encoder.conv_in.bias": np.zeros(3, "f4")}))
-    as_base(place, repo, sd1_keras["decoder"], names=repo, reason=r"encoder.conv_in.bias.* wrong shape \[3\]")
+    as_base(
+        place,
+        repo,
+        sd1_keras["decoder"],
+        names=repo,
+        reason=r"encoder.conv_in.bias.* wrong shape \[3\]",
+    )
 
 
 def test_base_of_integers(place: Path, repo: Path, sd1_keras: dict[str, Path]) -> None:
@@ -342,8 +384,12 @@ def test_base_of_another_family(place: Path, sd1_keras: dict[str, Path], sd2_rep
     refused(place, file, "--base", sd2_repo, names=file, reason="not of one family")
 
 
-def test_base_that_is_a_git_lfs_pointer(place: Path, repo: Path, sd1_keras: dict[str, Path]) -> None:
-    (repo / VAE).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 334643268\n")
+def test_base_that_is_a_git_lfs_pointer(
+    place: Path, repo: Path, sd1_keras: dict[str, Path]
+) -> None:
+    (repo / VAE).write_text(
+        "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 334643268\n"
+    )
     as_base(place, repo, sd1_keras["decoder"], names=repo / VAE, reason="git-lfs")
 
 
@@ -361,11 +407,17 @@ JSONS = {
 
 
 @pytest.mark.parametrize("name", JSONS)
-@pytest.mark.parametrize("config", ["vae/config.json", "unet/config.json", "scheduler/scheduler_config.json"])
+@pytest.mark.parametrize(
+    "config", ["vae/config.json", "unet/config.json", "scheduler/scheduler_config.json"]
+)
 def test_repo_whose_config_is_damaged(place: Path, sd1_repo: Path, config: str, name: str) -> None:
     component = "vae" if config.startswith("vae") else "unet"
     repo = place / "repo"
-    shutil.copytree(sd1_repo, repo, ignore=shutil.ignore_patterns(*({"vae", "unet", "text_encoder"} - {component})))
+    shutil.copytree(
+        sd1_repo,
+        repo,
+        ignore=shutil.ignore_patterns(*({"vae", "unet", "text_encoder"} - {component})),
+    )
     (repo / "scheduler").mkdir()
     (repo / config).write_text(JSONS[name])
     refused_when_written(place, repo, names=repo / config, reason="JSON|there twice")
@@ -375,11 +427,15 @@ def test_repo_whose_config_disagrees_with_its_weights(place: Path, repo: Path) -
     path = repo / "vae" / "config.json"
     config = json.loads(path.read_text())
     path.write_text(json.dumps(config | {"block_out_channels": [128, 256, 512, 512]}))
-    reason = r"`block_out_channels` is \[128, 256, 512, 512\], but the weights have \[32, 64, 96, 96\]"
+    reason = (
+        r"`block_out_channels` is \[128, 256, 512, 512\], but the weights have \[32, 64, 96, 96\]"
+    )
     refused_when_written(place, repo, names=path, reason=reason)
 
 
-@pytest.mark.parametrize("name", ["os.system", "EulerDiscreteScheduler; x", "", 5, ["x"], "UNet2DConditionModel"])
+@pytest.mark.parametrize(
+    "name", ["os.system", "EulerDiscreteScheduler; x", "", 5, ["x"], "UNet2DConditionModel"]
+)
 def test_repo_whose_scheduler_is_none(place: Path, sd1_repo: Path, name: object) -> None:
     repo = place / "repo"
     shutil.copytree(sd1_repo, repo, ignore=shutil.ignore_patterns("vae", "text_encoder"))
@@ -389,9 +445,12 @@ def test_repo_whose_scheduler_is_none(place: Path, sd1_repo: Path, name: object)
     refused_when_written(place, repo, names=path, reason="which is no scheduler")
 
 
-@pytest.mark.parametrize("name", ["vae/config.json", "tokenizer/merges.txt", "scheduler/scheduler_config.json", VAE])
+@pytest.mark.parametrize(
+    "name", ["vae/config.json", "tokenizer/merges.txt", "scheduler/scheduler_config.json", VAE]
+)
 def test_repo_that_links_elsewhere(place: Path, sd1_repo: Path, canary: Path, name: str) -> None:
-    """A cloned repo can hold links; what they lead to must not end up in the output, which may be published."""
+    """A cloned repo can hold links; what they lead to must not end up in the output, which may be
+    published."""
     repo = place / "repo"
     shutil.copytree(sd1_repo, repo)
     file = repo / name
@@ -413,7 +472,9 @@ def test_hub_cache_is_read(place: Path, repo: Path) -> None:
         link = snapshot / file.relative_to(repo)
         link.parent.mkdir(parents=True, exist_ok=True)
         file.rename(model / "blobs" / str(number))
-        link.symlink_to(Path("../" * len(link.parent.relative_to(model).parts)) / "blobs" / str(number))
+        link.symlink_to(
+            Path("../" * len(link.parent.relative_to(model).parts)) / "blobs" / str(number)
+        )
     assert run("convert", snapshot, "-o", place / "out").status == 0
 
 
@@ -422,7 +483,12 @@ def test_base_that_is_nothing(place: Path, sd1_keras: dict[str, Path], folder: s
     (place / "empty").mkdir()
     (place / "file").write_bytes(b"")
     refused(
-        place, sd1_keras["decoder"], "--base", place / folder, names=place / folder, reason="no such folder|neither"
+        place,
+        sd1_keras["decoder"],
+        "--base",
+        place / folder,
+        names=place / folder,
+        reason="no such folder|neither",
     )
 
 
@@ -433,31 +499,52 @@ def sharded(repo: Path) -> Path:
     names = [f"{STEMS['vae']}-{number:05d}-of-00002.safetensors" for number in (1, 2)]
     weight_map = {key: names[number % 2] for number, key in enumerate(state)}
     for name in names:
-        save_file({key: state[key] for key in state if weight_map[key] == name}, repo / "vae" / name)
+        save_file(
+            {key: state[key] for key in state if weight_map[key] == name}, repo / "vae" / name
+        )
     index = repo / "vae" / f"{STEMS['vae']}.safetensors.index.json"
     index.write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
     return index
 
 
 @pytest.mark.parametrize(
-    "name", ["../../secret.safetensors", "/etc/hostname", "..\\x.safetensors", "sub/x.safetensors", "x\ny.safetensors"]
+    "name",
+    [
+        "../../secret.safetensors",
+        "/etc/hostname",
+        "..\\x.safetensors",
+        "sub/x.safetensors",
+        "x\ny.safetensors",
+    ],
 )
-def test_index_that_leads_elsewhere(place: Path, repo: Path, sd1_keras: dict[str, Path], name: str) -> None:
+def test_index_that_leads_elsewhere(
+    place: Path, repo: Path, sd1_keras: dict[str, Path], name: str
+) -> None:
     index = sharded(repo)
     reindexed(index, lambda weights: weights.update(dict.fromkeys(weights, name)))
-    as_base(place, repo, sd1_keras["decoder"], names=index, reason="not a plain .safetensors file name")
+    as_base(
+        place, repo, sd1_keras["decoder"], names=index, reason="not a plain .safetensors file name"
+    )
 
 
-def test_index_that_names_an_absent_shard(place: Path, repo: Path, sd1_keras: dict[str, Path]) -> None:
+def test_index_that_names_an_absent_shard(
+    place: Path, repo: Path, sd1_keras: dict[str, Path]
+) -> None:
     index = sharded(repo)
     reindexed(index, lambda weights: weights.update({"encoder.conv_in.bias": "other.safetensors"}))
-    as_base(place, repo, sd1_keras["decoder"], names=index, reason="missing|does not hold|also holds")
+    as_base(
+        place, repo, sd1_keras["decoder"], names=index, reason="missing|does not hold|also holds"
+    )
 
 
-def test_index_that_disagrees_with_its_shards(place: Path, repo: Path, sd1_keras: dict[str, Path]) -> None:
+def test_index_that_disagrees_with_its_shards(
+    place: Path, repo: Path, sd1_keras: dict[str, Path]
+) -> None:
     index = sharded(repo)
     reindexed(index, lambda weights: weights.pop("encoder.conv_in.bias"))
-    as_base(place, repo, sd1_keras["decoder"], names=index, reason="also holds `encoder.conv_in.bias`")
+    as_base(
+        place, repo, sd1_keras["decoder"], names=index, reason="also holds `encoder.conv_in.bias`"
+    )
 
 
 # ---- TensorFlow folders
@@ -472,7 +559,9 @@ def saved_model(place: Path, **files: str) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("files", [{}, {"index": "version https://git-lfs.github.com/spec/v1\noid"}, {"index": ""}])
+@pytest.mark.parametrize(
+    "files", [{}, {"index": "version https://git-lfs.github.com/spec/v1\noid"}, {"index": ""}]
+)
 def test_saved_model_without_an_index(place: Path, files: dict[str, str]) -> None:
     folder = saved_model(place, **files)
     refused(place, folder, names=folder, reason="variables.index")

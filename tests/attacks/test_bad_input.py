@@ -1,4 +1,5 @@
-"""Input that is no KerasCV model, or a damaged or hostile one: one line that names it, and nothing left behind."""
+"""Input that is no KerasCV model, or a damaged or hostile one: one line that names it, and nothing
+left behind."""
 
 from __future__ import annotations
 
@@ -27,10 +28,16 @@ STRANGERS: dict[str, tuple[bytes, str]] = {
     "text": (b"these are not the weights you are looking for\n", "a text file"),
     "html": (b"<!DOCTYPE html><html><body>404: Not Found</body></html>", "HTML"),
     "html-after-blank-lines": (b"\n\n  <html>", "HTML"),
-    "git-lfs": (b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 3439\n", "git-lfs pointer"),
+    "git-lfs": (
+        b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 3439\n",
+        "git-lfs pointer",
+    ),
     "gzip": (gzip.compress(b"weights"), "gzip"),
     "pickle": (pickle.dumps({"weights": [1.0]}), "pickle|PyTorch|tensors"),
-    "old-pickle": (pickle.dumps({"weights": [1.0]}, protocol=0), "not a checkpoint|pickle|PyTorch|tensors"),
+    "old-pickle": (
+        pickle.dumps({"weights": [1.0]}, protocol=0),
+        "not a checkpoint|pickle|PyTorch|tensors",
+    ),
     "json": (b'{"error": "Repository not found"}', "not a sharded Keras"),
     "json-list-of-shards": (b'{"weight_map": {"/a/vars": [1]}}', "weight_map"),
     "deep-json": (b'{"a":' * 100_000, "not a sharded Keras"),
@@ -40,7 +47,10 @@ STRANGERS: dict[str, tuple[bytes, str]] = {
     "binary": (bytes(range(128, 256)) * 16, "no|not"),
     "signature-only": (b"\x89HDF\r\n\x1a\n", "truncated"),
     "zip-signature-only": (b"PK\x03\x04", "zip"),
-    "safetensors-of-nothing": (b"\x02\x00\x00\x00\x00\x00\x00\x00{}  ", "not recognised|bytes follow"),
+    "safetensors-of-nothing": (
+        b"\x02\x00\x00\x00\x00\x00\x00\x00{}  ",
+        "not recognised|bytes follow",
+    ),
 }
 
 
@@ -96,7 +106,8 @@ def test_a_folder_that_is_nothing(place: Path, content: dict[str, str]) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["two\nlines.h5", "\x1b[31mred\x1b[0m.h5", "tab\there.h5", "bell\x07.h5", "\u202eltr.h5"]
+    "name",
+    ["two\nlines.h5", "\x1b[31mred\x1b[0m.h5", "tab\there.h5", "bell\x07.h5", "\u202eltr.h5"],
 )
 def test_a_name_cannot_write_to_the_terminal(place: Path, name: str) -> None:
     file = place / name
@@ -234,14 +245,23 @@ DAMAGE: dict[str, tuple[Callable[[h5py.File], None], str]] = {
     "extra-layer": (extra_layer, "not part of the .*dense.0"),
     "extra-block": (extra_block, "not part of the .*resnet_block"),
     "extra-variable": (extra_variable, "padded_conv2d.0.conv2d"),
-    "wider": (lambda file: put(file, np.zeros((3, 3, 3, 64), "f4")), r"wrong shape.*\[3, 3, 3, 64\].*expected"),
-    "5x5": (lambda file: put(file, np.zeros((5, 5, 3, 32), "f4")), r"wrong shape.*\[5, 5, 3, 32\].*expected"),
+    "wider": (
+        lambda file: put(file, np.zeros((3, 3, 3, 64), "f4")),
+        r"wrong shape.*\[3, 3, 3, 64\].*expected",
+    ),
+    "5x5": (
+        lambda file: put(file, np.zeros((5, 5, 3, 32), "f4")),
+        r"wrong shape.*\[5, 5, 3, 32\].*expected",
+    ),
     "rank": (lambda file: put(file, np.zeros((9, 96), "f4")), r"wrong shape.*\[9, 96\]"),
     "scalar": (lambda file: put(file, np.float32(1)), r"wrong shape.*\[\]"),
     "empty": (lambda file: put(file, np.zeros((3, 3, 3, 0), "f4")), r"wrong shape.*\[3, 3, 3, 0\]"),
     "integers": (lambda file: put(file, np.zeros((3, 3, 3, 32), "i4")), "holds I32 numbers"),
     "long-integers": (lambda file: put(file, np.zeros((3, 3, 3, 32), "i8")), "holds I64 numbers"),
-    "int8-without-scale": (lambda file: put(file, np.zeros((3, 3, 3, 32), "i1")), "quantised kernel without"),
+    "int8-without-scale": (
+        lambda file: put(file, np.zeros((3, 3, 3, 32), "i1")),
+        "quantised kernel without",
+    ),
     "booleans": (lambda file: put(file, np.zeros((3, 3, 3, 32), "?")), "holds BOOL numbers"),
     "strings": (lambda file: put(file, np.full((3, 3, 3, 32), b"weight", "S6")), "string"),
     "complex": (lambda file: put(file, np.zeros((3, 3, 3, 32), "c8")), "complex|compound"),
@@ -261,7 +281,9 @@ def test_widths_that_no_model_can_have(place: Path, sd1_keras: dict[str, Path]) 
 
     def widen(file: h5py.File) -> None:
         names: list[str] = []
-        file.visititems(lambda name, node: names.append(name) if isinstance(node, h5py.Dataset) else None)
+        file.visititems(
+            lambda name, node: names.append(name) if isinstance(node, h5py.Dataset) else None
+        )
         for name in names:
             shape = tuple(33 if size == 32 else size for size in file[name].shape)
             del file[name]
@@ -274,7 +296,9 @@ def test_widths_that_no_model_can_have(place: Path, sd1_keras: dict[str, Path]) 
 # ---- sources that do not go together
 
 
-def test_two_files_for_one_component(place: Path, sd1_keras: dict[str, Path], sd1_legacy: dict[str, Path]) -> None:
+def test_two_files_for_one_component(
+    place: Path, sd1_keras: dict[str, Path], sd1_legacy: dict[str, Path]
+) -> None:
     first, second = sd1_keras["decoder"], sd1_legacy["decoder"]
     refused(place, first, second, names=second, reason=f"a second decoder, after {first}")
 
@@ -284,9 +308,17 @@ def test_one_file_twice(place: Path, sd1_keras: dict[str, Path]) -> None:
     refused(place, file, file, names=file, reason="a second decoder")
 
 
-def test_families_are_not_mixed(place: Path, sd1_keras: dict[str, Path], sd2_keras: dict[str, Path]) -> None:
+def test_families_are_not_mixed(
+    place: Path, sd1_keras: dict[str, Path], sd2_keras: dict[str, Path]
+) -> None:
     unet, encoder = sd1_keras["unet"], sd2_keras["text_encoder"]
-    refused(place, unet, encoder, names=encoder, reason=f"not of one family: {unet}: unet of sd1; .*of sd2")
+    refused(
+        place,
+        unet,
+        encoder,
+        names=encoder,
+        reason=f"not of one family: {unet}: unet of sd1; .*of sd2",
+    )
 
 
 def test_the_family_asked_for(place: Path, sd1_keras: dict[str, Path]) -> None:

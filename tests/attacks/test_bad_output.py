@@ -1,4 +1,5 @@
-"""Outputs that cannot or must not be written: one line that names them; what was there stays, nothing is left."""
+"""Outputs that cannot or must not be written: one line that names them; what was there stays,
+nothing is left."""
 
 from __future__ import annotations
 
@@ -85,7 +86,9 @@ def test_overwrite_replaces_only_what_we_wrote(place: Path, source: Path, make) 
 @pytest.mark.parametrize("make", [made for made in EXISTING if made is not file])
 def test_overwrite_of_a_keras_file_replaces_only_files(place: Path, source: Path, make) -> None:
     make(place / "out.h5")
-    not_written(place, place / "out.h5", "not overwritten", source, "--overwrite", "--to", "kerascv")
+    not_written(
+        place, place / "out.h5", "not overwritten", source, "--overwrite", "--to", "kerascv"
+    )
 
 
 def test_overwrite_replaces_an_earlier_output(place: Path, source: Path) -> None:
@@ -103,7 +106,9 @@ def test_a_failed_overwrite_keeps_the_earlier_output(place: Path, source: Path) 
     damaged = place / "damaged.h5"
     damaged.write_bytes(source.read_bytes()[:-1])
     before = listing(place)
-    assert_refused(run("convert", damaged, "-o", place / "out", "--overwrite"), damaged, "truncated")
+    assert_refused(
+        run("convert", damaged, "-o", place / "out", "--overwrite"), damaged, "truncated"
+    )
     assert listing(place) == before
 
 
@@ -151,7 +156,14 @@ def test_the_output_contains_the_input(place: Path, source: Path) -> None:
 
 @pytest.mark.parametrize("to", LAYOUTS)
 def test_the_parent_is_missing(place: Path, source: Path, to: str) -> None:
-    not_written(place, place / "a" / "b" / LAYOUTS[to], "folder it should go into does not exist", source, "--to", to)
+    not_written(
+        place,
+        place / "a" / "b" / LAYOUTS[to],
+        "folder it should go into does not exist",
+        source,
+        "--to",
+        to,
+    )
 
 
 @pytest.mark.parametrize("to", LAYOUTS)
@@ -176,7 +188,9 @@ def test_a_name_cannot_write_to_the_terminal(place: Path, source: Path, name: st
     ended = run("convert", source, "-o", place / f"{name} too")
     assert ended.status == 0
     assert all(line.isprintable() for line in ended.out.split("\n"))
-    assert all(line.startswith(("vae ", "note: ", "lacks: ", "wrote ")) for line in ended.out.splitlines())
+    assert all(
+        line.startswith(("vae ", "note: ", "lacks: ", "wrote ")) for line in ended.out.splitlines()
+    )
 
 
 @contextlib.contextmanager
@@ -265,7 +279,10 @@ def small_disk(place: Path) -> Iterator[Path]:
     disk = place / "disk"
     disk.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", "size=8m", "weightport-test", disk]
-    if shutil.which("mount") is None or subprocess.run(mount, capture_output=True, check=False).returncode:
+    if (
+        shutil.which("mount") is None
+        or subprocess.run(mount, capture_output=True, check=False).returncode
+    ):
         pytest.skip("no file system can be mounted here")
     yield disk
     subprocess.run(["umount", disk], check=True)
@@ -277,9 +294,12 @@ DISKS = {
 }
 
 
-@pytest.mark.parametrize(("to", "free"), [(to, free) for to, disks in DISKS.items() for free in disks])
+@pytest.mark.parametrize(
+    ("to", "free"), [(to, free) for to, disks in DISKS.items() for free in disks]
+)
 def test_the_disk_is_full(place: Path, source: Path, small_disk: Path, to: str, free: int) -> None:
-    """The weights take 5.3 MB: smaller disks are refused or full during the weights, larger ones after them."""
+    """The weights take 5.3 MB: smaller disks are refused or full during the weights, larger ones
+    after them."""
     (small_disk / "ballast").write_bytes(bytes((8 << 20) - free))
     before, output = listing(place), small_disk / LAYOUTS[to]
     reason = "the disk is full|of disk space, but only"
@@ -291,10 +311,14 @@ def test_the_disk_is_full(place: Path, source: Path, small_disk: Path, to: str, 
 
 
 def disturbed(mode: str, output: Path, *sources: Path) -> list[dict[str, Any]]:
-    """What the runs of `tests/interrupt.py` came to; the last one was left alone, and must have succeeded."""
+    """What the runs of `tests/interrupt.py` came to; the last one was left alone, and must have
+    succeeded."""
     script = Path(__file__).parents[1] / "interrupt.py"
     ended = subprocess.run(
-        [sys.executable, script, mode, output, *sources], capture_output=True, text=True, check=False
+        [sys.executable, script, mode, output, *sources],
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert ended.returncode == 0, ended.stderr
     *runs, last = [json.loads(line) for line in ended.stdout.splitlines()]
@@ -304,28 +328,38 @@ def disturbed(mode: str, output: Path, *sources: Path) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize(("to", "steps"), [("diffusers", 25), ("kerascv", 4)])
-def test_nothing_is_left_by_any_failing_step(place: Path, source: Path, to: str, steps: int) -> None:
+def test_nothing_is_left_by_any_failing_step(
+    place: Path, source: Path, to: str, steps: int
+) -> None:
     """Every file, folder, sync and move in turn meets a full disk."""
     output = place / LAYOUTS[to]
     runs = disturbed("fail", output, source)
     assert len(runs) >= steps
     for ended in runs:
-        assert_refused(Run(ended["status"], "", ended["err"]), output, "cannot be written, the disk is full")
+        assert_refused(
+            Run(ended["status"], "", ended["err"]), output, "cannot be written, the disk is full"
+        )
         assert (ended["left"], ended["state"]) == ([], "none")
 
 
 def test_killed_before_any_step(place: Path, source: Path) -> None:
-    """What stands under the output's name is whole, or nothing does; the next run sweeps what the killed one left."""
+    """What stands under the output's name is whole, or nothing does; the next run sweeps what the
+    killed one left."""
     runs = disturbed("kill", place / "out", source)
     assert len(runs) >= 10
     for ended in runs:
-        assert (ended["status"], ended["state"] in ("none", "new")) == (-signal.SIGKILL, True), ended
+        assert (ended["status"], ended["state"] in ("none", "new")) == (-signal.SIGKILL, True), (
+            ended
+        )
         assert len(set(ended["left"]) - {"out"}) <= 1, "debris of earlier runs"
 
 
 def test_killed_at_any_time(place: Path, sd1_keras: dict[str, Path]) -> None:
-    """A kill may also come late, when the output already stands, whole, and only the temp folder has yet to go."""
-    runs = disturbed("kill-by-time", place / "out", sd1_keras["decoder"], sd1_keras["image_encoder"])
+    """A kill may also come late, when the output already stands, whole, and only the temp folder
+    has yet to go."""
+    runs = disturbed(
+        "kill-by-time", place / "out", sd1_keras["decoder"], sd1_keras["image_encoder"]
+    )
     killed = [ended["state"] for ended in runs if ended["status"]]
     assert "none" in killed, "no run was killed at work: the test shows nothing"
     assert set(killed) <= {"none", "new"}

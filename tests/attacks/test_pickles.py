@@ -1,7 +1,8 @@
-"""Malicious and damaged PyTorch checkpoints: refused in one line, nothing executed, time and memory bounded.
+"""Malicious and damaged PyTorch checkpoints: refused in one line, nothing executed, time and memory
+bounded.
 
-Every payload would leave a marker file if anything ran it; that many of them do is checked with Python's own pickle,
-in a process of its own.
+Every payload would leave a marker file if anything ran it; that many of them do is checked with
+Python's own pickle, in a process of its own.
 """
 
 from __future__ import annotations
@@ -64,7 +65,9 @@ def nothing_runs(place: Path) -> Iterator[None]:
     modules = set(sys.modules)
     yield
     assert not list(place.rglob("marker"))
-    assert {module for module in set(sys.modules) - modules if not module.startswith("encodings.")} == set()
+    assert {
+        module for module in set(sys.modules) - modules if not module.startswith("encodings.")
+    } == set()
 
 
 def refusal(place: Path, content: bytes) -> str:
@@ -129,7 +132,12 @@ CALLED = {
     "tensorflow.keras.models.load_model": COMMAND, "keras.utils.get_file": COMMAND, "sympy.sympify": CODE,
     "transformers.pipeline": COMMAND, "ldm.util.instantiate_from_config": COMMAND, "__main__.run": COMMAND,
 }  # fmt: skip
-CONTAINERS: dict[str, Callable[[bytes], bytes]] = {"zip": archive, "legacy": legacy, "tar": tarred, "bare": program}
+CONTAINERS: dict[str, Callable[[bytes], bytes]] = {
+    "zip": archive,
+    "legacy": legacy,
+    "tar": tarred,
+    "bare": program,
+}
 
 
 @pytest.mark.parametrize("container", CONTAINERS)
@@ -138,7 +146,8 @@ def test_refused_by_the_name_it_calls(place: Path, called: str, container: str) 
     value = mapping(optimizer=call(called, CALLED[called]))
     shown = called.replace("__builtin__", "builtins")
     assert re.fullmatch(
-        f"it (names|calls) `{re.escape(shown)}`, which .*malicious", refusal(place, CONTAINERS[container](value))
+        f"it (names|calls) `{re.escape(shown)}`, which .*malicious",
+        refusal(place, CONTAINERS[container](value)),
     )
 
 
@@ -186,7 +195,8 @@ FORMS = {
     "nested in bytes of a storage": call("torch.storage._load_from_bytes", raw(PROTO2 + SYSTEM + ARGS + b"R.")),
 }  # fmt: skip
 NAMED = re.compile(
-    r"it (names|calls) `(os\.(system|_wrap_close)|torch\._dynamo\.os\.system|torch\.serialization\.os\.system[._call]*|"
+    r"it (names|calls)"
+    r" `(os\.(system|_wrap_close)|torch\._dynamo\.os\.system|torch\.serialization\.os\.system[._call]*|"
     r"builtins\.(eval|map)|pickle\.loads|torch\.storage\._load_from_bytes|torch\.utils\.cpp_extension\.subprocess\.Popen)`"
     r", which .*malicious"
 )
@@ -195,7 +205,9 @@ NAMED = re.compile(
 @pytest.mark.parametrize("container", ["zip", "legacy"])
 @pytest.mark.parametrize("form", FORMS)
 def test_refused_however_it_calls(place: Path, form: str, container: str) -> None:
-    assert NAMED.fullmatch(refusal(place, CONTAINERS[container](mapping(w=tensor(), x=FORMS[form])))), form
+    assert NAMED.fullmatch(
+        refusal(place, CONTAINERS[container](mapping(w=tensor(), x=FORMS[form])))
+    ), form
 
 
 MEMBER = call("builtins.getattr", name("a.Kind"), text("x"))
@@ -253,7 +265,9 @@ def test_refused_by_its_form(place: Path, case: str) -> None:
 
 @pytest.mark.parametrize("header", ["magic", "protocol", "system", "object", "keys"])
 def test_payload_in_every_pickle_of_the_old_format(place: Path, header: str) -> None:
-    assert "`os.system`" in refusal(place, legacy(mapping(w=tensor()), **{header: program(SYSTEM + ARGS + b"R")}))
+    assert "`os.system`" in refusal(
+        place, legacy(mapping(w=tensor()), **{header: program(SYSTEM + ARGS + b"R")})
+    )
 
 
 @pytest.mark.parametrize("member", ["sys_info", "pickle", "tensors", "storages"])
@@ -286,7 +300,9 @@ def test_payloads_are_real(place: Path) -> None:
     for case in real:
         (place / case).mkdir()
         (place / case / "payload").write_bytes(b"\x80\x04" + FORMS[case] + STOP)
-    subprocess.run([sys.executable, "-c", UNPICKLE, *(place / case for case in real)], check=True, timeout=60)
+    subprocess.run(
+        [sys.executable, "-c", UNPICKLE, *(place / case for case in real)], check=True, timeout=60
+    )
     assert [case for case in real if not (place / case / "marker").exists()] == []
     for marker in place.rglob("marker"):
         marker.unlink()
@@ -317,7 +333,9 @@ def repeated(state: bytes) -> bytes:
 
 
 ENDLESS = call("ldm.Model") + b"q\x01" + mapping(_modules=mapping(m=b"h\x01")) + b"b"
-TRANSIENT = {"_non_persistent_buffers_set": call("builtins.set", EMPTY_LIST + MARK + text("a") * 1000 + b"e")}
+TRANSIENT = {
+    "_non_persistent_buffers_set": call("builtins.set", EMPTY_LIST + MARK + text("a") * 1000 + b"e")
+}
 
 
 def array_beside(state: bytes) -> bytes:
@@ -400,15 +418,28 @@ for path in sys.argv[1:]:
 
 @pytest.fixture(scope="module")
 def outcomes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[str, float]]:
-    """Bomb -> what the reader said, and after how many seconds; in a process that may have 1 GB of addresses."""
+    """Bomb -> what the reader said, and after how many seconds; in a process that may have 1 GB of
+    addresses."""
     folder = tmp_path_factory.mktemp("bombs")
-    values = {bomb: mapping(state_dict=mapping(w=tensor()), optimizer=value) for bomb, value in BOMBS.items()}
+    values = {
+        bomb: mapping(state_dict=mapping(w=tensor()), optimizer=value)
+        for bomb, value in BOMBS.items()
+    }
     paths = {
         str(written(folder / f"{number}.ckpt", archive(value))): bomb
         for number, (bomb, value) in enumerate((values | BOMBS_AS_WEIGHTS).items())
     }
-    ran = subprocess.run([sys.executable, "-c", READ, *paths], capture_output=True, text=True, timeout=300, check=False)
-    said = {paths[path]: (line, seconds) for path, line, seconds in map(json.loads, ran.stdout.splitlines())}
+    ran = subprocess.run(
+        [sys.executable, "-c", READ, *paths],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    said = {
+        paths[path]: (line, seconds)
+        for path, line, seconds in map(json.loads, ran.stdout.splitlines())
+    }
     shutil.rmtree(folder)
     assert len(said) == len(paths), ran.stderr[-2000:]
     return said
@@ -427,7 +458,9 @@ SAID = {  # of the others, nothing: they are beside the weights, and strange, bu
     "number of a million digits": "a line does not end",
     "number of 60 thousand digits": "a number of 60001 digits",
     "name of 60 kB": "a name in it is too long",
-    "parameters of parameters": "`w` is a tensor made by `torch._utils._rebuild_parameter`, which is not supported",
+    "parameters of parameters": (
+        "`w` is a tensor made by `torch._utils._rebuild_parameter`, which is not supported"
+    ),
     "2^40 names": "more than 100000 entries",
     "2^2000 names": "too long or too deep",
     "wrappers": "too long or too deep",
@@ -467,7 +500,9 @@ def patched(content: bytes, marker: bytes, offset: int, data: bytes, last: bool 
 
 def one(value: bytes, **storages: bytes) -> bytes:
     """A pickle of one tensor `w`, with storages."""
-    return archive(mapping(w=value), {key.lstrip("_"): data for key, data in storages.items()} or None)
+    return archive(
+        mapping(w=value), {key.lstrip("_"): data for key, data in storages.items()} or None
+    )
 
 
 ENDS = [number(0), sizes(4), sizes(1), NONE, NONE]  # of the arguments of a tensor
@@ -488,7 +523,9 @@ def array_of(dtype: bytes, data: bytes) -> bytes:
 
 PLAIN = several(storage(), *ENDS)
 ODD = call("torch._tensor._rebuild_from_type_v2", name(REBUILD), name("a.Odd"), PLAIN, NONE)
-V3 = call("torch._utils._rebuild_tensor_v3", storage(), *ENDS, name("torch.float32"), mapping(neg=b"\x88"))
+V3 = call(
+    "torch._utils._rebuild_tensor_v3", storage(), *ENDS, name("torch.float32"), mapping(neg=b"\x88")
+)
 DATA = {
     "storage is missing": (one(tensor(store=storage("7")), _0=FOUR), "missing|belongs to no tensor"),
     "no storages": (zipped([("m/data.pkl", program(mapping(w=tensor())))]), "1 storages are missing"),
@@ -556,7 +593,12 @@ def backwards() -> bytes:
 def part(first: int, numel: int) -> bytes:
     """A view of a storage, as it was written before torch 0.4."""
     view = several(text("1"), number(first), number(numel))
-    return several(text("storage"), name("torch.FloatStorage"), text("0"), text("cpu"), number(4), view) + b"Q"
+    return (
+        several(
+            text("storage"), name("torch.FloatStorage"), text("0"), text("cpu"), number(4), view
+        )
+        + b"Q"
+    )
 
 
 BIG = {"protocol_version": 1001, "little_endian": False}
@@ -602,7 +644,9 @@ def test_old_formats_that_do_not_fit_are_refused(place: Path, case: str) -> None
     assert re.search(reason, refusal(place, content))
 
 
-@pytest.mark.parametrize("kind", [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.FIFOTYPE, tarfile.CHRTYPE, tarfile.DIRTYPE])
+@pytest.mark.parametrize(
+    "kind", [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.FIFOTYPE, tarfile.CHRTYPE, tarfile.DIRTYPE]
+)
 def test_tar_with_special_files(place: Path, kind: bytes) -> None:
     content = tarred(NONE, storages=b"")
     link = tarfile.TarInfo("storages2")
@@ -618,7 +662,9 @@ def test_tar_that_renames(place: Path) -> None:
 def test_tar_with_long_records(place: Path) -> None:
     info = tarfile.TarInfo("pickle")
     info.pax_headers = {"comment": "x" * 1000}
-    assert "renames or resizes a member" in refusal(place, info.tobuf(tarfile.PAX_FORMAT) + tarred(NONE))
+    assert "renames or resizes a member" in refusal(
+        place, info.tobuf(tarfile.PAX_FORMAT) + tarred(NONE)
+    )
 
 
 def test_tar_with_a_member_twice(place: Path) -> None:
@@ -661,7 +707,8 @@ def test_zip_that_is_compressed(place: Path) -> None:
     assert "compressed or encrypted" in refusal(place, zipped(bomb, zipfile.ZIP_DEFLATED))
 
 
-# Offsets in an entry of the directory, counted from the name behind it (46) or its start: PKWARE APPNOTE 4.3.12
+# Offsets in an entry of the directory, counted from the name behind it (46) or its start: PKWARE
+# APPNOTE 4.3.12
 GOOD = zipped([PICKLE, STORE])
 LARGER = b"\x40\0\0\0" * 2
 WHERE, END = b"m/data/0", b"PK\x05\x06"
@@ -707,7 +754,9 @@ def test_zip_that_disagrees_with_itself_is_refused(place: Path, case: str) -> No
 
 
 @pytest.mark.parametrize(("offset", "data"), [(0, b"XX"), (-56, b"XX"), (16, b"\2"), (8, b"\0\0")])
-def test_zip_with_a_damaged_64_bit_end(place: Path, monkeypatch: pytest.MonkeyPatch, offset: int, data: bytes) -> None:
+def test_zip_with_a_damaged_64_bit_end(
+    place: Path, monkeypatch: pytest.MonkeyPatch, offset: int, data: bytes
+) -> None:
     """Offsets from the locator; -56: the end record, 8: where it should be, 16: number of disks."""
     monkeypatch.setattr(zipfile, "ZIP64_LIMIT", 4)
     damaged = patched(zipped([PICKLE, STORE]), b"PK\x06\x07", offset, data)
@@ -720,7 +769,9 @@ def test_zip_with_a_huge_directory(place: Path) -> None:
     with path.open("r+b") as file:
         file.seek(4 + size)
         file.write(END + struct.pack("<4H2IH", 0, 0, 0, 0, size, 4, 0))
-    with pytest.raises(ConversionError, match="the directory of the zip archive has 67108865 bytes"):
+    with pytest.raises(
+        ConversionError, match="the directory of the zip archive has 67108865 bytes"
+    ):
         read_torch(path)
 
 
@@ -736,7 +787,11 @@ def test_zip_whose_members_overlap(place: Path) -> None:
 
 
 def samples() -> list[bytes]:
-    state = mapping(state_dict=mapping(w=tensor((2, 2), (1, 2)), v=tensor()), step=number(5), x=call("ldm.Model"))
+    state = mapping(
+        state_dict=mapping(w=tensor((2, 2), (1, 2)), v=tensor()),
+        step=number(5),
+        x=call("ldm.Model"),
+    )
     return [archive(state), legacy(state), tarred(mapping(w=text("7") + b"Q"))]
 
 
@@ -752,7 +807,9 @@ def mutated(chance: random.Random, content: bytes) -> bytes:
             case 2:
                 del data[at : at + chance.randrange(1, 20)]
             case 3:
-                data[at:at] = chance.choice([data[at : at + 30], bytes(chance.randrange(256) for _ in range(4))])
+                data[at:at] = chance.choice(
+                    [data[at : at + 30], bytes(chance.randrange(256) for _ in range(4))]
+                )
         if not data:
             return b"\x80"
     return bytes(data)

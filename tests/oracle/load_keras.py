@@ -1,9 +1,11 @@
-"""Load Keras files into the real KerasCV models and write down every weight; runs in a Keras environment.
+"""Load Keras files into the real KerasCV models and write down every weight; runs in a Keras
+environment.
 
     python load_keras.py JOBS.json
 
-JOBS is a list of {"component", "version", "files"}, where "files" is a list of pairs (weights, out.npz). The models are
-narrow. Weights are random before each load, so that none can be right by chance or from the load before.
+JOBS is a list of {"component", "version", "files"}, where "files" is a list of pairs (weights,
+out.npz). The models are narrow. Weights are random before each load, so that none can be right by
+chance or from the load before.
 """
 
 import json

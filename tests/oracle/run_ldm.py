@@ -1,8 +1,8 @@
 """The models inside an original checkpoint, as their first authors run them.
 
-UNet and VAE are the real `ldm` modules, in the copy that `stable-diffusion-sdkit` on PyPI carries; the VAE is that of
-`weightport parity`. Of OpenCLIP's text tower, another package of CompVis's stack, the few lines that Stable Diffusion 2
-runs are written here.
+UNet and VAE are the real `ldm` modules, in the copy that `stable-diffusion-sdkit` on PyPI carries;
+the VAE is that of `weightport parity`. Of OpenCLIP's text tower, another package of CompVis's
+stack, the few lines that Stable Diffusion 2 runs are written here.
 """
 
 from __future__ import annotations
@@ -24,7 +24,9 @@ from run_ldm import Autoencoder
 
 __all__ = ["Autoencoder", "OpenCLIPText", "randomise", "text_encoder", "unet"]
 
-HEADS: dict[str, dict[str, Any]] = {  # v1-inference.yaml of CompVis, v2-inference.yaml of Stability-AI
+HEADS: dict[
+    str, dict[str, Any]
+] = {  # v1-inference.yaml of CompVis, v2-inference.yaml of Stability-AI
     "sd1": {"num_heads": 8},
     "sd2": {"num_head_channels": 64, "use_linear_in_transformer": True},
 }
@@ -55,7 +57,11 @@ class _Layer(nn.Module):
         self.ln_1, self.ln_2 = nn.LayerNorm(width), nn.LayerNorm(width)
         self.attn = nn.MultiheadAttention(width, heads, batch_first=True)
         hidden = 4 * width
-        mlp = {"c_fc": nn.Linear(width, hidden), "gelu": nn.GELU(), "c_proj": nn.Linear(hidden, width)}
+        mlp = {
+            "c_fc": nn.Linear(width, hidden),
+            "gelu": nn.GELU(),
+            "c_proj": nn.Linear(hidden, width),
+        }
         self.mlp = nn.Sequential(OrderedDict(mlp))
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
@@ -78,7 +84,8 @@ class OpenCLIPText(nn.Module):
         self.logit_scale = nn.Parameter(torch.empty(()))
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """Tokens (b, n) -> what Stable Diffusion 2 is conditioned on: the last layer but one, after the final norm.
+        """Tokens (b, n) -> what Stable Diffusion 2 is conditioned on: the last layer but one, after
+        the final norm.
 
         `FrozenOpenCLIPEmbedder` with layer="penultimate", in ldm/modules/encoders/modules.py.
         """
@@ -95,17 +102,24 @@ def text_encoder(family: str, width: int, heads: int, vocabulary: int) -> nn.Mod
     if family == "sd2":
         return OpenCLIPText(width, heads, vocabulary)
     sizes = {"hidden_size": width, "intermediate_size": 4 * width, "num_attention_heads": heads}
-    return CLIPTextModel(CLIPTextConfig(**sizes, vocab_size=vocabulary, hidden_act="quick_gelu", num_hidden_layers=12))
+    return CLIPTextModel(
+        CLIPTextConfig(
+            **sizes, vocab_size=vocabulary, hidden_act="quick_gelu", num_hidden_layers=12
+        )
+    )
 
 
 @torch.no_grad()
 def randomise(model: nn.Module, seed: int) -> nn.Module:
-    """Random values for every parameter (ldm starts many convolutions at zero), of a size that keeps signals level."""
+    """Random values for every parameter (ldm starts many convolutions at zero), of a size that
+    keeps signals level."""
     generator = torch.Generator().manual_seed(seed)
     for name, parameter in model.named_parameters():
         random = torch.randn(parameter.shape, generator=generator)
         if parameter.ndim > 1:
             parameter.copy_(random / parameter[0].numel() ** 0.5)
         else:
-            parameter.copy_(0.1 * random + (1 if name.endswith("weight") else 0))  # gains of norms are near 1
+            parameter.copy_(
+                0.1 * random + (1 if name.endswith("weight") else 0)
+            )  # gains of norms are near 1
     return model.eval()

@@ -1,8 +1,10 @@
-"""Sample images with the real keras-cv's `generate_image`, from small random models; runs in a Keras environment.
+"""Sample images with the real keras-cv's `generate_image`, from small random models; runs in a
+Keras environment.
 
     python sample_kerascv.py OUT STEPS...
 
-OUT receives the weights of the models, and `images.npz`: the noise, the contexts, and `images_N` for every N of STEPS.
+OUT receives the weights of the models, and `images.npz`: the noise, the contexts, and `images_N`
+for every N of STEPS.
 """
 
 import sys

@@ -16,19 +16,41 @@ def add(commands: Any, common: argparse.ArgumentParser) -> None:
         "compare-schedulers",
         parents=[common],
         help="speed and quality of schedulers on one model",
-        description="Draw prompts with several schedulers and numbers of steps from the same noise, and report time, "
-        "model calls and the distance to a converged reference. An interrupted run goes on where it stopped.",
+        description=(
+            "Draw prompts with several schedulers and numbers of steps from the same noise, and"
+            " report time, model calls and the distance to a converged reference. An interrupted"
+            " run goes on where it stopped."
+        ),
     )
     option = parser.add_argument
     option("repo", metavar="REPO", help="a diffusers repo, or a Hub id")
     option("-p", "--prompt", action="append", required=True, help="what to draw; repeat for more")
-    option("-o", "--output", required=True, metavar="FOLDER", help="gets report.html, results.json and results.csv")
-    option("--schedulers", type=names, metavar="A,B,...", help="short names or class names (default: the usual ones)")
-    option("--steps", type=numbers, metavar="N,M,...", help="numbers of steps (default: 5,10,20,50)")
+    option(
+        "-o",
+        "--output",
+        required=True,
+        metavar="FOLDER",
+        help="gets report.html, results.json and results.csv",
+    )
+    option(
+        "--schedulers",
+        type=names,
+        metavar="A,B,...",
+        help="short names or class names (default: the usual ones)",
+    )
+    option(
+        "--steps", type=numbers, metavar="N,M,...", help="numbers of steps (default: 5,10,20,50)"
+    )
     option("--seed", type=natural, default=0, help="of the noise (default: 0)")
     option("--size", type=size, metavar="WxH", help="in pixels (default: the model's)")
     option("--guidance", type=float, default=7.5, help="guidance scale (default: 7.5)")
-    option("--reference-steps", type=positive, default=200, metavar="N", help="steps of the reference (default: 200)")
+    option(
+        "--reference-steps",
+        type=positive,
+        default=200,
+        metavar="N",
+        help="steps of the reference (default: 200)",
+    )
     option("--dtype", choices=DTYPES, default="float32", help="default: float32")
     option("--device", default="cpu", help="default: cpu")
     option("-q", "--quiet", action="store_true", help="print errors only")
@@ -40,7 +62,11 @@ def run(arguments: argparse.Namespace) -> int:
     from ..api import compare_schedulers
     from ..scheduler_report import describe
 
-    chosen = {name: getattr(arguments, name) for name in ("schedulers", "steps") if getattr(arguments, name)}
+    chosen = {
+        name: getattr(arguments, name)
+        for name in ("schedulers", "steps")
+        if getattr(arguments, name)
+    }
     with progress_bar(arguments.quiet, unit=" images") as progress:
         comparison, notes = compare_schedulers(
             arguments.repo,

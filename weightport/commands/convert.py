@@ -20,12 +20,30 @@ def add(commands: Any, common: argparse.ArgumentParser) -> None:
         "convert",
         parents=[common],
         help="KerasCV files or original checkpoints -> a diffusers repo, or back",
-        description="Convert KerasCV files or original checkpoints into a diffusers repo, or a repo into either.",
+        description=(
+            "Convert KerasCV files or original checkpoints into a diffusers repo, or a repo into"
+            " either."
+        ),
     )
     option = parser.add_argument
-    option("sources", nargs="+", metavar="SOURCE", help="Keras file or folder, .ckpt, .safetensors, or diffusers repo")
-    option("-o", "--output", required=True, help="the repo, .safetensors (--to ldm), .weights.h5 or .h5 (--to kerascv)")
-    option("--base", help="fills in what the sources lack: a repo, a folder such as ~/.keras/models, or a Hub id")
+    option(
+        "sources",
+        nargs="+",
+        metavar="SOURCE",
+        help="Keras file or folder, .ckpt, .safetensors, or diffusers repo",
+    )
+    option(
+        "-o",
+        "--output",
+        required=True,
+        help="the repo, .safetensors (--to ldm), .weights.h5 or .h5 (--to kerascv)",
+    )
+    option(
+        "--base",
+        help=(
+            "fills in what the sources lack: a repo, a folder such as ~/.keras/models, or a Hub id"
+        ),
+    )
     option(
         "--to",
         choices=["diffusers", "kerascv", "ldm"],
@@ -34,11 +52,23 @@ def add(commands: Any, common: argparse.ArgumentParser) -> None:
     )
     option("--family", choices=FAMILIES, help="where the tensors leave a choice")
     option("--component", choices=COMPONENTS, help="convert only this one")
-    option("--vae", metavar="FILE", help="bake in the VAE of this file, in place of the sources' own")
-    option("--dtype", choices=["keep", "float32", "float16", "bfloat16"], default="keep", help="default: keep")
+    option(
+        "--vae", metavar="FILE", help="bake in the VAE of this file, in place of the sources' own"
+    )
+    option(
+        "--dtype",
+        choices=["keep", "float32", "float16", "bfloat16"],
+        default="keep",
+        help="default: keep",
+    )
     option("--variant", help="part of the weights' file names, such as fp16")
     option("--max-shard-size", default="10GB", metavar="SIZE", help="default: 10GB")
-    option("--text-activation", choices=["tanh", "erf"], default="tanh", help="SD 2.x: tanh is keras-cv from 0.6.4 on")
+    option(
+        "--text-activation",
+        choices=["tanh", "erf"],
+        default="tanh",
+        help="SD 2.x: tanh is keras-cv from 0.6.4 on",
+    )
     option(
         "--placeholder-token",
         action="append",
@@ -46,15 +76,42 @@ def add(commands: Any, common: argparse.ArgumentParser) -> None:
         metavar="TOKEN",
         help="name of an added token row; repeat in order",
     )
-    option("--ema", action="store_true", help="take the moving average of an original checkpoint's UNet")
+    option(
+        "--ema",
+        action="store_true",
+        help="take the moving average of an original checkpoint's UNet",
+    )
     option("--prediction-type", choices=["epsilon", "v_prediction"], help="of the UNet")
-    option("--image-size", type=int, metavar="PIXELS", help="for the configs (default: the file's or family's)")
-    option("--no-residue", action="store_false", dest="residue", help="write no residue file, and look for none")
+    option(
+        "--image-size",
+        type=int,
+        metavar="PIXELS",
+        help="for the configs (default: the file's or family's)",
+    )
+    option(
+        "--no-residue",
+        action="store_false",
+        dest="residue",
+        help="write no residue file, and look for none",
+    )
     option("--lora-alpha", type=float, metavar="ALPHA", help="merge LoRA factors with this alpha")
     option("--no-hash", action="store_false", dest="hashes", help="leave sha256 out of the report")
-    option("--no-sync", action="store_false", dest="sync", help="do not wait until the output has reached the disk")
-    option("--license", metavar="ID", help="for the model card, as the Hub names it: creativeml-openrail-m, mit, ...")
-    option("--base-model", metavar="HUB_ID", help="for the model card: what the model was fine-tuned from")
+    option(
+        "--no-sync",
+        action="store_false",
+        dest="sync",
+        help="do not wait until the output has reached the disk",
+    )
+    option(
+        "--license",
+        metavar="ID",
+        help="for the model card, as the Hub names it: creativeml-openrail-m, mit, ...",
+    )
+    option(
+        "--base-model",
+        metavar="HUB_ID",
+        help="for the model card: what the model was fine-tuned from",
+    )
     option("--allow-nan", action="store_true", help="write NaN and Inf instead of refusing them")
     option("--overwrite", action="store_true", help="replace an earlier output")
     option("--dry-run", action="store_true", help="check and plan only")
@@ -119,7 +176,14 @@ def _conversion_lines(conversion: Conversion) -> Iterator[str]:
         for part in component.parts:
             source = part.checkpoint
             of_which = f" ({part.part})" if part.part != name else ""
-            yield f"{name:<13} {len(source.tensors):>5} tensors{of_which} from {source.path}, {source.format}"
+            yield (
+                f"{name:<13} {len(source.tensors):>5} tensors{of_which} from {source.path},"
+                f" {source.format}"
+            )
     yield from (f"note: {note}" for note in conversion.notes)
     yield from (f"lacks: {gap}" for gap in conversion.lacks)
-    yield f"wrote {conversion.output}" if conversion.output else "dry run: everything fits, nothing was written"
+    yield (
+        f"wrote {conversion.output}"
+        if conversion.output
+        else "dry run: everything fits, nothing was written"
+    )

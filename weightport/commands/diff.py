@@ -16,12 +16,19 @@ def add(commands: Any, common: argparse.ArgumentParser) -> None:
         "diff",
         parents=[common],
         help="compare two checkpoints in any two layouts",
-        description="Compare two checkpoints in canonical form, tensor by tensor. Exit status 1 if they differ.",
+        description=(
+            "Compare two checkpoints in canonical form, tensor by tensor. Exit status 1 if they"
+            " differ."
+        ),
     )
-    parser.add_argument("a", metavar="A", help="Keras file or folder, .ckpt, .safetensors, or diffusers repo")
+    parser.add_argument(
+        "a", metavar="A", help="Keras file or folder, .ckpt, .safetensors, or diffusers repo"
+    )
     parser.add_argument("b", metavar="B", help="another one, in any layout")
     parser.add_argument("--family", choices=FAMILIES, help="where the tensors leave a choice")
-    parser.add_argument("--ema", action="store_true", help="compare the moving averages of original checkpoints")
+    parser.add_argument(
+        "--ema", action="store_true", help="compare the moving averages of original checkpoints"
+    )
     parser.set_defaults(run=run)
 
 
@@ -32,6 +39,8 @@ def run(arguments: argparse.Namespace) -> int:
     from ..converters.compare import describe
 
     with progress_bar(quiet=False) as progress:
-        found = diff(arguments.a, arguments.b, family=arguments.family, ema=arguments.ema, progress=progress)
+        found = diff(
+            arguments.a, arguments.b, family=arguments.family, ema=arguments.ema, progress=progress
+        )
     print_result(found.to_dict(), describe(found), arguments)
     return 1 if found.differences or found.families[0] != found.families[1] else 0

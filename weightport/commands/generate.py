@@ -22,27 +22,58 @@ def add(commands: Any, common: argparse.ArgumentParser) -> None:
         "generate",
         parents=[common],
         help="make images with a diffusers repo",
-        description="Make images with a diffusers repo. The PNG holds its settings: --from makes it again.",
+        description=(
+            "Make images with a diffusers repo. The PNG holds its settings: --from makes it again."
+        ),
     )
     option = parser.add_argument
     option("repo", nargs="?", metavar="REPO", help="a folder or a Hub id")
     option("prompt", nargs="?", metavar="PROMPT", help="what to draw")
-    option("--from", dest="source", type=Path, metavar="PNG", help="take the settings from it; options override them")
+    option(
+        "--from",
+        dest="source",
+        type=Path,
+        metavar="PNG",
+        help="take the settings from it; options override them",
+    )
     option("--revision", help="branch, tag or commit of a Hub repo")
-    option("--scheduler", metavar="NAME", help="such as ddim or dpm++2m-karras (default: the repo's)")
+    option(
+        "--scheduler", metavar="NAME", help="such as ddim or dpm++2m-karras (default: the repo's)"
+    )
     option("--steps", type=positive, help="default: the pipeline's, most often 50")
-    option("--seed", type=natural, help="of the first image, the next has the next (default: random)")
-    option("--guidance", type=float, metavar="SCALE", help="weight of the prompt (default: the pipeline's)")
+    option(
+        "--seed", type=natural, help="of the first image, the next has the next (default: random)"
+    )
+    option(
+        "--guidance",
+        type=float,
+        metavar="SCALE",
+        help="weight of the prompt (default: the pipeline's)",
+    )
     option("--negative", metavar="PROMPT", help="what not to draw")
     option("--size", type=size, metavar="WxH", help="in pixels (default: the repo's)")
-    option("--image", type=_absolute, metavar="FILE", help="change this image; with --controlnet, follow it")
+    option(
+        "--image",
+        type=_absolute,
+        metavar="FILE",
+        help="change this image; with --controlnet, follow it",
+    )
     option("--mask", type=_absolute, metavar="FILE", help="paint where it is white")
     option("--strength", type=float, help="how much of the image to replace, from 0 to 1")
     option("--controlnet", metavar="REPO", help="a folder or a Hub id")
     option("--dtype", choices=DTYPES, help="to compute in (default: float32)")
     option("--device", help="default: cuda if there is one, else cpu")
-    option("-n", "--number", type=positive, default=1, metavar="N", help="images to make (default: 1)")
-    option("-o", "--output", type=Path, default=Path("image.png"), metavar="PNG", help="default: image.png")
+    option(
+        "-n", "--number", type=positive, default=1, metavar="N", help="images to make (default: 1)"
+    )
+    option(
+        "-o",
+        "--output",
+        type=Path,
+        default=Path("image.png"),
+        metavar="PNG",
+        help="default: image.png",
+    )
     option("--overwrite", action="store_true", help="replace an earlier output")
     option("-q", "--quiet", action="store_true", help="print errors only")
     parser.set_defaults(run=run, usage_error=parser.error)
@@ -66,7 +97,9 @@ def run(arguments: argparse.Namespace) -> int:
             maker = Maker(recipe, arguments.quiet)
             if recipe.torch not in (None, maker.recipe.torch):
                 warnings.warn(
-                    f"made with torch {recipe.torch}, now with {maker.recipe.torch}: bits may differ", stacklevel=1
+                    f"made with torch {recipe.torch}, now with {maker.recipe.torch}: bits may"
+                    " differ",
+                    stacklevel=1,
                 )
             for seed, path in enumerate(paths, recipe.seed):
                 image, used = maker.make(seed)
@@ -75,7 +108,9 @@ def run(arguments: argparse.Namespace) -> int:
                 if not (arguments.quiet or arguments.json):
                     print_lines([f"wrote {path} (seed {seed}, {image.width}x{image.height})"])
         except ImportError as error:
-            raise ConversionError(f"{error.name} is not installed: pip install 'weightport[torch]'") from error
+            raise ConversionError(
+                f"{error.name} is not installed: pip install 'weightport[torch]'"
+            ) from error
         except (KeyError, RuntimeError, TypeError, ValueError) as error:
             raise ConversionError(str(error)) from error
         except OSError as error:
@@ -88,7 +123,11 @@ def run(arguments: argparse.Namespace) -> int:
 def _recipe(arguments: argparse.Namespace) -> Recipe:
     """What the PNG says, then what the options say."""
     names = {field.name for field in fields(Recipe)}
-    given = {name: value for name, value in vars(arguments).items() if name in names and value is not None}
+    given = {
+        name: value
+        for name, value in vars(arguments).items()
+        if name in names and value is not None
+    }
     for name in ("repo", "controlnet"):
         if name in given and Path(given[name]).expanduser().is_dir():
             given[name] = _absolute(given[name])
@@ -115,7 +154,11 @@ def _paths(output: Path, number: int) -> list[Path]:
     """image.png, or image-1.png, image-2.png, …"""
     if output.suffix.lower() != ".png":
         output = output.with_name(f"{output.name}.png")
-    return [output] if number == 1 else [output.with_stem(f"{output.stem}-{i}") for i in range(1, number + 1)]
+    return (
+        [output]
+        if number == 1
+        else [output.with_stem(f"{output.stem}-{i}") for i in range(1, number + 1)]
+    )
 
 
 def _show(message: Warning | str, *_: object, **__: object) -> None:

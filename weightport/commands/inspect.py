@@ -21,7 +21,11 @@ def add(commands: Any, common: argparse.ArgumentParser) -> None:
         help="what a file holds and what would become of it",
         description="Say what a checkpoint holds, from its headers alone.",
     )
-    parser.add_argument("file", metavar="FILE", help="Keras file, TensorFlow or SavedModel folder, or diffusers repo")
+    parser.add_argument(
+        "file",
+        metavar="FILE",
+        help="Keras file, TensorFlow or SavedModel folder, or diffusers repo",
+    )
     parser.set_defaults(run=run)
 
 
@@ -39,14 +43,24 @@ def _inspection_lines(inspection: Inspection) -> Iterator[str]:
     yield inspection.path
     for part in inspection.parts:
         mixed = len(part.dtypes) > 1
-        dtypes = ", ".join(f"{dtype} ({count})" if mixed else dtype for dtype, count in part.dtypes.items())
+        dtypes = ", ".join(
+            f"{dtype} ({count})" if mixed else dtype for dtype, count in part.dtypes.items()
+        )
         yield ""
         yield f"{part.root or part.part}: {part.count} tensors, {size(part.nbytes)}, {dtypes}"
         yield f"  format      {part.format}"
-        yield f"  part        {part.part}{' of ' + ' or '.join(part.families) if part.families else ''}"
-        yield from (f"  {'because' if index == 0 else '':<11} {fact}" for index, fact in enumerate(part.evidence))
+        yield (
+            "  part       "
+            f" {part.part}{' of ' + ' or '.join(part.families) if part.families else ''}"
+        )
+        yield from (
+            f"  {'because' if index == 0 else '':<11} {fact}"
+            for index, fact in enumerate(part.evidence)
+        )
         yield f"  becomes     {part.becomes}"
-        yield from (f"  skipped     {count} tensors: {reason}" for reason, count in part.skipped.items())
+        yield from (
+            f"  skipped     {count} tensors: {reason}" for reason, count in part.skipped.items()
+        )
         for title, keys in (("missing", part.missing), ("unexpected", part.unexpected)):
             yield from (f"  {title:<11} {key}" for key in _some(keys))
         for pattern, count, dtype, nbytes in part.tensors:
@@ -56,5 +70,12 @@ def _inspection_lines(inspection: Inspection) -> Iterator[str]:
 def _some(keys: Sequence[str], limit: int = 20) -> list[str]:
     from ..converters.collapse import collapse
 
-    patterns = [f"{pattern} ({len(group)})" if len(group) > 1 else pattern for pattern, group in collapse(keys)]
-    return patterns if len(patterns) <= limit else [*patterns[:limit], f"... and {len(patterns) - limit} more patterns"]
+    patterns = [
+        f"{pattern} ({len(group)})" if len(group) > 1 else pattern
+        for pattern, group in collapse(keys)
+    ]
+    return (
+        patterns
+        if len(patterns) <= limit
+        else [*patterns[:limit], f"... and {len(patterns) - limit} more patterns"]
+    )

@@ -15,23 +15,46 @@ def add(commands: Any, common: argparse.ArgumentParser) -> None:
         "parity",
         parents=[common],
         help="run a converted repo and the framework it came from on the same inputs",
-        description="Run a converted repo and the framework that its weights came from on the same inputs, one process "
-        "after the other, and compare weights and outputs. Exit status 1 if a check fails.",
+        description=(
+            "Run a converted repo and the framework that its weights came from on the same inputs,"
+            " one process after the other, and compare weights and outputs. Exit status 1 if a"
+            " check fails."
+        ),
     )
     option = parser.add_argument
     option("repo", metavar="REPO", help="the converted diffusers repo")
     other = parser.add_mutually_exclusive_group(required=True)
-    other.add_argument("--source", nargs="+", metavar="FILE", default=[], help="the files it was converted from")
-    other.add_argument("--against", choices=["diffusers"], help="compare with diffusers on the same repo")
+    other.add_argument(
+        "--source", nargs="+", metavar="FILE", default=[], help="the files it was converted from"
+    )
+    other.add_argument(
+        "--against", choices=["diffusers"], help="compare with diffusers on the same repo"
+    )
     option(
-        "--source-python", metavar="PYTHON", help="the interpreter that has the source framework (default: this one)"
+        "--source-python",
+        metavar="PYTHON",
+        help="the interpreter that has the source framework (default: this one)",
     )
     option("--ema", action="store_true", help="it was converted with --ema")
     option("--component", choices=COMPONENTS, help="compare only this one")
-    option("--layers", action="store_true", help="record the error after every module, not only where a check fails")
-    option("--dtype", choices=["float32", "float64"], default="float32", help="to compute in (default: float32)")
+    option(
+        "--layers",
+        action="store_true",
+        help="record the error after every module, not only where a check fails",
+    )
+    option(
+        "--dtype",
+        choices=["float32", "float64"],
+        default="float32",
+        help="to compute in (default: float32)",
+    )
     option("--image-size", type=int, default=128, metavar="PIXELS", help="default: 128")
-    option("--no-images", action="store_false", dest="images", help="do not run KerasCV's generate_image")
+    option(
+        "--no-images",
+        action="store_false",
+        dest="images",
+        help="do not run KerasCV's generate_image",
+    )
     option("-o", "--output", metavar="FOLDER", help="receives parity.html and parity.json")
     option("-q", "--quiet", action="store_true", help="print errors only")
     parser.set_defaults(run=run)

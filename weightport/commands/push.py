@@ -16,8 +16,10 @@ def add(commands: Any, common: argparse.ArgumentParser) -> None:
         "push",
         parents=[common],
         help="upload a converted repo to the Hugging Face Hub",
-        description="Upload a converted repo to the Hub in one commit, after checking every file. The token is that of "
-        "HF_TOKEN or `hf auth login`.",
+        description=(
+            "Upload a converted repo to the Hub in one commit, after checking every file. The token"
+            " is that of HF_TOKEN or `hf auth login`."
+        ),
     )
     option = parser.add_argument
     option("repo", metavar="REPO", help="what `weightport convert` wrote")
@@ -26,9 +28,21 @@ def add(commands: Any, common: argparse.ArgumentParser) -> None:
     option("--revision", metavar="BRANCH", help="default: main; made if it is not there")
     option("--create-pr", action="store_true", help="open a pull request instead")
     option("-m", "--message", help="of the commit")
-    option("--license", metavar="ID", help="for the model card, as the Hub names it: creativeml-openrail-m, mit, ...")
-    option("--base-model", metavar="HUB_ID", help="for the model card: what the model was fine-tuned from")
-    option("--allow-unverified", action="store_true", help="push although `weightport parity` has not passed")
+    option(
+        "--license",
+        metavar="ID",
+        help="for the model card, as the Hub names it: creativeml-openrail-m, mit, ...",
+    )
+    option(
+        "--base-model",
+        metavar="HUB_ID",
+        help="for the model card: what the model was fine-tuned from",
+    )
+    option(
+        "--allow-unverified",
+        action="store_true",
+        help="push although `weightport parity` has not passed",
+    )
     parser.set_defaults(run=run)
 
 
@@ -36,14 +50,33 @@ def run(arguments: argparse.Namespace) -> int:
     """Run the command; returns the exit status."""
     from ..hub import has_license, push
 
-    names = ["private", "revision", "create_pr", "message", "license", "base_model", "allow_unverified"]
+    names = [
+        "private",
+        "revision",
+        "create_pr",
+        "message",
+        "license",
+        "base_model",
+        "allow_unverified",
+    ]
     options = {name: getattr(arguments, name) for name in names}
-    if not arguments.license and sys.stdin.isatty() and sys.stderr.isatty() and not has_license(arguments.repo):
-        print("License of the model, as the Hub names it (creativeml-openrail-m, mit, ...): ", end="", file=sys.stderr)
+    if (
+        not arguments.license
+        and sys.stdin.isatty()
+        and sys.stderr.isatty()
+        and not has_license(arguments.repo)
+    ):
+        print(
+            "License of the model, as the Hub names it (creativeml-openrail-m, mit, ...): ",
+            end="",
+            file=sys.stderr,
+        )
         options["license"] = input() or None
     with progress_bar(quiet=False) as progress:
         pushed = push(arguments.repo, arguments.repo_id, progress=progress, **options)
-    print(*(f"warning: {warning}\n" for warning in pushed.warnings), sep="", end="", file=sys.stderr)
+    print(
+        *(f"warning: {warning}\n" for warning in pushed.warnings), sep="", end="", file=sys.stderr
+    )
     lines = [f"pushed {len(pushed.files)} files: {pushed.url}"]
     print_result(dataclasses.asdict(pushed), lines, arguments)
     return 0

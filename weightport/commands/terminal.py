@@ -12,7 +12,8 @@ from typing import Any
 
 @contextlib.contextmanager
 def progress_bar(quiet: bool, unit: str = "B") -> Iterator[Any]:
-    """A bar on a terminal, nothing in a pipe; the callback takes (units just done, units in all)."""
+    """A bar on a terminal, nothing in a pipe; the callback takes (units just done, units in
+    all)."""
     if quiet or not sys.stderr.isatty():
         yield None
         return
@@ -27,8 +28,11 @@ def progress_bar(quiet: bool, unit: str = "B") -> Iterator[Any]:
         yield step
 
 
-def print_result(content: dict[str, Any], lines: Iterable[str], arguments: argparse.Namespace) -> None:
-    """What a command found: as JSON with `--json`, else for people, and with `--quiet`, if it has that, not at all."""
+def print_result(
+    content: dict[str, Any], lines: Iterable[str], arguments: argparse.Namespace
+) -> None:
+    """What a command found: as JSON with `--json`, else for people, and with `--quiet`, if it has
+    that, not at all."""
     if arguments.json:
         print(json.dumps(content, indent=2))
     elif not getattr(arguments, "quiet", False):

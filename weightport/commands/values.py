@@ -1,4 +1,5 @@
-"""The values of options, as people type them; ValueError is what the parser makes a usage error of."""
+"""The values of options, as people type them; ValueError is what the parser makes a usage error
+of."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""What the runners share: they read a job and write arrays, a line for each check that is done, and a report."""
+"""What the runners share: they read a job and write arrays, a line for each check that is done, and
+a report."""
 
 from __future__ import annotations
 
@@ -40,11 +41,14 @@ def save(path: str, arrays: Arrays) -> None:
     np.savez(path, **arrays)  # type: ignore[arg-type]  # numpy 1 would store allow_pickle as one more array
 
 
-def serve(run: Callable[[Mapping[str, Any], Arrays], tuple[Outputs, Arrays]], versions: Mapping[str, str]) -> None:
+def serve(
+    run: Callable[[Mapping[str, Any], Arrays], tuple[Outputs, Arrays]], versions: Mapping[str, str]
+) -> None:
     """Do the job that the command line names.
 
     Args:
-        run: takes a check and its inputs, and returns the outputs and, by module, the activations asked for.
+        run: takes a check and its inputs, and returns the outputs and, by module, the activations
+            asked for.
         versions: of the framework's packages, for the report.
     """
     job = json.loads(Path(sys.argv[1]).read_text())
@@ -59,6 +63,12 @@ def serve(run: Callable[[Mapping[str, Any], Arrays], tuple[Outputs, Arrays]], ve
         if layers:
             save(check["layers"], layers)
         print(f"done {check['name']}", flush=True)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-    report = {"versions": {"python": platform.python_version(), **versions}, "seconds": seconds, "peak_rss": peak}
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (
+        1 if sys.platform == "darwin" else 1024
+    )
+    report = {
+        "versions": {"python": platform.python_version(), **versions},
+        "seconds": seconds,
+        "peak_rss": peak,
+    }
     Path(job["report"]).write_text(json.dumps(report))

@@ -1,7 +1,8 @@
-"""KerasCV's Stable Diffusion components by its own constructors, full-size or narrow. Keras 2.15 and Keras 3.
+"""KerasCV's Stable Diffusion components by its own constructors, full-size or narrow. Keras 2.15
+and Keras 3.
 
-For models of other widths, `narrow` lends the constructors layer classes that look the width up: such a model has the
-real one's layers, names and creation order by construction.
+For models of other widths, `narrow` lends the constructors layer classes that look the width up:
+such a model has the real one's layers, names and creation order by construction.
 """
 
 from __future__ import annotations
@@ -19,7 +20,12 @@ os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")  # or TensorFlow announces i
 os.environ.pop("KERAS_BACKEND", None)  # keras-cv 0.6 would take it as a wish for keras-core
 
 from keras_cv.src.backend import keras
-from keras_cv.src.models.stable_diffusion import decoder, diffusion_model, image_encoder, text_encoder
+from keras_cv.src.models.stable_diffusion import (
+    decoder,
+    diffusion_model,
+    image_encoder,
+    text_encoder,
+)
 
 LENGTH = 77  # tokens of a prompt
 VOCAB = 49408
@@ -48,7 +54,9 @@ def _narrow_unet(widths: Widths, context: Widths) -> dict[str, Any]:
     sizes = {320: widths[320], **context}
 
     def spatial_transformer(heads: int, head_size: int, fully_connected: bool) -> Any:
-        width = widths[heads * head_size]  # eight heads in version 1, heads of width 64 in version 2
+        width = widths[
+            heads * head_size
+        ]  # eight heads in version 1, heads of width 64 in version 2
         heads = max(1, width // head_size) if fully_connected else heads
         return spatial(heads, width // heads, fully_connected=fully_connected)
 
@@ -60,7 +68,10 @@ def _narrow_unet(widths: Widths, context: Widths) -> dict[str, Any]:
     return {
         "keras": _Overlay(keras, layers=narrow_layers),
         "SpatialTransformer": spatial_transformer,
-        **{name: _scaled(getattr(diffusion_model, name), widths) for name in ("PaddedConv2D", "ResBlock", "Upsample")},
+        **{
+            name: _scaled(getattr(diffusion_model, name), widths)
+            for name in ("PaddedConv2D", "ResBlock", "Upsample")
+        },
     }
 
 
@@ -114,14 +125,20 @@ def build(component: str, version: str, image_size: int, vocab: int = VOCAB) -> 
 
 def _class(layer: Any) -> str:
     name = type(layer).__name__
-    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", name).lower().replace("2_d", "2d")
+    return (
+        re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", name)
+        .lower()
+        .replace("2_d", "2d")
+    )
 
 
 def layers(model: Any) -> Iterator[tuple[str, Any]]:
-    """Every layer, outer ones first, by structural path: `res_block.3`, `res_block.3.entry_flow.padded_conv2d.conv2d`.
+    """Every layer, outer ones first, by structural path: `res_block.3`,
+    `res_block.3.entry_flow.padded_conv2d.conv2d`.
 
-    A path is the class of a top-level layer (both normalisations are `norm`), its rank among the layers of that class,
-    then attribute names; in a list attribute, the class. No Keras name takes part: those depend on the process.
+    A path is the class of a top-level layer (both normalisations are `norm`), its rank among the
+    layers of that class, then attribute names; in a list attribute, the class. No Keras name takes
+    part: those depend on the process.
     """
     ranks: Counter[str] = Counter()
     for layer in model.layers:

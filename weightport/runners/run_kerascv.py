@@ -1,4 +1,5 @@
-"""Runs the real keras-cv, whose Keras loads the weights from the user's file itself: run_kerascv.py JOB.json"""
+"""Runs the real keras-cv, whose Keras loads the weights from the user's file itself: run_kerascv.py
+JOB.json"""
 
 from __future__ import annotations
 
@@ -17,7 +18,10 @@ import numpy as np
 with exchange.needs("keras-cv"):
     import kerascv_build
     import tensorflow as tf
-    from keras_cv.src.models.stable_diffusion.stable_diffusion import StableDiffusion, StableDiffusionV2
+    from keras_cv.src.models.stable_diffusion.stable_diffusion import (
+        StableDiffusion,
+        StableDiffusionV2,
+    )
     from kerascv_build import keras
 
 PACKAGES = ("keras-cv", "keras", "numpy")
@@ -29,13 +33,17 @@ def build(check: Mapping[str, Any]) -> Any:
     version = {"sd1": "v1", "sd2": "v2"}[check["family"]]
     with contextlib.ExitStack() as stack:
         if check["widths"]:
-            widths = {name: {int(full): width for full, width in by.items()} for name, by in check["widths"].items()}
+            widths = {
+                name: {int(full): width for full, width in by.items()}
+                for name, by in check["widths"].items()
+            }
             stack.enter_context(kerascv_build.narrow(**widths))
         return kerascv_build.build(check["name"], version, check["image_size"], check["vocab"])
 
 
 def load(model: Any, path: Path) -> Any:
-    """The model with the weights of a file, read by Keras; a SavedModel is what Keras makes of it."""
+    """The model with the weights of a file, read by Keras; a SavedModel is what Keras makes of
+    it."""
     try:
         if (path / "saved_model.pb").exists():
             return keras.models.load_model(path, compile=False)
@@ -48,7 +56,8 @@ def load(model: Any, path: Path) -> Any:
 
 @contextlib.contextmanager
 def recorded(model: Any, watch: Mapping[str, str]) -> Iterator[dict[str, Any]]:
-    """What the layers of a model return while it is called, under the names that `watch` gives their paths."""
+    """What the layers of a model return while it is called, under the names that `watch` gives
+    their paths."""
     found: dict[str, Any] = {}
     watched = [(watch[path], layer) for path, layer in kerascv_build.layers(model) if path in watch]
 
@@ -79,10 +88,14 @@ def arguments(check: Mapping[str, Any], inputs: exchange.Arrays, dtype: str) -> 
     if check["name"] == "text_encoder":
         tokens = inputs["tokens"].astype("i4")
         return [tokens, np.broadcast_to(np.arange(tokens.shape[1], dtype="i4"), tokens.shape)]
-    images = {name: array.transpose(0, 2, 3, 1) for name, array in inputs.items() if array.ndim == 4}
+    images = {
+        name: array.transpose(0, 2, 3, 1) for name, array in inputs.items() if array.ndim == 4
+    }
     if check["name"] != "unet":
         return [array.astype(dtype) for array in images.values()]
-    return [array.astype(dtype) for array in (images["sample"], inputs["features"], inputs["context"])]
+    return [
+        array.astype(dtype) for array in (images["sample"], inputs["features"], inputs["context"])
+    ]
 
 
 class Recording:
@@ -98,11 +111,16 @@ class Recording:
 
 
 def pipeline(check: Mapping[str, Any], inputs: exchange.Arrays) -> exchange.Outputs:
-    """KerasCV's own `generate_image` from token ids and noise: the image in [0, 1], and as it comes, in uint8."""
+    """KerasCV's own `generate_image` from token ids and noise: the image in [0, 1], and as it
+    comes, in uint8."""
     kind = {"sd1": StableDiffusion, "sd2": StableDiffusionV2}[check["family"]]
     size = check["image_size"]
     generator = kind(size, size, jit_compile=True)
-    for part, attribute in (("text_encoder", "_text_encoder"), ("unet", "_diffusion_model"), ("decoder", "_decoder")):
+    for part, attribute in (
+        ("text_encoder", "_text_encoder"),
+        ("unet", "_diffusion_model"),
+        ("decoder", "_decoder"),
+    ):
         model = load(build(check["parts"][part]), Path(check["parts"][part]["source"]))
         model.compile(jit_compile=True)
         setattr(generator, attribute, model)
@@ -123,8 +141,11 @@ def pipeline(check: Mapping[str, Any], inputs: exchange.Arrays) -> exchange.Outp
     return [channels_first(((generator.decoder.output + 1) / 2).clip(0, 1)), channels_first(image)]
 
 
-def run(check: Mapping[str, Any], inputs: exchange.Arrays) -> tuple[exchange.Outputs, exchange.Arrays]:
-    """Under XLA, as KerasCV compiles its models: TensorFlow's own GroupNormalization loses ten times as much."""
+def run(
+    check: Mapping[str, Any], inputs: exchange.Arrays
+) -> tuple[exchange.Outputs, exchange.Arrays]:
+    """Under XLA, as KerasCV compiles its models: TensorFlow's own GroupNormalization loses ten
+    times as much."""
     keras.backend.clear_session()
     keras.backend.set_floatx(check["dtype"])  # of the inputs
     keras.mixed_precision.set_global_policy(check["dtype"])  # of the layers
@@ -145,7 +166,9 @@ def run(check: Mapping[str, Any], inputs: exchange.Arrays) -> tuple[exchange.Out
     output = channels_first(compiled(predict)(*given))
     if not check["watch"]:
         return [output], {}
-    found = compiled(predict_recorded)(*given)  # apart: XLA fuses, and rounds, otherwise where layers are to be seen
+    found = compiled(predict_recorded)(
+        *given
+    )  # apart: XLA fuses, and rounds, otherwise where layers are to be seen
     return [output], {name: channels_first(array) for name, array in found.items()}
 
 

@@ -1,7 +1,8 @@
-"""Runs the models inside an original checkpoint of SD 1.x or 2.x as their first authors do: run_ldm.py JOB.json
+"""Runs the models inside an original checkpoint of SD 1.x or 2.x as their first authors do:
+run_ldm.py JOB.json
 
-UNet and VAE are the real `ldm` modules, in the copy that `stable-diffusion-sdkit` on PyPI carries. The text encoder of
-SD 1.x is that of transformers, as CompVis used it.
+UNet and VAE are the real `ldm` modules, in the copy that `stable-diffusion-sdkit` on PyPI carries.
+The text encoder of SD 1.x is that of transformers, as CompVis used it.
 """
 
 from __future__ import annotations
@@ -26,13 +27,19 @@ PACKAGES = ("stable-diffusion-sdkit", "torch", "transformers", "numpy")
 
 
 def unet(config: Mapping[str, Any]) -> nn.Module:
-    """The UNet of CompVis's v1-inference.yaml and Stability-AI's v2-inference.yaml, at the widths of a config."""
+    """The UNet of CompVis's v1-inference.yaml and Stability-AI's v2-inference.yaml, at the widths
+    of a config."""
     widths, heads = config["block_out_channels"], config["attention_head_dim"]
     attention = {"num_heads": heads}
     if not isinstance(heads, int):
         attention = {"num_head_channels": widths[0] // heads[0]}
-        if any(width != count * attention["num_head_channels"] for width, count in zip(widths, heads, strict=True)):
-            exchange.refuse(f"ldm has no UNet with {heads} heads at widths {widths}: its heads are of one width")
+        if any(
+            width != count * attention["num_head_channels"]
+            for width, count in zip(widths, heads, strict=True)
+        ):
+            exchange.refuse(
+                f"ldm has no UNet with {heads} heads at widths {widths}: its heads are of one width"
+            )
     model: nn.Module = UNetModel(
         image_size=32,  # not used
         in_channels=config["in_channels"],
@@ -98,28 +105,42 @@ def build(check: Mapping[str, Any]) -> nn.Module:
 
 
 def averages(unet: nn.Module) -> dict[str, str]:
-    """Name of a parameter -> that of its moving average in a checkpoint, as ldm's own `LitEma` gives it."""
+    """Name of a parameter -> that of its moving average in a checkpoint, as ldm's own `LitEma`
+    gives it."""
     average = LitEma(nn.ModuleDict({"diffusion_model": unet}))
-    return {key.removeprefix("diffusion_model."): f"model_ema.{name}" for key, name in average.m_name2s_name.items()}
+    return {
+        key.removeprefix("diffusion_model."): f"model_ema.{name}"
+        for key, name in average.m_name2s_name.items()
+    }
 
 
 def state_dict(model: nn.Module, check: Mapping[str, Any]) -> dict[str, Tensor]:
     """What a checkpoint has for the model: its weights, or their moving average."""
     names = averages(model) if check["ema"] else {}
     state = torch_models.read(Path(check["source"]))
-    return {key: state[name] for key, name in names.items()} or torch_models.below(state, check["prefix"])
+    return {key: state[name] for key, name in names.items()} or torch_models.below(
+        state, check["prefix"]
+    )
 
 
 def load(model: nn.Module, state: Mapping[str, Tensor]) -> None:
-    """Load strictly; whether there is a level `text_model.` and which buffers are saved depends on transformers."""
+    """Load strictly; whether there is a level `text_model.` and which buffers are saved depends on
+    transformers."""
     wanted = model.state_dict()
     lacks_level = not any(key.startswith("text_model.") for key in wanted)
-    named = {key.removeprefix("text_model.") if lacks_level else key: tensor for key, tensor in state.items()}
-    named = {key: tensor.float() for key, tensor in named.items() if not key.endswith("position_ids")}
+    named = {
+        key.removeprefix("text_model.") if lacks_level else key: tensor
+        for key, tensor in state.items()
+    }
+    named = {
+        key: tensor.float() for key, tensor in named.items() if not key.endswith("position_ids")
+    }
     model.load_state_dict(named, strict=True)
 
 
-def run(check: Mapping[str, Any], inputs: exchange.Arrays) -> tuple[exchange.Outputs, exchange.Arrays]:
+def run(
+    check: Mapping[str, Any], inputs: exchange.Arrays
+) -> tuple[exchange.Outputs, exchange.Arrays]:
     """One model on the inputs of a check, in scaled latents."""
     model = build(check)
     try:

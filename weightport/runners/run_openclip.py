@@ -1,4 +1,5 @@
-"""Runs the text encoder of SD 2.x as its authors do, in the real open_clip: run_openclip.py JOB.json"""
+"""Runs the text encoder of SD 2.x as its authors do, in the real open_clip: run_openclip.py
+JOB.json"""
 
 from __future__ import annotations
 
@@ -19,7 +20,8 @@ NOT_OF_THE_TOWER = ("logit_scale", "attn_mask")  # of the whole CLIP; a constant
 
 
 def load(check: Mapping[str, Any]) -> Any:
-    """The text tower with the weights of a checkpoint, at the widths of a config, with all layers that the file has."""
+    """The text tower with the weights of a checkpoint, at the widths of a config, with all layers
+    that the file has."""
     config = check["config"]
     state = torch_models.below(torch_models.read(Path(check["source"])), check["prefix"])
     state = {key: tensor.float() for key, tensor in state.items() if key not in NOT_OF_THE_TOWER}
@@ -29,7 +31,9 @@ def load(check: Mapping[str, Any]) -> Any:
         width=config["hidden_size"],
         heads=config["num_attention_heads"],
         mlp_ratio=config["intermediate_size"] / config["hidden_size"],
-        layers=len({key.split(".")[2] for key in state if key.startswith("transformer.resblocks.")}),
+        layers=len(
+            {key.split(".")[2] for key in state if key.startswith("transformer.resblocks.")}
+        ),
         output_dim=state["text_projection"].shape[1] if "text_projection" in state else None,
     )
     try:
@@ -39,7 +43,9 @@ def load(check: Mapping[str, Any]) -> Any:
     return model
 
 
-def run(check: Mapping[str, Any], inputs: exchange.Arrays) -> tuple[exchange.Outputs, exchange.Arrays]:
+def run(
+    check: Mapping[str, Any], inputs: exchange.Arrays
+) -> tuple[exchange.Outputs, exchange.Arrays]:
     """What SD 2.x is conditioned on: the last layer but one, after the final norm.
 
     `FrozenOpenCLIPEmbedder` with layer="penultimate", in ldm/modules/encoders/modules.py.

@@ -28,7 +28,8 @@ def load(check: Mapping[str, Any], semantics: Any) -> Any:
 
 @torch.no_grad()
 def pipeline(check: Mapping[str, Any], inputs: exchange.Arrays) -> exchange.Outputs:
-    """Token ids and noise to an image in [0, 1] and in uint8, by our pipeline with KerasCV's sampler."""
+    """Token ids and noise to an image in [0, 1] and in uint8, by our pipeline with KerasCV's
+    sampler."""
     pipe: Any = StableDiffusionPipeline.from_pretrained(
         check["repo"],
         scheduler=KerasCVScheduler(generation=check["generation"]),
@@ -38,7 +39,9 @@ def pipeline(check: Mapping[str, Any], inputs: exchange.Arrays) -> exchange.Outp
     for model in (pipe.text_encoder, pipe.unet, pipe.vae):
         apply_semantics(model, check["semantics"])
     x = torch_models.tensors(inputs, "float32")
-    context, empty = (pipe.text_encoder(x[name]).last_hidden_state for name in ("tokens", "no_tokens"))
+    context, empty = (
+        pipe.text_encoder(x[name]).last_hidden_state for name in ("tokens", "no_tokens")
+    )
     image = pipe(
         prompt_embeds=context,
         negative_prompt_embeds=empty,
@@ -49,10 +52,15 @@ def pipeline(check: Mapping[str, Any], inputs: exchange.Arrays) -> exchange.Outp
         guidance_scale=check["guidance_scale"],
         output_type="pt",
     ).images
-    return [torch_models.numpy(image), torch_models.numpy((255 * image).to(torch.uint8))]  # KerasCV truncates
+    return [
+        torch_models.numpy(image),
+        torch_models.numpy((255 * image).to(torch.uint8)),
+    ]  # KerasCV truncates
 
 
-def run(check: Mapping[str, Any], inputs: exchange.Arrays) -> tuple[exchange.Outputs, exchange.Arrays]:
+def run(
+    check: Mapping[str, Any], inputs: exchange.Arrays
+) -> tuple[exchange.Outputs, exchange.Arrays]:
     """One model or the whole pipeline, by the maths that the check names."""
     if check["name"] == "pipeline":
         return pipeline(check, inputs), {}
@@ -60,4 +68,6 @@ def run(check: Mapping[str, Any], inputs: exchange.Arrays) -> tuple[exchange.Out
 
 
 if __name__ == "__main__":
-    exchange.serve(run, {name: importlib.metadata.version(name) for name in ("weightport", "torch", "numpy")})
+    exchange.serve(
+        run, {name: importlib.metadata.version(name) for name in ("weightport", "torch", "numpy")}
+    )

@@ -1,4 +1,5 @@
-"""What the runners on PyTorch share: inputs in, hooks on modules, and the call of models that have diffusers' names."""
+"""What the runners on PyTorch share: inputs in, hooks on modules, and the call of models that have
+diffusers' names."""
 
 from __future__ import annotations
 
@@ -34,19 +35,25 @@ def read(file: Path) -> dict[str, Any]:
 
 def below(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     """The tensors below a prefix, without it; all of them if none has it."""
-    found = {key.removeprefix(prefix): tensor for key, tensor in state.items() if key.startswith(prefix)}
+    found = {
+        key.removeprefix(prefix): tensor for key, tensor in state.items() if key.startswith(prefix)
+    }
     return found or dict(state)
 
 
 def tensors(inputs: exchange.Arrays, dtype: str) -> dict[str, Tensor]:
     """The inputs of a check; floating-point ones in `dtype`."""
     given = {name: torch.from_numpy(array) for name, array in inputs.items()}
-    return {name: x.to(getattr(torch, dtype)) if x.is_floating_point() else x for name, x in given.items()}
+    return {
+        name: x.to(getattr(torch, dtype)) if x.is_floating_point() else x
+        for name, x in given.items()
+    }
 
 
 @contextlib.contextmanager
 def recorded(model: nn.Module, watch: Mapping[str, str]) -> Iterator[exchange.Arrays]:
-    """What modules return while the model is called, under the names that `watch` gives their paths."""
+    """What modules return while the model is called, under the names that `watch` gives their
+    paths."""
     found: exchange.Arrays = {}
     modules = dict(model.named_modules())
 
@@ -58,7 +65,9 @@ def recorded(model: nn.Module, watch: Mapping[str, str]) -> Iterator[exchange.Ar
 
     handles = []
     for path, name in watch.items():
-        module = modules.get(path, modules.get(path.removeprefix("text_model.")))  # transformers 5 has no such level
+        module = modules.get(
+            path, modules.get(path.removeprefix("text_model."))
+        )  # transformers 5 has no such level
         if module is not None:
             handles.append(module.register_forward_hook(spy(name)))
     try:
@@ -69,7 +78,8 @@ def recorded(model: nn.Module, watch: Mapping[str, str]) -> Iterator[exchange.Ar
 
 
 def give_features(time_embedding: nn.Module, features: Tensor) -> None:
-    """Let these sinusoidal features (b, d) enter `time_embedding` in place of the model's own, if they are the same."""
+    """Let these sinusoidal features (b, d) enter `time_embedding` in place of the model's own, if
+    they are the same."""
 
     def replaced(module: nn.Module, arguments: Any) -> Any:
         own, *rest = arguments
@@ -87,7 +97,8 @@ def numpy(tensor: Tensor) -> np.ndarray[Any, Any]:
 
 @torch.no_grad()
 def call(name: str, model: Any, x: Mapping[str, Tensor]) -> exchange.Outputs:
-    """The outputs of a check, from a model called as in diffusers and transformers. Latents are scaled."""
+    """The outputs of a check, from a model called as in diffusers and transformers. Latents are
+    scaled."""
     match name:
         case "decoder":
             return [numpy(model.decode(x["latent"] / model.config.scaling_factor).sample)]
@@ -96,19 +107,25 @@ def call(name: str, model: Any, x: Mapping[str, Tensor]) -> exchange.Outputs:
             return [numpy(latents.mean * model.config.scaling_factor), numpy(latents.logvar)]
         case "unet" | "controlnet":
             give_features(model.time_embedding, x["features"])
-            options: dict[str, Any] = {"class_labels": x["class_labels"]} if "class_labels" in x else {}
+            options: dict[str, Any] = (
+                {"class_labels": x["class_labels"]} if "class_labels" in x else {}
+            )
             if "text_embeds" in x:
                 options["added_cond_kwargs"] = {key: x[key] for key in ("text_embeds", "time_ids")}
             if name == "unet":
                 return [numpy(model(x["sample"], x["timestep"], x["context"], **options).sample)]
-            output = model(x["sample"], x["timestep"], x["context"], controlnet_cond=x["image"], **options)
+            output = model(
+                x["sample"], x["timestep"], x["context"], controlnet_cond=x["image"], **options
+            )
             return [*map(numpy, output.down_block_res_samples), numpy(output.mid_block_res_sample)]
     output = model(x["tokens"])
     pooled = [numpy(output.text_embeds)] if hasattr(output, "text_embeds") else []
     return [numpy(output.last_hidden_state), *pooled]
 
 
-def run(check: Mapping[str, Any], model: Any, inputs: exchange.Arrays) -> tuple[exchange.Outputs, exchange.Arrays]:
+def run(
+    check: Mapping[str, Any], model: Any, inputs: exchange.Arrays
+) -> tuple[exchange.Outputs, exchange.Arrays]:
     """The outputs of a check and the activations it asks for."""
     model = model.to(getattr(torch, check["dtype"])).eval()
     with recorded(model, check["watch"]) as found:

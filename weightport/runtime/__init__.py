@@ -1,1 +1,2 @@
-"""The PyTorch runtime: Stable Diffusion's models with diffusers' names, configs and keys, without diffusers."""
+"""The PyTorch runtime: Stable Diffusion's models with diffusers' names, configs and keys, without
+diffusers."""

@@ -1,4 +1,5 @@
-"""`AutoPipelineForText2Image` and its siblings: the pipeline for a task, from what a repository or a pipeline is."""
+"""`AutoPipelineForText2Image` and its siblings: the pipeline for a task, from what a repository or
+a pipeline is."""
 
 from __future__ import annotations
 
@@ -12,14 +13,18 @@ from .source import StrPath, open_source, split_options
 
 
 class AutoPipeline:
-    """The base of the three classes; `task` is what their pipelines do, `ending` how their names end."""
+    """The base of the three classes; `task` is what their pipelines do, `ending` how their names
+    end."""
 
     task: ClassVar[str]
     ending: ClassVar[str]
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: StrPath, **options: Any) -> DiffusionPipeline:
-        """The pipeline for the task; with `controlnet=` one that uses it. See `DiffusionPipeline.from_pretrained`.
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: StrPath, **options: Any
+    ) -> DiffusionPipeline:
+        """The pipeline for the task; with `controlnet=` one that uses it. See
+        `DiffusionPipeline.from_pretrained`.
 
         Raises:
             ValueError: the repository is of no family that has a pipeline for the task.
@@ -30,7 +35,8 @@ class AutoPipeline:
 
     @classmethod
     def from_pipe(cls, pipeline: DiffusionPipeline, **options: Any) -> DiffusionPipeline:
-        """The pipeline for the task, with the components of another. See `DiffusionPipeline.from_pipe`.
+        """The pipeline for the task, with the components of another. See
+        `DiffusionPipeline.from_pipe`.
 
         Raises:
             ValueError: the pipeline is of no family that has one for the task.
@@ -39,11 +45,15 @@ class AutoPipeline:
 
     @classmethod
     def _find(cls, name: str, options: dict[str, Any]) -> type[DiffusionPipeline]:
-        """The class for the task, of the family that a pipeline belongs to; `controlnet` given or None changes it."""
+        """The class for the task, of the family that a pipeline belongs to; `controlnet` given or
+        None changes it."""
         family = re.sub("(Img2Img|Inpaint)?Pipeline$", "", name)
         if "controlnet" in options:
-            family = family.removesuffix("ControlNet") + ("ControlNet" if options["controlnet"] is not None else "")
-        # a family has image-to-image; a single pipeline, such as the one that enlarges images, is none
+            family = family.removesuffix("ControlNet") + (
+                "ControlNet" if options["controlnet"] is not None else ""
+            )
+        # a family has image-to-image; a single pipeline, such as the one that enlarges images, is
+        # none
         if not {name, f"{family}Img2ImgPipeline", family + cls.ending} <= {*PIPELINES}:
             raise ValueError(f"there is no pipeline for {cls.task} that takes what {name} has")
         return public_class(family + cls.ending)

@@ -1,4 +1,5 @@
-"""The text encoders of CLIP and OpenCLIP: `CLIPTextModel` and `CLIPTextModelWithProjection`, with transformers' names.
+"""The text encoders of CLIP and OpenCLIP: `CLIPTextModel` and `CLIPTextModelWithProjection`, with
+transformers' names.
 
 Radford et al. 2021, https://arxiv.org/abs/2103.00020.
 """
@@ -41,7 +42,10 @@ DEFAULTS: dict[str, Any] = {
     "layer_norm_eps": 1e-5,
     "eos_token_id": 49407,
 }
-CHOICES: dict[str, tuple[Any, ...]] = {"hidden_act": tuple(ACTIVATIONS), "model_type": ("clip_text_model",)}
+CHOICES: dict[str, tuple[Any, ...]] = {
+    "hidden_act": tuple(ACTIVATIONS),
+    "model_type": ("clip_text_model",),
+}
 IRRELEVANT = {
     *("architectures", "dtype", "torch_dtype", "transformers_version"),  # bookkeeping
     *("attention_dropout", "dropout", "initializer_factor", "initializer_range"),  # training
@@ -56,7 +60,9 @@ class CLIPAttention(nn.Module):
         super().__init__()
         heads = c.num_attention_heads
         if heads < 1 or c.hidden_size % heads:
-            raise ValueError(f"hidden_size {c.hidden_size} cannot be split into {heads} attention heads")
+            raise ValueError(
+                f"hidden_size {c.hidden_size} cannot be split into {heads} attention heads"
+            )
         self.heads, self.is_causal = heads, is_causal
         self.k_proj = nn.Linear(c.hidden_size, c.hidden_size)
         self.v_proj = nn.Linear(c.hidden_size, c.hidden_size)
@@ -65,12 +71,15 @@ class CLIPAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(b, n, hidden_size) -> (b, n, hidden_size)."""
-        x = self.out_proj(attend(self.q_proj(x), self.k_proj(x), self.v_proj(x), self.heads, self.is_causal))
+        x = self.out_proj(
+            attend(self.q_proj(x), self.k_proj(x), self.v_proj(x), self.heads, self.is_causal)
+        )
         return x
 
 
 class CLIPMLP(nn.Sequential):
-    """Two linear layers and the activation between them: (b, n, hidden_size) -> (b, n, hidden_size)."""
+    """Two linear layers and the activation between them: (b, n, hidden_size) -> (b, n,
+    hidden_size)."""
 
     def __init__(self, c: Config) -> None:
         super().__init__()
@@ -118,7 +127,9 @@ class CLIPEncoder(nn.Module):
 
     def __init__(self, c: Config, is_causal: bool) -> None:
         super().__init__()
-        self.layers = nn.ModuleList(CLIPEncoderLayer(c, is_causal) for _ in range(c.num_hidden_layers))
+        self.layers = nn.ModuleList(
+            CLIPEncoderLayer(c, is_causal) for _ in range(c.num_hidden_layers)
+        )
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         """(b, n, hidden_size) -> that, and what each layer makes of it."""
@@ -134,7 +145,8 @@ class CLIPTextOutput(NamedTuple):
     Attributes:
         last_hidden_state: (b, n, d), after the final norm.
         pooler_output: (b, d), the last hidden state at the end-of-text token.
-        hidden_states: before and after each layer, (b, n, d) each, without the final norm; [-2] is the penultimate.
+        hidden_states: before and after each layer, (b, n, d) each, without the final norm; [-2] is
+            the penultimate.
     """
 
     last_hidden_state: Tensor
@@ -143,7 +155,8 @@ class CLIPTextOutput(NamedTuple):
 
 
 class CLIPTextProjectionOutput(NamedTuple):
-    """What `CLIPTextModelWithProjection` returns; `text_embeds` (b, projection_dim) is the projected pooler output."""
+    """What `CLIPTextModelWithProjection` returns; `text_embeds` (b, projection_dim) is the
+    projected pooler output."""
 
     text_embeds: Tensor
     last_hidden_state: Tensor
@@ -159,7 +172,9 @@ class CLIPTextTransformer(nn.Module):
     def __init__(self, c: Config) -> None:
         super().__init__()
         if not isinstance(c.eos_token_id, int):
-            raise ValueError(f"eos_token_id = {c.eos_token_id!r} is not supported; it must be one id")
+            raise ValueError(
+                f"eos_token_id = {c.eos_token_id!r} is not supported; it must be one id"
+            )
         self.eos_token_id = c.eos_token_id
         self.embeddings = CLIPTextEmbeddings(c)
         self.encoder = CLIPEncoder(c, is_causal=True)
@@ -169,7 +184,8 @@ class CLIPTextTransformer(nn.Module):
         """Encode token ids (b, n)."""
         states = self.encoder(self.embeddings(input_ids))
         last = self.final_layer_norm(states[-1])
-        # older configs say 2, which is wrong; there the end of text is the highest id (transformers #24773)
+        # older configs say 2, which is wrong; there the end of text is the highest id (transformers
+        # #24773)
         ends = input_ids if self.eos_token_id == 2 else input_ids == self.eos_token_id
         pooled = last[torch.arange(len(last), device=last.device), ends.int().argmax(dim=-1)]
         return CLIPTextOutput(last, pooled, states)
@@ -179,7 +195,8 @@ class CLIPTextEncoder(Model):
     """What the two text encoders share.
 
     Args:
-        config: the content of `text_encoder/config.json`; absent keys take the defaults of transformers.
+        config: the content of `text_encoder/config.json`; absent keys take the defaults of
+            transformers.
 
     Raises:
         ValueError: the config asks for something that is not implemented.
@@ -193,13 +210,17 @@ class CLIPTextEncoder(Model):
 
     @classmethod
     def rename(cls, key: str) -> str | None:
-        """transformers 5 writes no `text_model.`; older files also hold the numbers of the positions."""
+        """transformers 5 writes no `text_model.`; older files also hold the numbers of the
+        positions."""
         if key.startswith(("embeddings.", "encoder.", "final_layer_norm.")):
             key = f"text_model.{key}"
         return None if key == "text_model.embeddings.position_ids" else key
 
-    def forward(self, input_ids: Tensor, attention_mask: None = None, **options: bool) -> CLIPOutput:
-        """Encode token ids (b, n); transformers' options `output_hidden_states` and `return_dict` change nothing."""
+    def forward(
+        self, input_ids: Tensor, attention_mask: None = None, **options: bool
+    ) -> CLIPOutput:
+        """Encode token ids (b, n); transformers' options `output_hidden_states` and `return_dict`
+        change nothing."""
         encoded: CLIPTextOutput = self.text_model(input_ids)
         return encoded
 
@@ -214,13 +235,18 @@ class CLIPTextModel(CLIPTextEncoder):
 
 
 class CLIPTextModelWithProjection(CLIPTextEncoder):
-    """`CLIPTextModel` with a linear layer on top of the pooled state, as the second text encoder of SDXL."""
+    """`CLIPTextModel` with a linear layer on top of the pooled state, as the second text encoder of
+    SDXL."""
 
     def __init__(self, config: Mapping[str, Any]) -> None:
         super().__init__(config)
-        self.text_projection = nn.Linear(self.config.hidden_size, self.config.projection_dim, bias=False)
+        self.text_projection = nn.Linear(
+            self.config.hidden_size, self.config.projection_dim, bias=False
+        )
 
-    def forward(self, input_ids: Tensor, attention_mask: None = None, **options: bool) -> CLIPTextProjectionOutput:
+    def forward(
+        self, input_ids: Tensor, attention_mask: None = None, **options: bool
+    ) -> CLIPTextProjectionOutput:
         """As of both text encoders, and the pooled state projected."""
         last, pooled, states = self.text_model(input_ids)
         return CLIPTextProjectionOutput(self.text_projection(pooled), last, states)

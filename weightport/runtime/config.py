@@ -1,4 +1,5 @@
-"""Configs: how they are read and written, and those of models checked key by key, so that no option is ignored."""
+"""Configs: how they are read and written, and those of models checked key by key, so that no option
+is ignored."""
 
 from __future__ import annotations
 
@@ -22,10 +23,13 @@ class Attributes(dict[str, Any]):
 
 
 class Config(Attributes):
-    """The config of a model, complete with defaults, as in diffusers and transformers; it does not change."""
+    """The config of a model, complete with defaults, as in diffusers and transformers; it does not
+    change."""
 
     def _refuse(self, *_: Any, **__: Any) -> NoReturn:
-        raise TypeError("a config is read-only; make an object of another: from_config({**config, name: value})")
+        raise TypeError(
+            "a config is read-only; make an object of another: from_config({**config, name: value})"
+        )
 
     __setitem__ = __delitem__ = __setattr__ = __delattr__ = __ior__ = _refuse
     clear = pop = popitem = setdefault = update = _refuse
@@ -41,7 +45,9 @@ class HasConfig(PushToHub):
     config: Any
 
     @classmethod
-    def load_config(cls, pretrained_model_name_or_path: Place, return_unused_kwargs: bool = False, **given: Any) -> Any:
+    def load_config(
+        cls, pretrained_model_name_or_path: Place, return_unused_kwargs: bool = False, **given: Any
+    ) -> Any:
         """The content of the config in a folder or on the Hub, as it is.
 
         Args:
@@ -63,7 +69,10 @@ class HasConfig(PushToHub):
 
     def _saved_config(self) -> dict[str, Any]:
         options = {key: value for key, value in self.config.items() if not key.startswith("_")}
-        return options | {"_class_name": type(self).__name__, "_diffusers_version": DIFFUSERS_VERSION}
+        return options | {
+            "_class_name": type(self).__name__,
+            "_diffusers_version": DIFFUSERS_VERSION,
+        }
 
 
 def read_config(
@@ -83,13 +92,16 @@ def read_config(
         irrelevant: keys that other code reads, or that matter only in training.
 
     Raises:
-        ValueError: a value that is not implemented, or an unknown key that is neither null nor false.
+        ValueError: a value that is not implemented, or an unknown key that is neither null nor
+            false.
     """
     for key, value in config.items():
         if key in choices:
             if value not in choices[key]:
                 supported = " or ".join(map(repr, choices[key]))
-                raise ValueError(f"{model}: {key} = {value!r} is not supported; it must be {supported}")
+                raise ValueError(
+                    f"{model}: {key} = {value!r} is not supported; it must be {supported}"
+                )
         elif key in defaults:
             if value is None and defaults[key] is not None:
                 raise ValueError(f"{model}: {key} must not be null")

@@ -1,7 +1,8 @@
-"""Code that a repository brings along: pipelines and components of its own, behind `trust_remote_code`.
+"""Code that a repository brings along: pipelines and components of its own, behind
+`trust_remote_code`.
 
-This is the only place where code from a repository runs. A module and what it imports relatively are known by the hash
-of their text: the same text is loaded once, edited text is loaded anew.
+This is the only place where code from a repository runs. A module and what it imports relatively
+are known by the hash of their text: the same text is loaded once, edited text is loaded anew.
 """
 
 from __future__ import annotations
@@ -35,29 +36,43 @@ def load_class(source: Source, module: str, name: str | None, trust: bool) -> An
     Raises:
         OSError: there is no such file.
         ImportError: the code imports something that is not installed.
-        ValueError: the user did not agree, or there is no such class, or there is no single pipeline.
+        ValueError: the user did not agree, or there is no such class, or there is no single
+            pipeline.
     """
     where = f"{source.name}/{module}.py"
     if os.environ.get("DIFFUSERS_DISABLE_REMOTE_CODE", "").upper() in ("1", "TRUE", "YES", "ON"):
-        raise ValueError(f"{where}: code of repositories is disabled by DIFFUSERS_DISABLE_REMOTE_CODE")
+        raise ValueError(
+            f"{where}: code of repositories is disabled by DIFFUSERS_DISABLE_REMOTE_CODE"
+        )
     if not trust:
-        raise ValueError(f"{where}: code that would run here; read it, then pass trust_remote_code=True")
+        raise ValueError(
+            f"{where}: code that would run here; read it, then pass trust_remote_code=True"
+        )
     code = _import(source, module)
     if name is not None:
         if not isinstance(getattr(code, name, None), type):
             raise ValueError(f"{where}: there is no class {name} in it")
         return getattr(code, name)
-    own = [value for value in vars(code).values() if isinstance(value, type) and value.__module__ == code.__name__]
+    own = [
+        value
+        for value in vars(code).values()
+        if isinstance(value, type) and value.__module__ == code.__name__
+    ]
     # ours, or one that extends diffusers' class of that name
-    found = [kind for kind in own if "DiffusionPipeline" in {base.__name__ for base in kind.__mro__[1:]}]
+    found = [
+        kind for kind in own if "DiffusionPipeline" in {base.__name__ for base in kind.__mro__[1:]}
+    ]
     if len(found) != 1:
         names = ", ".join(kind.__name__ for kind in found)
-        raise ValueError(f"{where}: must hold one pipeline class, not {len(found)} ({names})".replace(" ()", ""))
+        raise ValueError(
+            f"{where}: must hold one pipeline class, not {len(found)} ({names})".replace(" ()", "")
+        )
     return found[0]
 
 
 def custom_file(kind: type) -> str | None:
-    """The name of the module of a class that was loaded from a repository; None for any other class."""
+    """The name of the module of a class that was loaded from a repository; None for any other
+    class."""
     return kind.__module__.split(".", 1)[1] if kind.__module__.startswith(_PACKAGE) else None
 
 
@@ -72,14 +87,19 @@ def _import(source: Source, module: str) -> ModuleType:
     try:
         files = _needed(source, f"{module}.py")
     except SyntaxError as error:
-        raise ValueError(f"{source.name}/{error.filename}: line {error.lineno} is not Python: {error.msg}") from None
+        raise ValueError(
+            f"{source.name}/{error.filename}: line {error.lineno} is not Python: {error.msg}"
+        ) from None
     text = b"".join(name.encode() + files[name] for name in sorted(files))
     package = _PACKAGE + hashlib.sha256(text).hexdigest()[:16]
     if package not in sys.modules:
         sys.modules[package], _TEXTS[package] = ModuleType(package), files
         sys.modules[package].__path__ = [str(source.fetch(files))]
     importlib.invalidate_caches()  # for files that were written a moment ago
-    quiet, sys.dont_write_bytecode = sys.dont_write_bytecode, True  # the folder is the user's, or the Hub's cache
+    quiet, sys.dont_write_bytecode = (
+        sys.dont_write_bytecode,
+        True,
+    )  # the folder is the user's, or the Hub's cache
     try:
         return importlib.import_module(f"{package}.{module}")
     except ModuleNotFoundError as error:
@@ -103,7 +123,9 @@ def _needed(source: Source, name: str) -> dict[str, bytes]:
         found[path] = source.fetch([path]).joinpath(path).read_bytes()
         for node in ast.walk(ast.parse(found[path], path)):
             if isinstance(node, ast.ImportFrom) and node.level:
-                package = path.split("/")[: -node.level] + (node.module.split(".") if node.module else [])
+                package = path.split("/")[: -node.level] + (
+                    node.module.split(".") if node.module else []
+                )
                 for parts in (package, *([*package, alias.name] for alias in node.names)):
                     candidates = ("/".join(parts) + ".py", "/".join([*parts, "__init__.py"]))
                     queue += [file for file in candidates if _exists(source, file)]
@@ -112,4 +134,6 @@ def _needed(source: Source, name: str) -> dict[str, bytes]:
 
 def _exists(source: Source, path: str) -> bool:
     *folders, name = path.split("/")
-    return name in functools.reduce(lambda place, folder: place.folder(folder), folders, source).names
+    return (
+        name in functools.reduce(lambda place, folder: place.folder(folder), folders, source).names
+    )

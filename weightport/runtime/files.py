@@ -1,4 +1,5 @@
-"""Which files of a folder hold the weights of a component: precedence, variants and shards, from their names alone.
+"""Which files of a folder hold the weights of a component: precedence, variants and shards, from
+their names alone.
 
     X.safetensors                               the weights of stem X
     X.fp16.safetensors                          their variant fp16
@@ -6,8 +7,8 @@
     X.safetensors.index.fp16.json               of their variant's shards X.fp16-00001-of-00002.safetensors
     X.safetensors.fp16.index.json               older: X-00001-of-00002.fp16.safetensors
 
-and the same with `.bin`. The stem is `diffusion_pytorch_model` in diffusers; in transformers it is `model` for
-safetensors and `pytorch_model` for `.bin`.
+and the same with `.bin`. The stem is `diffusion_pytorch_model` in diffusers; in transformers it is
+`model` for safetensors and `pytorch_model` for `.bin`.
 """
 
 from __future__ import annotations
@@ -24,9 +25,13 @@ _SHARD = r"-\d{5}-of-\d{5}"
 
 
 def find_weights(
-    names: Collection[str], library: str, variant: str | None = None, use_safetensors: bool | None = None
+    names: Collection[str],
+    library: str,
+    variant: str | None = None,
+    use_safetensors: bool | None = None,
 ) -> str | None:
-    """The file with the weights, or their index (`.json`), or None: safetensors before `.bin`, shards before one file.
+    """The file with the weights, or their index (`.json`), or None: safetensors before `.bin`,
+    shards before one file.
 
     Args:
         names: the files of the folder.
@@ -34,7 +39,9 @@ def find_weights(
         variant: None is the main variant, whose names have no such part.
         use_safetensors: True admits no `.bin`, False nothing else.
     """
-    formats = {None: ("safetensors", "bin"), True: ("safetensors",), False: ("bin",)}[use_safetensors]
+    formats = {None: ("safetensors", "bin"), True: ("safetensors",), False: ("bin",)}[
+        use_safetensors
+    ]
     part = f".{variant}" if variant else ""
     for suffix in formats:
         stem = STEMS[library][-1 if suffix == "bin" else 0]
@@ -45,7 +52,9 @@ def find_weights(
     return None
 
 
-def why_no_weights(names: Collection[str], library: str, variant: str | None, use_safetensors: bool | None) -> str:
+def why_no_weights(
+    names: Collection[str], library: str, variant: str | None, use_safetensors: bool | None
+) -> str:
     """What to tell when `find_weights` found none."""
     part = f".{variant}" if variant else ""
     suffix = "bin" if use_safetensors is False else "safetensors"
@@ -58,12 +67,15 @@ def why_no_weights(names: Collection[str], library: str, variant: str | None, us
 
 def find_variants(names: Collection[str], library: str) -> list[str | None]:
     """The variants that a folder has, None for the main one."""
-    parts = {part for name in names for part in name.split(".")[1:-1] if not re.search(_SHARD, part)}
+    parts = {
+        part for name in names for part in name.split(".")[1:-1] if not re.search(_SHARD, part)
+    }
     return [variant for variant in (None, *sorted(parts)) if find_weights(names, library, variant)]
 
 
 def sibling_files(names: Collection[str], library: str, variant: str | None) -> list[str]:
-    """Every file of one variant's weights, in any format and form: what is stale when the variant is written anew."""
+    """Every file of one variant's weights, in any format and form: what is stale when the variant
+    is written anew."""
     part = rf"\.{re.escape(variant)}" if variant else ""
     stem, suffix = f"({'|'.join(STEMS[library])})", "(safetensors|bin)"
     pattern = re.compile(
@@ -80,7 +92,11 @@ def shard_names(index: dict[str, object], where: str) -> list[str]:
         ValueError: there is no list of them, or a name is not that of a file beside the index.
     """
     weight_map = index.get("weight_map")
-    if not isinstance(weight_map, dict) or not weight_map or not all(isinstance(v, str) for v in weight_map.values()):
+    if (
+        not isinstance(weight_map, dict)
+        or not weight_map
+        or not all(isinstance(v, str) for v in weight_map.values())
+    ):
         raise ValueError(f"{where}: the index has no `weight_map` of tensor names to file names")
     names = sorted(set(weight_map.values()))
     for name in names:

@@ -1,4 +1,5 @@
-"""Images and masks on their way into a pipeline and out of it. Tensors are (b, c, h, w), arrays (b, h, w, c)."""
+"""Images and masks on their way into a pipeline and out of it. Tensors are (b, c, h, w), arrays (b,
+h, w, c)."""
 
 from __future__ import annotations
 
@@ -25,10 +26,12 @@ class VaeImageProcessor:
 
     Args:
         vae_scale_factor: sizes are rounded down to a multiple of it.
-        resample: the filter for PIL images; tensors and arrays are resized to the nearest neighbour.
+        resample: the filter for PIL images; tensors and arrays are resized to the nearest
+            neighbour.
         do_normalize: map [0, 1] to [-1, 1].
         do_binarize: make every value 0 or 1, as masks need.
-        do_convert_grayscale: convert PIL images to one channel, not to RGB, and let tensors and arrays have none.
+        do_convert_grayscale: convert PIL images to one channel, not to RGB, and let tensors and
+            arrays have none.
         vae_latent_channels: a tensor of so many channels is latents, which are left alone.
     """
 
@@ -50,11 +53,13 @@ class VaeImageProcessor:
         """One image or several -> float32 (b, c, h, w).
 
         Args:
-            image: a PIL image, an array (h, w, c), a tensor (c, h, w), a batch of either, or a list of any of these;
-                arrays and tensors are in [0, 1], or in [-1, 1] if they have negative values.
+            image: a PIL image, an array (h, w, c), a tensor (c, h, w), a batch of either, or a list
+                of any of these; arrays and tensors are in [0, 1], or in [-1, 1] if they have
+                negative values.
             height: in pixels; by default the image's.
             width: in pixels; by default the image's.
-            resize_mode: for PIL images: `default` stretches, `fill` and `crop` keep the proportions.
+            resize_mode: for PIL images: `default` stretches, `fill` and `crop` keep the
+                proportions.
             crops_coords: cut this box (left, top, right, bottom) out of PIL images first.
 
         Raises:
@@ -65,30 +70,54 @@ class VaeImageProcessor:
         if isinstance(first, Image.Image):
             images = [one.crop(crops_coords) if crops_coords else one for one in images]
             target = self._size(images[0].height, images[0].width, height, width)
-            pixels = torch.cat([self._from_pil(self.resize(one, *target, resize_mode)) for one in images])
+            pixels = torch.cat(
+                [self._from_pil(self.resize(one, *target, resize_mode)) for one in images]
+            )
         else:
             images = [one if one.ndim == 4 else one[None] for one in images]
-            pixels = _to_tensor(np.concatenate(images)) if isinstance(first, np.ndarray) else torch.cat(images)
+            pixels = (
+                _to_tensor(np.concatenate(images))
+                if isinstance(first, np.ndarray)
+                else torch.cat(images)
+            )
             if isinstance(first, Tensor) and pixels.shape[1] == self.vae_latent_channels:
                 return pixels
-            pixels = F.interpolate(pixels, self._size(pixels.shape[-2], pixels.shape[-1], height, width))
+            pixels = F.interpolate(
+                pixels, self._size(pixels.shape[-2], pixels.shape[-1], height, width)
+            )
         if self.do_normalize and pixels.min() < 0:
-            warnings.warn("the image has negative values: it is taken to be in [-1, 1] already", stacklevel=2)
+            warnings.warn(
+                "the image has negative values: it is taken to be in [-1, 1] already", stacklevel=2
+            )
         elif self.do_normalize:
             pixels = 2.0 * pixels - 1.0
         return (pixels >= 0.5).to(pixels.dtype) if self.do_binarize else pixels
 
     def _listed(self, image: Any) -> list[Any]:
-        if self.do_convert_grayscale and isinstance(image, (Tensor, np.ndarray)) and image.ndim == 3:
+        if (
+            self.do_convert_grayscale
+            and isinstance(image, (Tensor, np.ndarray))
+            and image.ndim == 3
+        ):
             channel = 1 if isinstance(image, Tensor) else 0 if image.shape[-1] == 1 else -1
-            image = image.unsqueeze(1) if isinstance(image, Tensor) else np.expand_dims(image, channel)
+            image = (
+                image.unsqueeze(1) if isinstance(image, Tensor) else np.expand_dims(image, channel)
+            )
         images = list(image) if isinstance(image, (list, tuple)) else [image]
         kinds = {type(one) for one in images if isinstance(one, (Tensor, np.ndarray))}
-        if not images or len(kinds) > 1 or (not kinds and not all(isinstance(one, Image.Image) for one in images)):
-            raise ValueError("an image must be a PIL image, a numpy array, a tensor, or a list of one of these")
+        if (
+            not images
+            or len(kinds) > 1
+            or (not kinds and not all(isinstance(one, Image.Image) for one in images))
+        ):
+            raise ValueError(
+                "an image must be a PIL image, a numpy array, a tensor, or a list of one of these"
+            )
         return images
 
-    def _size(self, height: int, width: int, want_height: int | None, want_width: int | None) -> tuple[int, int]:
+    def _size(
+        self, height: int, width: int, want_height: int | None, want_width: int | None
+    ) -> tuple[int, int]:
         unit = self.vae_scale_factor
         return (want_height or height) // unit * unit, (want_width or width) // unit * unit
 
@@ -97,14 +126,20 @@ class VaeImageProcessor:
         array = np.asarray(image, dtype=np.float32) / 255.0
         return _to_tensor(array.reshape(1, *array.shape[:2], -1))
 
-    def resize(self, image: Image.Image, height: int, width: int, resize_mode: ResizeMode = "default") -> Image.Image:
-        """A PIL image at a size: stretched, or scaled and then cropped or filled up with its outermost pixels."""
+    def resize(
+        self, image: Image.Image, height: int, width: int, resize_mode: ResizeMode = "default"
+    ) -> Image.Image:
+        """A PIL image at a size: stretched, or scaled and then cropped or filled up with its
+        outermost pixels."""
         if resize_mode == "default":
             return image.resize((width, height), Image.Resampling[self.resample.upper()])
         w, h = image.size
         fits_width = (width / height < w / h) == (resize_mode == "fill")
         size = (width, h * width // w) if fits_width else (w * height // h, height)
-        scaled, result = image.resize(size, Image.Resampling.LANCZOS), Image.new("RGB", (width, height))
+        scaled, result = (
+            image.resize(size, Image.Resampling.LANCZOS),
+            Image.new("RGB", (width, height)),
+        )
         left, top = width // 2 - size[0] // 2, height // 2 - size[1] // 2
         result.paste(scaled, (left, top))
         if top > 0 and resize_mode == "fill":
@@ -115,8 +150,11 @@ class VaeImageProcessor:
                 result.paste(scaled.resize((left, height), box=(edge, 0, edge, height)), (x, 0))
         return result
 
-    def postprocess(self, image: Tensor, output_type: OutputType = "pil", do_denormalize: Sequence[bool] = ()) -> Any:
-        """What the VAE returns -> PIL images, an array (b, h, w, c) or a tensor, in [0, 1]; latents as they are.
+    def postprocess(
+        self, image: Tensor, output_type: OutputType = "pil", do_denormalize: Sequence[bool] = ()
+    ) -> Any:
+        """What the VAE returns -> PIL images, an array (b, h, w, c) or a tensor, in [0, 1]; latents
+        as they are.
 
         Args:
             image: (b, c, h, w).
@@ -126,7 +164,12 @@ class VaeImageProcessor:
         if output_type == "latent":
             return image
         flags = do_denormalize or [True] * len(image)
-        image = torch.stack([(x * 0.5 + 0.5).clamp(0, 1) if flag else x for x, flag in zip(image, flags, strict=True)])
+        image = torch.stack(
+            [
+                (x * 0.5 + 0.5).clamp(0, 1) if flag else x
+                for x, flag in zip(image, flags, strict=True)
+            ]
+        )
         if output_type == "pt":
             return image
         array = image.cpu().permute(0, 2, 3, 1).float().numpy()
@@ -142,9 +185,11 @@ def _to_tensor(array: np.ndarray[Any, Any]) -> Tensor:
 
 
 def crop_region(mask: Image.Image, width: int, height: int, pad: int) -> Box:
-    """The box (left, top, right, bottom) around a mask, `pad` pixels wider, with the proportions of width and height.
+    """The box (left, top, right, bottom) around a mask, `pad` pixels wider, with the proportions of
+    width and height.
 
-    It is as in masked inpainting of the web UIs: grown on its shorter side, and moved back inside the image.
+    It is as in masked inpainting of the web UIs: grown on its shorter side, and moved back inside
+    the image.
     """
     left, top, right, bottom = mask.convert("L").getbbox() or (0, 0, 0, 0)
     x = max(left - pad, 0), min(right + pad, mask.width)
@@ -164,9 +209,14 @@ def _grown(start: int, stop: int, length: int, limit: int) -> tuple[int, int]:
 
 
 def apply_overlay(
-    processor: VaeImageProcessor, mask: Image.Image, original: Image.Image, image: Image.Image, box: Box
+    processor: VaeImageProcessor,
+    mask: Image.Image,
+    original: Image.Image,
+    image: Image.Image,
+    box: Box,
 ) -> Image.Image:
-    """An inpainted crop put back into the original image: new where the mask is white, original where it is black."""
+    """An inpainted crop put back into the original image: new where the mask is white, original
+    where it is black."""
     left, top, right, bottom = box
     kept = Image.new("RGBa", original.size)
     kept.paste(original.convert("RGBA").convert("RGBa"), mask=ImageOps.invert(mask.convert("L")))

@@ -1,4 +1,5 @@
-"""Layers that the models share. Attribute names are the state-dict keys of diffusers; images are (b, c, h, w)."""
+"""Layers that the models share. Attribute names are the state-dict keys of diffusers; images are
+(b, c, h, w)."""
 
 from __future__ import annotations
 
@@ -10,14 +11,26 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 
-def attend(query: Tensor, key: Tensor, value: Tensor, heads: int, is_causal: bool = False) -> Tensor:
-    """Multi-head scaled dot-product attention: query (b, n, c), key and value (b, m, c) -> (b, n, c)."""
-    query, key, value = (x.view(*x.shape[:2], heads, -1).transpose(1, 2) for x in (query, key, value))
-    return F.scaled_dot_product_attention(query, key, value, is_causal=is_causal).transpose(1, 2).flatten(2)
+def attend(
+    query: Tensor, key: Tensor, value: Tensor, heads: int, is_causal: bool = False
+) -> Tensor:
+    """Multi-head scaled dot-product attention: query (b, n, c), key and value (b, m, c) -> (b, n,
+    c)."""
+    query, key, value = (
+        x.view(*x.shape[:2], heads, -1).transpose(1, 2) for x in (query, key, value)
+    )
+    return (
+        F.scaled_dot_product_attention(query, key, value, is_causal=is_causal)
+        .transpose(1, 2)
+        .flatten(2)
+    )
 
 
-def timestep_embedding(timesteps: Tensor, dim: int, flip_sin_to_cos: bool = True, freq_shift: float = 0) -> Tensor:
-    """Sinusoidal features of timesteps (b,) -> float32 (b, dim). Ho et al. 2020, https://arxiv.org/abs/2006.11239."""
+def timestep_embedding(
+    timesteps: Tensor, dim: int, flip_sin_to_cos: bool = True, freq_shift: float = 0
+) -> Tensor:
+    """Sinusoidal features of timesteps (b,) -> float32 (b, dim). Ho et al. 2020,
+    https://arxiv.org/abs/2006.11239."""
     half = dim // 2
     steps = torch.arange(half, dtype=torch.float32, device=timesteps.device)
     angles = timesteps[:, None].float() * (-math.log(10000) * steps / (half - freq_shift)).exp()
@@ -26,7 +39,8 @@ def timestep_embedding(timesteps: Tensor, dim: int, flip_sin_to_cos: bool = True
 
 
 class TimestepEmbedding(nn.Module):
-    """The MLP on top of sinusoidal features; `cond_dim` adds a projected condition first (LCM's guidance scale)."""
+    """The MLP on top of sinusoidal features; `cond_dim` adds a projected condition first (LCM's
+    guidance scale)."""
 
     def __init__(self, in_dim: int, dim: int, cond_dim: int | None = None) -> None:
         super().__init__()
@@ -47,14 +61,18 @@ class TimestepEmbedding(nn.Module):
 class ResnetBlock2D(nn.Module):
     """Two convolutions with a shortcut; the time embedding, if any, is added between them."""
 
-    def __init__(self, in_channels: int, channels: int, groups: int, eps: float, time_dim: int | None = None) -> None:
+    def __init__(
+        self, in_channels: int, channels: int, groups: int, eps: float, time_dim: int | None = None
+    ) -> None:
         super().__init__()
         self.norm1 = nn.GroupNorm(groups, in_channels, eps)
         self.conv1 = nn.Conv2d(in_channels, channels, 3, padding=1)
         self.time_emb_proj = nn.Linear(time_dim, channels) if time_dim else None
         self.norm2 = nn.GroupNorm(groups, channels, eps)
         self.conv2 = nn.Conv2d(channels, channels, 3, padding=1)
-        self.conv_shortcut = nn.Conv2d(in_channels, channels, 1) if in_channels != channels else None
+        self.conv_shortcut = (
+            nn.Conv2d(in_channels, channels, 1) if in_channels != channels else None
+        )
 
     def forward(self, x: Tensor, emb: Tensor | None = None) -> Tensor:
         """(b, in_channels, h, w), activated emb (b, time_dim) -> (b, channels, h, w)."""
@@ -86,12 +104,15 @@ class Upsample2D(nn.Module):
 
     def forward(self, x: Tensor, size: tuple[int, int] | None = None) -> Tensor:
         """(b, c, h, w) -> (b, c, *size), by default twice the size."""
-        x = self.conv(F.interpolate(x, size=size or (2 * x.shape[-2], 2 * x.shape[-1]), mode="nearest"))
+        x = self.conv(
+            F.interpolate(x, size=size or (2 * x.shape[-2], 2 * x.shape[-1]), mode="nearest")
+        )
         return x
 
 
 class GEGLU(nn.Module):
-    """A linear layer whose second half gates the first. Shazeer 2020, https://arxiv.org/abs/2002.05202."""
+    """A linear layer whose second half gates the first. Shazeer 2020,
+    https://arxiv.org/abs/2002.05202."""
 
     def __init__(self, dim: int, inner_dim: int) -> None:
         super().__init__()

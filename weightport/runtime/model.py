@@ -29,10 +29,12 @@ class LoadOptions:
 
     Attributes:
         variant: load `*.<variant>.safetensors`; of a pipeline, in the components that have it.
-        dtype: what floating-point weights are cast to, float32 by default; `auto` leaves them as they are. For a
-            pipeline, a dict gives each component its own, and `default` that of the others.
+        dtype: what floating-point weights are cast to, float32 by default; `auto` leaves them as
+            they are. For a pipeline, a dict gives each component its own, and `default` that of the
+            others.
         torch_dtype: the older name of `dtype`.
-        use_safetensors: True loads no `.bin`, False nothing else; by default safetensors come first.
+        use_safetensors: True loads no `.bin`, False nothing else; by default safetensors come
+            first.
         device_map: the device to load to.
         disable_mmap: read the files into memory instead of mapping them.
         low_cpu_mem_usage: of no effect; loading always takes as little memory as it can.
@@ -53,7 +55,9 @@ class LoadOptions:
             ValueError: both names are given, or weights cannot be of a dtype.
         """
         if self.dtype is not None and self.torch_dtype is not None:
-            raise ValueError("dtype and torch_dtype are two names of one argument; give one of them")
+            raise ValueError(
+                "dtype and torch_dtype are two names of one argument; give one of them"
+            )
         wanted = self.torch_dtype if self.dtype is None else self.dtype
         each = wanted if isinstance(wanted, Mapping) else {"default": wanted}
         return {str(name): _one_dtype(value) for name, value in {"default": None, **each}.items()}
@@ -67,7 +71,10 @@ class LoadOptions:
         try:
             return None if self.device_map is None else torch.device(self.device_map)
         except (RuntimeError, TypeError):
-            message = f"device_map = {self.device_map!r} is not supported; give one device, such as 'cuda'"
+            message = (
+                f"device_map = {self.device_map!r} is not supported; give one device, such as"
+                " 'cuda'"
+            )
             raise ValueError(message) from None
 
 
@@ -100,7 +107,8 @@ class Model(nn.Module, HasConfig):
 
     @classmethod
     def rename(cls, key: str) -> str | None:
-        """The name that a key of an older or newer file has here; None for what this model has no use for."""
+        """The name that a key of an older or newer file has here; None for what this model has no
+        use for."""
         return key
 
     @classmethod
@@ -110,22 +118,27 @@ class Model(nn.Module, HasConfig):
 
     @classmethod
     def from_pretrained(
-        cls, pretrained_model_name_or_path: Place, *, output_loading_info: bool = False, **options: Any
+        cls,
+        pretrained_model_name_or_path: Place,
+        *,
+        output_loading_info: bool = False,
+        **options: Any,
     ) -> Self:
         """The model in a folder or on the Hub, in evaluation mode.
 
         Args:
             pretrained_model_name_or_path: a local folder, or the id of a repository on the Hub.
-            output_loading_info: return the model and, as diffusers does, a dict of lists: `missing_keys`,
-                `mismatched_keys` and `error_msgs`, always empty as these raise, and `unexpected_keys`, those that are
-                known to be of no use.
-            options: see `LoadOptions` and `PlaceOptions`; a model alone never falls back from a variant to the main
-                weights.
+            output_loading_info: return the model and, as diffusers does, a dict of lists:
+                `missing_keys`, `mismatched_keys` and `error_msgs`, always empty as these raise, and
+                `unexpected_keys`, those that are known to be of no use.
+            options: see `LoadOptions` and `PlaceOptions`; a model alone never falls back from a
+                variant to the main weights.
 
         Raises:
             OSError: the folder, the repository or a file in it is missing.
             TypeError: an option is unknown.
-            ValueError: the config asks for something that is not implemented, or the weights do not fit.
+            ValueError: the config asks for something that is not implemented, or the weights do not
+                fit.
         """
         place, others = split_options(options, PlaceOptions)
         load, unknown = split_options(others, LoadOptions)
@@ -138,7 +151,8 @@ class Model(nn.Module, HasConfig):
         folder = source.fetch([CONFIG, *files] if CONFIG in source.names else files)
         paths = [folder / name for name in files]
         collects = gc.isenabled()
-        gc.disable()  # of a model's thousands of parts none is garbage, and looking takes longer than making them
+        # of a model's thousands of parts none is garbage, and looking takes longer than making them
+        gc.disable()
         try:
             with torch.device("meta"), NoInit():
                 model = cls(source.json(CONFIG))
@@ -149,7 +163,12 @@ class Model(nn.Module, HasConfig):
         model.name_or_path = source.name
         model.eval()
         if output_loading_info:
-            info = {"missing_keys": [], "unexpected_keys": unused, "mismatched_keys": [], "error_msgs": []}
+            info = {
+                "missing_keys": [],
+                "unexpected_keys": unused,
+                "mismatched_keys": [],
+                "error_msgs": [],
+            }
             return model, info  # type: ignore[return-value]
         return model
 
@@ -161,9 +180,11 @@ class Model(nn.Module, HasConfig):
         variant: str | None = None,
         max_shard_size: int | str = "10GB",
     ) -> None:
-        """Write `config.json` and the weights, as diffusers and transformers load them; may also push, see `PushToHub`.
+        """Write `config.json` and the weights, as diffusers and transformers load them; may also
+        push, see `PushToHub`.
 
-        Other files of the folder stay, such as other variants; earlier weights of the same variant are replaced.
+        Other files of the folder stay, such as other variants; earlier weights of the same variant
+        are replaced.
 
         Args:
             save_directory: made if it does not exist.
@@ -180,10 +201,18 @@ class Model(nn.Module, HasConfig):
         stale = sibling_files(Source(Path(save_directory)).names, self.library, variant)
         with placed(save_directory, stale) as staging:
             write_json(staging / CONFIG, self._saved_config())
-            write_weights(staging, self.state_dict(), self.library, variant, _size(max_shard_size), safe_serialization)
+            write_weights(
+                staging,
+                self.state_dict(),
+                self.library,
+                variant,
+                _size(max_shard_size),
+                safe_serialization,
+            )
 
     def _saved_config(self) -> dict[str, Any]:
-        """The config for other readers. No dtype: transformers would impose it on every variant of the weights."""
+        """The config for other readers. No dtype: transformers would impose it on every variant of
+        the weights."""
         config, hidden = super()._saved_config(), ("_", "dtype", "torch_dtype")
         if self.library == "diffusers":
             return config
@@ -208,10 +237,14 @@ class AutoModel:
         for kind in (component_class(library, str(name)) for library in COMPONENTS):
             if kind is not None and issubclass(kind, Model):
                 return kind.from_pretrained(source, **options)
-        raise ValueError(f"{source.name}: its config.json names {name!r}, which is not a model of the runtime")
+        raise ValueError(
+            f"{source.name}: its config.json names {name!r}, which is not a model of the runtime"
+        )
 
 
-def find_files(source: Source, library: str, variant: str | None, use_safetensors: bool | None) -> list[str]:
+def find_files(
+    source: Source, library: str, variant: str | None, use_safetensors: bool | None
+) -> list[str]:
     """The names of the files that hold a model's weights.
 
     Raises:
@@ -220,12 +253,16 @@ def find_files(source: Source, library: str, variant: str | None, use_safetensor
     """
     weights = find_weights(source.names, library, variant, use_safetensors)
     if weights is None:
-        raise OSError(f"{source.name}: {why_no_weights(source.names, library, variant, use_safetensors)}")
+        raise OSError(
+            f"{source.name}: {why_no_weights(source.names, library, variant, use_safetensors)}"
+        )
     if not weights.endswith(".json"):
         return [weights]
     shards = shard_names(source.json(weights), f"{source.name}/{weights}")
     if missing := [name for name in shards if name not in source.names]:
-        raise OSError(f"{source.name}: {weights} names {missing[0]}, which is missing; download it again")
+        raise OSError(
+            f"{source.name}: {weights} names {missing[0]}, which is missing; download it again"
+        )
     return shards
 
 
@@ -249,4 +286,6 @@ def _size(size: int | str) -> int:
     match = re.fullmatch(r"(\d+(?:\.\d+)?) ?([KMGT]?)(i?)B?", str(size), re.IGNORECASE)
     if match is None or float(match[1]) <= 0:
         raise ValueError(f"max_shard_size = {size!r} is not a size such as '10GB'")
-    return int(float(match[1]) * (1024 if match[3] else 1000) ** " KMGT".index(match[2].upper() or " "))
+    return int(
+        float(match[1]) * (1024 if match[3] else 1000) ** " KMGT".index(match[2].upper() or " ")
+    )

@@ -1,4 +1,5 @@
-"""The pipelines, with diffusers' names and call arguments: each says what its components are and how a run starts.
+"""The pipelines, with diffusers' names and call arguments: each says what its components are and
+how a run starts.
 
 `sampling.sample` does the work for all of them.
 """
@@ -51,23 +52,34 @@ ALL_SIZES = f"{SIZES} negative_original_size negative_crops_coords_top_left nega
 AESTHETIC = "aesthetic_score negative_aesthetic_score"
 PAINTED = f"image mask_image masked_image_latents {SIZE} padding_mask_crop strength {SCHEDULE}"
 DISTILLED = (
-    "original_inference_steps timesteps guidance_scale num_images_per_prompt generator latents prompt_embeds "
-    f"{ADAPTER} {OUTPUT} {LAST}"
+    "original_inference_steps timesteps guidance_scale num_images_per_prompt generator latents"
+    f" prompt_embeds {ADAPTER} {OUTPUT} {LAST}"
 )
 XL_PART = f"denoising_start denoising_end {XL_TEXT} guidance_rescale {ALL_SIZES} {AESTHETIC} {LAST}"
 LED = f"control_image {SIZE} strength num_inference_steps"
-LED_PAINTED = f"image mask_image control_image {SIZE} padding_mask_crop strength num_inference_steps"
+LED_PAINTED = (
+    f"image mask_image control_image {SIZE} padding_mask_crop strength num_inference_steps"
+)
 # the watermark is accepted and ignored: nothing is ever watermarked
 WATERMARK: dict[str, Any] = {"force_zeros_for_empty_prompt": True, "add_watermarker": None}
 DEFAULTS = {field.name: field.default for field in fields(Options)}
 ENCODE = "device num_images_per_prompt do_classifier_free_guidance"
-ENCODE_DEFAULTS = DEFAULTS | {"device": None, "do_classifier_free_guidance": True, "lora_scale": None}
+ENCODE_DEFAULTS = DEFAULTS | {
+    "device": None,
+    "do_classifier_free_guidance": True,
+    "lora_scale": None,
+}
 
 
-def make_method(work: Callable[..., Any], names: list[str], defaults: Mapping[str, Any]) -> Callable[..., Any]:
-    """`work(self, **arguments)` as a method with a signature of these names; those without a default are required."""
+def make_method(
+    work: Callable[..., Any], names: list[str], defaults: Mapping[str, Any]
+) -> Callable[..., Any]:
+    """`work(self, **arguments)` as a method with a signature of these names; those without a
+    default are required."""
     kind = Parameter.POSITIONAL_OR_KEYWORD
-    parameters = [Parameter(name, kind, default=defaults.get(name, Parameter.empty)) for name in names]
+    parameters = [
+        Parameter(name, kind, default=defaults.get(name, Parameter.empty)) for name in names
+    ]
     signature = Signature([Parameter("self", kind), *parameters])
 
     @wraps(work)
@@ -84,8 +96,12 @@ def _init(self: LatentDiffusionPipeline, **given: Any) -> None:
     """Make a pipeline of its components."""
     options = {name: given.pop(name) for name in self.options}
     if options.get("requires_safety_checker") and given["safety_checker"] is None:
-        warnings.warn("there is no safety checker: every image is shown, whatever is on it", stacklevel=4)
-    self.register_to_config(**{name: value for name, value in options.items() if name != "add_watermarker"})
+        warnings.warn(
+            "there is no safety checker: every image is shown, whatever is on it", stacklevel=4
+        )
+    self.register_to_config(
+        **{name: value for name, value in options.items() if name != "add_watermarker"}
+    )
     self.register_modules(**given)
 
 
@@ -95,10 +111,17 @@ def _call(self: LatentDiffusionPipeline, **given: Any) -> Any:
 
 
 def _encode(
-    self: LatentDiffusionPipeline, device: Any, do_classifier_free_guidance: bool, lora_scale: None, **given: Any
+    self: LatentDiffusionPipeline,
+    device: Any,
+    do_classifier_free_guidance: bool,
+    lora_scale: None,
+    **given: Any,
 ) -> tuple[Any, ...]:
-    """The embeddings of prompts and negative prompts, (b, tokens, d), and for SDXL the pooled ones, (b, d)."""
-    embeddings = sampling.encode_prompts(self, Options(**given), device, do_classifier_free_guidance)
+    """The embeddings of prompts and negative prompts, (b, tokens, d), and for SDXL the pooled ones,
+    (b, d)."""
+    embeddings = sampling.encode_prompts(
+        self, Options(**given), device, do_classifier_free_guidance
+    )
     return embeddings if self.is_xl else embeddings[:2]
 
 
@@ -110,7 +133,8 @@ class LatentDiffusionPipeline(DiffusionPipeline):
         options: its other arguments.
         call: the names of the call's arguments, in diffusers' order.
         defaults: of the arguments, where they are not those of `Options`.
-        scheduler_fixes: options that early configs have wrong; the constructor changes them in the scheduler.
+        scheduler_fixes: options that early configs have wrong; the constructor changes them in the
+            scheduler.
         start: what sets the first latents.
         tensors: what a callback may ask for, beside what it may in the base classes.
         is_xl: whether the text encoders and conditions are SDXL's.
@@ -137,13 +161,18 @@ class LatentDiffusionPipeline(DiffusionPipeline):
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
         own = cls.__dict__
-        tensors = [name for base in reversed(cls.__mro__) for name in base.__dict__.get("tensors", ())]
+        tensors = [
+            name for base in reversed(cls.__mro__) for name in base.__dict__.get("tensors", ())
+        ]
         led = [cls.control_argument()] if "controlnet" in cls.parts.split() else []
         cls._callback_tensor_inputs = own.get("_callback_tensor_inputs", (*tensors, *led))
         if not own.keys().isdisjoint(("parts", "options")):
             parts = cls.parts.split()
             cls._optional_components = [part[:-1] for part in parts if part.endswith("?")]
-            last = {part[:-1]: None for part in takewhile(lambda part: part.endswith("?"), reversed(parts))}
+            last = {
+                part[:-1]: None
+                for part in takewhile(lambda part: part.endswith("?"), reversed(parts))
+            }
             names = [part.removesuffix("?") for part in parts]
             cls.__init__ = make_method(_init, [*names, *cls.options], last | cls.options)  # type: ignore[method-assign]
         if "call" in own:
@@ -154,11 +183,15 @@ class LatentDiffusionPipeline(DiffusionPipeline):
         """Whether the call has an argument of this name."""
         return name in cls.call.split()
 
-    # --- the state of a run -------------------------------------------------------------------------------------------
+    # --- the state of a run -----------------------------------------------------------------------
 
     guidance_scale = property(attrgetter("_guidance_scale"), doc="Weight of the prompt.")
-    image_guidance_scale = property(attrgetter("_image_guidance_scale"), doc="Weight of the image to edit.")
-    guidance_rescale = property(attrgetter("_guidance_rescale"), doc="Share of it whose deviation is corrected.")
+    image_guidance_scale = property(
+        attrgetter("_image_guidance_scale"), doc="Weight of the image to edit."
+    )
+    guidance_rescale = property(
+        attrgetter("_guidance_rescale"), doc="Share of it whose deviation is corrected."
+    )
     interrupt = property(attrgetter("_interrupt"), doc="Whether the run is to stop.")
 
     def begin(self, o: Options) -> None:
@@ -169,12 +202,16 @@ class LatentDiffusionPipeline(DiffusionPipeline):
     @property
     def branches(self) -> int:
         """How often the UNet sees each image in a step: once without guidance, twice with it."""
-        guided = self.guidance_scale > 1 and not self.is_lcm and not self.unet.config.get("time_cond_proj_dim")
+        guided = (
+            self.guidance_scale > 1
+            and not self.is_lcm
+            and not self.unet.config.get("time_cond_proj_dim")
+        )
         if self.takes("image_guidance_scale"):
             return 3 if guided and self.image_guidance_scale >= 1 else 1
         return 2 if guided else 1
 
-    # --- components ---------------------------------------------------------------------------------------------------
+    # --- components -------------------------------------------------------------------------------
 
     @property
     def vae_scale_factor(self) -> int:
@@ -188,12 +225,16 @@ class LatentDiffusionPipeline(DiffusionPipeline):
     @property
     def image_processor(self) -> VaeImageProcessor:
         """What images go through."""
-        return VaeImageProcessor(self.vae_scale_factor, vae_latent_channels=self.vae.config.latent_channels)
+        return VaeImageProcessor(
+            self.vae_scale_factor, vae_latent_channels=self.vae.config.latent_channels
+        )
 
     @property
     def mask_processor(self) -> VaeImageProcessor:
         """What masks go through."""
-        return VaeImageProcessor(self.vae_scale_factor, do_normalize=False, do_binarize=True, do_convert_grayscale=True)
+        return VaeImageProcessor(
+            self.vae_scale_factor, do_normalize=False, do_binarize=True, do_convert_grayscale=True
+        )
 
     @property
     def control_image_processor(self) -> VaeImageProcessor:
@@ -212,7 +253,8 @@ class LatentDiffusionPipeline(DiffusionPipeline):
         return [] if net is None else list(getattr(net, "nets", [net]))
 
     def register_modules(self, **components: Any) -> None:
-        """Make these the components; several ControlNets become one model, and options of old schedulers are put right.
+        """Make these the components; several ControlNets become one model, and options of old
+        schedulers are put right.
 
         Raises:
             ValueError: there is a safety checker but nothing that prepares images for it.
@@ -220,8 +262,13 @@ class LatentDiffusionPipeline(DiffusionPipeline):
         net = components.get("controlnet")
         if isinstance(net, (list, tuple)):
             components["controlnet"] = MultiControlNetModel(list(net))
-        if components.get("safety_checker") is not None and components.get("feature_extractor") is None:
-            raise ValueError("a safety_checker needs a feature_extractor; pass both, or safety_checker=None")
+        if (
+            components.get("safety_checker") is not None
+            and components.get("feature_extractor") is None
+        ):
+            raise ValueError(
+                "a safety_checker needs a feature_extractor; pass both, or safety_checker=None"
+            )
         scheduler: Any = components.get("scheduler")
         if isinstance(config := getattr(scheduler, "config", None), Config):
             fixes = {key: value for key, value in self.scheduler_fixes.items() if key in config}
@@ -233,7 +280,8 @@ class LatentDiffusionPipeline(DiffusionPipeline):
 
     @contextmanager
     def full_precision_vae(self, *dtypes: torch.dtype) -> Iterator[Any]:
-        """The VAE, in float32 if it has one of these dtypes and SDXL's config says so: `force_upcast`."""
+        """The VAE, in float32 if it has one of these dtypes and SDXL's config says so:
+        `force_upcast`."""
         dtype = self.vae.dtype
         upcast = self.is_xl and dtype in dtypes and self.vae.config.get("force_upcast", True)
         try:
@@ -252,19 +300,24 @@ class LatentDiffusionPipeline(DiffusionPipeline):
     ) -> None:
         """Teach the pipeline new words; see `textual_inversion.load_textual_inversion`."""
         tokenizer, text_encoder = tokenizer or self.tokenizer, text_encoder or self.text_encoder
-        load_textual_inversion(tokenizer, text_encoder, pretrained_model_name_or_path, token, **options)
+        load_textual_inversion(
+            tokenizer, text_encoder, pretrained_model_name_or_path, token, **options
+        )
 
     def compile(self) -> None:
         """Compile the UNet for speed; images then differ by rounding. See `speed.compile_model`."""
         compile_model(self.unet)
 
     def pack(self) -> None:
-        """Bring weights into the order that kernels read, for speed; images differ by rounding. See `pack_model`."""
+        """Bring weights into the order that kernels read, for speed; images differ by rounding. See
+        `pack_model`."""
         for model in (self.unet, *self.controlnets):
             pack_model(model)
 
     encode_prompt = make_method(
-        _encode, f"prompt {ENCODE} negative_prompt {EMBEDS} lora_scale clip_skip".split(), ENCODE_DEFAULTS
+        _encode,
+        f"prompt {ENCODE} negative_prompt {EMBEDS} lora_scale clip_skip".split(),
+        ENCODE_DEFAULTS,
     )
 
     def describe_size(self, o: Options, run: Run) -> None:
@@ -318,8 +371,9 @@ class StableDiffusionInstructPix2PixPipeline(FromEdited, StableDiffusionPipeline
     """Edit an image by an instruction."""
 
     call = (
-        "prompt image num_inference_steps guidance_scale image_guidance_scale negative_prompt num_images_per_prompt "
-        f"eta generator latents {EMBEDS} {ADAPTER} output_type return_dict {CALLBACK} cross_attention_kwargs"
+        "prompt image num_inference_steps guidance_scale image_guidance_scale negative_prompt"
+        f" num_images_per_prompt eta generator latents {EMBEDS} {ADAPTER} output_type return_dict"
+        f" {CALLBACK} cross_attention_kwargs"
     )
     defaults: ClassVar[dict[str, Any]] = {"num_inference_steps": 100}
     scheduler_fixes: ClassVar[dict[str, Any]] = {}
@@ -347,15 +401,16 @@ class StableDiffusionUpscalePipeline(LatentDiffusionPipeline):
     parts = f"{LATENT} low_res_scheduler scheduler {CHECKER} watermarker?"
     options: ClassVar[dict[str, Any]] = {"max_noise_level": 350}
     call = (
-        "prompt image num_inference_steps guidance_scale noise_level negative_prompt num_images_per_prompt eta "
-        f"generator latents {EMBEDS} {OUTPUT} {LAST}"
+        "prompt image num_inference_steps guidance_scale noise_level negative_prompt"
+        f" num_images_per_prompt eta generator latents {EMBEDS} {OUTPUT} {LAST}"
     )
     defaults: ClassVar[dict[str, Any]] = {"num_inference_steps": 75, "guidance_scale": 9.0}
     start = sampling.start_from_small
 
     @property
     def image_processor(self) -> VaeImageProcessor:
-        """What images go through; a small image has one channel less than latents and must not be taken for them."""
+        """What images go through; a small image has one channel less than latents and must not be
+        taken for them."""
         channels = self.vae.config.latent_channels + 1
         return VaeImageProcessor(self.vae_scale_factor, "bicubic", vae_latent_channels=channels)
 
@@ -364,7 +419,9 @@ class StableDiffusionDepth2ImgPipeline(LatentDiffusionPipeline):
     """Image-to-image that keeps to a depth map."""
 
     parts = f"{LATENT} scheduler depth_estimator? feature_extractor?"
-    call = f"prompt image depth_map strength num_inference_steps {GUIDANCE} {EMBEDS} {OUTPUT} {LAST}"
+    call = (
+        f"prompt image depth_map strength num_inference_steps {GUIDANCE} {EMBEDS} {OUTPUT} {LAST}"
+    )
     start = sampling.start_from_depth
     tensors: ClassVar[tuple[str, ...]] = ("depth_mask",)
 
@@ -391,7 +448,7 @@ class StableDiffusionControlNetInpaintPipeline(FromMask, StableDiffusionControlN
     defaults: ClassVar[dict[str, Any]] = {"strength": 1.0, "controlnet_conditioning_scale": 0.5}
 
 
-# --- SDXL -----------------------------------------------------------------------------------------------------------
+# --- SDXL -----------------------------------------------------------------------------------------
 
 
 class _XLPipeline(LatentDiffusionPipeline):
@@ -401,10 +458,15 @@ class _XLPipeline(LatentDiffusionPipeline):
     options: ClassVar[dict[str, Any]] = WATERMARK
     defaults: ClassVar[dict[str, Any]] = {"guidance_scale": 5.0}
     is_xl = True
-    tensors: ClassVar[tuple[str, ...]] = ("add_text_embeds", "add_time_ids", "negative_pooled_prompt_embeds")
+    tensors: ClassVar[tuple[str, ...]] = (
+        "add_text_embeds",
+        "add_time_ids",
+        "negative_pooled_prompt_embeds",
+    )
     encode_prompt = make_method(
         _encode,
-        f"prompt prompt_2 {ENCODE} negative_prompt negative_prompt_2 {EMBEDS} {POOLED} lora_scale clip_skip".split(),
+        f"prompt prompt_2 {ENCODE} negative_prompt negative_prompt_2 {EMBEDS} {POOLED} lora_scale"
+        " clip_skip".split(),
         ENCODE_DEFAULTS,
     )
 
@@ -414,13 +476,26 @@ class _XLPipeline(LatentDiffusionPipeline):
         Raises:
             ValueError: the UNet expects another number of them.
         """
-        original, crop, target = o.original_size or run.size, o.crops_coords_top_left, o.target_size or run.size
+        original, crop, target = (
+            o.original_size or run.size,
+            o.crops_coords_top_left,
+            o.target_size or run.size,
+        )
         negative_original, negative_target = o.negative_original_size, o.negative_target_size
         negative_crop = o.negative_crops_coords_top_left
-        scored, late = bool(self.config.get("requires_aesthetics_score")), self.takes("aesthetic_score")
-        positive = negative = (*original, *crop, o.aesthetic_score) if scored else (*original, *crop, *target)
+        scored, late = (
+            bool(self.config.get("requires_aesthetics_score")),
+            self.takes("aesthetic_score"),
+        )
+        positive = negative = (
+            (*original, *crop, o.aesthetic_score) if scored else (*original, *crop, *target)
+        )
         if scored:
-            negative = (*(negative_original or original), *negative_crop, o.negative_aesthetic_score)
+            negative = (
+                *(negative_original or original),
+                *negative_crop,
+                o.negative_aesthetic_score,
+            )
         elif late:
             negative = (*(negative_original or original), *crop, *(negative_target or target))
         elif negative_original is not None and negative_target is not None:
@@ -429,21 +504,30 @@ class _XLPipeline(LatentDiffusionPipeline):
         given = len(positive) * config.addition_time_embed_dim + run.add_text_embeds.shape[-1]  # type: ignore[union-attr]
         if given != (wanted := config.projection_class_embeddings_input_dim):
             advice = f"check requires_aesthetics_score ({scored}) and text_encoder_2"
-            raise ValueError(f"the conditions have {given} features, the UNet expects {wanted}: {advice}")
-        # joined first, rows of both signs alternate: diffusers does so here, and images depend on it
+            raise ValueError(
+                f"the conditions have {given} features, the UNet expects {wanted}: {advice}"
+            )
+        # joined first, rows of both signs alternate: diffusers does so here, and images depend on
+        # it
         first, then = (run.batch, 1) if late else (1, run.batch)
-        rows = (torch.tensor([ids], dtype=run.dtype, device=run.device) for ids in (positive, negative))
+        rows = (
+            torch.tensor([ids], dtype=run.dtype, device=run.device) for ids in (positive, negative)
+        )
         run.add_time_ids = join(self, *(row.repeat(first, 1) for row in rows)).repeat(then, 1)
 
 
 class StableDiffusionXLPipeline(_XLPipeline):
     """Text-to-image with SDXL; `denoising_end` leaves the rest to a refiner."""
 
-    call = f"prompt prompt_2 {SIZE} {SCHEDULE} denoising_end {XL_TEXT} guidance_rescale {ALL_SIZES} {LAST}"
+    call = (
+        f"prompt prompt_2 {SIZE} {SCHEDULE} denoising_end {XL_TEXT} guidance_rescale {ALL_SIZES}"
+        f" {LAST}"
+    )
 
 
 class StableDiffusionXLImg2ImgPipeline(FromImage, _XLPipeline):
-    """Image-to-image with SDXL or its refiner; `denoising_start` takes over where another model left off."""
+    """Image-to-image with SDXL or its refiner; `denoising_start` takes over where another model
+    left off."""
 
     options: ClassVar[dict[str, Any]] = {"requires_aesthetics_score": False} | WATERMARK
     call = f"prompt prompt_2 image strength {SCHEDULE} {XL_PART}"
@@ -463,9 +547,10 @@ class StableDiffusionXLInstructPix2PixPipeline(FromEdited, _XLPipeline):
     parts = f"{XL} scheduler"
     options: ClassVar[dict[str, Any]] = WATERMARK | {"is_cosxl_edit": False}
     call = (
-        f"prompt prompt_2 image {SIZE} num_inference_steps denoising_end guidance_scale image_guidance_scale "
-        f"negative_prompt negative_prompt_2 num_images_per_prompt eta generator latents {EMBEDS} {POOLED} output_type "
-        f"return_dict {CALLBACK} cross_attention_kwargs guidance_rescale {SIZES}"
+        f"prompt prompt_2 image {SIZE} num_inference_steps denoising_end guidance_scale"
+        " image_guidance_scale negative_prompt negative_prompt_2 num_images_per_prompt eta"
+        f" generator latents {EMBEDS} {POOLED} output_type return_dict {CALLBACK}"
+        f" cross_attention_kwargs guidance_rescale {SIZES}"
     )
     defaults: ClassVar[dict[str, Any]] = {"guidance_scale": 5.0, "num_inference_steps": 100}
 
@@ -474,7 +559,10 @@ class StableDiffusionXLControlNetPipeline(_XLPipeline):
     """Text-to-image with SDXL, led by ControlNets."""
 
     parts = f"{XL} controlnet scheduler feature_extractor? image_encoder?"
-    call = f"prompt prompt_2 image {SIZE} {SCHEDULE} denoising_end {XL_TEXT} {CONTROL} {ALL_SIZES} {LAST}"
+    call = (
+        f"prompt prompt_2 image {SIZE} {SCHEDULE} denoising_end {XL_TEXT} {CONTROL} {ALL_SIZES}"
+        f" {LAST}"
+    )
 
 
 class StableDiffusionXLControlNetImg2ImgPipeline(FromImage, StableDiffusionXLControlNetPipeline):
@@ -482,14 +570,20 @@ class StableDiffusionXLControlNetImg2ImgPipeline(FromImage, StableDiffusionXLCon
 
     options: ClassVar[dict[str, Any]] = {"requires_aesthetics_score": False} | WATERMARK
     call = f"prompt prompt_2 image {LED} {XL_TEXT} {CONTROL} {ALL_SIZES} {AESTHETIC} {LAST}"
-    defaults: ClassVar[dict[str, Any]] = {"guidance_scale": 5.0, "controlnet_conditioning_scale": 0.8}
+    defaults: ClassVar[dict[str, Any]] = {
+        "guidance_scale": 5.0,
+        "controlnet_conditioning_scale": 0.8,
+    }
 
 
-class StableDiffusionXLControlNetInpaintPipeline(FromMask, StableDiffusionXLControlNetImg2ImgPipeline):
+class StableDiffusionXLControlNetInpaintPipeline(
+    FromMask, StableDiffusionXLControlNetImg2ImgPipeline
+):
     """Inpainting with SDXL, led by ControlNets."""
 
     call = (
-        f"prompt prompt_2 {LED_PAINTED} denoising_start denoising_end {XL_GUIDANCE} latents {EMBEDS} {ADAPTER} "
-        f"{POOLED} {OUTPUT} {CONTROL} guidance_rescale {SIZES} {AESTHETIC} {LAST}"
+        f"prompt prompt_2 {LED_PAINTED} denoising_start denoising_end {XL_GUIDANCE} latents"
+        f" {EMBEDS} {ADAPTER} {POOLED} {OUTPUT} {CONTROL} guidance_rescale {SIZES} {AESTHETIC}"
+        f" {LAST}"
     )
     defaults: ClassVar[dict[str, Any]] = {"guidance_scale": 5.0, "strength": 0.9999}

@@ -1,6 +1,7 @@
 """The classes of the runtime, by name, and what a repository may call them.
 
-The tables are closed: a repository chooses among our classes, and nothing is imported because a file names it.
+The tables are closed: a repository chooses among our classes, and nothing is imported because a
+file names it.
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ _NAMES = {  # modules of weightport.runtime -> public classes
     "model": "AutoModel",
     "pipeline": "DiffusionPipeline",
     "auto": "AutoPipelineForText2Image AutoPipelineForImage2Image AutoPipelineForInpainting",
-    "pipelines": """
+    "pipelines": (
+        """
         StableDiffusionPipeline StableDiffusionImg2ImgPipeline StableDiffusionInpaintPipeline
         StableDiffusionInstructPix2PixPipeline LatentConsistencyModelPipeline LatentConsistencyModelImg2ImgPipeline
         StableDiffusionUpscalePipeline StableDiffusionDepth2ImgPipeline StableDiffusionControlNetPipeline
@@ -26,8 +28,10 @@ _NAMES = {  # modules of weightport.runtime -> public classes
         StableDiffusionXLImg2ImgPipeline StableDiffusionXLInpaintPipeline StableDiffusionXLInstructPix2PixPipeline
         StableDiffusionXLControlNetPipeline StableDiffusionXLControlNetImg2ImgPipeline
         StableDiffusionXLControlNetInpaintPipeline
-    """,
-    "schedulers": """
+    """
+    ),
+    "schedulers": (
+        """
         CMStochasticIterativeScheduler CosineDPMSolverMultistepScheduler DDIMScheduler DDIMInverseScheduler
         DDPMScheduler DEISMultistepScheduler DPMSolverMultistepScheduler DPMSolverMultistepInverseScheduler
         DPMSolverSDEScheduler DPMSolverSinglestepScheduler EDMDPMSolverMultistepScheduler EDMEulerScheduler
@@ -35,18 +39,32 @@ _NAMES = {  # modules of weightport.runtime -> public classes
         FlowMatchHeunDiscreteScheduler FlowMatchLCMScheduler HeunDiscreteScheduler IPNDMScheduler
         KDPM2AncestralDiscreteScheduler KDPM2DiscreteScheduler KerasCVScheduler LCMScheduler LMSDiscreteScheduler
         PNDMScheduler SASolverScheduler TCDScheduler UniPCMultistepScheduler
-    """,
+    """
+    ),
 }
 MODULES = {module: tuple(names.split()) for module, names in _NAMES.items()}
 PUBLIC = {name: module for module, names in MODULES.items() for name in names}
 PIPELINES = MODULES["pipelines"]
 COMPONENTS: dict[str, tuple[str, ...]] = {  # library in model_index.json -> classes
-    "diffusers": ("UNet2DConditionModel", *MODULES["controlnet"], "AutoencoderKL", *MODULES["schedulers"]),
-    "transformers": ("CLIPTextModel", "CLIPTextModelWithProjection", "CLIPTokenizer", "CLIPImageProcessor"),
+    "diffusers": (
+        "UNet2DConditionModel",
+        *MODULES["controlnet"],
+        "AutoencoderKL",
+        *MODULES["schedulers"],
+    ),
+    "transformers": (
+        "CLIPTextModel",
+        "CLIPTextModelWithProjection",
+        "CLIPTokenizer",
+        "CLIPImageProcessor",
+    ),
     "stable_diffusion": ("StableDiffusionSafetyChecker",),
 }
 ALIASES = {
-    **dict.fromkeys(("CLIPFeatureExtractor", "CLIPImageProcessorFast", "CLIPImageProcessorPil"), "CLIPImageProcessor"),
+    **dict.fromkeys(
+        ("CLIPFeatureExtractor", "CLIPImageProcessorFast", "CLIPImageProcessorPil"),
+        "CLIPImageProcessor",
+    ),
     "CLIPTokenizerFast": "CLIPTokenizer",
 }
 
@@ -68,6 +86,7 @@ def component_class(library: str, name: str) -> type[Any] | None:
 
 
 def library_of(kind: type) -> str:
-    """What `model_index.json` calls the library of a class: diffusers' names for ours, or the package it is from."""
+    """What `model_index.json` calls the library of a class: diffusers' names for ours, or the
+    package it is from."""
     package = kind.__module__.split(".")[0]
     return str(getattr(kind, "library", package)) if package == __name__.split(".")[0] else package

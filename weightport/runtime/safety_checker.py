@@ -1,8 +1,9 @@
-"""The safety checker of Stable Diffusion 1: which images are near concepts that should not be shown.
+"""The safety checker of Stable Diffusion 1: which images are near concepts that should not be
+shown.
 
-An image and each concept are vectors of CLIP (Radford et al. 2021, https://arxiv.org/abs/2103.00020); an image is
-flagged when the cosine between the two exceeds the concept's threshold. Rando et al. 2022 took it apart:
-https://arxiv.org/abs/2210.04610.
+An image and each concept are vectors of CLIP (Radford et al. 2021,
+https://arxiv.org/abs/2103.00020); an image is flagged when the cosine between the two exceeds the
+concept's threshold. Rando et al. 2022 took it apart: https://arxiv.org/abs/2210.04610.
 """
 
 from __future__ import annotations
@@ -42,13 +43,16 @@ Images = TypeVar("Images", Tensor, NDArray[Any])
 
 
 class CLIPVisionEmbeddings(nn.Module):
-    """An image as a sequence: a vector of its own for the whole, then one for each patch; positions are added."""
+    """An image as a sequence: a vector of its own for the whole, then one for each patch; positions
+    are added."""
 
     def __init__(self, c: Config) -> None:
         super().__init__()
         patches = (c.image_size // c.patch_size) ** 2
         self.class_embedding = nn.Parameter(torch.zeros(c.hidden_size))
-        self.patch_embedding = nn.Conv2d(c.num_channels, c.hidden_size, c.patch_size, stride=c.patch_size, bias=False)
+        self.patch_embedding = nn.Conv2d(
+            c.num_channels, c.hidden_size, c.patch_size, stride=c.patch_size, bias=False
+        )
         self.position_embedding = nn.Embedding(1 + patches, c.hidden_size)
 
     def forward(self, pixels: Tensor) -> Tensor:
@@ -70,7 +74,9 @@ class CLIPVisionTransformer(nn.Module):
 
     def forward(self, pixels: Tensor) -> Tensor:
         """(b, c, h, w) -> (b, hidden_size), the image as a whole."""
-        pooled: Tensor = self.post_layernorm(self.encoder(self.pre_layrnorm(self.embeddings(pixels)))[-1][:, 0])
+        pooled: Tensor = self.post_layernorm(
+            self.encoder(self.pre_layrnorm(self.embeddings(pixels)))[-1][:, 0]
+        )
         return pooled
 
 
@@ -78,7 +84,8 @@ class StableDiffusionSafetyChecker(Model):
     """Flags images and blackens those it flags.
 
     Args:
-        config: the content of `safety_checker/config.json`; absent keys take the defaults of transformers.
+        config: the content of `safety_checker/config.json`; absent keys take the defaults of
+            transformers.
     """
 
     library: ClassVar[str] = "stable_diffusion"
@@ -88,12 +95,18 @@ class StableDiffusionSafetyChecker(Model):
         given = {**(config.get("vision_config") or {}), **(config.get("vision_config_dict") or {})}
         vision = Config({key: given.get(key, default) for key, default in VISION.items()})
         dim = self.config.projection_dim
-        self.vision_model = nn.Sequential(OrderedDict(vision_model=CLIPVisionTransformer(vision)))  # as keys have it
+        self.vision_model = nn.Sequential(
+            OrderedDict(vision_model=CLIPVisionTransformer(vision))
+        )  # as keys have it
         self.visual_projection = nn.Linear(vision.hidden_size, dim, bias=False)
         self.concept_embeds = nn.Parameter(torch.ones(CONCEPTS, dim), requires_grad=False)
-        self.special_care_embeds = nn.Parameter(torch.ones(SPECIAL_CONCEPTS, dim), requires_grad=False)
+        self.special_care_embeds = nn.Parameter(
+            torch.ones(SPECIAL_CONCEPTS, dim), requires_grad=False
+        )
         self.concept_embeds_weights = nn.Parameter(torch.ones(CONCEPTS), requires_grad=False)
-        self.special_care_embeds_weights = nn.Parameter(torch.ones(SPECIAL_CONCEPTS), requires_grad=False)
+        self.special_care_embeds_weights = nn.Parameter(
+            torch.ones(SPECIAL_CONCEPTS), requires_grad=False
+        )
 
     @classmethod
     def rename(cls, key: str) -> str | None:
@@ -103,10 +116,15 @@ class StableDiffusionSafetyChecker(Model):
         return None if key.endswith(".position_ids") else key
 
     def scores(self, clip_input: Tensor) -> tuple[Tensor, Tensor]:
-        """How far images (b, 3, h, w) exceed the thresholds: float32 (b, 3) special concepts, (b, 17) concepts."""
+        """How far images (b, 3, h, w) exceed the thresholds: float32 (b, 3) special concepts, (b,
+        17) concepts."""
         image = F.normalize(self.visual_projection(self.vision_model(clip_input)))
-        special = (image @ F.normalize(self.special_care_embeds).T).float() - self.special_care_embeds_weights.float()
-        concepts = (image @ F.normalize(self.concept_embeds).T).float() - self.concept_embeds_weights.float()
+        special = (
+            image @ F.normalize(self.special_care_embeds).T
+        ).float() - self.special_care_embeds_weights.float()
+        concepts = (
+            image @ F.normalize(self.concept_embeds).T
+        ).float() - self.concept_embeds_weights.float()
         special = special.round(decimals=3)
         near = (special > 0).any(dim=1, keepdim=True)
         return special, (concepts + STRICTER * near).round(decimals=3)
@@ -124,7 +142,10 @@ class StableDiffusionSafetyChecker(Model):
         """
         flags: list[bool] = (self.scores(clip_input)[1] > 0).any(dim=1).tolist()
         if any(flags):
-            message = "%d of %d images are black: the safety checker flagged them; try another prompt or seed"
+            message = (
+                "%d of %d images are black: the safety checker flagged them; try another prompt or"
+                " seed"
+            )
             logging.getLogger(__name__).warning(message, sum(flags), len(flags))
             images = images.clone() if isinstance(images, Tensor) else images.copy()
             images[[i for i, flag in enumerate(flags) if flag]] = 0
@@ -132,7 +153,8 @@ class StableDiffusionSafetyChecker(Model):
 
 
 class CLIPImageProcessor(HasConfig):
-    """Images as CLIP saw them in training: short side resized, the centre cut out, colours normalised.
+    """Images as CLIP saw them in training: short side resized, the centre cut out, colours
+    normalised.
 
     Args:
         config: the content of `preprocessor_config.json`.
@@ -162,21 +184,32 @@ class CLIPImageProcessor(HasConfig):
         self.config = Config(given)
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: Place, **options: Unpack[PlaceOptions]) -> Self:
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: Place, **options: Unpack[PlaceOptions]
+    ) -> Self:
         """Read `preprocessor_config.json`."""
         return cls(cls.load_config(pretrained_model_name_or_path, **options))
 
     save_pretrained = HasConfig.save_config
 
     def _saved_config(self) -> dict[str, Any]:
-        kind = {"feature_extractor_type": "CLIPFeatureExtractor", "image_processor_type": "CLIPImageProcessor"}
+        kind = {
+            "feature_extractor_type": "CLIPFeatureExtractor",
+            "image_processor_type": "CLIPImageProcessor",
+        }
         return {**self.config, **kind}
 
     def __call__(
-        self, images: Image.Image | Sequence[Image.Image], return_tensors: Literal["pt", "np"] | None = None
+        self,
+        images: Image.Image | Sequence[Image.Image],
+        return_tensors: Literal["pt", "np"] | None = None,
     ) -> Encoding:
-        """Images -> `pixel_values`, float32: (b, 3, h, w) with `return_tensors`, a list of (3, h, w) without."""
-        pixels = [self._pixels(image) for image in ([images] if isinstance(images, Image.Image) else images)]
+        """Images -> `pixel_values`, float32: (b, 3, h, w) with `return_tensors`, a list of (3, h,
+        w) without."""
+        pixels = [
+            self._pixels(image)
+            for image in ([images] if isinstance(images, Image.Image) else images)
+        ]
         if return_tensors is None:
             return Encoding(pixel_values=pixels)
         batch = np.stack(pixels)
@@ -186,7 +219,9 @@ class CLIPImageProcessor(HasConfig):
         c = self.config
         if c.do_convert_rgb:
             if image.has_transparency_data:
-                image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
+                image = Image.alpha_composite(
+                    Image.new("RGBA", image.size, "white"), image.convert("RGBA")
+                )
             image = image.convert("RGB")
         if c.do_resize:
             image = image.resize(self._resized(*image.size), c.resample)
@@ -205,4 +240,8 @@ class CLIPImageProcessor(HasConfig):
         if "shortest_edge" not in self.config.size:
             return self.config.size["width"], self.config.size["height"]
         short = self.config.size["shortest_edge"]
-        return (short, int(short * height / width)) if width <= height else (int(short * width / height), short)
+        return (
+            (short, int(short * height / width))
+            if width <= height
+            else (int(short * width / height), short)
+        )

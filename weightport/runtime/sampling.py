@@ -1,8 +1,9 @@
 """The one sampling function, which every pipeline calls, and the parts that it is made of.
 
-A pipeline chooses among these parts: how the prompt is encoded, what the latents start from, what else the UNet sees.
-The order of random draws is that of diffusers, so that one seed gives one image: first the noise of the VAE's
-posterior, then the noise of the latents, then the posterior of the masked image.
+A pipeline chooses among these parts: how the prompt is encoded, what the latents start from, what
+else the UNet sees. The order of random draws is that of diffusers, so that one seed gives one
+image: first the noise of the VAE's posterior, then the noise of the latents, then the posterior of
+the masked image.
 """
 
 from __future__ import annotations
@@ -35,14 +36,17 @@ class Options:
     Attributes:
         prompt: what to draw, one text or one for each image.
         prompt_2: the text for the second text encoder of SDXL, by default the same.
-        image: the image to start from, see `VaeImageProcessor.preprocess`; to ControlNet text-to-image, the control.
+        image: the image to start from, see `VaeImageProcessor.preprocess`; to ControlNet
+            text-to-image, the control.
         mask_image: white where to paint, black where to keep.
-        masked_image_latents: the encoded image without what the mask covers, in place of encoding it.
+        masked_image_latents: the encoded image without what the mask covers, in place of encoding
+            it.
         control_image: what a ControlNet follows; a list for several.
         depth_map: (b, h, w), nearer is higher.
         height: of the result in pixels, by default what the UNet was trained for.
         width: likewise.
-        padding_mask_crop: paint only the surroundings of the mask, this many pixels wider, at full size.
+        padding_mask_crop: paint only the surroundings of the mask, this many pixels wider, at full
+            size.
         strength: how much of the image to replace, from 0 to 1.
         num_inference_steps: of the scheduler.
         original_inference_steps: the steps that an LCM was distilled from.
@@ -50,10 +54,11 @@ class Options:
         sigmas: likewise, as noise levels.
         denoising_start: skip this fraction of the run: another model did it.
         denoising_end: stop after this fraction of the run, for another model to go on.
-        guidance_scale: weight of the prompt against the negative prompt; not above 1 means no guidance.
+        guidance_scale: weight of the prompt against the negative prompt; not above 1 means no
+            guidance.
         image_guidance_scale: weight of the image, for InstructPix2Pix.
-        guidance_rescale: share of the guided prediction that gets the deviation of the unguided one (Lin et al.,
-            https://arxiv.org/abs/2305.08891, section 3.4).
+        guidance_rescale: share of the guided prediction that gets the deviation of the unguided one
+            (Lin et al., https://arxiv.org/abs/2305.08891, section 3.4).
         noise_level: the noise added to the image that is enlarged.
         negative_prompt: what not to draw.
         negative_prompt_2: for the second text encoder of SDXL, by default the same.
@@ -61,7 +66,8 @@ class Options:
         eta: the share of noise in DDIM.
         generator: one for all, or a list with one for each image.
         latents: noise to start from in place of random.
-        prompt_embeds: in place of the prompt, (b, tokens, d); also `negative_`, and `pooled_` (b, d) for SDXL.
+        prompt_embeds: in place of the prompt, (b, tokens, d); also `negative_`, and `pooled_` (b,
+            d) for SDXL.
         output_type: pil, np, pt or latent.
         return_dict: False for a plain tuple.
         controlnet_conditioning_scale: weight of the ControlNet, or of each.
@@ -73,7 +79,8 @@ class Options:
         target_size: SDXL: the size it is said to have been scaled to.
         aesthetic_score: SDXL's refiner: how beautiful it is said to be.
         clip_skip: how many of the text encoder's last layers to leave out.
-        callback_on_step_end: called as (pipeline, step, timestep, tensors); returns the tensors to go on with.
+        callback_on_step_end: called as (pipeline, step, timestep, tensors); returns the tensors to
+            go on with.
         callback_on_step_end_tensor_inputs: the names of the tensors it gets.
     """
 
@@ -132,7 +139,8 @@ class Options:
 
 @dataclass
 class Run:
-    """The state of one run. Conditions have `branches * batch` rows: those of the negative prompt come first.
+    """The state of one run. Conditions have `branches * batch` rows: those of the negative prompt
+    come first.
 
     Attributes:
         batch: images to make.
@@ -174,7 +182,8 @@ class Run:
 
 
 class StableDiffusionPipelineOutput(NamedTuple):
-    """What a pipeline returns: the images, and for each whether the safety checker objects to it."""
+    """What a pipeline returns: the images, and for each whether the safety checker objects to
+    it."""
 
     images: Any
     nsfw_content_detected: list[bool] | None
@@ -203,16 +212,25 @@ def sample(pipe: LatentDiffusionPipeline, o: Options) -> Any:
     pipe.start(o, run)
     pipe.describe_size(o, run)
     if dim := pipe.unet.config.get("time_cond_proj_dim"):
-        run.w_embedding = embed_guidance(o.guidance_scale, dim).expand(run.batch, dim).to(run.device, run.dtype)
+        run.w_embedding = (
+            embed_guidance(o.guidance_scale, dim).expand(run.batch, dim).to(run.device, run.dtype)
+        )
     taken = inspect.signature(scheduler.step).parameters
     random = {name: getattr(o, name) for name in ("eta", "generator") if name in taken}
 
-    with constant_context(pipe.unet, *pipe.controlnets), pipe.progress_bar(total=len(run.timesteps)) as bar:
+    with (
+        constant_context(pipe.unet, *pipe.controlnets),
+        pipe.progress_bar(total=len(run.timesteps)) as bar,
+    ):
         for i, t in enumerate(run.timesteps):
             if pipe.interrupt:
                 break
             x = scheduler.scale_model_input(torch.cat([run.latents] * pipe.branches), t)
-            added = {"text_embeds": run.add_text_embeds, "time_ids": run.add_time_ids} if pipe.is_xl else None
+            added = (
+                {"text_embeds": run.add_text_embeds, "time_ids": run.add_time_ids}
+                if pipe.is_xl
+                else None
+            )
             prediction = pipe.unet(
                 torch.cat([x, *(getattr(run, name) for name in run.extras)], dim=1),
                 t,
@@ -227,7 +245,9 @@ def sample(pipe: LatentDiffusionPipeline, o: Options) -> Any:
             if run.clean is not None:
                 run.latents = keep_unmasked(scheduler, run, i)
             if o.callback_on_step_end is not None:
-                tensors = {name: getattr(run, name) for name in o.callback_on_step_end_tensor_inputs}
+                tensors = {
+                    name: getattr(run, name) for name in o.callback_on_step_end_tensor_inputs
+                }
                 for name, value in (o.callback_on_step_end(pipe, i, t, tensors) or {}).items():
                     setattr(run, name, value)
             bar.update()
@@ -235,13 +255,15 @@ def sample(pipe: LatentDiffusionPipeline, o: Options) -> Any:
 
 
 def guide(pipe: LatentDiffusionPipeline, prediction: Tensor) -> Tensor:
-    """Classifier-free guidance (Ho and Salimans, https://arxiv.org/abs/2207.12598), with InstructPix2Pix's third
-    branch (Brooks et al., https://arxiv.org/abs/2211.09800, equation 3)."""
+    """Classifier-free guidance (Ho and Salimans, https://arxiv.org/abs/2207.12598), with
+    InstructPix2Pix's third branch (Brooks et al., https://arxiv.org/abs/2211.09800, equation 3)."""
     if pipe.branches == 1:
         return prediction
     if pipe.branches == 3:
         text, image, none = prediction.chunk(3)
-        guided: Tensor = none + pipe.guidance_scale * (text - image) + pipe.image_guidance_scale * (image - none)
+        guided: Tensor = (
+            none + pipe.guidance_scale * (text - image) + pipe.image_guidance_scale * (image - none)
+        )
     else:
         none, text = prediction.chunk(2)
         guided = none + pipe.guidance_scale * (text - none)
@@ -255,10 +277,13 @@ def guide(pipe: LatentDiffusionPipeline, prediction: Tensor) -> Tensor:
 def embed_guidance(guidance_scale: float, dim: int) -> Tensor:
     """Sinusoidal features (1, dim) of the guidance scale, for a UNet that has it as a condition.
 
-    Meng et al., On Distillation of Guided Diffusion Models, arXiv 2210.03142; the frequencies are LCM's.
+    Meng et al., On Distillation of Guided Diffusion Models, arXiv 2210.03142; the frequencies are
+    LCM's.
     """
     half = dim // 2
-    frequencies = torch.exp(torch.arange(half, dtype=torch.float32) * -(math.log(10000) / (half - 1)))
+    frequencies = torch.exp(
+        torch.arange(half, dtype=torch.float32) * -(math.log(10000) / (half - 1))
+    )
     angles = (torch.tensor([guidance_scale - 1]) * 1000)[:, None] * frequencies
     return F.pad(torch.cat([angles.sin(), angles.cos()], dim=1), (0, dim % 2))
 
@@ -279,7 +304,7 @@ def keep_unmasked(scheduler: Any, run: Run, i: int) -> Tensor:
     return run.latents * mask + (1 - mask) * kept
 
 
-# --- before the loop --------------------------------------------------------------------------------------------------
+# --- before the loop ------------------------------------------------------------------------------
 
 
 def begin_run(pipe: LatentDiffusionPipeline, o: Options) -> Run:
@@ -296,7 +321,9 @@ def begin_run(pipe: LatentDiffusionPipeline, o: Options) -> Run:
     height, width = (edge * pipe.vae_scale_factor for edge in edges)
     if isinstance(o.generator, list):
         count = len(o.generator)
-        require(count in (1, len(positive)), f"{count} generators are given for {len(positive)} images")
+        require(
+            count in (1, len(positive)), f"{count} generators are given for {len(positive)} images"
+        )
         o.generator = o.generator[0] if count == 1 else o.generator
     embeds, pooled = join(pipe, positive, negative), join(pipe, pooled, negative_pooled)
     size = (o.height or height, o.width or width)
@@ -304,16 +331,26 @@ def begin_run(pipe: LatentDiffusionPipeline, o: Options) -> Run:
 
 
 def choose_timesteps(pipe: LatentDiffusionPipeline, o: Options, device: torch.device) -> Tensor:
-    """The timesteps of a run: of the scheduler, or the user's; then the part that strength and start and end leave.
+    """The timesteps of a run: of the scheduler, or the user's; then the part that strength and
+    start and end leave.
 
     Raises:
         ValueError: the scheduler cannot take them, or none is left.
     """
     scheduler, partial = pipe.scheduler, pipe.takes("strength")
-    names = ["timesteps", "sigmas", "original_inference_steps", *(["strength"] if pipe.is_lcm and partial else [])]
-    given: dict[str, Any] = {name: getattr(o, name) for name in names if getattr(o, name) is not None}
+    names = [
+        "timesteps",
+        "sigmas",
+        "original_inference_steps",
+        *(["strength"] if pipe.is_lcm and partial else []),
+    ]
+    given: dict[str, Any] = {
+        name: getattr(o, name) for name in names if getattr(o, name) is not None
+    }
     for name in given.keys() - inspect.signature(scheduler.set_timesteps).parameters.keys():
-        raise ValueError(f"{type(scheduler).__name__} does not support {name}; choose another scheduler")
+        raise ValueError(
+            f"{type(scheduler).__name__} does not support {name}; choose another scheduler"
+        )
     custom = not given.keys().isdisjoint(("timesteps", "sigmas"))
     if not custom:
         given["num_inference_steps"] = o.num_inference_steps
@@ -333,20 +370,30 @@ def choose_timesteps(pipe: LatentDiffusionPipeline, o: Options, device: torch.de
         if hasattr(scheduler, "set_begin_index"):  # else it looks the first timestep up
             scheduler.set_begin_index(begin)
     if o.denoising_end is not None and 0 < o.denoising_end < 1:
-        timesteps = timesteps[: int((timesteps >= round(trained - o.denoising_end * trained)).sum())]
-    require(len(timesteps) > 0, f"no step is left of {steps}: raise num_inference_steps, strength or denoising_end")
+        timesteps = timesteps[
+            : int((timesteps >= round(trained - o.denoising_end * trained)).sum())
+        ]
+    require(
+        len(timesteps) > 0,
+        f"no step is left of {steps}: raise num_inference_steps, strength or denoising_end",
+    )
     return timesteps
 
 
 def draw(shape: Sequence[int], run: Run, generator: Generator) -> Tensor:
-    """Normal noise, drawn on the generator's device. With a list of generators, each draws one row."""
+    """Normal noise, drawn on the generator's device. With a list of generators, each draws one
+    row."""
     if isinstance(generator, list):
         return torch.cat([draw((1, *shape[1:]), run, one) for one in generator])
     device = generator.device if generator is not None else run.device
-    return torch.randn(tuple(shape), generator=generator, device=device, dtype=run.dtype).to(run.device)
+    return torch.randn(tuple(shape), generator=generator, device=device, dtype=run.dtype).to(
+        run.device
+    )
 
 
-def draw_latents(pipe: LatentDiffusionPipeline, o: Options, run: Run, given: Tensor | None) -> Tensor:
+def draw_latents(
+    pipe: LatentDiffusionPipeline, o: Options, run: Run, given: Tensor | None
+) -> Tensor:
     """Noise in the size of the result, unless it is given.
 
     Raises:
@@ -354,7 +401,10 @@ def draw_latents(pipe: LatentDiffusionPipeline, o: Options, run: Run, given: Ten
     """
     height, width = (edge // pipe.vae_scale_factor for edge in run.size)
     shape = (run.batch, pipe.unet.config.out_channels, height, width)
-    require(given is None or given.shape == shape, f"latents must have the shape {shape}, as height and width ask for")
+    require(
+        given is None or given.shape == shape,
+        f"latents must have the shape {shape}, as height and width ask for",
+    )
     return draw(shape, run, o.generator) if given is None else given.to(run.device)
 
 
@@ -369,11 +419,14 @@ def tile(x: Tensor, rows: int) -> Tensor:
 
 
 def for_each_branch(pipe: LatentDiffusionPipeline, run: Run, x: Tensor) -> Tensor:
-    """A condition that is the same in all of the guidance's branches: a row for each row of the UNet's batch."""
+    """A condition that is the same in all of the guidance's branches: a row for each row of the
+    UNet's batch."""
     return torch.cat([tile(x.to(run.device, run.dtype), run.batch)] * pipe.branches)
 
 
-def encode_image(pipe: LatentDiffusionPipeline, image: Tensor, generator: Generator, *, mode: bool = False) -> Tensor:
+def encode_image(
+    pipe: LatentDiffusionPipeline, image: Tensor, generator: Generator, *, mode: bool = False
+) -> Tensor:
     """Pixels (b, 3, h, w) -> unscaled latents: random ones, or the most probable."""
     image = image.to(pipe.vae.device, pipe.vae.dtype)  # rounded even where the VAE computes in more
     with pipe.full_precision_vae(torch.float16, torch.bfloat16) as vae:
@@ -381,19 +434,30 @@ def encode_image(pipe: LatentDiffusionPipeline, image: Tensor, generator: Genera
         seeds = generator if isinstance(generator, list) else [generator]
         parts = image.chunk(len(image)) if isinstance(generator, list) else [image]
         posteriors = (vae.encode(part).latent_dist for part in parts)
-        return torch.cat([x.mode() if mode else x.sample(seed) for x, seed in zip(posteriors, seeds, strict=False)])
+        return torch.cat(
+            [
+                x.mode() if mode else x.sample(seed)
+                for x, seed in zip(posteriors, seeds, strict=False)
+            ]
+        )
 
 
 def statistics(pipe: LatentDiffusionPipeline, latents: Tensor) -> tuple[Any, Any, float]:
-    """Mean, deviation and scale of the VAE's latents, by which they become what the UNet was trained on."""
+    """Mean, deviation and scale of the VAE's latents, by which they become what the UNet was
+    trained on."""
     config = pipe.vae.config
     given = [config.get(name) for name in ("latents_mean", "latents_std")]
-    mean, std = (0.0, 1.0) if None in given else (torch.tensor(x).view(1, -1, 1, 1).to(latents) for x in given)
+    mean, std = (
+        (0.0, 1.0)
+        if None in given
+        else (torch.tensor(x).view(1, -1, 1, 1).to(latents) for x in given)
+    )
     return mean, std, float(config.scaling_factor)
 
 
 def to_latents(pipe: LatentDiffusionPipeline, o: Options, run: Run, image: Tensor) -> Tensor:
-    """An image as scaled latents, one row for each result; what comes as latents stays what it is."""
+    """An image as scaled latents, one row for each result; what comes as latents stays what it
+    is."""
     if not is_latents(pipe, image):
         latents = encode_image(pipe, image, o.generator).to(run.dtype)
         mean, std, factor = statistics(pipe, latents)
@@ -418,13 +482,16 @@ def start_from_noise(pipe: LatentDiffusionPipeline, o: Options, run: Run) -> Non
 
 
 def start_from_image(pipe: LatentDiffusionPipeline, o: Options, run: Run) -> None:
-    """Image-to-image (Meng et al., SDEdit, https://arxiv.org/abs/2108.01073): noise is added to the image."""
+    """Image-to-image (Meng et al., SDEdit, https://arxiv.org/abs/2108.01073): noise is added to the
+    image."""
     if o.latents is not None:
         run.size = pipe.pixels(o.latents)
         run.latents = draw_latents(pipe, o, run, o.latents)
         return
     image = pipe.image_processor.preprocess(o.image, o.height, o.width)
-    run.latents = to_latents(pipe, o, run, tile(image, run.batch) if isinstance(o.generator, list) else image)
+    run.latents = to_latents(
+        pipe, o, run, tile(image, run.batch) if isinstance(o.generator, list) else image
+    )
     run.size = pipe.pixels(run.latents)
     if o.denoising_start is None:
         run.latents = add_noise(pipe, run, run.latents, draw(run.latents.shape, run, o.generator))
@@ -437,7 +504,9 @@ def start_from_depth(pipe: LatentDiffusionPipeline, o: Options, run: Run) -> Non
         ValueError: there is no depth map.
     """
     if o.depth_map is None:
-        raise ValueError("depth_map is needed, (b, h, w): depth estimation is not part of the runtime")
+        raise ValueError(
+            "depth_map is needed, (b, h, w): depth estimation is not part of the runtime"
+        )
     start_from_image(pipe, o, run)
     depth = o.depth_map.to(run.device, run.dtype)[:, None]
     depth = F.interpolate(depth, run.latents.shape[-2:], mode="bicubic", align_corners=False)
@@ -473,13 +542,18 @@ def start_from_mask(pipe: LatentDiffusionPipeline, o: Options, run: Run) -> None
     run.mask = for_each_branch(pipe, run, F.interpolate(mask, run.latents.shape[-2:]))
     masked = o.masked_image_latents
     if masked is None and not encoded:
-        masked = to_latents(pipe, o, run, pixels * (mask < 0.5))  # with 4 channels for the sake of the random draw
+        masked = to_latents(
+            pipe, o, run, pixels * (mask < 0.5)
+        )  # with 4 channels for the sake of the random draw
     if channels == 4:
         run.clean = clean
         return
     if masked is None:
         raise ValueError("masked_image_latents is needed where the image is given as latents")
-    run.masked_image_latents, run.extras = for_each_branch(pipe, run, masked), ("mask", "masked_image_latents")
+    run.masked_image_latents, run.extras = (
+        for_each_branch(pipe, run, masked),
+        ("mask", "masked_image_latents"),
+    )
 
 
 def start_from_edited(pipe: LatentDiffusionPipeline, o: Options, run: Run) -> None:
@@ -496,7 +570,8 @@ def start_from_edited(pipe: LatentDiffusionPipeline, o: Options, run: Run) -> No
 
 
 def start_from_small(pipe: LatentDiffusionPipeline, o: Options, run: Run) -> None:
-    """Enlarging: noise in the size of the small image, which is beside it with a little noise added."""
+    """Enlarging: noise in the size of the small image, which is beside it with a little noise
+    added."""
     image = pipe.image_processor.preprocess(o.image).to(run.device, run.dtype)
     level = torch.tensor([o.noise_level], dtype=torch.long, device=run.device)
     image = pipe.low_res_scheduler.add_noise(image, draw(image.shape, run, o.generator), level)
@@ -506,7 +581,7 @@ def start_from_small(pipe: LatentDiffusionPipeline, o: Options, run: Run) -> Non
     start_from_noise(pipe, o, run)
 
 
-# --- ControlNet -------------------------------------------------------------------------------------------------------
+# --- ControlNet -----------------------------------------------------------------------------------
 
 
 def per_net(pipe: LatentDiffusionPipeline, o: Options, name: str) -> list[Any]:
@@ -527,7 +602,8 @@ def guesses(pipe: LatentDiffusionPipeline, o: Options) -> bool:
 
 
 def prepare_control(pipe: LatentDiffusionPipeline, o: Options, run: Run) -> None:
-    """The images that the ControlNets follow, one row for each row of the UNet's batch; they set the size.
+    """The images that the ControlNets follow, one row for each row of the UNet's batch; they set
+    the size.
 
     Raises:
         ValueError: there is not one image for each ControlNet.
@@ -540,13 +616,20 @@ def prepare_control(pipe: LatentDiffusionPipeline, o: Options, run: Run) -> None
     for image in per_net(pipe, o, name) if many else [getattr(o, name)]:
         pixels = pipe.control_image_processor.preprocess(image, o.height, o.width)
         once = run.batch if len(pixels) == 1 else o.num_images_per_prompt
-        prepared.append(tile(pixels.repeat_interleave(once, 0), rows).to(run.device, pipe.controlnets[0].dtype))
+        prepared.append(
+            tile(pixels.repeat_interleave(once, 0), rows).to(run.device, pipe.controlnets[0].dtype)
+        )
     run.size = prepared[0].shape[-2], prepared[0].shape[-1]
     setattr(run, name, prepared if many else prepared[0])
 
 
 def control(
-    pipe: LatentDiffusionPipeline, o: Options, run: Run, i: int, x: Tensor, added: Mapping[str, Any] | None
+    pipe: LatentDiffusionPipeline,
+    o: Options,
+    run: Run,
+    i: int,
+    x: Tensor,
+    added: Mapping[str, Any] | None,
 ) -> dict[str, Any]:
     """What the ControlNets add inside the UNet in step `i`."""
     nets, total = pipe.controlnets, len(run.timesteps)
@@ -558,7 +641,9 @@ def control(
     names = ("controlnet_conditioning_scale", "control_guidance_start", "control_guidance_end")
     options = zip(*(per_net(pipe, o, name) for name in names), strict=True)
     sums: list[Tensor] = []
-    for net, image, (weight, start, end) in zip(nets, images if len(nets) > 1 else [images], options, strict=True):
+    for net, image, (weight, start, end) in zip(
+        nets, images if len(nets) > 1 else [images], options, strict=True
+    ):
         down, mid = net(
             x[rows],
             run.timesteps[i],
@@ -571,10 +656,13 @@ def control(
         sums = [a + b for a, b in zip(sums, [*down, mid], strict=True)] if sums else [*down, mid]
     if one_sided:
         sums = [torch.cat([torch.zeros_like(x), x]) for x in sums]
-    return {"down_block_additional_residuals": tuple(sums[:-1]), "mid_block_additional_residual": sums[-1]}
+    return {
+        "down_block_additional_residuals": tuple(sums[:-1]),
+        "mid_block_additional_residual": sums[-1],
+    }
 
 
-# --- after the loop ---------------------------------------------------------------------------------------------------
+# --- after the loop -------------------------------------------------------------------------------
 
 
 def finish(pipe: LatentDiffusionPipeline, o: Options, run: Run) -> Any:
@@ -586,59 +674,91 @@ def finish(pipe: LatentDiffusionPipeline, o: Options, run: Run) -> Any:
             mean, std, factor = statistics(pipe, images.to(vae.dtype))
             pixels = vae.decode(images.to(vae.dtype) * std / factor + mean).sample
         pixels, flagged = check_safety(pipe, pixels, run.dtype)
-        images = pipe.image_processor.postprocess(pixels, o.output_type, [not flag for flag in flagged or ()])
+        images = pipe.image_processor.postprocess(
+            pixels, o.output_type, [not flag for flag in flagged or ()]
+        )
     if run.crop is not None:
-        images = [apply_overlay(pipe.image_processor, o.mask_image, o.image, one, run.crop) for one in images]
+        images = [
+            apply_overlay(pipe.image_processor, o.mask_image, o.image, one, run.crop)
+            for one in images
+        ]
     if pipe.is_xl:
         return StableDiffusionXLPipelineOutput(images) if o.return_dict else (images,)
     return StableDiffusionPipelineOutput(images, flagged) if o.return_dict else (images, flagged)
 
 
-def check_safety(pipe: LatentDiffusionPipeline, pixels: Tensor, dtype: torch.dtype) -> tuple[Any, list[bool] | None]:
-    """The images, black where the safety checker objects, and where it does; None without a safety checker."""
+def check_safety(
+    pipe: LatentDiffusionPipeline, pixels: Tensor, dtype: torch.dtype
+) -> tuple[Any, list[bool] | None]:
+    """The images, black where the safety checker objects, and where it does; None without a safety
+    checker."""
     if pipe.components.get("safety_checker") is None:
         return pixels, None
     seen = pipe.feature_extractor(pipe.image_processor.postprocess(pixels), return_tensors="pt")
-    checked, flagged = pipe.safety_checker(images=pixels, clip_input=seen.pixel_values.to(pixels.device, dtype))
+    checked, flagged = pipe.safety_checker(
+        images=pixels, clip_input=seen.pixel_values.to(pixels.device, dtype)
+    )
     return checked, [bool(flag) for flag in flagged]
 
 
-# --- the prompt -------------------------------------------------------------------------------------------------------
+# --- the prompt -----------------------------------------------------------------------------------
 
 
-def encode_prompts(pipe: LatentDiffusionPipeline, o: Options, device: Any, guided: bool) -> tuple[Any, ...]:
-    """Encode the prompts, and with guidance the negative ones, unless embeddings are given in their place.
+def encode_prompts(
+    pipe: LatentDiffusionPipeline, o: Options, device: Any, guided: bool
+) -> tuple[Any, ...]:
+    """Encode the prompts, and with guidance the negative ones, unless embeddings are given in their
+    place.
 
     Returns:
-        The embeddings of the prompts and of the negative prompts, (b, tokens, d), and of both what SDXL pools, (b, d).
+        The embeddings of the prompts and of the negative prompts, (b, tokens, d), and of both what
+        SDXL pools, (b, d).
     """
     positive, pooled = o.prompt_embeds, o.pooled_prompt_embeds
     if positive is None:
         positive, pooled = embed(pipe, listed(o.prompt, 1), o.prompt_2, o.clip_skip or 0)
     negative, negative_pooled = o.negative_prompt_embeds, o.negative_pooled_prompt_embeds
     if negative is None and guided:
-        if pooled is not None and o.negative_prompt is None and pipe.config.get("force_zeros_for_empty_prompt"):
+        if (
+            pooled is not None
+            and o.negative_prompt is None
+            and pipe.config.get("force_zeros_for_empty_prompt")
+        ):
             negative, negative_pooled = torch.zeros_like(positive), torch.zeros_like(pooled)
         else:
-            negative, negative_pooled = embed(pipe, listed(o.negative_prompt, len(positive)), o.negative_prompt_2, 0)
+            negative, negative_pooled = embed(
+                pipe, listed(o.negative_prompt, len(positive)), o.negative_prompt_2, 0
+            )
     encoder = pipe.text_encoder_2 if pipe.is_xl else pipe.text_encoder
     dtype = (pipe.unet if encoder is None else encoder).dtype
     kept, count = None if pooled is None else pooled.dtype, o.num_images_per_prompt
     each = ((positive, dtype), (negative, dtype), (pooled, kept), (negative_pooled, kept))
-    return tuple(None if x is None else x.to(device, to).repeat_interleave(count, 0) for x, to in each)
+    return tuple(
+        None if x is None else x.to(device, to).repeat_interleave(count, 0) for x, to in each
+    )
 
 
 def embed(
-    pipe: LatentDiffusionPipeline, prompts: list[str], prompts_2: str | list[str] | None, clip_skip: int
+    pipe: LatentDiffusionPipeline,
+    prompts: list[str],
+    prompts_2: str | list[str] | None,
+    clip_skip: int,
 ) -> tuple[Tensor, Tensor | None]:
-    """What the UNet sees of texts, and for SDXL the projected pooled state of the last text encoder.
+    """What the UNet sees of texts, and for SDXL the projected pooled state of the last text
+    encoder.
 
-    In SD it is the last hidden state after the final norm, or an earlier one after that norm; in SDXL the penultimate
-    states of both text encoders, or earlier ones, side by side.
+    In SD it is the last hidden state after the final norm, or an earlier one after that norm; in
+    SDXL the penultimate states of both text encoders, or earlier ones, side by side.
     """
-    pairs = [(pipe.tokenizer, pipe.text_encoder), *([(pipe.tokenizer_2, pipe.text_encoder_2)] if pipe.is_xl else [])]
+    pairs = [
+        (pipe.tokenizer, pipe.text_encoder),
+        *([(pipe.tokenizer_2, pipe.text_encoder_2)] if pipe.is_xl else []),
+    ]
     pairs = [pair for pair in pairs if None not in pair]
-    require(bool(pairs), "there is no tokenizer or no text encoder; give embeddings, of negative prompts too")
+    require(
+        bool(pairs),
+        "there is no tokenizer or no text encoder; give embeddings, of negative prompts too",
+    )
     left = pairs[0][1].config.num_hidden_layers - clip_skip
     require(left > 0, f"clip_skip = {clip_skip} leaves no layer of the text encoder")
     if not pipe.is_xl:
@@ -646,7 +766,9 @@ def embed(
         output = pipe.text_encoder(ids, output_hidden_states=True)
         if not clip_skip:
             return output.last_hidden_state, None
-        return pipe.text_encoder.text_model.final_layer_norm(output.hidden_states[-(clip_skip + 1)]), None
+        return pipe.text_encoder.text_model.final_layer_norm(
+            output.hidden_states[-(clip_skip + 1)]
+        ), None
     states, pooled = [], None
     # the refiner's one encoder gets the first prompt
     second = listed(prompts_2 or prompts, len(prompts), "texts for the second text encoder")
@@ -674,12 +796,16 @@ def tokenize(tokenizer: Any, prompts: list[str]) -> Tensor:
     for prompt in prompts:
         if rest := tokenizer.cut_off(prompt):
             limit = tokenizer.model_max_length
-            warnings.warn(f"the prompt is longer than {limit} tokens; this is left out: {rest}", stacklevel=2)
-    ids: Tensor = tokenizer(prompts, padding="max_length", truncation=True, return_tensors="pt").input_ids
+            warnings.warn(
+                f"the prompt is longer than {limit} tokens; this is left out: {rest}", stacklevel=2
+            )
+    ids: Tensor = tokenizer(
+        prompts, padding="max_length", truncation=True, return_tensors="pt"
+    ).input_ids
     return ids
 
 
-# --- checks -----------------------------------------------------------------------------------------------------------
+# --- checks ---------------------------------------------------------------------------------------
 
 
 def require(holds: bool, message: str) -> None:
@@ -707,10 +833,17 @@ def check(pipe: LatentDiffusionPipeline, o: Options) -> None:
         require(value is None or value >= least, f"{name} = {value} must be at least {least}")
     for name in ("height", "width"):
         value = getattr(o, name) or 0
-        require(not isinstance(value, float) and value % 8 == 0, f"{name} = {value} must be a whole multiple of 8")
+        require(
+            not isinstance(value, float) and value % 8 == 0,
+            f"{name} = {value} must be a whole multiple of 8",
+        )
     for name in ("ip_adapter_image", "ip_adapter_image_embeds", "cross_attention_kwargs"):
         require(not given(name), f"{name} is not supported")
-    rivals = {"prompt": "prompt_embeds", "negative_prompt": "negative_prompt_embeds", "timesteps": "sigmas"}
+    rivals = {
+        "prompt": "prompt_embeds",
+        "negative_prompt": "negative_prompt_embeds",
+        "timesteps": "sigmas",
+    }
     for one, other in rivals.items():
         require(not (given(one) and given(other)), f"give either {one} or {other}, not both")
     require(given("prompt") or given("prompt_embeds"), "give a prompt or prompt_embeds")
@@ -719,25 +852,48 @@ def check(pipe: LatentDiffusionPipeline, o: Options) -> None:
         if not (value is None or isinstance(value, str) or (isinstance(value, list) and value)):
             raise TypeError(f"{name} must be a text or a list of texts, not {value!r}")
     shapes = [tuple(x.shape) for x in (o.prompt_embeds, o.negative_prompt_embeds) if x is not None]
-    require(len({*shapes}) < 2, f"prompt_embeds and negative_prompt_embeds must have the same shape, not {shapes}")
+    require(
+        len({*shapes}) < 2,
+        f"prompt_embeds and negative_prompt_embeds must have the same shape, not {shapes}",
+    )
     for prefix in ("", "negative_"):
-        complete = not pipe.is_xl or not given(f"{prefix}prompt_embeds") or given(f"{prefix}pooled_prompt_embeds")
+        complete = (
+            not pipe.is_xl
+            or not given(f"{prefix}prompt_embeds")
+            or given(f"{prefix}pooled_prompt_embeds")
+        )
         require(complete, f"{prefix}prompt_embeds needs {prefix}pooled_prompt_embeds")
     for name in ("image", "mask_image", "control_image"):
-        spared = name == "image" and given("latents") and pipe.takes("latents") and pipe.takes("strength")
+        spared = (
+            name == "image"
+            and given("latents")
+            and pipe.takes("latents")
+            and pipe.takes("strength")
+        )
         require(spared or not pipe.takes(name) or given(name), f"{name} is needed")
     require(0 <= o.strength <= 1, f"strength = {o.strength} must be between 0 and 1")
     start, end = o.denoising_start, o.denoising_end
     ordered = start is None or end is None or start < end
     require(ordered, f"denoising_start = {start} must be less than denoising_end = {end}")
     limit = pipe.config.get("max_noise_level")
-    require(limit is None or o.noise_level <= limit, f"noise_level = {o.noise_level} must be at most {limit}")
-    require(o.output_type in OUTPUT_TYPES, f"output_type = {o.output_type!r} must be one of {', '.join(OUTPUT_TYPES)}")
+    require(
+        limit is None or o.noise_level <= limit,
+        f"noise_level = {o.noise_level} must be at most {limit}",
+    )
+    require(
+        o.output_type in OUTPUT_TYPES,
+        f"output_type = {o.output_type!r} must be one of {', '.join(OUTPUT_TYPES)}",
+    )
     croppable = o.output_type == "pil" and hasattr(o.image, "crop")
-    require(croppable or not given("padding_mask_crop"), "padding_mask_crop needs PIL images and output_type = 'pil'")
+    require(
+        croppable or not given("padding_mask_crop"),
+        "padding_mask_crop needs PIL images and output_type = 'pil'",
+    )
     known = pipe._callback_tensor_inputs
     unknown = sorted(set(o.callback_on_step_end_tensor_inputs) - set(known))
     require(not unknown, f"callback_on_step_end_tensor_inputs: {unknown} not in {known}")
-    for edges in zip(*(per_net(pipe, o, f"control_guidance_{edge}") for edge in ("start", "end")), strict=True):
+    for edges in zip(
+        *(per_net(pipe, o, f"control_guidance_{edge}") for edge in ("start", "end")), strict=True
+    ):
         inside = 0 <= edges[0] < edges[1] <= 1
         require(inside, f"control_guidance_start and _end = {edges} must be 0 <= start < end <= 1")

@@ -1,7 +1,7 @@
 """Where the files of a repository come from: a local folder, or one commit on the Hub.
 
-A `Source` lists names and hands out local paths; everything that loads goes through it. For a local folder nothing
-touches the network, nor imports what could.
+A `Source` lists names and hands out local paths; everything that loads goes through it. For a local
+folder nothing touches the network, nor imports what could.
 """
 
 from __future__ import annotations
@@ -28,7 +28,8 @@ def split_options(options: Mapping[str, Any], kind: type) -> tuple[dict[str, Any
 
 
 class PlaceOptions(HubOptions, total=False):
-    """Where in a repository something is: in its folder `subfolder`, or else at its top; and `HubOptions`."""
+    """Where in a repository something is: in its folder `subfolder`, or else at its top; and
+    `HubOptions`."""
 
     subfolder: str | None
 
@@ -49,7 +50,11 @@ class Source:
     @property
     def names(self) -> Collection[str]:
         """Names of the regular files directly in the folder, links to them included."""
-        return [path.name for path in sorted(self.root.iterdir()) if path.is_file()] if self.root.is_dir() else []
+        return (
+            [path.name for path in sorted(self.root.iterdir()) if path.is_file()]
+            if self.root.is_dir()
+            else []
+        )
 
     def folder(self, name: str) -> Source:
         """A folder in this one; without files if there is none of that name."""
@@ -82,14 +87,17 @@ class Source:
                 raise ValueError("too large")
             content = json.loads(path.read_bytes())
         except (ValueError, RecursionError):
-            raise ValueError(f"{self.name}: the JSON in {name} cannot be read; is the file damaged?") from None
+            raise ValueError(
+                f"{self.name}: the JSON in {name} cannot be read; is the file damaged?"
+            ) from None
         if not isinstance(content, dict):
             raise ValueError(f"{self.name}: {name} does not hold a JSON object")
         return content
 
 
 class HubFolder(Source):
-    """A folder of one commit of a repository on the Hub; files are downloaded into the Hub's cache when asked for."""
+    """A folder of one commit of a repository on the Hub; files are downloaded into the Hub's cache
+    when asked for."""
 
     def __init__(self, repo_id: str, commit: Commit, prefix: str = "") -> None:
         self._repo_id, self._commit, self._prefix = repo_id, commit, prefix
@@ -117,8 +125,11 @@ class HubFolder(Source):
 Place = StrPath | Source
 
 
-def open_source(name_or_path: Place, subfolder: str | None = None, **hub: Unpack[HubOptions]) -> Source:
-    """The folder that a user means: a local path if it exists, a Hub id otherwise; a `Source` stays as it is.
+def open_source(
+    name_or_path: Place, subfolder: str | None = None, **hub: Unpack[HubOptions]
+) -> Source:
+    """The folder that a user means: a local path if it exists, a Hub id otherwise; a `Source` stays
+    as it is.
 
     Args:
         name_or_path: what the user gave.
@@ -139,10 +150,18 @@ def _open(name: str, hub: HubOptions) -> Source:
     if path.is_dir():
         return Source(path)
     if path.exists():
-        raise OSError(f"{path}: a file, not a folder; `weightport convert` makes a repository of a checkpoint")
+        raise OSError(
+            f"{path}: a file, not a folder; `weightport convert` makes a repository of a checkpoint"
+        )
     if path.is_absolute() or name.startswith((".", "~")):
         raise OSError(f"{path}: there is no such folder")
     if not _HUB_ID.fullmatch(name):
-        raise ValueError(f"{name}: neither a folder nor the id of a repository, `name` or `owner/name`")
+        raise ValueError(
+            f"{name}: neither a folder nor the id of a repository, `name` or `owner/name`"
+        )
     found = find_commit(name, hub)
-    return HubFolder(name, found) if isinstance(found, Commit) else Source(found, f"{name} (as downloaded)")
+    return (
+        HubFolder(name, found)
+        if isinstance(found, Commit)
+        else Source(found, f"{name} (as downloaded)")
+    )

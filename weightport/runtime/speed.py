@@ -1,4 +1,5 @@
-"""What makes a run faster; docs/runtime.md says what each lever is worth, and which of them changes bits."""
+"""What makes a run faster; docs/runtime.md says what each lever is worth, and which of them changes
+bits."""
 
 from __future__ import annotations
 
@@ -17,14 +18,17 @@ PAGEMAP = Path("/proc/self/pagemap")
 
 
 class ConstantContext:
-    """Keys and values of the text, which are the same in every step of a run: computed once. Bits do not change."""
+    """Keys and values of the text, which are the same in every step of a run: computed once. Bits
+    do not change."""
 
     def __init__(self) -> None:
         self.seen: tuple[Any, ...] = ()
         self.context: Tensor | None = None  # held, so that no other tensor takes its memory
         self.projected: tuple[Tensor, Tensor] | None = None
 
-    def get(self, context: Tensor, project: Callable[[Tensor], tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    def get(
+        self, context: Tensor, project: Callable[[Tensor], tuple[Tensor, Tensor]]
+    ) -> tuple[Tensor, Tensor]:
         """`project(context)`, or what that gave for the same memory with the same content."""
         if context.is_inference() or (torch.is_grad_enabled() and context.requires_grad):
             return project(context)
@@ -36,10 +40,13 @@ class ConstantContext:
 
 @contextmanager
 def constant_context(*models: nn.Module) -> Iterator[None]:
-    """Within it, the models' cross-attentions keep what they compute of the text; weights must not change meanwhile."""
+    """Within it, the models' cross-attentions keep what they compute of the text; weights must not
+    change meanwhile."""
     from .transformer import Attention
 
-    layers = [module for model in models for module in model.modules() if isinstance(module, Attention)]
+    layers = [
+        module for model in models for module in model.modules() if isinstance(module, Attention)
+    ]
     for layer in layers:
         layer.constant = ConstantContext()
     try:
@@ -50,10 +57,12 @@ def constant_context(*models: nn.Module) -> Iterator[None]:
 
 
 class PackedConvolution:
-    """The forward of a convolution with its weights in the order in which a CPU's kernel reads them.
+    """The forward of a convolution with its weights in the order in which a CPU's kernel reads
+    them.
 
-    oneDNN orders them at each call, which for wide layers on small images takes half as long as the sums. Here that is
-    done once for each shape of input. Kernels are others than without, so bits change.
+    oneDNN orders them at each call, which for wide layers on small images takes half as long as the
+    sums. Here that is done once for each shape of input. Kernels are others than without, so bits
+    change.
     """
 
     def __init__(self, layer: nn.Conv2d) -> None:
@@ -68,18 +77,25 @@ class PackedConvolution:
             return nn.Conv2d.forward(layer, x)
         sizes = layer.padding, layer.stride, layer.dilation, layer.groups
         if x.shape != self.shape:
-            self.shape, self.weight = x.shape, ops._reorder_convolution_weight(layer.weight, *sizes, x.shape)
+            self.shape, self.weight = (
+                x.shape,
+                ops._reorder_convolution_weight(layer.weight, *sizes, x.shape),
+            )
             drop_file_pages(layer.weight)
-        result: Tensor = ops._convolution_pointwise(x, self.weight, layer.bias, *sizes, "none", [], "")
+        result: Tensor = ops._convolution_pointwise(
+            x, self.weight, layer.bias, *sizes, "none", [], ""
+        )
         return result
 
 
 def pack_model(model: nn.Module) -> None:
-    """Bring a model's weights into the order in which kernels read them; they must not change or move afterwards.
+    """Bring a model's weights into the order in which kernels read them; they must not change or
+    move afterwards.
 
-    On a CPU with kernels for the dtype that is done at the first call for each shape, for convolutions: linear layers
-    gain nothing, and in bfloat16 theirs run on fewer threads, which costs all other layers new threads each time.
-    Weights in a mapped file then leave the memory. Elsewhere weights become channels last.
+    On a CPU with kernels for the dtype that is done at the first call for each shape, for
+    convolutions: linear layers gain nothing, and in bfloat16 theirs run on fewer threads, which
+    costs all other layers new threads each time. Weights in a mapped file then leave the memory.
+    Elsewhere weights become channels last.
     """
     weight = next(model.parameters())
     bfloat16 = weight.dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported()
@@ -92,11 +108,12 @@ def pack_model(model: nn.Module) -> None:
 
 
 def drop_file_pages(tensor: Tensor, unwritten: bool = False) -> None:
-    """Take the pages of a tensor that holds bytes of a mapped file out of memory; they are read again when needed.
+    """Take the pages of a tensor that holds bytes of a mapped file out of memory; they are read
+    again when needed.
 
-    A page that was written to is not of the file any more, and stays, with all others of the tensor:
-    https://docs.kernel.org/admin-guide/mm/pagemap.html. To look that up takes as long as a cast; `unwritten` promises
-    that the tensor is of a mapped file and nobody wrote to it.
+    A page that was written to is not of the file any more, and stays, with all others of the
+    tensor: https://docs.kernel.org/admin-guide/mm/pagemap.html. To look that up takes as long as a
+    cast; `unwritten` promises that the tensor is of a mapped file and nobody wrote to it.
     """
     first, last = -(-tensor.data_ptr() // PAGESIZE), (tensor.data_ptr() + tensor.nbytes) // PAGESIZE
     if first < last and os.access(PAGEMAP, os.R_OK) and (unwritten or _of_file(first, last)):
@@ -108,12 +125,15 @@ def _of_file(first: int, last: int) -> bool:
     """Whether each page is in memory and of a file, or not in memory."""
     with PAGEMAP.open("rb") as file:  # only Linux has it, and not in every sandbox
         file.seek(8 * first)
-        states = torch.frombuffer(bytearray(file.read(8 * (last - first))), dtype=torch.int64) >> 61 & 7
+        states = (
+            torch.frombuffer(bytearray(file.read(8 * (last - first))), dtype=torch.int64) >> 61 & 7
+        )
     return bool(((states == 0b101) | (states == 0)).all())
 
 
 def compile_model(model: nn.Module) -> None:
-    """Make a model's steps one graph each on CUDA; on a CPU, where compiling gains less than packing, pack it.
+    """Make a model's steps one graph each on CUDA; on a CPU, where compiling gains less than
+    packing, pack it.
 
     Weights must not change or move afterwards. Bits change.
     """
@@ -124,10 +144,14 @@ def compile_model(model: nn.Module) -> None:
 
 def compile_steps(model: nn.Module) -> None:
     """Compile a model's forward, at the first call for each shape. Sums are fused and reordered."""
-    compiled: Any = torch.compile(type(model).forward.__get__(model), mode="reduce-overhead", dynamic=False)
+    compiled: Any = torch.compile(
+        type(model).forward.__get__(model), mode="reduce-overhead", dynamic=False
+    )
 
     def forward(*args: Any, **kwargs: Any) -> Any:
         outputs = compiled(*args, **kwargs)
-        return type(outputs)(*(output.clone() for output in outputs))  # a CUDA graph writes to the same memory again
+        return type(outputs)(
+            *(output.clone() for output in outputs)
+        )  # a CUDA graph writes to the same memory again
 
     model.forward = forward

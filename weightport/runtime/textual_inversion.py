@@ -1,7 +1,8 @@
-"""Textual inversion: words with embeddings of their own (Gal et al. 2022, https://arxiv.org/abs/2208.01618).
+"""Textual inversion: words with embeddings of their own (Gal et al. 2022,
+https://arxiv.org/abs/2208.01618).
 
-Files map a token to a vector (d,) or to several (n, d). AUTOMATIC1111's `.pt` has them below `string_to_param`, its
-safetensors below `emb_params`, both without a token.
+Files map a token to a vector (d,) or to several (n, d). AUTOMATIC1111's `.pt` has them below
+`string_to_param`, its safetensors below `emb_params`, both without a token.
 """
 
 from __future__ import annotations
@@ -31,21 +32,25 @@ def load_textual_inversion(
     weight_name: str | None = None,
     **options: Any,
 ) -> None:
-    """Give the tokenizer new tokens and the text encoder their vectors: all of them, or none if one is faulty.
+    """Give the tokenizer new tokens and the text encoder their vectors: all of them, or none if one
+    is faulty.
 
-    Several vectors become `token`, `token_1`, `token_2`, …; `CLIPTokenizer.expand` writes them out in a prompt.
+    Several vectors become `token`, `token_1`, `token_2`, …; `CLIPTokenizer.expand` writes them out
+    in a prompt.
 
     Args:
         tokenizer: gets the tokens.
         text_encoder: gets the vectors.
-        embeddings: a file, a folder or repository with `learned_embeds`, or what was in such a file; or a list of them.
+        embeddings: a file, a folder or repository with `learned_embeds`, or what was in such a
+            file; or a list of them.
         token: the token of each, in place of the one in the file.
         weight_name: the file in a folder or repository.
         options: `subfolder`, and how to reach the Hub.
 
     Raises:
         OSError: there is no such file.
-        ValueError: a file holds no embedding or one of another model, or a token is missing or known already.
+        ValueError: a file holds no embedding or one of another model, or a token is missing or
+            known already.
     """
     items: list[Any] = list(embeddings) if isinstance(embeddings, (list, tuple)) else [embeddings]
     tokens = [token] * len(items) if token is None or isinstance(token, str) else list(token)
@@ -64,7 +69,9 @@ def load_textual_inversion(
         for i, vector in enumerate(values):
             one = f"{name}_{i}" if i else name
             if one in known or one in vectors:
-                raise ValueError(f"{where}: the token {one!r} is in the vocabulary already; choose another token")
+                raise ValueError(
+                    f"{where}: the token {one!r} is in the vocabulary already; choose another token"
+                )
             vectors[one] = vector
     tokenizer.add_tokens(list(vectors))
     known = tokenizer.get_vocab()
@@ -79,7 +86,10 @@ def _enlarge(table: nn.Embedding, rows: Mapping[int, Tensor], size: int) -> None
     new[: len(old)] = old
     for id_, vector in rows.items():
         new[id_] = vector
-    table.weight, table.num_embeddings = nn.Parameter(new, requires_grad=old.requires_grad), len(new)
+    table.weight, table.num_embeddings = (
+        nn.Parameter(new, requires_grad=old.requires_grad),
+        len(new),
+    )
 
 
 def _read(content: Mapping[str, Any], token: str | None, where: str) -> tuple[str, Tensor]:
@@ -99,6 +109,8 @@ def _read(content: Mapping[str, Any], token: str | None, where: str) -> tuple[st
 def _load(item: Place, weight_name: str | None, options: Mapping[str, Any]) -> Any:
     if isinstance(item, Source) or not Path(item).is_file():
         source = open_source(item, **options)
-        item = source.path(weight_name or next((name for name in NAMES if name in source.names), NAMES[0]))
+        item = source.path(
+            weight_name or next((name for name in NAMES if name in source.names), NAMES[0])
+        )
     path = Path(item)
     return dict(read_tensors(path)) if path.suffix == ".safetensors" else load_pickle(path)

@@ -1,4 +1,5 @@
-"""The transformer of the UNet: attention to the image itself and to the text. Sequences are (b, n, c)."""
+"""The transformer of the UNet: attention to the image itself and to the text. Sequences are (b, n,
+c)."""
 
 from __future__ import annotations
 
@@ -28,7 +29,9 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """(b, n, dim) -> (b, n, dim)."""
-        if context is None or torch.compiler.is_compiling() or self.constant is None:  # no guard on `constant`
+        if (
+            context is None or torch.compiler.is_compiling() or self.constant is None
+        ):  # no guard on `constant`
             key, value = self.project(x if context is None else context)
         else:
             key, value = self.constant.get(context, self.project)
@@ -41,7 +44,8 @@ class Attention(nn.Module):
 
 
 class FeedForward(nn.Sequential):
-    """GEGLU to four times the width, and back: (b, n, dim) -> (b, n, dim). `net.1` is the dropout of diffusers."""
+    """GEGLU to four times the width, and back: (b, n, dim) -> (b, n, dim). `net.1` is the dropout
+    of diffusers."""
 
     def __init__(self, dim: int) -> None:
         super().__init__()
@@ -61,13 +65,16 @@ class Level:
 
 
 class BasicTransformerBlock(nn.Module):
-    """Attention to itself (to the text if `only_cross_attention`), attention to the text, feed-forward."""
+    """Attention to itself (to the text if `only_cross_attention`), attention to the text,
+    feed-forward."""
 
     def __init__(self, level: Level) -> None:
         super().__init__()
         dim, self.only_cross_attention = level.channels, level.only_cross_attention
         self.norm1 = nn.LayerNorm(dim)
-        self.attn1 = Attention(dim, level.heads, level.context_dim if level.only_cross_attention else dim)
+        self.attn1 = Attention(
+            dim, level.heads, level.context_dim if level.only_cross_attention else dim
+        )
         self.norm2 = nn.LayerNorm(dim)
         self.attn2 = Attention(dim, level.heads, level.context_dim)
         self.norm3 = nn.LayerNorm(dim)
@@ -82,14 +89,17 @@ class BasicTransformerBlock(nn.Module):
 
 
 class Transformer2DModel(nn.Module):
-    """Transformer blocks over the pixels of an image, between two projections that are convolutions or linear."""
+    """Transformer blocks over the pixels of an image, between two projections that are convolutions
+    or linear."""
 
     def __init__(self, c: Config, level: Level) -> None:
         super().__init__()
         dim, self.linear = level.channels, c.use_linear_projection
         self.norm = nn.GroupNorm(c.norm_num_groups, dim, eps=1e-6)
         self.proj_in = nn.Linear(dim, dim) if self.linear else nn.Conv2d(dim, dim, 1)
-        self.transformer_blocks = nn.ModuleList(BasicTransformerBlock(level) for _ in range(level.depth))
+        self.transformer_blocks = nn.ModuleList(
+            BasicTransformerBlock(level) for _ in range(level.depth)
+        )
         self.proj_out = nn.Linear(dim, dim) if self.linear else nn.Conv2d(dim, dim, 1)
 
     def forward(self, x: Tensor, context: Tensor) -> Tensor:

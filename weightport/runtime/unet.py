@@ -1,4 +1,5 @@
-"""`UNet2DConditionModel`: the denoiser of Stable Diffusion 1, 2, XL and their relatives, written from its config."""
+"""`UNet2DConditionModel`: the denoiser of Stable Diffusion 1, 2, XL and their relatives, written
+from its config."""
 
 from __future__ import annotations
 
@@ -11,12 +12,24 @@ from torch import Tensor, nn
 
 from . import unet_blocks
 from .config import read_config
-from .unet_blocks import Conditioned, MidBlock, UpBlock, make_down_blocks, read_levels, skip_channels
+from .unet_blocks import (
+    Conditioned,
+    MidBlock,
+    UpBlock,
+    make_down_blocks,
+    read_levels,
+    skip_channels,
+)
 
 DEFAULTS: dict[str, Any] = {
     **unet_blocks.DEFAULTS,
     "out_channels": 4,
-    "up_block_types": ["UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"],
+    "up_block_types": [
+        "UpBlock2D",
+        "CrossAttnUpBlock2D",
+        "CrossAttnUpBlock2D",
+        "CrossAttnUpBlock2D",
+    ],
     "time_cond_proj_dim": None,
 }
 CHOICES: dict[str, tuple[Any, ...]] = {
@@ -27,7 +40,10 @@ CHOICES: dict[str, tuple[Any, ...]] = {
     **dict.fromkeys(("conv_in_kernel", "conv_out_kernel"), (3,)),
     **dict.fromkeys(("center_input_sample", "class_embeddings_concat"), (False,)),
     **dict.fromkeys(("dual_cross_attention", "resnet_skip_time_act"), (False,)),
-    **dict.fromkeys(("cross_attention_norm", "reverse_transformer_layers_per_block", "timestep_post_act"), (None,)),
+    **dict.fromkeys(
+        ("cross_attention_norm", "reverse_transformer_layers_per_block", "timestep_post_act"),
+        (None,),
+    ),
     **dict.fromkeys(("time_embedding_act_fn", "time_embedding_dim"), (None,)),
 }
 
@@ -52,7 +68,10 @@ class UNet2DConditionModel(Conditioned):
         c = read_config("UNet2DConditionModel", config, DEFAULTS, CHOICES, unet_blocks.IRRELEVANT)
         super().__init__(c)
         levels, width = read_levels(c), c.block_out_channels[0]
-        self.down_blocks, self.up_blocks = make_down_blocks(c, levels), nn.ModuleList()  # the order of the state dict
+        self.down_blocks, self.up_blocks = (
+            make_down_blocks(c, levels),
+            nn.ModuleList(),
+        )  # the order of the state dict
         channels, skips = levels[-1].channels, skip_channels(levels)
         self.mid_block = MidBlock(c, replace(levels[-1], only_cross_attention=False))
         for level, kind in zip(reversed(levels), c.up_block_types, strict=True):
@@ -96,7 +115,10 @@ class UNet2DConditionModel(Conditioned):
         if mid_block_additional_residual is not None:
             x = x + mid_block_additional_residual
         if down_block_additional_residuals:
-            skips = [skip + more for skip, more in zip(skips, down_block_additional_residuals, strict=True)]
+            skips = [
+                skip + more
+                for skip, more in zip(skips, down_block_additional_residuals, strict=True)
+            ]
         for block in self.up_blocks:
             x = block(x, emb, encoder_hidden_states, skips)
         return UNet2DConditionOutput(self.conv_out(F.silu(self.conv_norm_out(x))))

@@ -1,4 +1,5 @@
-"""What the UNet and its ControlNet are made of: embeddings of the conditions, and the blocks of each resolution."""
+"""What the UNet and its ControlNet are made of: embeddings of the conditions, and the blocks of
+each resolution."""
 
 from __future__ import annotations
 
@@ -19,7 +20,12 @@ DEFAULTS: dict[str, Any] = {
     "in_channels": 4,
     "flip_sin_to_cos": True,
     "freq_shift": 0,
-    "down_block_types": ["CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"],
+    "down_block_types": [
+        "CrossAttnDownBlock2D",
+        "CrossAttnDownBlock2D",
+        "CrossAttnDownBlock2D",
+        "DownBlock2D",
+    ],
     "only_cross_attention": False,
     "block_out_channels": [320, 640, 1280, 1280],
     "layers_per_block": 2,
@@ -37,7 +43,9 @@ CHOICES: dict[str, tuple[Any, ...]] = {
     "act_fn": ("silu", "swish"),  # two names of one function
     "addition_embed_type": (None, "text_time"),
     "mid_block_type": ("UNetMidBlock2DCrossAttn",),
-    "num_attention_heads": (None,),  # diffusers refuses it too: the number of heads is `attention_head_dim`
+    "num_attention_heads": (
+        None,
+    ),  # diffusers refuses it too: the number of heads is `attention_head_dim`
     "resnet_time_scale_shift": ("default",),
     **dict.fromkeys(("downsample_padding", "mid_block_scale_factor"), (1,)),
     **dict.fromkeys(("class_embed_type", "encoder_hid_dim", "encoder_hid_dim_type"), (None,)),
@@ -47,9 +55,18 @@ IRRELEVANT = {
     "dropout",  # training
     "mid_block_only_cross_attention",  # of another mid_block_type
     "sample_size",  # read by pipelines
-    "upcast_attention",  # precision of attention scores; F.scaled_dot_product_attention accumulates in float32
+    # precision of attention scores; F.scaled_dot_product_attention accumulates in float32
+    "upcast_attention",
     # written by diffusers' EMAModel into the config of the averaged model
-    *("decay", "inv_gamma", "min_decay", "optimization_step", "power", "update_after_step", "use_ema_warmup"),
+    *(
+        "decay",
+        "inv_gamma",
+        "min_decay",
+        "optimization_step",
+        "power",
+        "update_after_step",
+        "use_ema_warmup",
+    ),
 }
 
 
@@ -60,7 +77,9 @@ class Block(nn.Module):
         super().__init__()
         width, groups, time_dim = level.channels, c.norm_num_groups, 4 * c.block_out_channels[0]
         self.attentions = nn.ModuleList(Transformer2DModel(c, level) for _ in range(attentions))
-        self.resnets = nn.ModuleList(ResnetBlock2D(n, width, groups, c.norm_eps, time_dim) for n in resnet_inputs)
+        self.resnets = nn.ModuleList(
+            ResnetBlock2D(n, width, groups, c.norm_eps, time_dim) for n in resnet_inputs
+        )
 
     def layer(self, i: int, x: Tensor, emb: Tensor, context: Tensor) -> Tensor:
         """Residual block `i`, then attention `i` where there is one."""
@@ -78,7 +97,8 @@ class DownBlock(Block):
         self.downsamplers = nn.ModuleList([] if last else [Downsample2D(level.channels, padding=1)])
 
     def forward(self, x: Tensor, emb: Tensor, context: Tensor, skips: list[Tensor]) -> Tensor:
-        """(b, in_channels, h, w) -> (b, c, h / 2, w / 2); every layer's output is pushed on `skips`."""
+        """(b, in_channels, h, w) -> (b, c, h / 2, w / 2); every layer's output is pushed on
+        `skips`."""
         for i in range(len(self.resnets)):
             x = self.layer(i, x, emb, context)
             skips.append(x)
@@ -103,7 +123,9 @@ class MidBlock(Block):
 class UpBlock(Block):
     """`CrossAttnUpBlock2D` or `UpBlock2D`."""
 
-    def __init__(self, c: Config, level: Level, in_channels: int, skips: list[int], kind: str, last: bool) -> None:
+    def __init__(
+        self, c: Config, level: Level, in_channels: int, skips: list[int], kind: str, last: bool
+    ) -> None:
         has_attention = is_attention_block(kind, "UpBlock2D")
         count = level.layers + 1
         inputs = [(level.channels if i else in_channels) + skips.pop() for i in range(count)]
@@ -111,7 +133,8 @@ class UpBlock(Block):
         self.upsamplers = nn.ModuleList([] if last else [Upsample2D(level.channels)])
 
     def forward(self, x: Tensor, emb: Tensor, context: Tensor, skips: list[Tensor]) -> Tensor:
-        """(b, in_channels, h, w) -> (b, c, 2 h, 2 w), or to the size of the next skip; pops its skips off the list."""
+        """(b, in_channels, h, w) -> (b, c, 2 h, 2 w), or to the size of the next skip; pops its
+        skips off the list."""
         for i in range(len(self.resnets)):
             x = self.layer(i, torch.cat([x, skips.pop()], dim=1), emb, context)
         for upsample in self.upsamplers:
@@ -120,7 +143,8 @@ class UpBlock(Block):
 
 
 def is_attention_block(kind: str, plain: str) -> bool:
-    """Whether a block type of the config has attention; `plain` is the name of the one that has not."""
+    """Whether a block type of the config has attention; `plain` is the name of the one that has
+    not."""
     if kind not in (plain, f"CrossAttn{plain}"):
         raise ValueError(f"block type {kind!r} is not supported; it must be [CrossAttn]{plain}")
     return kind != plain
@@ -138,8 +162,14 @@ def read_levels(c: Config) -> list[Level]:
 
     for key in {"down_block_types", "up_block_types"} & c.keys():
         per_level(key)
-    # `attention_head_dim` is the number of heads, in spite of its name: diffusers keeps the slip for compatibility
-    keys = ["block_out_channels", "layers_per_block", "attention_head_dim", "transformer_layers_per_block"]
+    # `attention_head_dim` is the number of heads, in spite of its name: diffusers keeps the slip
+    # for compatibility
+    keys = [
+        "block_out_channels",
+        "layers_per_block",
+        "attention_head_dim",
+        "transformer_layers_per_block",
+    ]
     keys += ["cross_attention_dim", "only_cross_attention"]
     return [Level(*values) for values in zip(*map(per_level, keys), strict=True)]
 
@@ -154,7 +184,8 @@ def make_down_blocks(c: Config, levels: list[Level]) -> nn.ModuleList:
 
 
 def skip_channels(levels: list[Level]) -> list[int]:
-    """Channels of every output that the encoder hands to the decoder: of `conv_in`, each layer, each downsampler."""
+    """Channels of every output that the encoder hands to the decoder: of `conv_in`, each layer,
+    each downsampler."""
     channels = [levels[0].channels]
     for level in levels:
         channels += [level.channels] * (level.layers + 1)
@@ -162,7 +193,8 @@ def skip_channels(levels: list[Level]) -> list[int]:
 
 
 class Conditioned(Model):
-    """What a UNet and its ControlNet share: the embeddings of all global conditions, and the encoder."""
+    """What a UNet and its ControlNet share: the embeddings of all global conditions, and the
+    encoder."""
 
     down_blocks: nn.ModuleList
     mid_block: MidBlock
@@ -172,7 +204,9 @@ class Conditioned(Model):
         width = c.block_out_channels[0]
         self.conv_in = nn.Conv2d(c.in_channels, width, 3, padding=1)
         self.time_embedding = TimestepEmbedding(width, 4 * width, c.get("time_cond_proj_dim"))
-        self.class_embedding = nn.Embedding(c.num_class_embeds, 4 * width) if c.num_class_embeds else None
+        self.class_embedding = (
+            nn.Embedding(c.num_class_embeds, 4 * width) if c.num_class_embeds else None
+        )
         self.add_embedding = make_add_embedding(c)
 
     def embed(
@@ -183,10 +217,13 @@ class Conditioned(Model):
         timestep_cond: Tensor | None,
         added: Mapping[str, Tensor],
     ) -> Tensor:
-        """The sum of the embeddings of the timestep and of every other global condition, activated: (b, 4 width)."""
+        """The sum of the embeddings of the timestep and of every other global condition, activated:
+        (b, 4 width)."""
         c = self.config
         if sample.shape[1] != c.in_channels:
-            raise ValueError(f"{sample.shape[1]} channels are given, but this model takes {c.in_channels}")
+            raise ValueError(
+                f"{sample.shape[1]} channels are given, but this model takes {c.in_channels}"
+            )
 
         def features(values: Tensor, dim: int) -> Tensor:
             return timestep_embedding(values, dim, c.flip_sin_to_cos, c.freq_shift).to(sample.dtype)
@@ -202,12 +239,15 @@ class Conditioned(Model):
             if not {"text_embeds", "time_ids"} <= set(added):
                 raise ValueError("this model needs added_cond_kwargs text_embeds and time_ids")
             text = added["text_embeds"]
-            times = features(added["time_ids"].flatten(), c.addition_time_embed_dim).reshape(len(text), -1)
+            times = features(added["time_ids"].flatten(), c.addition_time_embed_dim).reshape(
+                len(text), -1
+            )
             emb = emb + self.add_embedding(torch.cat([text, times], dim=-1).to(emb.dtype))
         return F.silu(emb)  # once, in place of in every residual block
 
     def encode(self, x: Tensor, emb: Tensor, context: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """The output of the middle block, and that of every layer on the way, from the output of `conv_in`."""
+        """The output of the middle block, and that of every layer on the way, from the output of
+        `conv_in`."""
         skips = [x]
         for block in self.down_blocks:
             x = block(x, emb, context, skips)

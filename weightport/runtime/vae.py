@@ -1,4 +1,5 @@
-"""`AutoencoderKL`: the image autoencoder of latent diffusion. Rombach et al. 2021, https://arxiv.org/abs/2112.10752."""
+"""`AutoencoderKL`: the image autoencoder of latent diffusion. Rombach et al. 2021,
+https://arxiv.org/abs/2112.10752."""
 
 from __future__ import annotations
 
@@ -29,7 +30,8 @@ CHOICES: dict[str, tuple[Any, ...]] = {
     "act_fn": ("silu", "swish"),
     **dict.fromkeys(("mid_block_add_attention", "use_post_quant_conv", "use_quant_conv"), (True,)),
 }
-# The model works on unscaled latents; pipelines read these, and scaling_factor, for what lies between.
+# The model works on unscaled latents; pipelines read these, and scaling_factor, for what lies
+# between.
 IRRELEVANT = {"force_upcast", "latents_mean", "latents_std", "sample_size", "shift_factor"}
 OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 EPS = 1e-6  # of every GroupNorm
@@ -59,7 +61,9 @@ class MidBlock(nn.Module):
     def __init__(self, channels: int, groups: int) -> None:
         super().__init__()
         self.attentions = nn.ModuleList([AttentionBlock(channels, groups)])
-        self.resnets = nn.ModuleList(ResnetBlock2D(channels, channels, groups, EPS) for _ in range(2))
+        self.resnets = nn.ModuleList(
+            ResnetBlock2D(channels, channels, groups, EPS) for _ in range(2)
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         """(b, c, h, w) -> (b, c, h, w)."""
@@ -67,8 +71,11 @@ class MidBlock(nn.Module):
         return x
 
 
-def make_levels(c: Config, widths: list[int], layers: int, name: str, sampler: type[nn.Module]) -> nn.Sequential:
-    """`DownEncoderBlock2D`s or `UpDecoderBlock2D`s: residual blocks, then another resolution unless it is the last.
+def make_levels(
+    c: Config, widths: list[int], layers: int, name: str, sampler: type[nn.Module]
+) -> nn.Sequential:
+    """`DownEncoderBlock2D`s or `UpDecoderBlock2D`s: residual blocks, then another resolution unless
+    it is the last.
 
     Args:
         c: the config.
@@ -79,14 +86,22 @@ def make_levels(c: Config, widths: list[int], layers: int, name: str, sampler: t
     """
     levels = nn.Sequential()
     for before, width in zip(widths[:1] + widths[:-1], widths, strict=True):
-        resnets = (ResnetBlock2D(n, width, c.norm_num_groups, EPS) for n in [before] + [width] * (layers - 1))
+        resnets = (
+            ResnetBlock2D(n, width, c.norm_num_groups, EPS)
+            for n in [before] + [width] * (layers - 1)
+        )
         samplers = [sampler(width)] if len(levels) < len(widths) - 1 else []
-        levels.append(nn.Sequential(OrderedDict({"resnets": nn.Sequential(*resnets), name: nn.Sequential(*samplers)})))
+        levels.append(
+            nn.Sequential(
+                OrderedDict({"resnets": nn.Sequential(*resnets), name: nn.Sequential(*samplers)})
+            )
+        )
     return levels
 
 
 class Encoder(nn.Sequential):
-    """Image (b, in_channels, h, w) -> moments of the latents (b, 2 latent_channels, h / 8, w / 8)."""
+    """Image (b, in_channels, h, w) -> moments of the latents (b, 2 latent_channels, h / 8, w /
+    8)."""
 
     def __init__(self, c: Config) -> None:
         super().__init__()
@@ -119,7 +134,8 @@ class Decoder(nn.Module):
 
 
 class DiagonalGaussianDistribution:
-    """The distribution of the latents of an image, from its moments (b, 2 latent_channels, h, w)."""
+    """The distribution of the latents of an image, from its moments (b, 2 latent_channels, h,
+    w)."""
 
     def __init__(self, parameters: Tensor) -> None:
         self.parameters = parameters
@@ -128,9 +144,12 @@ class DiagonalGaussianDistribution:
         self.std = (0.5 * self.logvar).exp()
 
     def sample(self, generator: torch.Generator | None = None) -> Tensor:
-        """Latents at random. The noise is drawn on the generator's device, so that a CPU seed gives one image."""
+        """Latents at random. The noise is drawn on the generator's device, so that a CPU seed gives
+        one image."""
         device = generator.device if generator else self.mean.device
-        noise = torch.randn(self.mean.shape, generator=generator, device=device, dtype=self.mean.dtype)
+        noise = torch.randn(
+            self.mean.shape, generator=generator, device=device, dtype=self.mean.dtype
+        )
         return self.mean + self.std * noise.to(self.mean.device)
 
     def mode(self) -> Tensor:
@@ -151,7 +170,8 @@ class DecoderOutput(NamedTuple):
 
 
 class AutoencoderKL(Model):
-    """The autoencoder. Latents are unscaled here: callers multiply by `config.scaling_factor` on the way to the UNet.
+    """The autoencoder. Latents are unscaled here: callers multiply by `config.scaling_factor` on
+    the way to the UNet.
 
     Args:
         config: the content of `vae/config.json`; absent keys take the defaults of diffusers.
@@ -163,9 +183,15 @@ class AutoencoderKL(Model):
     def __init__(self, config: Mapping[str, Any]) -> None:
         super().__init__(read_config("AutoencoderKL", config, DEFAULTS, CHOICES, IRRELEVANT))
         c = self.config
-        for key, kind in (("down_block_types", "DownEncoderBlock2D"), ("up_block_types", "UpDecoderBlock2D")):
+        for key, kind in (
+            ("down_block_types", "DownEncoderBlock2D"),
+            ("up_block_types", "UpDecoderBlock2D"),
+        ):
             if list(c[key]) != [kind] * len(c.block_out_channels):
-                raise ValueError(f"AutoencoderKL: {key} = {c[key]!r} must be {kind!r} for each of block_out_channels")
+                raise ValueError(
+                    f"AutoencoderKL: {key} = {c[key]!r} must be {kind!r} for each of"
+                    " block_out_channels"
+                )
         self.encoder = Encoder(c)
         self.decoder = Decoder(c)
         self.quant_conv = nn.Conv2d(2 * c.latent_channels, 2 * c.latent_channels, 1)
@@ -181,7 +207,8 @@ class AutoencoderKL(Model):
         return key
 
     def enable_tiling(self, use_tiling: bool = True) -> None:
-        """Take images larger than `sample_size` in overlapping tiles: less memory, a slightly different result."""
+        """Take images larger than `sample_size` in overlapping tiles: less memory, a slightly
+        different result."""
         self.use_tiling = use_tiling
 
     def disable_tiling(self) -> None:
@@ -197,15 +224,21 @@ class AutoencoderKL(Model):
         self.use_slicing = False
 
     def encode(self, x: Tensor, return_dict: bool = True) -> AutoencoderKLOutput:
-        """Image (b, in_channels, h, w) in [-1, 1] -> distribution of latents (b, latent_channels, h / 8, w / 8)."""
+        """Image (b, in_channels, h, w) in [-1, 1] -> distribution of latents (b, latent_channels, h
+        / 8, w / 8)."""
         pixels, latents = self._tile_sizes()
         moments = self._in_parts(lambda x: self.quant_conv(self.encoder(x)), x, pixels, latents)
         return AutoencoderKLOutput(DiagonalGaussianDistribution(moments))
 
-    def decode(self, z: Tensor, return_dict: bool = True, generator: torch.Generator | None = None) -> DecoderOutput:
-        """Latents (b, latent_channels, h, w) -> image (b, out_channels, 8 h, 8 w), about in [-1, 1]."""
+    def decode(
+        self, z: Tensor, return_dict: bool = True, generator: torch.Generator | None = None
+    ) -> DecoderOutput:
+        """Latents (b, latent_channels, h, w) -> image (b, out_channels, 8 h, 8 w), about in [-1,
+        1]."""
         pixels, latents = self._tile_sizes()
-        return DecoderOutput(self._in_parts(lambda z: self.decoder(self.post_quant_conv(z)), z, latents, pixels))
+        return DecoderOutput(
+            self._in_parts(lambda z: self.decoder(self.post_quant_conv(z)), z, latents, pixels)
+        )
 
     def _tile_sizes(self) -> tuple[int, int]:
         """The edge of a tile, in pixels and in latents."""
@@ -213,16 +246,22 @@ class AutoencoderKL(Model):
         pixels = size[0] if isinstance(size, (list, tuple)) else size
         return pixels, int(pixels / 2 ** (len(self.config.block_out_channels) - 1))
 
-    def _in_parts(self, function: Callable[[Tensor], Tensor], x: Tensor, tile_in: int, tile_out: int) -> Tensor:
+    def _in_parts(
+        self, function: Callable[[Tensor], Tensor], x: Tensor, tile_in: int, tile_out: int
+    ) -> Tensor:
         """`function` of whole images or, as slicing and tiling ask for, of parts of them."""
         if self.use_slicing and len(x) > 1:
-            return torch.cat([self._in_parts(function, one, tile_in, tile_out) for one in x.chunk(len(x))])
+            return torch.cat(
+                [self._in_parts(function, one, tile_in, tile_out) for one in x.chunk(len(x))]
+            )
         if self.use_tiling and max(x.shape[-2:]) > tile_in:
             return in_tiles(function, x, tile_in, tile_out)
         return function(x)
 
 
-def in_tiles(function: Callable[[Tensor], Tensor], x: Tensor, tile_in: int, tile_out: int) -> Tensor:
+def in_tiles(
+    function: Callable[[Tensor], Tensor], x: Tensor, tile_in: int, tile_out: int
+) -> Tensor:
     """`function` of tiles of `x` that overlap by a quarter, where one result fades into the next.
 
     Args:

@@ -1,8 +1,8 @@
 """Weights from files into models and back, in as little memory as possible.
 
-Models are built on the meta device, without memory and without initialisation. Files are mapped privately: what needs
-no cast is used in place and read when it is first touched, and stays writable without touching the file. A cast goes
-tensor by tensor and gives the pages of its source back.
+Models are built on the meta device, without memory and without initialisation. Files are mapped
+privately: what needs no cast is used in place and read when it is first touched, and stays writable
+without touching the file. A cast goes tensor by tensor and gives the pages of its source back.
 """
 
 from __future__ import annotations
@@ -24,7 +24,9 @@ from .saving import write_json
 from .speed import drop_file_pages
 
 _TOLD = 3  # faults that a message names
-_INITIALISERS = {value for name, value in vars(nn.init).items() if name.endswith("_") and callable(value)}
+_INITIALISERS = {
+    value for name, value in vars(nn.init).items() if name.endswith("_") and callable(value)
+}
 
 
 class NoInit(TorchFunctionMode):
@@ -75,16 +77,22 @@ def load_weights(
             else:
                 state[name] = tensor = _squeezed(tensor, expected[name].shape)
                 if tensor.shape != expected[name].shape:
-                    faults.append(f"{key} has shape {[*tensor.shape]}, not {[*expected[name].shape]}")
+                    faults.append(
+                        f"{key} has shape {[*tensor.shape]}, not {[*expected[name].shape]}"
+                    )
                 elif not faults:
                     state[name] = tensor.to(device, dtype if tensor.is_floating_point() else None)
                     if state[name] is not tensor:
-                        drop_file_pages(tensor, unwritten=use_mmap and path.suffix == ".safetensors")
+                        drop_file_pages(
+                            tensor, unwritten=use_mmap and path.suffix == ".safetensors"
+                        )
     faults += [f"missing {key}" for key in expected if key not in state]
     if faults:
         more = f" and {len(faults) - _TOLD} more" if len(faults) > _TOLD else ""
         where = files[0] if len(files) == 1 else files[0].parent
-        raise ValueError(f"{where}: does not fit {type(model).__name__}: {'; '.join(faults[:_TOLD])}{more}")
+        raise ValueError(
+            f"{where}: does not fit {type(model).__name__}: {'; '.join(faults[:_TOLD])}{more}"
+        )
     model.load_state_dict(state, assign=True)
     return unused
 
@@ -94,7 +102,7 @@ def _squeezed(tensor: Tensor, shape: torch.Size) -> Tensor:
     return tensor[:, :, 0, 0] if tensor.ndim == 4 and tensor.shape == (*shape, 1, 1) else tensor
 
 
-# --- reading ----------------------------------------------------------------------------------------------------------
+# --- reading --------------------------------------------------------------------------------------
 
 
 def read_tensors(path: Path, use_mmap: bool = True) -> Iterator[tuple[str, Tensor]]:
@@ -113,7 +121,9 @@ def read_tensors(path: Path, use_mmap: bool = True) -> Iterator[tuple[str, Tenso
         else:
             yield from load(path.read_bytes()).items()
     except SafetensorError as error:
-        raise ValueError(f"{path}: not a safetensors file, truncated or damaged ({error})") from None
+        raise ValueError(
+            f"{path}: not a safetensors file, truncated or damaged ({error})"
+        ) from None
 
 
 def _read_pickle(path: Path, use_mmap: bool) -> Iterator[tuple[str, Tensor]]:
@@ -126,7 +136,8 @@ def _read_pickle(path: Path, use_mmap: bool) -> Iterator[tuple[str, Tensor]]:
 
 
 def load_pickle(path: Path, use_mmap: bool = True) -> dict[str, Any]:
-    """The dict in a file of `torch.save`; torch unpickles nothing but tensors and containers from it.
+    """The dict in a file of `torch.save`; torch unpickles nothing but tensors and containers from
+    it.
 
     Raises:
         ValueError: there is something else in it, or it is damaged.
@@ -142,13 +153,19 @@ def load_pickle(path: Path, use_mmap: bool = True) -> dict[str, Any]:
     return content
 
 
-# --- writing ----------------------------------------------------------------------------------------------------------
+# --- writing --------------------------------------------------------------------------------------
 
 
 def write_weights(
-    folder: Path, state: Mapping[str, Tensor], library: str, variant: str | None, max_size: int, safe: bool
+    folder: Path,
+    state: Mapping[str, Tensor],
+    library: str,
+    variant: str | None,
+    max_size: int,
+    safe: bool,
 ) -> None:
-    """Write a state dict as one file, or as shards with an index where it has more than `max_size` bytes.
+    """Write a state dict as one file, or as shards with an index where it has more than `max_size`
+    bytes.
 
     Args:
         folder: an existing folder.
@@ -186,4 +203,6 @@ def _write(path: Path, state: Mapping[str, Tensor]) -> None:
     if path.suffix == ".safetensors":
         save_file(tensors, path, {"format": "pt"})
     else:
-        torch.save({key: tensor.clone() for key, tensor in tensors.items()}, path)  # else views bring all they are of
+        torch.save(
+            {key: tensor.clone() for key, tensor in tensors.items()}, path
+        )  # else views bring all they are of

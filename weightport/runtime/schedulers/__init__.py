@@ -1,4 +1,5 @@
-"""The schedulers: diffusers' names, options and calls; few ideas. `base.py` says how they are made."""
+"""The schedulers: diffusers' names, options and calls; few ideas. `base.py` says how they are
+made."""
 
 from . import diffusion, exponential, flow, karras
 from .base import Scheduler, SchedulerOutput

@@ -1,14 +1,17 @@
 """What all schedulers share. A run visits timesteps t₀ > t₁ > …; a step goes from one to the next.
 
-Notation: x = α·x₀ + σ·ε is the noisy sample, x₀ the image, ε the noise. α and σ here are the *variance preserving*
-ones, α² + σ² = 1, but for flows, α + σ = 1. Solvers are linear: what a step returns is a·x + Σ bₖ·mₖ + c·noise, where
-the mₖ are the model's outputs, turned into x₀ or ε, and the coefficients are known before the first step.
+Notation: x = α·x₀ + σ·ε is the noisy sample, x₀ the image, ε the noise. α and σ here are the
+*variance preserving* ones, α² + σ² = 1, but for flows, α + σ = 1. Solvers are linear: what a step
+returns is a·x + Σ bₖ·mₖ + c·noise, where the mₖ are the model's outputs, turned into x₀ or ε, and
+the coefficients are known before the first step.
 
-A solver is a class that says which timesteps and σ a run visits, in `_plan`, and what a step does, in `_solve`.
+A solver is a class that says which timesteps and σ a run visits, in `_plan`, and what a step does,
+in `_solve`.
 
-Coefficients are computed in float32, elementwise over whole tables, and outputs that lie close together are subtracted
-before they are weighted: where differences cancel, rounding is up to 1e-3 of a step, and float32 in this order is what
-everybody's images were made with. Samples of 16 bits are computed with in float32.
+Coefficients are computed in float32, elementwise over whole tables, and outputs that lie close
+together are subtracted before they are weighted: where differences cancel, rounding is up to 1e-3
+of a step, and float32 in this order is what everybody's images were made with. Samples of 16 bits
+are computed with in float32.
 """
 
 from __future__ import annotations
@@ -32,19 +35,24 @@ Draw = Callable[..., Tensor]  # the noise of a step, like the output or what is 
 Numbers = Sequence[float] | Array | Tensor
 Plan = tuple[Array, Array]  # the timesteps of a run, and its σ with the end
 RESPACINGS = options(
-    use_karras_sigmas=karras, use_exponential_sigmas=exponential, use_beta_sigmas=beta, use_lu_lambdas=lambdas
+    use_karras_sigmas=karras,
+    use_exponential_sigmas=exponential,
+    use_beta_sigmas=beta,
+    use_lu_lambdas=lambdas,
 )
 
 
 class SchedulerOutput(NamedTuple):
-    """The sample at the next timestep, and where known the image that the model sees in this one."""
+    """The sample at the next timestep, and where known the image that the model sees in this
+    one."""
 
     prev_sample: Tensor
     pred_original_sample: Tensor | None = None
 
 
 def combine(a: float, x: Tensor, *terms: tuple[float, Tensor | None]) -> Tensor:
-    """a·x + Σ b·m, products rounded before they are added. A coefficient of 0 leaves out its tensor, NaN or not."""
+    """a·x + Σ b·m, products rounded before they are added. A coefficient of 0 leaves out its
+    tensor, NaN or not."""
     total = None if a == 0 else x if a == 1 else x * a
     for b, m in terms:
         if b and m is not None:
@@ -58,11 +66,16 @@ def widened(sample: Tensor) -> Tensor:
 
 
 def draw_noise(like: Tensor, generator: Generator, dtype: torch.dtype) -> Tensor:
-    """Standard normal noise in the shape of `like`, drawn where the generator is; of several, each draws a sample."""
+    """Standard normal noise in the shape of `like`, drawn where the generator is; of several, each
+    draws a sample."""
     if isinstance(generator, list) and len(generator) > 1:
-        return torch.cat([draw_noise(like[i : i + 1], one, dtype) for i, one in enumerate(generator)])
+        return torch.cat(
+            [draw_noise(like[i : i + 1], one, dtype) for i, one in enumerate(generator)]
+        )
     one = generator[0] if isinstance(generator, list) else generator
-    return torch.randn(like.shape, generator=one, device=(one or like).device, dtype=dtype).to(like.device)
+    return torch.randn(like.shape, generator=one, device=(one or like).device, dtype=dtype).to(
+        like.device
+    )
 
 
 def beside(values: Tensor, like: Tensor) -> Tensor:
@@ -94,7 +107,9 @@ class Scheduler(Configured):
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
         if sum(bool(self._own(name)) for name in RESPACING) > 1:
-            raise ValueError(f"{type(self).__name__}: only one of {', '.join(RESPACING)} can be set")
+            raise ValueError(
+                f"{type(self).__name__}: only one of {', '.join(RESPACING)} can be set"
+            )
         self.num_inference_steps: int | None = None
         self._mu: float | None = None
         if "beta_start" in self.defaults:
@@ -142,9 +157,14 @@ class Scheduler(Configured):
             mu: how far to shift a flow, with `use_dynamic_shifting`.
 
         Raises:
-            ValueError: not exactly one of the first three is given, or the scheduler does not take it.
+            ValueError: not exactly one of the first three is given, or the scheduler does not take
+                it.
         """
-        given = {"num_inference_steps": num_inference_steps, "timesteps": timesteps, "sigmas": sigmas}
+        given = {
+            "num_inference_steps": num_inference_steps,
+            "timesteps": timesteps,
+            "sigmas": sigmas,
+        }
         chosen = [key for key, value in given.items() if value is not None]
         if len(chosen) != 1:
             raise ValueError("give one of num_inference_steps, timesteps and sigmas")
@@ -170,7 +190,9 @@ class Scheduler(Configured):
             raise ValueError(f"timesteps must descend, from less than {len(self)}")
         return t
 
-    def _begin(self, timesteps: Array, sigmas: Array, device: str | torch.device | None = None) -> None:
+    def _begin(
+        self, timesteps: Array, sigmas: Array, device: str | torch.device | None = None
+    ) -> None:
         """Take these timesteps and σ, and forget the run before."""
         self.timesteps = torch.from_numpy(np.ascontiguousarray(timesteps)).to(device)
         self.sigmas = torch.from_numpy(np.asarray(sigmas, np.float32))
@@ -203,7 +225,9 @@ class Scheduler(Configured):
 
         def draw(like: Tensor = model_output, dtype: torch.dtype | None = None) -> Tensor:
             noise = variance_noise
-            return draw_noise(like, generator, dtype or model_output.dtype) if noise is None else noise
+            return (
+                draw_noise(like, generator, dtype or model_output.dtype) if noise is None else noise
+            )
 
         self._generator = generator
         if self.num_inference_steps is None:
@@ -221,20 +245,26 @@ class Scheduler(Configured):
         self.begin_index = begin_index
 
     def index_for_timestep(self, timestep: Timestep) -> int:
-        """The position of a timestep in `timesteps`; of two equal ones the second, so that img2img skips no noise.
+        """The position of a timestep in `timesteps`; of two equal ones the second, so that img2img
+        skips no noise.
 
         Raises:
             ValueError: it is not there.
         """
         matches = (self.timesteps == timestep).nonzero().flatten().tolist()
         if not matches:
-            raise ValueError(f"{float(timestep)} is not one of the scheduler's timesteps; pass values of `timesteps`")
+            raise ValueError(
+                f"{float(timestep)} is not one of the scheduler's timesteps; pass values of"
+                " `timesteps`"
+            )
         return int(matches[1 if len(matches) > 1 else 0])
 
     def _here(self, timestep: Timestep) -> int:
         """The number of the step that `timestep` belongs to."""
         if self.step_index is None:
-            self.step_index = self.index_for_timestep(timestep) if self.begin_index is None else self.begin_index
+            self.step_index = (
+                self.index_for_timestep(timestep) if self.begin_index is None else self.begin_index
+            )
         return self.step_index
 
     def _next(self, timestep: Timestep) -> int:
@@ -267,11 +297,14 @@ class Scheduler(Configured):
         return alpha_bar.sqrt(), (1 - alpha_bar).sqrt()
 
     def _sigma_at(self, timesteps: Tensor, like: Tensor) -> Tensor:
-        """σ of the run at its `timesteps` (b,), or at the step that it begins with, to multiply samples with."""
+        """σ of the run at its `timesteps` (b,), or at the step that it begins with, to multiply
+        samples with."""
         if self.begin_index is None:
             indices = [self.index_for_timestep(t) for t in timesteps]
         else:
-            indices = [self.begin_index if self.step_index is None else self.step_index] * len(timesteps)
+            indices = [self.begin_index if self.step_index is None else self.step_index] * len(
+                timesteps
+            )
         return beside(self.sigmas[indices], like)
 
     def add_noise(self, original_samples: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
@@ -280,7 +313,8 @@ class Scheduler(Configured):
         return (alpha * original_samples + sigma * noise).to(original_samples.dtype)
 
     def get_velocity(self, sample: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
-        """v = α·ε - σ·x₀ at training timesteps (b,) (Salimans and Ho, Progressive Distillation, appendix D)."""
+        """v = α·ε - σ·x₀ at training timesteps (b,) (Salimans and Ho, Progressive Distillation,
+        appendix D)."""
         alpha, sigma = self._shares(timesteps, sample)
         return (alpha * noise - sigma * sample).to(sample.dtype)
 
@@ -289,7 +323,8 @@ class Scheduler(Configured):
 
 
 def to_image(prediction_type: str, x: Tensor, output: Tensor, alpha: float, sigma: float) -> Tensor:
-    """x₀ of a sample. Where nothing of the image is left in it, α = 0, a tiny share of one stands in."""
+    """x₀ of a sample. Where nothing of the image is left in it, α = 0, a tiny share of one stands
+    in."""
     if prediction_type == "sample":
         return output
     if prediction_type == "v_prediction":

@@ -16,35 +16,56 @@ except ImportError:  # the extra `sde`
 class BrownianNoise:
     """Normal noise W(end) - W(start) of variance 1, where σ never rises from call to call.
 
-    With `torchsde` installed the path is its `BrownianInterval`, so that a seed gives the images that it gives
-    elsewhere. Without it the path is drawn step by step: as exact, but another one.
+    With `torchsde` installed the path is its `BrownianInterval`, so that a seed gives the images
+    that it gives elsewhere. Without it the path is drawn step by step: as exact, but another one.
     """
 
     def __init__(self, like: Tensor, low: float, high: float, seed: int | list[int] | None) -> None:
-        batched, low, high = isinstance(seed, list), round(low, 6), round(high, 6)  # torchsde rounds its ends so
-        seeds = seed if isinstance(seed, list) else [torch.randint(0, 2**63 - 1, []).item() if seed is None else seed]
+        batched, low, high = (
+            isinstance(seed, list),
+            round(low, 6),
+            round(high, 6),
+        )  # torchsde rounds its ends so
+        seeds = (
+            seed
+            if isinstance(seed, list)
+            else [torch.randint(0, 2**63 - 1, []).item() if seed is None else seed]
+        )
         self._parts = like if batched else like[None]  # a seed draws a part
         if torchsde:
             options: dict[str, Any] = {"tol": 1e-6, "pool_size": 24, "halfway_tree": True}
             options |= {"size": self._parts[0].shape, "dtype": like.dtype, "device": like.device}
-            self._trees = [torchsde.BrownianInterval(t0=low, t1=high, entropy=one, **options) for one in seeds]
-        self._generators = [torch.Generator(like.device).manual_seed(int(one) % 2**63) for one in seeds]
+            self._trees = [
+                torchsde.BrownianInterval(t0=low, t1=high, entropy=one, **options) for one in seeds
+            ]
+        self._generators = [
+            torch.Generator(like.device).manual_seed(int(one) % 2**63) for one in seeds
+        ]
         self._low, self._high = low, high
         self._path = {high: torch.zeros_like(self._parts)}
         self._shape = like.shape
 
     def __call__(self, start: float, end: float) -> Tensor:
         """The noise of a step from σ = `start` to `end`."""
-        t, to = (min(max(sigma, self._low), self._high) for sigma in (start, end))  # they can lie outside by rounding
+        t, to = (
+            min(max(sigma, self._low), self._high) for sigma in (start, end)
+        )  # they can lie outside by rounding
         if t == to:
             return torch.zeros_like(self._parts).view(self._shape)
-        moved = torch.stack([-tree(to, t) for tree in self._trees]) if torchsde else self._at(to) - self._at(t)
+        moved = (
+            torch.stack([-tree(to, t) for tree in self._trees])
+            if torchsde
+            else self._at(to) - self._at(t)
+        )
         noise: Tensor = moved / (start - end) ** 0.5
         return noise.view(self._shape)
 
     def _at(self, sigma: float) -> Tensor:
         if sigma not in self._path:
             low, part = min(self._path), self._parts[0]
-            drawn = [torch.randn(part.shape, generator=g, device=g.device, dtype=part.dtype) for g in self._generators]
+            drawn = [
+                torch.randn(part.shape, generator=g, device=g.device, dtype=part.dtype)
+                for g in self._generators
+            ]
             self._path[sigma] = self._path[low] + (low - sigma) ** 0.5 * torch.stack(drawn)
         return self._path[sigma]

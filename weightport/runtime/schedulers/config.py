@@ -1,4 +1,5 @@
-"""The `scheduler_config.json`: which options a scheduler has, and what passes on when one is swapped for another."""
+"""The `scheduler_config.json`: which options a scheduler has, and what passes on when one is
+swapped for another."""
 
 from __future__ import annotations
 
@@ -14,7 +15,9 @@ Options = dict[str, Any]
 
 def options(*groups: Options, without: Collection[str] = (), **own: Any) -> Options:
     """The options of these groups, but for some, and others; later ones take precedence."""
-    return {key: value for group in groups for key, value in group.items() if key not in without} | own
+    return {
+        key: value for group in groups for key, value in group.items() if key not in without
+    } | own
 
 
 BETAS = options(beta_start=0.0001, beta_end=0.02, beta_schedule="linear", trained_betas=None)
@@ -30,13 +33,24 @@ FLOW = options(use_flow_sigmas=False, flow_shift=1.0)
 SHIFT = options(use_dynamic_shifting=False, time_shift_type="exponential")
 SIGMAS = options(sigma_min=0.002, sigma_max=80.0, sigma_data=0.5, rho=7.0)
 EDM = options(
-    SIGMAS, sigma_schedule="karras", final_sigmas_type="zero", num_train_timesteps=1000, prediction_type="epsilon"
+    SIGMAS,
+    sigma_schedule="karras",
+    final_sigmas_type="zero",
+    num_train_timesteps=1000,
+    prediction_type="epsilon",
 )
 
 VE = ("epsilon", "v_prediction")
 VP = ("epsilon", "sample", "v_prediction")
 FLOWS = (*VP, "flow_prediction")
-VARIANCES = ("fixed_small", "fixed_small_log", "fixed_large", "fixed_large_log", "learned", "learned_range")
+VARIANCES = (
+    "fixed_small",
+    "fixed_small_log",
+    "fixed_large",
+    "fixed_large_log",
+    "learned",
+    "learned_range",
+)
 CHOICES = options(  # the values that options can take, in whichever scheduler
     variance_type=(None, *VARIANCES),
     interpolation_type=("linear", "log_linear"),
@@ -47,8 +61,9 @@ CHOICES = options(  # the values that options can take, in whichever scheduler
 )
 FILE = "scheduler_config.json"
 NAMES = (
-    "DDIM DDPM PNDM LMSDiscrete EulerDiscrete HeunDiscrete EulerAncestralDiscrete DPMSolverMultistep "
-    "DPMSolverSinglestep KDPM2Discrete KDPM2AncestralDiscrete DEISMultistep UniPCMultistep DPMSolverSDE EDMEuler"
+    "DDIM DDPM PNDM LMSDiscrete EulerDiscrete HeunDiscrete EulerAncestralDiscrete"
+    " DPMSolverMultistep DPMSolverSinglestep KDPM2Discrete KDPM2AncestralDiscrete DEISMultistep"
+    " UniPCMultistep DPMSolverSDE EDMEuler"
 )
 COMPATIBLE = tuple(f"{name}Scheduler" for name in NAMES.split())  # with one another; in this order
 
@@ -57,9 +72,10 @@ class Configured(HasConfig):
     """Something made from a `scheduler_config.json`.
 
     Attributes:
-        config: the options complete with defaults, and, hidden, those of other schedulers that a file or a swap
-            brought, so that swapping back restores them. `_use_default_values` names those that nobody has set: a
-            swap drops them, and the next scheduler takes its own defaults.
+        config: the options complete with defaults, and, hidden, those of other schedulers that a
+            file or a swap brought, so that swapping back restores them. `_use_default_values` names
+            those that nobody has set: a swap drops them, and the next scheduler takes its own
+            defaults.
         library: the library that `model_index.json` says it is of.
         defaults: the options of the class.
         predicts: the values that `prediction_type` can have.
@@ -88,14 +104,22 @@ class Configured(HasConfig):
         if unknown := sorted(options.keys() - self.defaults.keys()):
             raise TypeError(f"{name} has no option {', '.join(unknown)}")
         unset = [key for key in self.defaults if key not in options]
-        meant = {key: self.aliases[key].get(value, value) for key, value in options.items() if key in self.aliases}
+        meant = {
+            key: self.aliases[key].get(value, value)
+            for key, value in options.items()
+            if key in self.aliases
+        }
         self.config = Config({**self.defaults, **options, **meant, "_use_default_values": unset})
         for key, allowed in (CHOICES | {"prediction_type": self.predicts} | self.choices).items():
             if key in self.defaults and self.config[key] not in allowed:
-                raise ValueError(f"{name}: {key} = {self.config[key]!r} must be {' or '.join(map(repr, allowed))}")
+                raise ValueError(
+                    f"{name}: {key} = {self.config[key]!r} must be"
+                    f" {' or '.join(map(repr, allowed))}"
+                )
 
     def _own(self, key: str) -> Any:
-        """The value of an option, None if the class does not have it: another scheduler's may be in the config."""
+        """The value of an option, None if the class does not have it: another scheduler's may be in
+        the config."""
         return self.config[key] if key in self.defaults else None
 
     @classmethod
@@ -118,8 +142,11 @@ class Configured(HasConfig):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Place, **given: Any) -> Self:
-        """The config in a folder or on the Hub, of any class; `given` are options, or `PlaceOptions`."""
-        config, options = cls.load_config(pretrained_model_name_or_path, return_unused_kwargs=True, **given)
+        """The config in a folder or on the Hub, of any class; `given` are options, or
+        `PlaceOptions`."""
+        config, options = cls.load_config(
+            pretrained_model_name_or_path, return_unused_kwargs=True, **given
+        )
         return cls.from_config(config, **options)
 
     save_pretrained = HasConfig.save_config
@@ -136,7 +163,10 @@ class Configured(HasConfig):
         from . import SCHEDULERS
 
         names = COMPATIBLE if self.has_compatibles else ()
-        return [*(SCHEDULERS[name] for name in names), *([] if type(self).__name__ in names else [type(self)])]
+        return [
+            *(SCHEDULERS[name] for name in names),
+            *([] if type(self).__name__ in names else [type(self)]),
+        ]
 
     def __repr__(self) -> str:
         return f"{type(self).__name__} {self._saved_config()}"

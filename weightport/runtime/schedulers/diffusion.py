@@ -1,4 +1,5 @@
-"""Solvers that step between training timesteps, by their ᾱ: DDIM, KerasCV's, DDPM, PNDM, iPNDM, and LCM and TCD."""
+"""Solvers that step between training timesteps, by their ᾱ: DDIM, KerasCV's, DDPM, PNDM, iPNDM, and
+LCM and TCD."""
 
 from __future__ import annotations
 
@@ -13,12 +14,23 @@ import torch
 from torch import Tensor
 
 from .base import Draw, Generator, Numbers, Plan, Scheduler, Timestep, combine, to_image, to_noise
-from .config import CLIPPING, ENDS, LEADING, STABLE_DIFFUSION, THRESHOLDING, TRAINING, VE, VP, options
+from .config import (
+    CLIPPING,
+    ENDS,
+    LEADING,
+    STABLE_DIFFUSION,
+    THRESHOLDING,
+    TRAINING,
+    VE,
+    VP,
+    options,
+)
 from .spacing import Array, spaced
 
 
 class DiscreteSolver(Scheduler):
-    """A scheduler whose steps depend on the timestep alone: step number and timestep are the same thing."""
+    """A scheduler whose steps depend on the timestep alone: step number and timestep are the same
+    thing."""
 
     predicts: ClassVar[tuple[str, ...]] = VP
 
@@ -31,7 +43,9 @@ class DiscreteSolver(Scheduler):
         return np.arange(len(self))[::-1], np.empty(0)
 
     def _plan(self, steps: int, timesteps: Numbers | None, sigmas: Numbers | None) -> Plan:
-        return self._spaced(steps) if timesteps is None else self._descending(timesteps), np.empty(0)
+        return self._spaced(steps) if timesteps is None else self._descending(timesteps), np.empty(
+            0
+        )
 
     def _spaced(self, steps: int) -> Array:
         """Timesteps as the config wants them, descending.
@@ -42,7 +56,11 @@ class DiscreteSolver(Scheduler):
         if steps > len(self):
             raise ValueError(f"{steps} steps: there are only {len(self)} timesteps")
         config = self.config
-        return spaced(config.timestep_spacing, steps, len(self), config.steps_offset).round().astype(np.int64)
+        return (
+            spaced(config.timestep_spacing, steps, len(self), config.steps_offset)
+            .round()
+            .astype(np.int64)
+        )
 
     def _begin(self, timesteps: Array, sigmas: Array, device: Any = None) -> None:
         super()._begin(timesteps, sigmas, device)
@@ -58,7 +76,9 @@ class DiscreteSolver(Scheduler):
 
     def _alpha_bar(self, timestep: int) -> np.float32:
         """ᾱ of a training timestep; before the first one, that of the clean image."""
-        return np.float32(self.alphas_cumprod[timestep] if timestep >= 0 else self.final_alpha_cumprod)
+        return np.float32(
+            self.alphas_cumprod[timestep] if timestep >= 0 else self.final_alpha_cumprod
+        )
 
     def _parts(self, timestep: int) -> tuple[float, float]:
         """α and σ there."""
@@ -79,7 +99,8 @@ def parts(alpha_bar: float) -> tuple[float, float]:
 
 
 class DDIMScheduler(DiscreteSolver):
-    """DDIM (Song et al., Denoising Diffusion Implicit Models, eq. 12): deterministic at η = 0, DDPM-like at η = 1."""
+    """DDIM (Song et al., Denoising Diffusion Implicit Models, eq. 12): deterministic at η = 0,
+    DDPM-like at η = 1."""
 
     defaults = options(TRAINING, LEADING, CLIPPING, THRESHOLDING, ENDS)
 
@@ -94,14 +115,19 @@ class DDIMScheduler(DiscreteSolver):
         variance_noise: Tensor | None = None,
         return_dict: bool = True,
     ) -> Any:
-        """Go to the next timestep, with η = `eta`, and where asked in the direction away from the clipped image."""
+        """Go to the next timestep, with η = `eta`, and where asked in the direction away from the
+        clipped image."""
         self._eta, self._from_clipped = eta, use_clipped_model_output
         return super().step(model_output, timestep, sample, generator, variance_noise)
 
     def _solve(self, i: int, x: Tensor, output: Tensor, draw: Draw) -> tuple[Tensor, Tensor]:
         to = i - self._stride
         (alpha, sigma), x0 = self._parts(to), self._image(x, output, i)
-        eps = to_noise("sample", x, x0, *self._parts(i)) if self._from_clipped else self._noise(x, output, i)
+        eps = (
+            to_noise("sample", x, x0, *self._parts(i))
+            if self._from_clipped
+            else self._noise(x, output, i)
+        )
         if self._eta <= 0:
             return combine(alpha, x0, (sigma, eps)), x0
         now, end = self._alpha_bar(i), self._alpha_bar(to)
@@ -129,11 +155,12 @@ class DDIMInverseScheduler(DiscreteSolver):
 
 
 class KerasCVScheduler(DiscreteSolver):
-    """KerasCV's own sampler, the loop in its `generate_image`: DDIM steps in its order of operations.
+    """KerasCV's own sampler, the loop in its `generate_image`: DDIM steps in its order of
+    operations.
 
-    `generation` says which: `"0.7"`, of keras-cv until 0.7.2, visits 1, 1+k, 1+2k, … with k = ⌊1000/steps⌋, which can
-    be more timesteps than steps; `"0.8"`, from 0.8.2 on, visits evenly spaced ones from 0 to 999. The last step ends at
-    the image.
+    `generation` says which: `"0.7"`, of keras-cv until 0.7.2, visits 1, 1+k, 1+2k, … with k =
+    ⌊1000/steps⌋, which can be more timesteps than steps; `"0.8"`, from 0.8.2 on, visits evenly
+    spaced ones from 0 to 999. The last step ends at the image.
     """
 
     has_compatibles = False
@@ -143,7 +170,11 @@ class KerasCVScheduler(DiscreteSolver):
     def _spaced(self, steps: int) -> Array:
         if self.config.generation == "0.7":
             return np.arange(1, len(self), len(self) // steps)[::-1]
-        return (np.arange(steps) * ((len(self) - 1) / max(steps - 1, 1))).round().astype(np.int64)[::-1]
+        return (
+            (np.arange(steps) * ((len(self) - 1) / max(steps - 1, 1)))
+            .round()
+            .astype(np.int64)[::-1]
+        )
 
     def _solve(self, i: int, x: Tensor, output: Tensor, draw: Draw) -> tuple[Tensor, Any]:
         (alpha, sigma), x0 = self._parts(self.previous_timestep(i)), self._image(x, output, i)
@@ -151,11 +182,17 @@ class KerasCVScheduler(DiscreteSolver):
 
 
 class DDPMScheduler(DiscreteSolver):
-    """The reverse process of training (Ho et al., Denoising Diffusion Probabilistic Models, eq. 7 and algorithm 2)."""
+    """The reverse process of training (Ho et al., Denoising Diffusion Probabilistic Models, eq. 7
+    and algorithm 2)."""
 
     takes = ("timesteps",)
     defaults = options(
-        TRAINING, LEADING, CLIPPING, THRESHOLDING, variance_type="fixed_small", rescale_betas_zero_snr=False
+        TRAINING,
+        LEADING,
+        CLIPPING,
+        THRESHOLDING,
+        variance_type="fixed_small",
+        rescale_betas_zero_snr=False,
     )
 
     def _solve(self, i: int, x: Tensor, output: Tensor, draw: Draw) -> tuple[Tensor, Tensor]:
@@ -163,26 +200,41 @@ class DDPMScheduler(DiscreteSolver):
         kind, learned = self.config.variance_type, None
         if kind in ("learned", "learned_range"):
             if output.shape[1] != 2 * x.shape[1]:
-                raise ValueError(f"variance_type = {kind!r} needs a model that predicts the variance too")
+                raise ValueError(
+                    f"variance_type = {kind!r} needs a model that predicts the variance too"
+                )
             output, learned = output.chunk(2, dim=1)
         x0 = self._image(x, output, i)
         alpha = now / to
         beta = 1 - alpha
-        mean = combine(float(to**0.5 * beta / (1 - now)), x0, (float(alpha**0.5 * (1 - to) / (1 - now)), x))
+        mean = combine(
+            float(to**0.5 * beta / (1 - now)), x0, (float(alpha**0.5 * (1 - to) / (1 - now)), x)
+        )
         if i <= 0:
             return mean, x0
-        small, large, noise = max(float((1 - to) / (1 - now) * beta), 1e-20), float(beta), draw(output)
+        small, large, noise = (
+            max(float((1 - to) / (1 - now) * beta), 1e-20),
+            float(beta),
+            draw(output),
+        )
         if learned is None:
             fixed = large if str(kind).startswith("fixed_large") else small
             return combine(1, mean, (fixed**0.5, noise)), x0
         if kind == "learned":
             deviation = learned.clamp(min=0).sqrt()
         else:  # between both in the log; Nichol and Dhariwal, Improved DDPM, eq. 15
-            deviation = torch.exp(0.25 * ((learned + 1) * math.log(large) + (1 - learned) * math.log(small)))
+            deviation = torch.exp(
+                0.25 * ((learned + 1) * math.log(large) + (1 - learned) * math.log(small))
+            )
         return mean + noise * deviation, x0
 
 
-ADAMS_BASHFORTH = ((1.0,), (3 / 2, -1 / 2), (23 / 12, -16 / 12, 5 / 12), (55 / 24, -59 / 24, 37 / 24, -9 / 24))
+ADAMS_BASHFORTH = (
+    (1.0,),
+    (3 / 2, -1 / 2),
+    (23 / 12, -16 / 12, 5 / 12),
+    (55 / 24, -59 / 24, 37 / 24, -9 / 24),
+)
 
 
 def extrapolated(history: list[Tensor]) -> Tensor:
@@ -192,10 +244,12 @@ def extrapolated(history: list[Tensor]) -> Tensor:
 
 
 class PNDMScheduler(DiscreteSolver):
-    """Pseudo numerical methods (Liu et al., Pseudo Numerical Methods for Diffusion Models on Manifolds, algorithm 2).
+    """Pseudo numerical methods (Liu et al., Pseudo Numerical Methods for Diffusion Models on
+    Manifolds, algorithm 2).
 
-    Four-step Adams-Bashforth on the noise. The first three steps are of a Runge-Kutta method, four calls each; or with
-    `skip_prk_steps` of lower order, the first one repeated with the mean of both its ends.
+    Four-step Adams-Bashforth on the noise. The first three steps are of a Runge-Kutta method, four
+    calls each; or with `skip_prk_steps` of lower order, the first one repeated with the mean of
+    both its ends.
     """
 
     predicts = VE
@@ -217,7 +271,9 @@ class PNDMScheduler(DiscreteSolver):
         if call < len(self._warm_up):
             stage = call % 4
             start, end = self._warm_up[call - stage], i - (0 if stage % 2 else self._stride // 2)
-            self._sum = mean = combine((1 / 6, 1 / 3, 1 / 3, 1 / 6)[stage], output, (1, self._sum if stage else None))
+            self._sum = mean = combine(
+                (1 / 6, 1 / 3, 1 / 3, 1 / 6)[stage], output, (1, self._sum if stage else None)
+            )
             if stage == 0:
                 self._history, self._start = [output, *self._history], x
             output = mean if stage == 3 else output
@@ -238,7 +294,8 @@ class PNDMScheduler(DiscreteSolver):
 
 
 class IPNDMScheduler(Scheduler):
-    """PNDM's Adams-Bashforth steps in the angle of α and σ (Zhang and Chen, Fast Sampling with Exponential Integrator).
+    """PNDM's Adams-Bashforth steps in the angle of α and σ (Zhang and Chen, Fast Sampling with
+    Exponential Integrator).
 
     Its model predicts v, and its `timesteps` are angles, from 1 for noise to 0.
     """
@@ -272,7 +329,9 @@ class DistilledSolver(DiscreteSolver):
     has_compatibles = False
     takes = ("timesteps",)
     defaults = options(
-        options(STABLE_DIFFUSION, LEADING, CLIPPING, THRESHOLDING, ENDS, beta_schedule="scaled_linear"),
+        options(
+            STABLE_DIFFUSION, LEADING, CLIPPING, THRESHOLDING, ENDS, beta_schedule="scaled_linear"
+        ),
         options(clip_sample=False, original_inference_steps=50, timestep_scaling=10.0),
     )
 
@@ -284,7 +343,8 @@ class DistilledSolver(DiscreteSolver):
         timesteps: Numbers | None = None,
         strength: float = 1.0,
     ) -> None:
-        """Begin a run of so many distilled timesteps, or of these timesteps; `strength` leaves out noisy ones."""
+        """Begin a run of so many distilled timesteps, or of these timesteps; `strength` leaves out
+        noisy ones."""
         self._original, self._strength = original_inference_steps, strength
         super().set_timesteps(num_inference_steps, device, timesteps)
 
@@ -295,21 +355,31 @@ class DistilledSolver(DiscreteSolver):
 
     def _plan(self, steps: int, timesteps: Numbers | None, sigmas: Numbers | None) -> Plan:
         if timesteps is not None:
-            return self._descending(timesteps)[steps - min(int(steps * self._strength), steps) :], np.empty(0)
+            return self._descending(timesteps)[
+                steps - min(int(steps * self._strength), steps) :
+            ], np.empty(0)
         all_of_them = self._distilled()[::-1]
         if steps > len(all_of_them):
-            raise ValueError(f"{steps} steps: there are only {len(all_of_them)} distilled ones; raise strength")
-        return all_of_them[np.floor(np.linspace(0, len(all_of_them), steps, endpoint=False)).astype(int)], np.empty(0)
+            raise ValueError(
+                f"{steps} steps: there are only {len(all_of_them)} distilled ones; raise strength"
+            )
+        return all_of_them[
+            np.floor(np.linspace(0, len(all_of_them), steps, endpoint=False)).astype(int)
+        ], np.empty(0)
 
 
 class LCMScheduler(DistilledSolver):
-    """Jump to the image, add noise, jump again (Luo et al., Latent Consistency Models, algorithm 3)."""
+    """Jump to the image, add noise, jump again (Luo et al., Latent Consistency Models, algorithm
+    3)."""
 
     output = LCMSchedulerOutput
 
     def _solve(self, i: int, x: Tensor, output: Tensor, draw: Draw) -> tuple[Tensor, Tensor]:
         to, scaled = self.previous_timestep(i), i * self.config.timestep_scaling
-        skip, out = 0.25 / (scaled**2 + 0.25), scaled / (scaled**2 + 0.25) ** 0.5  # section 4.2, with σ_data = 0.5
+        skip, out = (
+            0.25 / (scaled**2 + 0.25),
+            scaled / (scaled**2 + 0.25) ** 0.5,
+        )  # section 4.2, with σ_data = 0.5
         x0 = combine(out, self._image(x, output, i), (skip, x))
         if to < 0:
             return x0, x0
@@ -318,7 +388,8 @@ class LCMScheduler(DistilledSolver):
 
 
 class TCDScheduler(DistilledSolver):
-    """Jump beyond the next timestep, and back to it with noise (Zheng et al., Trajectory Consistency, algorithm 4)."""
+    """Jump beyond the next timestep, and back to it with noise (Zheng et al., Trajectory
+    Consistency, algorithm 4)."""
 
     output = TCDSchedulerOutput
 
@@ -331,17 +402,23 @@ class TCDScheduler(DistilledSolver):
         generator: Generator = None,
         return_dict: bool = True,
     ) -> Any:
-        """Go to the next timestep; `eta` is the γ of the paper, from 0 without noise to 1 with most."""
+        """Go to the next timestep; `eta` is the γ of the paper, from 0 without noise to 1 with
+        most."""
         self._eta = eta
         return super().step(model_output, timestep, sample, generator)
 
     def _distilled(self) -> Array:
-        return np.arange(int(len(self) * self._strength)) if self._original else super()._distilled()
+        return (
+            np.arange(int(len(self) * self._strength)) if self._original else super()._distilled()
+        )
 
     def _solve(self, i: int, x: Tensor, output: Tensor, draw: Draw) -> tuple[Tensor, Tensor]:
         to = self.previous_timestep(i)
         beyond = int(np.float32(1 - self._eta) * np.float32(max(to, 0)))
-        (alpha, sigma), x0 = self._parts(beyond), to_image(self.config.prediction_type, x, output, *self._parts(i))
+        (alpha, sigma), x0 = (
+            self._parts(beyond),
+            to_image(self.config.prediction_type, x, output, *self._parts(i)),
+        )
         x = combine(alpha, x0, (sigma, self._noise(x, output, i)))
         if self._eta <= 0 or to < 0:
             return x, x

@@ -1,7 +1,8 @@
-"""Solvers for flows: the sample is (1 - σ)·x₀ + σ·ε, the model predicts the velocity ε - x₀, and σ is the time.
+"""Solvers for flows: the sample is (1 - σ)·x₀ + σ·ε, the model predicts the velocity ε - x₀, and σ
+is the time.
 
-Flow matching: Lipman et al., Flow Matching for Generative Modeling; shifts: Esser et al., Scaling Rectified Flow
-Transformers.
+Flow matching: Lipman et al., Flow Matching for Generative Modeling; shifts: Esser et al., Scaling
+Rectified Flow Transformers.
 """
 
 from __future__ import annotations
@@ -35,10 +36,13 @@ class FlowSolver(Scheduler):
         self.shift = shift
 
     def _spread(self, steps: int) -> Array:
-        return np.linspace(self.sigma_max * len(self), self.sigma_min * len(self), steps) / len(self)
+        return np.linspace(self.sigma_max * len(self), self.sigma_min * len(self), steps) / len(
+            self
+        )
 
     def scale_noise(self, sample: Tensor, timestep: Tensor, noise: Tensor) -> Tensor:
-        """Noisy samples as the run has them at `timestep` (b,), or at the step that it begins with."""
+        """Noisy samples as the run has them at `timestep` (b,), or at the step that it begins
+        with."""
         sigma = self._sigma_at(timestep, sample)
         return (sigma * noise + (1 - sigma) * sample).to(sample.dtype)
 
@@ -52,19 +56,42 @@ class FlowMatchEulerDiscreteScheduler(FlowSolver):
 
     takes = ("timesteps", "sigmas")
     defaults = options(
-        options(FlowSolver.defaults, RESPACING, SHIFT, base_shift=0.5, max_shift=1.15, base_image_seq_len=256),
-        options(max_image_seq_len=4096, invert_sigmas=False, shift_terminal=None, stochastic_sampling=False),
+        options(
+            FlowSolver.defaults,
+            RESPACING,
+            SHIFT,
+            base_shift=0.5,
+            max_shift=1.15,
+            base_image_seq_len=256,
+        ),
+        options(
+            max_image_seq_len=4096,
+            invert_sigmas=False,
+            shift_terminal=None,
+            stochastic_sampling=False,
+        ),
     )
 
     def _plan(self, steps: int, timesteps: Numbers | None, sigmas: Numbers | None) -> Plan:
         config, total = self.config, np.float32(len(self))
-        levels = self._spread(steps) if timesteps is None else np.asarray(timesteps, np.float32) / total
-        levels = shifted(levels if sigmas is None else np.asarray(sigmas, np.float32), config, self.shift, self._mu)
+        levels = (
+            self._spread(steps) if timesteps is None else np.asarray(timesteps, np.float32) / total
+        )
+        levels = shifted(
+            levels if sigmas is None else np.asarray(sigmas, np.float32),
+            config,
+            self.shift,
+            self._mu,
+        )
         if self._respacing:
             levels = self._respacing(levels[0].item(), levels[-1].item(), len(levels))
         levels = levels.astype(np.float32)
         levels, end = (1 - levels, 1) if config.invert_sigmas else (levels, 0)
-        t = levels * total if timesteps is None or config.invert_sigmas else np.asarray(timesteps, np.float32)
+        t = (
+            levels * total
+            if timesteps is None or config.invert_sigmas
+            else np.asarray(timesteps, np.float32)
+        )
         return t, np.append(levels, end)
 
     def _solve(self, i: int, x: Tensor, output: Tensor, draw: Draw) -> tuple[Tensor, None]:
@@ -87,11 +114,16 @@ class FlowMatchHeunDiscreteScheduler(Churning, FlowSolver):
     def _solve(self, i: int, x: Tensor, output: Tensor, draw: Draw) -> tuple[Tensor, None]:
         if self._start is None:
             self._start, raised = self._churned(i, x, draw)
-            self._velocity, self._length = combine(self._levels[i] / raised, output), self._levels[i + 1] - raised
+            self._velocity, self._length = (
+                combine(self._levels[i] / raised, output),
+                self._levels[i + 1] - raised,
+            )
             return combine(1, self._start, (self._length, self._velocity)), None
         self._churned(i - 1, x, draw)  # draws noise again, which has no effect
         start, self._start = self._start, None
-        return combine(1, start, (self._length / 2, self._velocity), (self._length / 2, output)), None
+        return combine(
+            1, start, (self._length / 2, self._velocity), (self._length / 2, output)
+        ), None
 
 
 class FlowMatchLCMScheduler(FlowMatchEulerDiscreteScheduler):

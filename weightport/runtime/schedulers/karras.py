@@ -1,6 +1,8 @@
-"""Solvers in the form of k-diffusion: the sample is x₀ + σ·ε, and σ is the time of the ODE dx/dσ = (x - x₀)/σ.
+"""Solvers in the form of k-diffusion: the sample is x₀ + σ·ε, and σ is the time of the ODE dx/dσ =
+(x - x₀)/σ.
 
-Formulas: Karras et al., Elucidating the Design Space of Diffusion-Based Generative Models; Crowson, k-diffusion.
+Formulas: Karras et al., Elucidating the Design Space of Diffusion-Based Generative Models; Crowson,
+k-diffusion.
 """
 
 from __future__ import annotations
@@ -15,12 +17,23 @@ from torch import Tensor
 
 from .base import Draw, Generator, Numbers, Plan, Scheduler, Timestep, combine
 from .brownian import BrownianNoise
-from .config import CLIPPING, EDM, RESPACING, SIGMAS, SPACING, STABLE_DIFFUSION, TRAINING, VP, options
+from .config import (
+    CLIPPING,
+    EDM,
+    RESPACING,
+    SIGMAS,
+    SPACING,
+    STABLE_DIFFUSION,
+    TRAINING,
+    VP,
+    options,
+)
 from .spacing import Array, power_spaced, spaced, timestep_of
 
 
 class SigmaSolver(Scheduler):
-    """A scheduler whose steps go from one σ to the next. `sigmas` has one more entry than there are steps: the end."""
+    """A scheduler whose steps go from one σ to the next. `sigmas` has one more entry than there are
+    steps: the end."""
 
     defaults = options(TRAINING, SPACING, RESPACING)
     timestep_dtype: ClassVar[Any] = np.float32
@@ -36,14 +49,19 @@ class SigmaSolver(Scheduler):
 
     @property
     def init_noise_sigma(self) -> float:
-        """The standard deviation of pure noise; with `leading` timesteps there is some image in it."""
+        """The standard deviation of pure noise; with `leading` timesteps there is some image in
+        it."""
         high = float(self.sigmas.max())
-        return high if self.config.timestep_spacing in ("linspace", "trailing") else _variance(high)[1]
+        return (
+            high if self.config.timestep_spacing in ("linspace", "trailing") else _variance(high)[1]
+        )
 
     def _plan(self, steps: int, timesteps: Numbers | None, sigmas: Numbers | None) -> Plan:
         if sigmas is not None:
             levels = np.asarray(sigmas, np.float32)
-            return self._calls(timestep_of(levels[:-1], self._log_trained), levels[:-1], float(levels[-1]))
+            return self._calls(
+                timestep_of(levels[:-1], self._log_trained), levels[:-1], float(levels[-1])
+            )
         t, levels = self._grid(steps, timesteps)
         return self._calls(t, levels, self._end(levels))
 
@@ -62,9 +80,17 @@ class SigmaSolver(Scheduler):
         if respace is None:
             return t, sigmas
         if timesteps is not None:
-            raise ValueError("timesteps cannot be given where the config asks for a spacing of sigmas")
-        (high, low), own_high, own_low = self._range(sigmas), self._own("sigma_max"), self._own("sigma_min")
-        sigmas = respace(high if own_high is None else own_high, low if own_low is None else own_low, steps)
+            raise ValueError(
+                "timesteps cannot be given where the config asks for a spacing of sigmas"
+            )
+        (high, low), own_high, own_low = (
+            self._range(sigmas),
+            self._own("sigma_max"),
+            self._own("sigma_min"),
+        )
+        sigmas = respace(
+            high if own_high is None else own_high, low if own_low is None else own_low, steps
+        )
         t = timestep_of(sigmas, self._log_trained)
         return t.round() if self._rounds() else t, sigmas
 
@@ -73,7 +99,8 @@ class SigmaSolver(Scheduler):
         return spaced(spacing, steps, len(self), offset).astype(self.timestep_dtype)
 
     def _range(self, sigmas: Array) -> tuple[float, float]:
-        """The first and the last σ of a run whose σ are spaced, where `sigmas` are those of timesteps."""
+        """The first and the last σ of a run whose σ are spaced, where `sigmas` are those of
+        timesteps."""
         return sigmas[0].item(), sigmas[-1].item()
 
     def _rounds(self) -> bool:
@@ -89,7 +116,8 @@ class SigmaSolver(Scheduler):
         return sample / _variance(sigma)[1]
 
     def add_noise(self, original_samples: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
-        """Noisy samples as the run has them at `timesteps` (b,), or at the step that it begins with."""
+        """Noisy samples as the run has them at `timesteps` (b,), or at the step that it begins
+        with."""
         alpha, sigma = self._split(self._sigma_at(timesteps, original_samples))
         return (original_samples * alpha + noise * sigma).to(original_samples.dtype)
 
@@ -102,7 +130,9 @@ class SigmaSolver(Scheduler):
             output = combine(1, x, (-sigma, output))
         elif self.config.prediction_type == "v_prediction":
             variance, deviation = _variance(sigma)
-            output = combine(1, x / variance, (-float(np.float32(sigma) / np.float32(deviation)), output))
+            output = combine(
+                1, x / variance, (-float(np.float32(sigma) / np.float32(deviation)), output)
+            )
         return self._limit(output)
 
 
@@ -114,7 +144,8 @@ def _variance(sigma: float) -> tuple[float, float]:
 
 
 def towards(x: Tensor, x0: Tensor, start: float, end: float) -> Tensor:
-    """The sample after a step of Euler's method from σ = `start` to `end`, in a straight line to x₀.
+    """The sample after a step of Euler's method from σ = `start` to `end`, in a straight line to
+    x₀.
 
     Written with the slope: what cancels at large σ then rounds as it does elsewhere.
     """
@@ -122,7 +153,8 @@ def towards(x: Tensor, x0: Tensor, start: float, end: float) -> Tensor:
 
 
 def ancestral(start: Tensor, end: Tensor) -> tuple[Tensor, Tensor]:
-    """σ to step down to, and of the noise to add then, so that the variance is that of σ = `end`."""
+    """σ to step down to, and of the noise to add then, so that the variance is that of σ =
+    `end`."""
     up = (end**2 * (start**2 - end**2) / start**2) ** 0.5
     return (end**2 - up**2) ** 0.5, up
 
@@ -159,7 +191,8 @@ class Churning(Scheduler):
 
 
 class EulerDiscreteScheduler(Churning, SigmaSolver):
-    """Euler's method, with noise to churn the sample (Karras et al., algorithm 2, without its second order)."""
+    """Euler's method, with noise to churn the sample (Karras et al., algorithm 2, without its
+    second order)."""
 
     clips_alpha_bar = True
     knows_churn: ClassVar[bool] = False  # whether models that predict v are told of it
@@ -167,11 +200,16 @@ class EulerDiscreteScheduler(Churning, SigmaSolver):
     predicts = (*VP, "original_sample")
     defaults = options(
         options(SigmaSolver.defaults, interpolation_type="linear", timestep_type="discrete"),
-        options(sigma_min=None, sigma_max=None, rescale_betas_zero_snr=False, final_sigmas_type="zero"),
+        options(
+            sigma_min=None, sigma_max=None, rescale_betas_zero_snr=False, final_sigmas_type="zero"
+        ),
     )
 
     def _calls(self, timesteps: Array, sigmas: Array, end: float) -> Plan:
-        if self._own("timestep_type") == "continuous" and self.config.prediction_type == "v_prediction":
+        if (
+            self._own("timestep_type") == "continuous"
+            and self.config.prediction_type == "v_prediction"
+        ):
             timesteps = 0.25 * torch.from_numpy(np.array(sigmas, np.float32)).log().numpy()
         return super()._calls(timesteps, sigmas, end)
 
@@ -196,20 +234,30 @@ class EulerAncestralDiscreteScheduler(SigmaSolver):
 
     def _begin(self, timesteps: Array, sigmas: Array, device: Any = None) -> None:
         super()._begin(timesteps, sigmas, device)
-        self._ends, self._noises = (table.tolist() for table in ancestral(self.sigmas[:-1], self.sigmas[1:]))
+        self._ends, self._noises = (
+            table.tolist() for table in ancestral(self.sigmas[:-1], self.sigmas[1:])
+        )
 
     def _solve(self, i: int, x: Tensor, output: Tensor, draw: Draw) -> tuple[Tensor, Tensor]:
         x0 = self._image(x, output, self._levels[i])
-        return combine(1, towards(x, x0, self._levels[i], self._ends[i]), (self._noises[i], draw())), x0
+        return combine(
+            1, towards(x, x0, self._levels[i], self._ends[i]), (self._noises[i], draw())
+        ), x0
 
 
 class LMSDiscreteScheduler(SigmaSolver):
-    """Linear multistep: the slope is a polynomial through the last four, integrated over the step."""
+    """Linear multistep: the slope is a polynomial through the last four, integrated over the
+    step."""
 
     predicts = VP
 
     def step(  # type: ignore[override]
-        self, model_output: Tensor, timestep: Timestep, sample: Tensor, order: int = 4, return_dict: bool = True
+        self,
+        model_output: Tensor,
+        timestep: Timestep,
+        sample: Tensor,
+        order: int = 4,
+        return_dict: bool = True,
     ) -> Any:
         """Go to the next timestep, with the slopes of so many steps."""
         self._order = order
@@ -218,20 +266,28 @@ class LMSDiscreteScheduler(SigmaSolver):
     def _solve(self, i: int, x: Tensor, output: Tensor, draw: Draw) -> tuple[Tensor, Tensor]:
         x0 = self._image(x, output, self._levels[i])
         self._history = [(x - x0) / self._levels[i], *self._history[: self._order - 1]]
-        # In a run that begins later the first steps lack slopes, and their share is left out, as in diffusers.
-        return combine(1, x, *zip(self._weights(i, min(i + 1, self._order)), self._history, strict=False)), x0
+        # In a run that begins later the first steps lack slopes, and their share is left out, as in
+        # diffusers.
+        return combine(
+            1, x, *zip(self._weights(i, min(i + 1, self._order)), self._history, strict=False)
+        ), x0
 
     def _weights(self, i: int, order: int) -> list[float]:
-        """Integrals of the Lagrange polynomials; two Gauss points are exact up to the third degree."""
+        """Integrals of the Lagrange polynomials; two Gauss points are exact up to the third
+        degree."""
         start, end = self._levels[i : i + 2]
         past = self._levels[i - order + 1 : i + 1][::-1]
         middle, reach = (start + end) / 2, (end - start) / 2
         points = middle - reach / 3**0.5, middle + reach / 3**0.5
-        return [reach * sum(math.prod((p - t) / (s - t) for t in past if t != s) for p in points) for s in past]
+        return [
+            reach * sum(math.prod((p - t) / (s - t) for t in past if t != s) for p in points)
+            for s in past
+        ]
 
 
 class TwoStageSolver(SigmaSolver):
-    """Two model calls a step; the second one sees where the first one led, and the step starts again."""
+    """Two model calls a step; the second one sees where the first one led, and the step starts
+    again."""
 
     order = 2
     defaults = options(SigmaSolver.defaults, STABLE_DIFFUSION)
@@ -239,12 +295,19 @@ class TwoStageSolver(SigmaSolver):
     def _calls(self, timesteps: Array, sigmas: Array, end: float) -> Plan:
         self._steps = torch.from_numpy(np.append(sigmas, end).astype(np.float32))
         inner, ends, noises = self._stages(self._steps[:-1], self._steps[1:])
-        self._inner, self._ends, self._noises = inner.nan_to_num(0.0), ends.tolist(), noises.tolist()
-        t = np.append(np.c_[timesteps[:-1], self._inner_timesteps(timesteps, sigmas)].ravel(), timesteps[-1])
+        self._inner, self._ends, self._noises = (
+            inner.nan_to_num(0.0),
+            ends.tolist(),
+            noises.tolist(),
+        )
+        t = np.append(
+            np.c_[timesteps[:-1], self._inner_timesteps(timesteps, sigmas)].ravel(), timesteps[-1]
+        )
         return t.astype(timesteps.dtype), np.append(np.repeat(sigmas, 2)[1:], end)
 
     def _stages(self, start: Tensor, end: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """For every step σ of its second call, σ to step down to, and that of the noise to add then."""
+        """For every step σ of its second call, σ to step down to, and that of the noise to add
+        then."""
         raise NotImplementedError
 
     def _inner_timesteps(self, timesteps: Array, sigmas: Array) -> Array:
@@ -262,7 +325,9 @@ class TwoStageSolver(SigmaSolver):
             return x + slope * (self._levels[i + 1] - self._levels[i]), x0
         start, self._start = self._start, None
         length, noise = self._ends[i // 2] - self._levels[i - 1], self._noises[i // 2]
-        return combine(1, start + self._mean(slope) * length, (noise, draw() if noise else None)), x0
+        return combine(
+            1, start + self._mean(slope) * length, (noise, draw() if noise else None)
+        ), x0
 
     def _mean(self, slope: Tensor) -> Tensor:
         """The slope to take over the whole step, when the second one is known."""
@@ -290,7 +355,8 @@ class HeunDiscreteScheduler(TwoStageSolver):
 
 
 class KDPM2DiscreteScheduler(TwoStageSolver):
-    """DPM-Solver-2: the slope in the middle of the step, in log σ (Lu et al., DPM-Solver, algorithm 1)."""
+    """DPM-Solver-2: the slope in the middle of the step, in log σ (Lu et al., DPM-Solver, algorithm
+    1)."""
 
     rounds_karras = True
 
@@ -307,7 +373,8 @@ class KDPM2AncestralDiscreteScheduler(KDPM2DiscreteScheduler):
 
 
 class DPMSolverSDEScheduler(TwoStageSolver):
-    """DPM-Solver++ in two stages with ancestral noise, of one Brownian path (k-diffusion, `sample_dpmpp_sde`)."""
+    """DPM-Solver++ in two stages with ancestral noise, of one Brownian path (k-diffusion,
+    `sample_dpmpp_sde`)."""
 
     timestep_dtype = np.float64
     defaults = options(TwoStageSolver.defaults, noise_sampler_seed=None)
@@ -321,7 +388,12 @@ class DPMSolverSDEScheduler(TwoStageSolver):
         return timestep_of(np.exp(-(t[:-1] + np.diff(t) * 0.5)), self._log_trained)
 
     def step(  # type: ignore[override]
-        self, model_output: Tensor, timestep: Timestep, sample: Tensor, return_dict: bool = True, s_noise: float = 1.0
+        self,
+        model_output: Tensor,
+        timestep: Timestep,
+        sample: Tensor,
+        return_dict: bool = True,
+        s_noise: float = 1.0,
     ) -> Any:
         """Go to the next timestep, with noise scaled by `s_noise`."""
         self._scale = s_noise
@@ -331,7 +403,9 @@ class DPMSolverSDEScheduler(TwoStageSolver):
         if self._path is None:
             low, high = self._steps[self._steps > 0].min().item(), self._steps.max().item()
             self._path = BrownianNoise(x, low, high, self.config.noise_sampler_seed)
-        start, end = self._steps[i // 2 : i // 2 + 2].log().exp().tolist()  # as rounded in λ: the path is rough
+        start, end = (
+            self._steps[i // 2 : i // 2 + 2].log().exp().tolist()
+        )  # as rounded in λ: the path is rough
         x0 = self._image(x, output, self._levels[i])
         if end == 0:
             return towards(x, x0, start, 0.0), x0
@@ -340,11 +414,14 @@ class DPMSolverSDEScheduler(TwoStageSolver):
         else:
             x, self._start = self._start, None
         down, up = (value.item() for value in ancestral(torch.tensor(start), torch.tensor(end)))
-        return combine(down / start, x, (1 - down / start, x0), (self._scale * up, self._path(start, end))), x0
+        return combine(
+            down / start, x, (1 - down / start, x0), (self._scale * up, self._path(start, end))
+        ), x0
 
 
 class Preconditioned(SigmaSolver):
-    """For models with the inputs and outputs of Karras et al., table 1: any σ, no training table."""
+    """For models with the inputs and outputs of Karras et al., table 1: any σ, no training
+    table."""
 
     has_compatibles = False
     defaults = EDM
@@ -363,7 +440,11 @@ class Preconditioned(SigmaSolver):
         return self._plan(len(self), None, None)
 
     def _plan(self, steps: int, timesteps: Numbers | None, sigmas: Numbers | None) -> Plan:
-        ramp = torch.linspace(0, 1, steps, dtype=self.ramp_dtype) if sigmas is None else torch.as_tensor(sigmas)
+        ramp = (
+            torch.linspace(0, 1, steps, dtype=self.ramp_dtype)
+            if sigmas is None
+            else torch.as_tensor(sigmas)
+        )
         config, high, low = self.config, self.config.sigma_max, self.config.sigma_min
         if config.sigma_schedule == "karras":
             levels = power_spaced(high, low, ramp.to(self.ramp_dtype), config.rho).float()
@@ -386,7 +467,8 @@ class Preconditioned(SigmaSolver):
 
 
 class EDMEulerScheduler(Preconditioned, EulerDiscreteScheduler):
-    """Euler's method for preconditioned models (Karras et al., algorithm 2, without its second order)."""
+    """Euler's method for preconditioned models (Karras et al., algorithm 2, without its second
+    order)."""
 
     takes = ("sigmas",)
     defaults = EDM
@@ -408,8 +490,12 @@ class CMStochasticIterativeScheduler(Preconditioned):
 
     def _plan(self, steps: int, timesteps: Numbers | None, sigmas: Numbers | None) -> Plan:
         total, config = len(self), self.config
-        chosen = self._descending(spaced("leading", steps, total) if timesteps is None else timesteps)
-        levels = power_spaced(config.sigma_max, config.sigma_min, chosen[::-1] / (total - 1), config.rho)
+        chosen = self._descending(
+            spaced("leading", steps, total) if timesteps is None else timesteps
+        )
+        levels = power_spaced(
+            config.sigma_max, config.sigma_min, chosen[::-1] / (total - 1), config.rho
+        )
         return self._calls(1000 * 0.25 * np.log(levels + 1e-44), levels, config.sigma_min)
 
     def _solve(self, i: int, x: Tensor, output: Tensor, draw: Draw) -> tuple[Tensor, None]:

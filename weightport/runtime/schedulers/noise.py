@@ -1,4 +1,5 @@
-"""The noise that a model was trained with: β of every training timestep, and ᾱ, the share of the image that is left."""
+"""The noise that a model was trained with: β of every training timestep, and ᾱ, the share of the
+image that is left."""
 
 from __future__ import annotations
 
@@ -18,7 +19,8 @@ def _cosine(t: float) -> float:
 
 
 def _laplace(t: float) -> float:
-    """√ᾱ of a log-SNR with a Laplace distribution (Hang et al., Improved Noise Schedule, table 1)."""
+    """√ᾱ of a log-SNR with a Laplace distribution (Hang et al., Improved Noise Schedule, table
+    1)."""
     log_snr = -0.5 * math.copysign(1, 0.5 - t) * math.log(1 - 2 * abs(0.5 - t) + 1e-6)
     return math.sqrt(1 / (1 + math.exp(-log_snr)))
 
@@ -53,7 +55,8 @@ def make_betas(config: Mapping[str, Any]) -> Tensor:
 
 
 def zero_terminal_snr(betas: Tensor) -> Tensor:
-    """β with √ᾱ shifted and scaled so that it ends at 0 (Lin et al., Common Diffusion Noise Schedules, algorithm 1)."""
+    """β with √ᾱ shifted and scaled so that it ends at 0 (Lin et al., Common Diffusion Noise
+    Schedules, algorithm 1)."""
     root = (1 - betas).cumprod(0).sqrt()
     first, last = root[0].clone(), root[-1].clone()
     alpha_bar = ((root - last) * (first / (first - last))) ** 2

@@ -1,4 +1,5 @@
-"""Which timesteps and noise levels a run visits. σ is the noise-to-signal ratio √((1-ᾱ)/ᾱ), large to small.
+"""Which timesteps and noise levels a run visits. σ is the noise-to-signal ratio √((1-ᾱ)/ᾱ), large
+to small.
 
 float64 throughout, so that timesteps round as they do elsewhere; the schedulers keep σ in float32.
 """
@@ -17,7 +18,15 @@ Array = NDArray[Any]
 T = TypeVar("T", Array, Tensor)
 
 
-def spaced(spacing: str, steps: int, total: int, offset: int = 0, *, spare: int = 0, last: int | None = None) -> Array:
+def spaced(
+    spacing: str,
+    steps: int,
+    total: int,
+    offset: int = 0,
+    *,
+    spare: int = 0,
+    last: int | None = None,
+) -> Array:
     """`steps` timesteps of the `total` of training, descending, not rounded (Lin et al., table 2).
 
     Args:
@@ -40,7 +49,8 @@ def spaced(spacing: str, steps: int, total: int, offset: int = 0, *, spare: int 
 
 
 def timestep_of(sigmas: Array, log_table: Array, dtype: Any = np.float64) -> Array:
-    """The training timesteps, not rounded, at which noise levels lie: `log_table` has log σ of each, ascending."""
+    """The training timesteps, not rounded, at which noise levels lie: `log_table` has log σ of
+    each, ascending."""
     log_sigmas = np.log(np.maximum(sigmas, 1e-10))
     low = (np.searchsorted(log_table, log_sigmas, side="right") - 1).clip(0, len(log_table) - 2)
     weight = ((log_table[low] - log_sigmas) / (log_table[low] - log_table[low + 1])).clip(0, 1)
@@ -48,7 +58,8 @@ def timestep_of(sigmas: Array, log_table: Array, dtype: Any = np.float64) -> Arr
 
 
 def power_spaced(high: float, low: float, ramp: T, rho: float) -> T:
-    """From `high` to `low`, evenly spaced in σ^(1/ρ), where `ramp` goes from 0 to 1 (Karras et al., EDM, eq. 5)."""
+    """From `high` to `low`, evenly spaced in σ^(1/ρ), where `ramp` goes from 0 to 1 (Karras et al.,
+    EDM, eq. 5)."""
     start, end = high ** (1 / rho), low ** (1 / rho)
     return (start + ramp * (end - start)) ** rho  # type: ignore[no-any-return]
 
@@ -70,15 +81,17 @@ def lambdas(high: float, low: float, steps: int) -> Array:
 
 
 def beta(high: float, low: float, steps: int) -> Array:
-    """Dense at both ends: quantiles of Beta(0.6, 0.6) (Lee et al., Beta Sampling is All You Need)."""
+    """Dense at both ends: quantiles of Beta(0.6, 0.6) (Lee et al., Beta Sampling is All You
+    Need)."""
     return low + beta_quantile(1 - np.linspace(0, 1, steps), 0.6) * (high - low)
 
 
 def beta_quantile(p: Array, a: float) -> Array:
     """The inverse of the distribution function of Beta(a, a).
 
-    Newton's method in u = xᵃ, in which the function is almost a line, on the power series of the incomplete beta
-    function (DLMF 8.17.7), which x <= 1/2 makes converge; the other half is its mirror image.
+    Newton's method in u = xᵃ, in which the function is almost a line, on the power series of the
+    incomplete beta function (DLMF 8.17.7), which x <= 1/2 makes converge; the other half is its
+    mirror image.
     """
     k = np.arange(60)
     terms = np.cumprod(np.r_[1, (k[1:] - a) / k[1:]]) / (a + k)
@@ -95,12 +108,14 @@ def beta_quantile(p: Array, a: float) -> Array:
 
 
 def flow_shifted(sigmas: Array, shift: float) -> Array:
-    """σ of a flow, moved towards noise (Esser et al., Scaling Rectified Flow Transformers, eq. 23)."""
+    """σ of a flow, moved towards noise (Esser et al., Scaling Rectified Flow Transformers, eq.
+    23)."""
     return np.asarray(shift * sigmas / (1 + (shift - 1) * sigmas))
 
 
 def shifted(sigmas: Array, config: Mapping[str, Any], shift: float, mu: float | None) -> Array:
-    """σ of a flow as its config wants them: moved by `shift`, or by `mu`, which the image size says; then stretched.
+    """σ of a flow as its config wants them: moved by `shift`, or by `mu`, which the image size
+    says; then stretched.
 
     Raises:
         ValueError: `mu` is needed and not given.
