@@ -11,9 +11,9 @@ from pathlib import Path
 import numpy as np
 
 from weightport.converters.checkpoint import DTYPES, Array, Computed
-from weightport.converters.keras_writer import write_keras
-from weightport.converters.recognise import Candidate, candidates
-from weightport.converters.writer import Output, write_safetensors
+from weightport.converters.outputs.kerascv_file import write_keras
+from weightport.converters.planning.recognise import Candidate, candidates
+from weightport.converters.writers.safetensors import Output, write_safetensors
 
 Shape = tuple[int, ...]
 

@@ -51,7 +51,7 @@ def write_repo(folder: Path) -> None:
     import torch
 
     import weightport
-    from weightport.converters.tokenizer import write_tokenizer
+    from weightport.converters.repo.tokenizer import write_tokenizer
 
     torch.manual_seed(0)
     write_tokenizer(folder / "tokenizer")

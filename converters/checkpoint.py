@@ -21,7 +21,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from .errors import ConversionError
+from ..errors import ConversionError
 
 # safetensors dtype names -> numpy dtypes (little-endian)
 DTYPES: dict[str, np.dtype[Any]] = {

@@ -13,7 +13,7 @@ import numpy as np
 from .checkpoint import Array
 from .conversion import Settings
 from .convert import gather
-from .plan import PlannedComponent, PlannedTensor, StateDictShapes, choose_family, plan
+from .planning.plan import PlannedComponent, PlannedTensor, StateDictShapes, choose_family, plan
 
 
 @dataclass(frozen=True)

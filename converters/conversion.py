@@ -8,11 +8,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ..errors import ConversionError
 from .checkpoint import DTYPES
-from .collapse import brief
-from .errors import ConversionError
-from .plan import PlannedComponent, PlannedTensor
-from .repo import Style, output_dtype
+from .planning.keys import brief
+from .planning.plan import PlannedComponent, PlannedTensor
+from .repo.layout import Style, output_dtype
 
 HALVES = {"decoder": "vae", "image_encoder": "vae"}  # KerasCV's parts of a VAE
 

@@ -7,21 +7,21 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from ..errors import ConversionError
+from ..io.atomic import check_apart
 from ..mappings.families import Family, families
-from .background import Later
 from .checkpoint import Checkpoint
 from .conversion import HALVES, Conversion, Settings
-from .errors import ConversionError
-from .keras_leaves import Lora
-from .ldm import UNET
-from .output_keras import output_keras
-from .output_ldm import output_ldm
-from .output_repo import output_repo
-from .plan import PlannedComponent, StateDictShapes, choose_family, plan, shared
-from .recognise import Recognition, complete, recognise
-from .repo import kerascv_facts, lacking, named_placeholders, placeholder_notes
-from .sources import open_source
-from .staging import check_apart
+from .layouts.kerascv_leaves import Lora
+from .layouts.ldm import UNET
+from .layouts.sources import open_source
+from .outputs.diffusers import output_repo
+from .outputs.kerascv import output_keras
+from .outputs.ldm import output_ldm
+from .planning.plan import PlannedComponent, StateDictShapes, choose_family, plan, shared
+from .planning.recognise import Recognition, complete, recognise
+from .repo.layout import kerascv_facts, lacking, named_placeholders, placeholder_notes
+from .writers.background import Later
 
 _OUTPUTS = {"diffusers": output_repo, "kerascv": output_keras, "ldm": output_ldm}
 

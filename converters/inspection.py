@@ -7,14 +7,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from ..errors import ConversionError
 from ..mappings.families import families
 from .checkpoint import Checkpoint
-from .collapse import collapse
-from .errors import ConversionError
-from .keras_leaves import Lora
-from .recognise import Recognition, recognise
-from .schedule import image_size, prediction, stands_alone
-from .sources import open_source
+from .layouts.kerascv_leaves import Lora
+from .layouts.ldm_evidence import image_size, prediction, stands_alone
+from .layouts.sources import open_source
+from .planning.keys import collapse
+from .planning.recognise import Recognition, recognise
 
 
 @dataclass(frozen=True)

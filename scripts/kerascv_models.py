@@ -2,7 +2,7 @@
 and on Keras 3.
 
 The models, full-size or narrow, are those that `weightport parity` builds
-(weightport/runners/kerascv_build.py).
+(weightport/parity/runners/kerascv_build.py).
 """
 
 import contextlib
@@ -13,7 +13,9 @@ import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "weightport" / "runners"))
+sys.path.insert(
+    0, str(Path(__file__).resolve().parent.parent / "weightport" / "parity" / "runners")
+)
 
 import kerascv_build
 import numpy as np

@@ -2,8 +2,8 @@
 """Write mappings/manifests/*.txt: every tensor of every stock model, as the runtime builds it from
 families.toml."""
 
-from weightport.manifest import manifest
 from weightport.mappings.families import FOLDER, families
+from weightport.runtime.manifest import manifest
 
 
 def main() -> None:

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from .hub_server import HubServer
-from .synthetic import write_keras, write_original, write_repo
+from .support.hub_server import HubServer
+from .support.synthetic import write_keras, write_original, write_repo
 
 
 @pytest.fixture(scope="session")

@@ -9,7 +9,9 @@ memory.
 Nothing heavy is imported before it is used.
 """
 
+import sys
 from importlib import import_module
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from .runtime.registry import PUBLIC as _RUNTIME
@@ -35,6 +37,18 @@ __all__ = [
     "diff", "inspect", "parity", "push",
 ]  # fmt: skip
 __all__ += [*_RUNTIME]
+
+
+class _Package(ModuleType):
+    """A public function keeps its name when a module of that name is imported: `weightport.parity`."""
+
+    def __setattr__(self, name: str, value: object) -> None:
+        if name in __all__ and isinstance(value, ModuleType):
+            return
+        super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package
 
 
 def __getattr__(name: str) -> Any:

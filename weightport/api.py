@@ -9,21 +9,21 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from .converters.card import check_base_model, check_license
 from .converters.compare import Comparison
 from .converters.compare import compare as _compare
 from .converters.conversion import Conversion, Settings
 from .converters.convert import convert as _convert
-from .converters.errors import ConversionError
 from .converters.inspection import Inspection
 from .converters.inspection import inspect as _inspect
-from .converters.repo import Style
-from .hub import Push, Reference, fetch, push
-from .parity_result import Parity
+from .converters.repo.card import check_base_model, check_license
+from .converters.repo.layout import Style
+from .errors import ConversionError
+from .parity.result import Parity
+from .push import Push, Reference, fetch, push
 
 if TYPE_CHECKING:
-    from .runtime.pipeline import DiffusionPipeline
-    from .scheduler_comparison import SchedulerComparison
+    from .comparison.schedulers import SchedulerComparison
+    from .runtime.pipelines.base import DiffusionPipeline
 
 __all__ = [
     "Comparison", "Conversion", "ConversionError", "Inspection", "Parity", "Push", "compare_schedulers", "convert",
@@ -223,7 +223,7 @@ def parity(
         ConversionError: in one line, what is wrong and what to do; outputs that differ are an
             answer, not an error.
     """
-    from .parity_run import parity as run  # converting does without
+    from .parity.run import parity as run  # converting does without
 
     found = run(
         Path(repo),
@@ -239,7 +239,7 @@ def parity(
         images=images,
     )
     if report is not None:
-        from .parity_report import write_report
+        from .parity.report import write_report
 
         write_report(found, Path(report))
     return found
@@ -289,10 +289,10 @@ def compare_schedulers(
     """
     import torch
 
-    from .quality import installed_metrics
-    from .runtime.pipeline import DiffusionPipeline
-    from .scheduler_comparison import SCHEDULERS, Experiment, compare
-    from .scheduler_report import write_report
+    from .comparison.metrics import installed_metrics
+    from .comparison.report import write_report
+    from .comparison.schedulers import SCHEDULERS, Experiment, compare
+    from .runtime.pipelines.base import DiffusionPipeline
 
     pipe = repo
     if not isinstance(pipe, DiffusionPipeline):
@@ -319,7 +319,7 @@ def _runtime_state_dict(
 ) -> Mapping[str, tuple[int, ...]]:
     """The state dict of a model of unusual widths, from the runtime on the meta device."""
     try:
-        from .manifest import manifest
+        from .runtime.manifest import manifest
     except ImportError:
         raise ConversionError(
             f"a {class_name} of unusual widths needs PyTorch to be checked; run `pip install"

@@ -24,7 +24,7 @@ class _Parser(argparse.ArgumentParser):
         super().__init__(allow_abbrev=False, **arguments)
 
     def error(self, message: str) -> NoReturn:
-        from .converters.errors import printable
+        from .errors import printable
 
         known = self._known()
         words = [word for word in re.findall(r"[\w-]+", message) if word not in known]
@@ -69,7 +69,7 @@ def _terminate(signum: int, frame: object) -> NoReturn:
 
 
 def _one_line(error: Exception) -> str:
-    from .converters.errors import ConversionError, printable
+    from .errors import ConversionError, printable
 
     if isinstance(error, ConversionError):
         return printable(error, limit=2000)

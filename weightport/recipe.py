@@ -19,8 +19,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .converters.errors import ConversionError
-from .scheduler_names import named_scheduler
+from .errors import ConversionError
+from .runtime.schedulers.names import named_scheduler
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -165,8 +165,8 @@ class Maker:
     def __init__(self, recipe: Recipe, quiet: bool = False) -> None:
         import torch
 
-        from .runtime.pipeline import DiffusionPipeline
-        from .runtime.source import open_source
+        from .runtime.loading.source import open_source
+        from .runtime.pipelines.base import DiffusionPipeline
 
         self.images = {
             name: _open(recipe, name) for name in ("image", "mask") if getattr(recipe, name)
@@ -239,8 +239,8 @@ def _open(recipe: Recipe, name: str) -> tuple[Image, str]:
 
 def _for_task(pipe: Any, recipe: Recipe, dtype: Any) -> Any:
     """The pipeline that takes the recipe's images, with the components of another."""
-    from .runtime import auto
-    from .runtime.controlnet import ControlNetModel
+    from .runtime.models.controlnet import ControlNetModel
+    from .runtime.pipelines import auto
 
     known = inspect.signature(type(pipe).__call__).parameters
     if recipe.controlnet:

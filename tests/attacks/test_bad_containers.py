@@ -19,8 +19,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from ..command import assert_refused, edited, listing, refused, run
-from ..synthetic import STEMS, write_repo
+from ..support.command import assert_refused, edited, listing, refused, run
+from ..support.synthetic import STEMS, write_repo
 
 KERNEL, BIAS = "layers/padded_conv2d/conv2d/vars/0", "layers/padded_conv2d/conv2d/vars/1"
 

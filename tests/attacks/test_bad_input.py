@@ -16,8 +16,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from ..command import assert_refused, edited, listing, refused, run
-from ..synthetic import STEMS, write_repo
+from ..support.command import assert_refused, edited, listing, refused, run
+from ..support.synthetic import STEMS, write_repo
 
 # ---- files that are no Keras files
 

@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from ..command import Run, assert_refused, listing, run
+from ..support.command import Run, assert_refused, listing, run
 
 
 @pytest.fixture
@@ -311,9 +311,9 @@ def test_the_disk_is_full(place: Path, source: Path, small_disk: Path, to: str, 
 
 
 def disturbed(mode: str, output: Path, *sources: Path) -> list[dict[str, Any]]:
-    """What the runs of `tests/interrupt.py` came to; the last one was left alone, and must have
+    """What the runs of `tests/support/interrupt.py` came to; the last one was left alone, and must have
     succeeded."""
-    script = Path(__file__).parents[1] / "interrupt.py"
+    script = Path(__file__).parents[1] / "support" / "interrupt.py"
     ended = subprocess.run(
         [sys.executable, script, mode, output, *sources],
         capture_output=True,

@@ -24,10 +24,10 @@ from pathlib import Path
 import pytest
 
 from weightport.converters.checkpoint import SourceFile
-from weightport.converters.errors import ConversionError
-from weightport.converters.torch_file import is_torch, read_torch
+from weightport.converters.readers.torch_file import is_torch, read_torch
+from weightport.errors import ConversionError
 
-from ..pickle_files import (
+from ..support.pickle_files import (
     EMPTY_DICT,
     EMPTY_LIST,
     FOUR,

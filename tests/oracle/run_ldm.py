@@ -18,7 +18,7 @@ from ldm.modules.diffusionmodules.openaimodel import UNetModel
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "weightport" / "runners"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "weightport" / "parity" / "runners"))
 
 from run_ldm import Autoencoder
 

@@ -60,7 +60,7 @@ def add(commands: Any, common: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Run the command; returns the exit status."""
     from ..api import compare_schedulers
-    from ..scheduler_report import describe
+    from ..comparison.report import describe
 
     chosen = {
         name: getattr(arguments, name)

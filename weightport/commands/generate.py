@@ -81,7 +81,7 @@ def add(commands: Any, common: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Run the command; returns the exit status."""
-    from ..converters.errors import ConversionError
+    from ..errors import ConversionError
 
     recipe = _recipe(arguments)
     paths = _paths(arguments.output, arguments.number)

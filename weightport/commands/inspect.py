@@ -68,7 +68,7 @@ def _inspection_lines(inspection: Inspection) -> Iterator[str]:
 
 
 def _some(keys: Sequence[str], limit: int = 20) -> list[str]:
-    from ..converters.collapse import collapse
+    from ..converters.planning.keys import collapse
 
     patterns = [
         f"{pattern} ({len(group)})" if len(group) > 1 else pattern

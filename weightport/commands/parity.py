@@ -63,7 +63,7 @@ def add(commands: Any, common: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Run the command; returns the exit status."""
     from ..api import parity
-    from ..parity_report import describe
+    from ..parity.report import describe
 
     python = {"source_python": arguments.source_python} if arguments.source_python else {}
     with progress_bar(arguments.quiet, unit=" checks") as progress:

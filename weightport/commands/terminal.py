@@ -41,7 +41,7 @@ def print_result(
 
 def print_lines(lines: Iterable[str]) -> None:
     """Print lines in which names of files and tensors cannot control the terminal."""
-    from ..converters.errors import printable
+    from ..errors import printable
 
     for line in lines:
         print(printable(line, limit=10_000))

@@ -10,16 +10,16 @@ from importlib import import_module
 from typing import Any
 
 _NAMES = {  # modules of weightport.runtime -> public classes
-    "unet": "UNet2DConditionModel",
-    "controlnet": "ControlNetModel MultiControlNetModel",
-    "vae": "AutoencoderKL",
-    "clip": "CLIPTextModel CLIPTextModelWithProjection",
-    "tokenizer": "CLIPTokenizer",
-    "safety_checker": "CLIPImageProcessor StableDiffusionSafetyChecker",
-    "model": "AutoModel",
-    "pipeline": "DiffusionPipeline",
-    "auto": "AutoPipelineForText2Image AutoPipelineForImage2Image AutoPipelineForInpainting",
-    "pipelines": (
+    "models.unet": "UNet2DConditionModel",
+    "models.controlnet": "ControlNetModel MultiControlNetModel",
+    "models.vae": "AutoencoderKL",
+    "models.clip": "CLIPTextModel CLIPTextModelWithProjection",
+    "text.tokenizer": "CLIPTokenizer",
+    "models.safety_checker": "CLIPImageProcessor StableDiffusionSafetyChecker",
+    "loading.model": "AutoModel",
+    "pipelines.base": "DiffusionPipeline",
+    "pipelines.auto": "AutoPipelineForText2Image AutoPipelineForImage2Image AutoPipelineForInpainting",
+    "pipelines.stable_diffusion": (
         """
         StableDiffusionPipeline StableDiffusionImg2ImgPipeline StableDiffusionInpaintPipeline
         StableDiffusionInstructPix2PixPipeline LatentConsistencyModelPipeline LatentConsistencyModelImg2ImgPipeline
@@ -44,11 +44,11 @@ _NAMES = {  # modules of weightport.runtime -> public classes
 }
 MODULES = {module: tuple(names.split()) for module, names in _NAMES.items()}
 PUBLIC = {name: module for module, names in MODULES.items() for name in names}
-PIPELINES = MODULES["pipelines"]
+PIPELINES = MODULES["pipelines.stable_diffusion"]
 COMPONENTS: dict[str, tuple[str, ...]] = {  # library in model_index.json -> classes
     "diffusers": (
         "UNet2DConditionModel",
-        *MODULES["controlnet"],
+        *MODULES["models.controlnet"],
         "AutoencoderKL",
         *MODULES["schedulers"],
     ),

@@ -42,7 +42,7 @@ class ConstantContext:
 def constant_context(*models: nn.Module) -> Iterator[None]:
     """Within it, the models' cross-attentions keep what they compute of the text; weights must not
     change meanwhile."""
-    from .transformer import Attention
+    from .models.attention import Attention
 
     layers = [
         module for model in models for module in model.modules() if isinstance(module, Attention)

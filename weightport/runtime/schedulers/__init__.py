@@ -1,7 +1,9 @@
 """The schedulers: diffusers' names, options and calls; few ideas. `base.py` says how they are
 made."""
 
-from . import diffusion, exponential, flow, karras
+from . import discrete as diffusion
+from . import exponential, flow
+from . import sigmas as karras
 from .base import Scheduler, SchedulerOutput
 from .config import COMPATIBLE
 

@@ -7,8 +7,8 @@ import warnings
 from collections.abc import Collection, Mapping
 from typing import Any, ClassVar, Self
 
-from ..config import Config, HasConfig
-from ..source import Place
+from ..loading.config import Config, HasConfig
+from ..loading.source import Place
 
 Options = dict[str, Any]
 

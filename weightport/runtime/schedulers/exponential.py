@@ -20,11 +20,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..config import Config
+from ..loading.config import Config
 from .base import Draw, Numbers, Plan, Scheduler, Timestep, combine, to_image, to_noise
 from .brownian import BrownianNoise
 from .config import EDM, FLOW, FLOWS, SHIFT, SPACING, THRESHOLDING, VE, options
-from .karras import Preconditioned, SigmaSolver
+from .sigmas import Preconditioned, SigmaSolver
 from .spacing import Array, flow_shifted, shifted, spaced
 
 MULTISTEP = options(

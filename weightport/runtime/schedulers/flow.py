@@ -13,7 +13,7 @@ from torch import Tensor
 
 from .base import Draw, Numbers, Plan, Scheduler, combine
 from .config import RESPACING, SHIFT, options
-from .karras import Churning
+from .sigmas import Churning
 from .spacing import Array, flow_shifted, shifted
 
 

@@ -1,0 +1,1 @@
+"""What the names of one layout mean, a module each; `sources.py` chooses among them."""

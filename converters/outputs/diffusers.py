@@ -1,0 +1,180 @@
+"""The output that most want: a whole diffusers repo with its report, staged so that it appears at
+once."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from ...io.atomic import check_space, staged, staged_file
+from ...mappings.families import Family
+from ..checkpoint import SourceFile
+from ..conversion import Conversion, Settings, check_finite, total_nbytes
+from ..layouts.ldm_evidence import Prediction, image_size, prediction, stands_alone
+from ..planning.plan import PlannedComponent
+from ..repo.card import model_card
+from ..repo.layout import kerascv_facts, write_repo
+from ..repo.report import conversion_report
+from ..writers.safetensors import WrittenFile, write_safetensors
+from .ldm_residue import residue_of, residue_outputs, residue_path
+
+
+def output_repo(
+    conversion: Conversion,
+    family: Family,
+    output: Path,
+    settings: Settings,
+    progress: Callable[[int, int], None],
+) -> None:
+    """Write the repo and its `conversion.json`; fills in the conversion's report and notes."""
+    total = total_nbytes(conversion, settings.style.dtype)
+    predicted = _prediction(conversion, family, settings)
+    settings = _with_image_size(conversion, settings)
+    with (
+        _residue(conversion, family, output, settings),
+        staged(output, settings.overwrite, settings.style.sync) as folder,
+    ):
+        check_space(output.absolute().parent, total)
+        written = write_repo(
+            folder,
+            family,
+            conversion.components,
+            settings.style,
+            predicted,
+            lambda n: progress(n, total),
+        )
+        check_finite(conversion, written.nonfinite, written.overflowed, settings)
+        conversion.notes += written.notes
+        conversion.report = conversion_report(
+            family=family.name,
+            components=conversion.components,
+            sha256=_digests(conversion.components) if settings.style.hashes else {},
+            options=_options(replace(settings, base_model=_base_model(conversion, settings))),
+            files=_files(folder, written.files, settings.style.hashes),
+            notes=[*conversion.notes, *(f"lacks {gap}" for gap in conversion.lacks)],
+        )
+        text = json.dumps(conversion.report, indent=1, ensure_ascii=False)
+        (folder / "conversion.json").write_text(text + "\n")
+        (folder / "README.md").write_text(model_card(conversion.report, pipeline_class(folder)))
+
+
+def pipeline_class(folder: Path) -> str | None:
+    """The class that the index of a repo of ours names; a ControlNet alone has no index."""
+    index = folder / "model_index.json"
+    return json.loads(index.read_text())["_class_name"] if index.is_file() else None
+
+
+def _base_model(conversion: Conversion, settings: Settings) -> str | None:
+    """The Hub id of the model that this one comes from: as given, or the one that KerasCV starts
+    from."""
+    kerascv = any(component.layout == "kerascv" for component in conversion.components.values())
+    known = kerascv_facts()["base_models"].get(conversion.family) if kerascv else None
+    return settings.base_model or known
+
+
+@contextlib.contextmanager
+def _residue(
+    conversion: Conversion, family: Family, output: Path, settings: Settings
+) -> Iterator[None]:
+    """Beside the repo, what it cannot hold of an original checkpoint; appears after the repo, if at
+    all."""
+    wanted = settings.residue and settings.component is None
+    rest = residue_of(conversion.components, family) if wanted else None
+    if rest is None:
+        yield
+        return
+    path = residue_path(output)
+    with staged_file(path, settings.overwrite, settings.style.sync) as staging:
+        outputs, metadata = residue_outputs(rest)
+        write_safetensors(
+            staging.parent, staging.name, outputs, max_shard_size=1 << 62, metadata=metadata
+        )
+        yield
+    if rest.tensors:
+        conversion.notes.append(
+            f"what a repo cannot hold ({len(rest.tensors)} tensors) is in {path}, for the way back"
+        )
+
+
+def _prediction(conversion: Conversion, family: Family, settings: Settings) -> Prediction | None:
+    """What the UNet of a single file predicts, or what is asked for; None for others, whose
+    schedulers are known."""
+    unet = conversion.components.get("unet")
+    if unet is None:
+        return None
+    found = prediction(family.name, unet.parts[0].checkpoint, settings.prediction_type)
+    if found:
+        conversion.notes.append(f"the UNet predicts {found.kind}: {found.evidence}")
+    if found and found.configs:
+        conversion.notes.append(f"the file says of its schedule: {found.told}")
+    return found
+
+
+def _with_image_size(conversion: Conversion, settings: Settings) -> Settings:
+    """The settings with the image size that a single file states, unless another one was asked
+    for."""
+    unet = conversion.components.get("unet")
+    if (
+        unet is None
+        or not stands_alone(unet.parts[0].checkpoint)
+        or settings.style.image_size is not None
+    ):
+        return settings
+    found = image_size(unet.parts[0].checkpoint.metadata)
+    if found is None:
+        return settings
+    size, evidence = found
+    conversion.notes.append(f"made for {size} pixels: {evidence}")
+    return replace(settings, style=replace(settings.style, image_size=size))
+
+
+def _digests(components: Mapping[str, PlannedComponent]) -> dict[str, str]:
+    """sha256 of every source file that was used."""
+    files = {
+        str(file.path): file
+        for c in components.values()
+        for part in c.parts
+        for file in part.checkpoint.files
+    }
+    return {path: file.sha256() for path, file in files.items()}
+
+
+def _files(
+    folder: Path, weights: Mapping[str, WrittenFile], hashes: bool
+) -> dict[str, dict[str, Any]]:
+    """Size and sha256 of every file of the repo; those of weights were computed while writing."""
+    described: dict[str, dict[str, Any]] = {}
+    for path in sorted(file for file in folder.rglob("*") if file.is_file()):
+        name = str(path.relative_to(folder))
+        described[name] = {"nbytes": path.stat().st_size}
+        if hashes:
+            described[name]["sha256"] = (
+                weights[name].sha256 if name in weights else SourceFile(path).sha256()
+            )
+    return described
+
+
+def _options(settings: Settings) -> dict[str, Any]:
+    style = settings.style
+    asked = {
+        "family": settings.family,
+        "component": settings.component,
+        "vae": settings.vae.name if settings.vae else None,
+        "dtype": style.dtype,
+        "variant": style.variant,
+        "max_shard_size": style.max_shard_size,
+        "text_activation": style.text_activation,
+        "placeholder_tokens": list(style.placeholder_tokens),
+        "lora_alpha": settings.lora_alpha,
+        "ema": settings.ema or None,
+        "prediction_type": settings.prediction_type,
+        "image_size": style.image_size,
+        "allow_nan": settings.allow_nan,
+        "license": settings.license,
+        "base_model": settings.base_model,
+    }
+    return {name: value for name, value in asked.items() if value not in (None, [])}

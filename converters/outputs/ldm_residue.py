@@ -1,0 +1,139 @@
+"""What a diffusers repo cannot hold of an original checkpoint, kept beside it so that the way back
+is exact.
+
+Schedule buffers, `position_ids`, OpenCLIP's last layer, moving averages, spellings of keys and
+metadata go to `<repo>.residue.safetensors`; `--to ldm` finds it there and puts everything back.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from ...errors import ConversionError
+from ...mappings.families import Family
+from ..checkpoint import Checkpoint, Tensor
+from ..planning.plan import PlannedComponent
+from ..planning.recognise import Candidate, candidates
+from ..readers.safetensors import read_safetensors
+from ..writers.safetensors import Output
+
+_FORMAT = "weightport_residue"
+
+
+@dataclass(frozen=True)
+class Residue:
+    """The rest of an original checkpoint.
+
+    Attributes:
+        tensors: original key -> tensor.
+        keys: key by the table -> key in the original, where the two differ.
+        metadata: of the original: the training step, what its header says.
+    """
+
+    tensors: Mapping[str, Tensor]
+    keys: Mapping[str, str]
+    metadata: Mapping[str, str]
+
+
+def residue_path(repo: Path) -> Path:
+    """Where the residue of a repo lies."""
+    return repo.with_name(f"{repo.name}.residue.safetensors")
+
+
+def written_by(component: PlannedComponent, family: Family) -> Candidate:
+    """The table that writes a component into an original checkpoint.
+
+    Raises:
+        ConversionError: there is none, or the component lacks tensors that it needs.
+    """
+    for candidate in candidates("ldm"):
+        about = candidate.table.about
+        if (
+            candidate.family == family
+            and about["component"] == component.name
+            and not about.get("read_only")
+        ):
+            targets = (target for link in candidate.links.values() for target in link.targets)
+            if missing := [target for target in targets if target not in component.tensors]:
+                raise ConversionError(
+                    f"{component.name}: {len(missing)} tensors are lacking, {missing[0]} among them"
+                )
+            return candidate
+    raise ConversionError(f"{component.name}: no table writes it for {family.title}")
+
+
+def residue_of(components: Mapping[str, PlannedComponent], family: Family) -> Residue | None:
+    """The residue of the original checkpoint that components come from; None if they come from no
+    single one."""
+    wholes = {
+        id(whole): whole
+        for c in components.values()
+        for p in c.parts
+        if (whole := p.checkpoint.whole)
+    }
+    if len(wholes) != 1:
+        return None
+    (whole,) = wholes.values()
+    originals = {id(tensor): key for key, tensor in whole.tensors.items()}
+    used: set[int] = set()
+    written: set[str] = set()  # also what a VAE from elsewhere takes the place of
+    keys = {}
+    for component in components.values():
+        used |= {id(source) for tensor in component.tensors.values() for source in tensor.sources}
+        for link in dict.fromkeys(written_by(component, family).links.values()):
+            original = originals.get(id(component.tensors[link.targets[0]].sources[0]))
+            if original is not None and original != link.sources[0]:
+                keys[link.sources[0]] = original
+            written.add(original or link.sources[0])
+    rest = {key: t for key, t in whole.tensors.items() if id(t) not in used and key not in written}
+    return Residue(rest, keys, whole.metadata)
+
+
+def residue_outputs(residue: Residue) -> tuple[list[Output], dict[str, str]]:
+    """The tensors and the header metadata of a residue file."""
+    outputs = [
+        Output(key, tensor.dtype, tensor.shape, (tensor,))
+        for key, tensor in residue.tensors.items()
+    ]
+    return outputs, {
+        _FORMAT: "1",
+        "keys": json.dumps(residue.keys),
+        "metadata": json.dumps(residue.metadata),
+    }
+
+
+def read_residue(repo: Path) -> Residue | None:
+    """The residue beside a repo, if there is one.
+
+    Raises:
+        ConversionError: the file is there but is no residue.
+    """
+    path = residue_path(repo)
+    if not path.is_file():
+        return None
+    file = read_safetensors(path)
+    try:
+        if file.metadata[_FORMAT] != "1":
+            raise KeyError(_FORMAT)
+        keys, metadata = json.loads(file.metadata["keys"]), json.loads(file.metadata["metadata"])
+    except (KeyError, ValueError):
+        raise ConversionError(
+            f"{path}: not a residue file of this version; remove it or use --no-residue"
+        ) from None
+    return Residue(file.tensors, keys, metadata)
+
+
+def source_repo(components: Mapping[str, PlannedComponent]) -> Path | None:
+    """The one diffusers repo that components come from, if they do."""
+    checkpoints: list[Checkpoint] = [
+        part.checkpoint for c in components.values() for part in c.parts
+    ]
+    paths = {checkpoint.path for checkpoint in checkpoints if checkpoint.layout == "diffusers"}
+    return (
+        paths.pop()
+        if len(paths) == 1 and all(c.layout == "diffusers" for c in checkpoints)
+        else None
+    )

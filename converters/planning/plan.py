@@ -1,0 +1,211 @@
+"""What a conversion will write, decided from headers alone: every target tensor, its sources and
+its op."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NoReturn
+
+from ...errors import ConversionError, printable
+from ...mappings.families import Component, Family, config_for, families
+from ...mappings.ops import Op
+from ..checkpoint import FLOATS, Array, Computed, Tensor
+from .keys import brief
+from .recognise import Candidate, Recognition, complete
+
+Shape = tuple[int, ...]
+Config = Mapping[str, Any]
+# (class name, config) -> key -> shape: the state dict of a model outside the stock families
+StateDictShapes = Callable[[str, Config], Mapping[str, Shape]]
+
+
+@dataclass(frozen=True)
+class PlannedTensor:
+    """One tensor of the canonical state dict and where it comes from."""
+
+    key: str
+    shape: Shape
+    sources: tuple[Tensor, ...]
+    op: Op | None
+    part: int  # which result of the op
+    parts: int  # how many results it has
+    row: str  # the table row that says so
+
+    @property
+    def dtype(self) -> str:
+        """The source's dtype."""
+        return self.sources[0].dtype
+
+    def tensor(self) -> Tensor:
+        """The canonical tensor: the source itself where nothing is done to it, else computed when
+        asked for."""
+        op = self.op
+        if op is None:
+            return self.sources[0]
+
+        def compute(*arrays: Array) -> Array:
+            return op.apply(arrays, self.parts)[self.part]
+
+        return Computed(self.key, self.dtype, self.shape, self.sources, compute, str(op))
+
+
+@dataclass
+class PlannedComponent:
+    """One folder of the repo: its config and its whole state dict.
+
+    Attributes:
+        parts: what fills it; two for a VAE made of a decoder and an image encoder.
+    """
+
+    name: str
+    config: dict[str, Any]
+    tensors: dict[str, PlannedTensor]
+    parts: list[Recognition] = field(default_factory=list)
+
+    @property
+    def layout(self) -> str:
+        """The layout it comes from; of a VAE made of a base and a given half, the given one's."""
+        layouts = {part.checkpoint.layout for part in self.parts}
+        return next((layout for layout in ("kerascv", "ldm") if layout in layouts), "diffusers")
+
+
+def choose_family(parts: Sequence[Recognition], asked: str | None) -> Family:
+    """The one family all parts agree on; the first where they leave a choice (a VAE alone).
+
+    Raises:
+        ConversionError: the parts are of different families, or none is of the one asked for.
+    """
+    if asked is not None and asked not in families():
+        raise ConversionError(f"--family {asked}: unknown; one of {', '.join(families())}")
+    common = shared(parts)
+    if asked in common:
+        return families()[asked]
+    described = "; ".join(
+        f"{part.checkpoint.path}: {part.part} of {' or '.join(part.families)}" for part in parts
+    )
+    if asked is not None:
+        raise ConversionError(f"--family {asked} does not fit {described}")
+    if not common:
+        raise ConversionError(f"the sources are not of one family: {described}")
+    return families()[common[0]]
+
+
+def shared(parts: Sequence[Recognition]) -> list[str]:
+    """Names of the families that all parts fit, in order."""
+    return [name for name in families() if all(name in part.families for part in parts)]
+
+
+def plan(
+    parts: Sequence[Recognition], family: Family, state_dict_shapes: StateDictShapes
+) -> dict[str, PlannedComponent]:
+    """Plan every component that the parts fill, in the family's order.
+
+    Raises:
+        ConversionError: two sources for one part, a part that is incomplete, or a tensor of the
+            wrong shape.
+    """
+    seen: dict[str, Recognition] = {}
+    for part in parts:
+        complete(part)
+        if part.part in seen:
+            raise ConversionError(
+                f"{part.checkpoint.path}: a second {part.part}, after"
+                f" {seen[part.part].checkpoint.path}; give one"
+            )
+        seen[part.part] = part
+    planned = {}
+    for name in family.components:
+        mine = [
+            part for part in parts if part.of_family(family.name).table.about["component"] == name
+        ]
+        if mine:
+            mine.sort(key=lambda part: part.part)  # the order of the sources does not matter
+            planned[name] = _component(name, mine, family, state_dict_shapes)
+    return planned
+
+
+def _component(
+    name: str, parts: list[Recognition], family: Family, state_dict_shapes: StateDictShapes
+) -> PlannedComponent:
+    tensors: dict[str, PlannedTensor] = {}
+    for part in parts:
+        for planned in _planned(part, part.of_family(family.name)):
+            previous = tensors.get(planned.key)
+            if (
+                previous is None or part.checkpoint.layout != "diffusers"
+            ):  # a base's half gives way to a given one
+                tensors[planned.key] = planned
+    config, shapes = _expected(family.components[name], tensors, state_dict_shapes)
+    if name == "unet" and config["in_channels"] not in family.pipelines:
+        known = ", ".join(map(str, family.pipelines))
+        raise ConversionError(
+            f"{parts[0].checkpoint.path}: a UNet of {config['in_channels']} input channels; known:"
+            f" {known}"
+        )
+    for part in parts:
+        _check_shapes(part, tensors, shapes)
+    return PlannedComponent(
+        name, config, {key: tensors[key] for key in shapes if key in tensors}, parts
+    )
+
+
+def _expected(
+    component: Component, tensors: Mapping[str, PlannedTensor], state_dict_shapes: StateDictShapes
+) -> tuple[dict[str, Any], Mapping[str, Shape]]:
+    """The config that fits the tensors, and the shapes they must have.
+
+    Where most tensors have other sizes than the stock model's, it is a model of other widths, which
+    the runtime knows; where a few have, it is a damaged stock model.
+    """
+    found = {key: planned.shape for key, planned in tensors.items()}
+    config = config_for(component, found)
+    stock = component.manifest(config)
+    wrong = sum(found[key] != stock[key] for key in found)
+    if 2 * wrong > len(found):
+        try:
+            return config, state_dict_shapes(component.class_name, config)
+        except ValueError:  # no model has such widths: say how it differs from the stock one
+            pass
+    own = {option: config[option] for option in component.own}
+    return {**component.config, **own}, stock
+
+
+def _planned(part: Recognition, candidate: Candidate) -> list[PlannedTensor]:
+    planned = []
+    for link in dict.fromkeys(candidate.links.values()):
+        sources = tuple(part.checkpoint.tensors[key] for key in link.sources)
+        shapes = [tensor.shape for tensor in sources]
+        for tensor in sources:
+            if tensor.dtype not in FLOATS:
+                _refuse(part, tensor, f"holds {tensor.dtype} numbers, not floating-point weights")
+        try:
+            results = link.op.shapes(shapes, len(link.targets)) if link.op else shapes
+        except ValueError as error:
+            _refuse(part, sources[0], f"has the wrong shape {list(shapes[0])} ({error})")
+        planned += [
+            PlannedTensor(key, shape, sources, link.op, index, len(results), link.row)
+            for index, (key, shape) in enumerate(zip(link.targets, results, strict=True))
+        ]
+    return planned
+
+
+def _check_shapes(
+    part: Recognition, tensors: Mapping[str, PlannedTensor], shapes: Mapping[str, Shape]
+) -> None:
+    mine = set(map(id, part.checkpoint.tensors.values()))
+    wrong = [t for t in tensors.values() if t.shape != shapes[t.key] and id(t.sources[0]) in mine]
+    if wrong:
+        first = wrong[0]
+        expected = shapes[first.key]
+        if first.op is not None:
+            expected = first.op.inverse.shapes([expected])[0]
+        also = f"; also {brief(t.sources[0].name for t in wrong[1:])}" if wrong[1:] else ""
+        shape = list(first.sources[0].shape)
+        _refuse(
+            part, first.sources[0], f"has the wrong shape {shape}, expected {list(expected)}{also}"
+        )
+
+
+def _refuse(part: Recognition, tensor: Tensor, why: str) -> NoReturn:
+    raise ConversionError(f"{part.checkpoint.path}: `{printable(tensor.name)}` {why}")

@@ -1,0 +1,1 @@
+"""From bytes to named lazy tensors: the readers of containers; they know no model."""

@@ -1,0 +1,223 @@
+"""Reads `.safetensors`, one file or shards with an index, into a `Checkpoint` without reading any
+weights.
+
+A file is: 8 bytes header length, a JSON header, the data. Every byte of the data must belong to
+exactly one tensor, and an index must name exactly the tensors its shards hold: a file that two
+readers could understand differently is refused. Format:
+https://github.com/huggingface/safetensors#format
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from pathlib import Path
+from typing import Any, NoReturn
+
+from ...errors import ConversionError, printable
+from ..checkpoint import DTYPES, Checkpoint, SourceFile, Stored
+
+_MAX_HEADER = 100_000_000  # the limit of the reference implementation
+_INDEX = re.compile(
+    r".+\.safetensors(\.[^.]+)?\.index(\.[^.]+)?\.json"
+)  # both places where a variant is found
+
+
+def is_index(path: Path) -> bool:
+    """Whether a file is named as an index of `.safetensors` shards."""
+    return _INDEX.fullmatch(path.name) is not None
+
+
+def read_safetensors(path: Path) -> Checkpoint:
+    """Read a `.safetensors` file, a shard index, or a folder that holds one of either.
+
+    Raises:
+        ConversionError: the file is truncated, damaged or ambiguous, or index and shards disagree.
+    """
+    if path.is_dir():
+        path = _only_weights(path)
+    files: list[SourceFile] = []
+    metadata: dict[str, str] = {}
+    try:
+        if is_index(path):
+            tensors = _read_shards(path, files)
+        else:
+            tensors, metadata = _read_file(path, files)
+    except BaseException:
+        for file in files:
+            file.close()
+        raise
+    form = "safetensors" if len(files) == 1 else "sharded safetensors"
+    return Checkpoint(path, form, tensors, files=files, metadata=metadata)
+
+
+def _only_weights(folder: Path) -> Path:
+    """The index in a folder, or else its one file."""
+    names = sorted(path.name for path in folder.iterdir())
+    indexes = [name for name in names if _INDEX.fullmatch(name)]
+    found = indexes or [name for name in names if name.endswith(".safetensors")]
+    if len(found) != 1:
+        listed = ", ".join(map(printable, found[:5]))
+        what = f"name one of them: {listed}" if found else "no .safetensors file or index in it"
+        raise ConversionError(f"{folder}: a folder with {len(found)} sets of weights; {what}")
+    return folder / found[0]
+
+
+def _read_shards(path: Path, files: list[SourceFile]) -> dict[str, Stored]:
+    """The tensors of all shards, in the order of the shards; the index must say exactly where each
+    is."""
+    index = _read_json(path, files)
+    weight_map = index.get("weight_map")
+    if (
+        not isinstance(weight_map, dict)
+        or not weight_map
+        or not all(isinstance(v, str) for v in weight_map.values())
+    ):
+        raise ConversionError(
+            f"{path}: the index has no `weight_map` of tensor names to file names"
+        )
+    tensors: dict[str, Stored] = {}
+    for name in sorted(set(weight_map.values())):
+        if (
+            Path(name).name != name
+            or "\\" in name
+            or not name.isprintable()
+            or not name.endswith(".safetensors")
+        ):
+            raise ConversionError(
+                f"{path}: shard `{printable(name)}` is not a plain .safetensors file name"
+            )
+        if not (path.parent / name).exists():
+            raise ConversionError(f"{path}: shard `{name}` is missing; download it again")
+        shard, _ = _read_file(path.parent / name, files)
+        listed = {key for key, where in weight_map.items() if where == name}
+        for key in sorted(listed ^ shard.keys()):
+            how = "does not hold" if key in listed else "also holds"
+            raise ConversionError(
+                f"{path}: shard `{name}` {how} `{printable(key)}`, against what the index says"
+            )
+        tensors |= shard
+    return tensors
+
+
+def _read_json(path: Path, files: list[SourceFile]) -> dict[str, Any]:
+    file = SourceFile(path)
+    files.append(file)
+    if file.size > _MAX_HEADER:
+        raise ConversionError(f"{path}: {file.size} bytes, too large for an index")
+    return parse_json(file.read(0, file.size), path)
+
+
+def _read_file(path: Path, files: list[SourceFile]) -> tuple[dict[str, Stored], dict[str, str]]:
+    """The tensors of one file, in the order of their bytes, and its metadata."""
+    file = SourceFile(path)
+    files.append(file)
+    length = int.from_bytes(file.read(0, min(8, file.size)), "little")
+    first = file.read(8, 1) if file.size > 8 else b""
+    if first != b"{" or length > _MAX_HEADER:
+        raise ConversionError(
+            f"{path}: not a safetensors file; it begins with {file.read(0, min(24, file.size))!r}"
+        )
+    if 8 + length > file.size:
+        raise ConversionError(
+            f"{path}: the header ends at {8 + length}, the file at {file.size}; is it truncated?"
+        )
+    header = parse_json(file.read(8, length), path)
+    metadata = header.pop("__metadata__", {})
+    if not isinstance(metadata, dict) or not all(
+        isinstance(value, str) for value in metadata.values()
+    ):
+        raise ConversionError(f"{path}: `__metadata__` does not map text to text")
+    tensors = {key: _tensor(file, 8 + length, key, entry) for key, entry in header.items()}
+    ordered = sorted(tensors.values(), key=lambda tensor: (tensor.offset, tensor.nbytes))
+    _check_layout(file, 8 + length, ordered)
+    return {tensor.name: tensor for tensor in ordered}, metadata
+
+
+def parse_json(data: bytes, path: Path) -> dict[str, Any]:
+    """A JSON object; `path` is for messages.
+
+    Raises:
+        ConversionError: it is no JSON object, has a name twice, NaN, or numbers of thousands of
+            digits.
+    """
+
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        result: dict[str, Any] = {}
+        for name, value in pairs:
+            if name in result:
+                raise ConversionError(f"{path}: `{printable(name)}` is there twice")
+            result[name] = value
+        return result
+
+    def refuse(word: str) -> NoReturn:
+        raise ValueError(word)
+
+    try:
+        result = json.loads(data.decode(), object_pairs_hook=unique, parse_constant=refuse)
+    except (ValueError, RecursionError):  # UnicodeDecodeError is a ValueError
+        raise ConversionError(
+            f"{path}: the JSON in it cannot be read; is the file damaged?"
+        ) from None
+    if not isinstance(result, dict):
+        raise ConversionError(f"{path}: the JSON in it is not an object")
+    return result
+
+
+def _tensor(file: SourceFile, start: int, key: str, entry: object) -> Stored:
+    name = printable(key)
+    if not key.isprintable():
+        raise ConversionError(f"{file.path}: the tensor name `{name}` holds control characters")
+    if not isinstance(entry, dict) or entry.keys() != {"dtype", "shape", "data_offsets"}:
+        raise ConversionError(
+            f"{file.path}: `{name}` is not described by dtype, shape and data_offsets"
+        )
+    dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
+    if not isinstance(dtype, str) or dtype not in DTYPES:
+        raise ConversionError(
+            f"{file.path}: `{name}` has dtype {printable(dtype)}, which is not supported"
+        )
+    if not _are_sizes(shape) or not _are_sizes(offsets) or len(offsets) != 2:
+        raise ConversionError(
+            f"{file.path}: shape and offsets of `{name}` must be lists of integers from 0 to 2^63"
+        )
+    begin, end = offsets
+    nbytes = math.prod(shape) * DTYPES[dtype].itemsize
+    if end - begin != nbytes:
+        raise ConversionError(f"{file.path}: `{name}` needs {nbytes} bytes but has {end - begin}")
+    return Stored(key, dtype, tuple(shape), file, start + begin)
+
+
+def _are_sizes(value: object) -> bool:
+    # `type(...) is int`: JSON's true is an int to isinstance
+    return (
+        isinstance(value, list)
+        and len(value) <= 64
+        and all(type(n) is int and 0 <= n < 1 << 63 for n in value)
+    )
+
+
+def _check_layout(file: SourceFile, start: int, tensors: list[Stored]) -> None:
+    """Every byte after the header belongs to exactly one tensor."""
+    end = start
+    for tensor in tensors:
+        if tensor.offset != end:
+            problem = (
+                "overlaps the tensor before it"
+                if tensor.offset < end
+                else f"leaves {tensor.offset - end} bytes unused"
+            )
+            raise ConversionError(
+                f"{file.path}: `{printable(tensor.name)}` {problem}; the file is damaged"
+            )
+        end += tensor.nbytes
+    if end > file.size:
+        raise ConversionError(
+            f"{file.path}: the tensors end at byte {end}, the file at {file.size}; is the download"
+            " complete?"
+        )
+    if end < file.size:
+        raise ConversionError(
+            f"{file.path}: {file.size - end} bytes follow the last tensor; the file is damaged"
+        )

@@ -1,0 +1,269 @@
+"""TensorFlow checkpoints ("tensor bundles") and the variables of SavedModels, read without
+TensorFlow.
+
+A bundle is `PREFIX.index`, a LevelDB table from tensor keys to `BundleEntryProto`, and
+`PREFIX.data-00000-of-00001` (and further shards), the tensors' bytes. The key
+`_CHECKPOINTABLE_OBJECT_GRAPH` holds the graph of Python objects that were saved, in which attribute
+paths lead to variables. Format: tensorflow/core/protobuf/tensor_bundle.proto. The index and the
+graph are verified against their checksums, the tensors are not.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator
+from contextlib import ExitStack, closing
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+
+from ...errors import ConversionError, printable
+from ..checkpoint import DTYPES, SourceFile, Stored
+from .leveldb import MAGIC, masked_crc32c, read_table
+from .object_graph import Node, parse_graph
+from .protobuf import Message, integer, parse, submessages, varint
+
+__all__ = ["Bundle", "Node", "find_bundle", "read_bundle"]
+
+GRAPH_KEY = "_CHECKPOINTABLE_OBJECT_GRAPH"
+MAX_BYTES = 1 << 22  # of an index or an object graph; those of a Stable Diffusion UNet have 0.1 MB
+MAX_RANK = 32  # numpy's limit
+
+_STRING = 7
+_DTYPES = {  # the enum in tensorflow/core/framework/types.proto -> safetensors names
+    1: "F32", 2: "F64", 3: "I32", 4: "U8", 5: "I16", 6: "I8", 9: "I64", 10: "BOOL", 14: "BF16", 19: "F16",
+}  # fmt: skip
+
+
+@dataclass
+class Bundle:
+    """A bundle whose tensors are not read yet.
+
+    Attributes:
+        tensors: checkpoint key -> tensor, in the order of the index (by key).
+        graph: the saved objects, the root first; empty if the bundle has no object graph.
+        skipped: key -> why it is not in `tensors`.
+        files: the index and the data files, open.
+    """
+
+    tensors: dict[str, Stored]
+    graph: list[Node]
+    skipped: dict[str, str]
+    files: list[SourceFile]
+
+
+@dataclass(frozen=True)
+class _Entry:
+    """A `BundleEntryProto`: where the bytes of one key lie."""
+
+    key: str
+    dtype: int
+    shape: tuple[int, ...]
+    shard: int
+    offset: int
+    size: int
+    crc: int
+
+
+def find_bundle(path: Path) -> Path | None:
+    """The prefix of the bundle that `path` names, or None.
+
+    `path` is an index or data file, a prefix, a SavedModel or export directory, or a directory with
+    one checkpoint or with a `checkpoint` file, which names the newest of several.
+
+    Raises:
+        ConversionError: a directory holds several checkpoints, or its `checkpoint` file names one
+            elsewhere.
+    """
+    if path.is_dir():
+        if _is_index(path / "variables" / "variables.index"):
+            return path / "variables" / "variables"
+        indexes = sorted(index for index in path.glob("*.index") if _is_index(index))
+        return _choose(path, {index.stem: index.with_suffix("") for index in indexes})
+    prefix = path.with_name(re.sub(r"(?<=.)\.(index|data-\d{5}-of-\d{5})$", "", path.name))
+    return prefix if _is_index(_index_path(prefix)) else None
+
+
+def read_bundle(prefix: Path) -> Bundle:
+    """Read the index and the object graph of a bundle; check where its tensors lie.
+
+    Raises:
+        ConversionError: a file is missing, damaged or hostile, or holds what cannot be converted.
+    """
+    with ExitStack() as on_error:
+        path = _index_path(prefix)
+        try:
+            index = SourceFile(path)
+            on_error.callback(index.close)
+            header, entries = _read_index(index)
+            shards = []
+            for shard_path in _shard_paths(prefix, header):
+                shards.append(SourceFile(shard_path))
+                on_error.callback(shards[-1].close)
+            _check_ranges(entries, shards)
+            bundle = Bundle({}, [], {}, [index, *shards])
+            for entry in entries:
+                _add(bundle, entry, shards[entry.shard])
+            _check_graph(bundle)
+        except ValueError as error:
+            raise ConversionError(f"{path}: {printable(error, 300)}") from None
+        on_error.pop_all()
+        return bundle
+
+
+def _index_path(prefix: Path) -> Path:
+    return prefix.with_name(prefix.name + ".index")
+
+
+def _is_index(path: Path) -> bool:
+    if not path.is_file():
+        return False
+    with closing(SourceFile(path)) as file:
+        return file.size >= len(MAGIC) and file.read(file.size - len(MAGIC), len(MAGIC)) == MAGIC
+
+
+def _choose(folder: Path, prefixes: dict[str, Path]) -> Path | None:
+    """The only checkpoint of a folder, or the one that its `checkpoint` file (`CheckpointState`, as
+    text) calls newest.
+
+    The name is looked up among the folder's own checkpoints, so it cannot lead elsewhere.
+    """
+    if len(prefixes) == 1:
+        return next(iter(prefixes.values()))
+    state = folder / "checkpoint"
+    newest = _newest(state) if state.is_file() else None
+    if newest in prefixes:
+        return prefixes[newest]
+    if newest is not None:
+        raise ConversionError(
+            f"{state}: names {printable(newest)}, no checkpoint of this folder; name an .index file"
+        )
+    if prefixes:
+        raise ConversionError(
+            f"{folder}: holds several checkpoints; name one of {printable(', '.join(prefixes))}"
+        )
+    return None
+
+
+def _newest(state: Path) -> str | None:
+    with closing(SourceFile(state)) as file:
+        found = re.match(
+            rb'model_checkpoint_path: "([^"]*)"', file.read(0, min(file.size, MAX_BYTES))
+        )
+    return found[1].decode(errors="replace") if found else None
+
+
+def _read_index(file: SourceFile) -> tuple[Message, list[_Entry]]:
+    """The `BundleHeaderProto`, whose key is empty and so comes first, and the entries."""
+    if file.size > MAX_BYTES:
+        raise ValueError(f"an index of {file.size} bytes is no checkpoint's")
+    table = read_table(file.read(0, file.size))
+    key, value = next(table, (None, b""))
+    if key != b"":
+        raise ValueError("the bundle has no header")
+    header = parse(value)
+    if integer(header, 2) != 0:
+        raise ValueError("a big-endian bundle; save it again on a little-endian machine")
+    return header, [_parse_entry(key, value) for key, value in table]
+
+
+def _parse_entry(key: bytes, value: bytes) -> _Entry:
+    message = parse(value)
+    name = key.decode(errors="surrogateescape")
+    if 7 in message or name.startswith(
+        "\0"
+    ):  # a slice has the key: 0, the variable's name, 0 1, its position
+        variable = name.strip("\0").partition("\0")[0]
+        raise ValueError(
+            f"{variable!r} is a partitioned variable; save the model without a partitioner"
+        )
+    if not name.isprintable():
+        raise ValueError(f"key {name!r} is not printable text")
+    shapes = submessages(message, 2)
+    shape = tuple(integer(dim, 1) for proto in shapes for dim in submessages(proto, 2))
+    if len(shapes) > 1 or len(shape) > MAX_RANK or min(shape, default=0) < 0:
+        raise ValueError(f"{name!r} has shape {shape}")
+    dtype, shard, offset, size, crc = (integer(message, number) for number in (1, 3, 4, 5, 6))
+    return _Entry(name, dtype, shape, shard, offset, size, crc)
+
+
+def _shard_paths(prefix: Path, header: Message) -> Iterator[Path]:
+    """The data files, which must lie where the index lies (also where both are links, as in a
+    download cache)."""
+    count = integer(header, 1)
+    if not 1 <= count < 100_000:
+        raise ValueError(f"declares {count} data files")
+    folder = _index_path(prefix).resolve().parent
+    for shard in range(count):
+        path = prefix.with_name(f"{prefix.name}.data-{shard:05d}-of-{count:05d}")
+        if not path.exists():
+            raise ConversionError(
+                f"{path}: missing; a checkpoint is its .index file and all its .data files"
+            )
+        if path.resolve().parent != folder:
+            raise ConversionError(
+                f"{path}: a link out of the checkpoint's folder; copy the file here"
+            )
+        yield path
+
+
+def _check_ranges(entries: list[_Entry], shards: list[SourceFile]) -> None:
+    """Every entry lies inside its data file, and no two share bytes."""
+    for entry in entries:
+        if not 0 <= entry.shard < len(shards):
+            raise ValueError(f"{entry.key!r} lies in data file {entry.shard} of {len(shards)}")
+        end, available = entry.offset + entry.size, shards[entry.shard].size
+        if entry.offset < 0 or entry.size < 0 or end > available:
+            raise ValueError(
+                f"{entry.key!r} lies at bytes {entry.offset}..{end} of a data file of {available};"
+                " is it truncated?"
+            )
+    placed = sorted((e for e in entries if e.size), key=lambda e: (e.shard, e.offset))
+    for one, two in pairwise(placed):
+        if one.shard == two.shard and one.offset + one.size > two.offset:
+            raise ValueError(f"{one.key!r} and {two.key!r} share bytes")
+
+
+def _add(bundle: Bundle, entry: _Entry, file: SourceFile) -> None:
+    if entry.key == GRAPH_KEY and entry.dtype == _STRING:
+        bundle.graph = parse_graph(_string(entry, file))
+    elif entry.dtype not in _DTYPES:
+        kind = "text" if entry.dtype == _STRING else f"of TensorFlow dtype {entry.dtype}"
+        bundle.skipped[entry.key] = f"{kind}, not weights"
+    else:
+        dtype = _DTYPES[entry.dtype]
+        needed = math.prod(entry.shape) * DTYPES[dtype].itemsize
+        if entry.size != needed:
+            raise ValueError(
+                f"{entry.key!r} has {entry.size} bytes, but {dtype} {entry.shape} needs {needed}"
+            )
+        bundle.tensors[entry.key] = Stored(entry.key, dtype, entry.shape, file, entry.offset)
+
+
+def _string(entry: _Entry, file: SourceFile) -> bytes:
+    """The one element of a string tensor: its length as a varint, a checksum of the length, its
+    bytes."""
+    if entry.size > MAX_BYTES or entry.shape:
+        raise ValueError(
+            f"{entry.key!r} has {entry.size} bytes in shape {entry.shape}; one short string is"
+            " expected"
+        )
+    data = file.read(entry.offset, entry.size)
+    length, at = varint(data, 0)
+    content = data[at + 4 :]
+    if length != len(content):
+        raise ValueError(f"{entry.key!r} has {len(content)} bytes, not {length}")
+    prefix = length.to_bytes(4, "little")  # checksums cover the length at this fixed width
+    if masked_crc32c(prefix) != int.from_bytes(data[at : at + 4], "little") or (
+        masked_crc32c(prefix + data[at:]) != entry.crc
+    ):
+        raise ValueError(f"{entry.key!r} does not match its checksum")
+    return content
+
+
+def _check_graph(bundle: Bundle) -> None:
+    for node in bundle.graph:
+        for key in node.variables.values():
+            if key not in bundle.tensors and key not in bundle.skipped:
+                raise ValueError(f"the object graph names {key!r}, which the bundle does not hold")

@@ -1,0 +1,207 @@
+"""Finds the weights in what a torch pickle holds: a state dict, a trainer's save around one, or
+whole modules."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from ...errors import printable
+from ..checkpoint import Tensor
+from .pickle_globals import PickleError
+from .pickle_machine import Object
+from .torch_tensors import Storages, is_tensor
+
+_WRAPPERS = ("state_dict", "model_state_dict", "model", "module")  # where trainers put the weights
+_BESIDE = {  # what trainers save with them
+    "optimizer": "state of the optimizer",
+    "lr_scheduler": "state of the learning-rate schedule",
+    "callback": "state of the trainer's callbacks",
+    "loops": "state of the training loop",
+    "hyper_parameters": "settings of the training",
+}
+_MAX_ENTRIES = 100_000
+_MAX_WRAPPERS = 4
+_MAX_TRANSIENT = 100  # buffers of one module that are not saved
+_MAX_NAME = 1024  # which bounds the depth too
+_Entries = Iterator[tuple[object, object]]
+
+
+@dataclass
+class Weights:
+    """What was found: tensors by name in file order, what was left out and why, and the scalars
+    beside them."""
+
+    tensors: dict[str, Tensor] = field(default_factory=dict)
+    skipped: dict[str, str] = field(default_factory=dict)
+    metadata: dict[str, str] = field(default_factory=dict)
+
+
+def find_weights(root: object, storages: Storages) -> Weights:
+    """The weights in a tree of nodes.
+
+    Raises:
+        PickleError: there are none, or a tensor among them cannot be read.
+    """
+    weights = Weights()
+    node = _unwrap(root, weights)
+    if not is_tensor(node):
+        _note_scalars(node, weights)
+        for name, value in _leaves(node, weights):
+            _add(name, value, storages, weights)
+    if not weights.tensors:
+        raise PickleError(f"there are no named tensors in it, but {_describe(root)}")
+    return weights
+
+
+def _add(name: str, value: object, storages: Storages, weights: Weights) -> None:
+    tensor = storages.tensor(name, value)
+    if tensor is None and value is None:  # a parameter that a module does without
+        return
+    if tensor is None:
+        weights.skipped[printable(name)] = f"no tensor, but {_describe(value)}"
+        return
+    if not name.isprintable():
+        raise PickleError(f"the tensor name `{printable(name)}` holds control characters")
+    if name in weights.tensors:
+        raise PickleError(f"the tensor `{printable(name)}` is there twice")
+    weights.tensors[name] = tensor
+
+
+def _unwrap(node: object, weights: Weights) -> object:
+    """Go down to the weights that a trainer put beside other things, noting those."""
+    for _ in range(_MAX_WRAPPERS):
+        entries = _mapping(node)
+        if entries is None:
+            break
+        inner = next(
+            (key for key in _WRAPPERS if key in entries and _holds_tensors(entries[key])), None
+        )
+        if inner is None:
+            break
+        _note_scalars(node, weights)
+        for key, value in entries.items():
+            if key != inner:
+                name = _shown(key)
+                weights.skipped[name] = _reason(name) or f"beside `{inner}`: {_describe(value)}"
+        node = entries[inner]
+    return node
+
+
+def _note_scalars(node: object, weights: Weights) -> None:
+    for key, value in (_mapping(node) or {}).items():
+        if isinstance(key, str) and isinstance(value, bool | int | float | str):
+            weights.metadata[_shown(key)] = _shown(value)
+
+
+def _reason(name: str) -> str | None:
+    return next((reason for word, reason in _BESIDE.items() if word in name), None)
+
+
+def _describe(value: object) -> str:
+    if is_tensor(value):
+        return "a tensor"
+    if isinstance(value, Object):
+        return f"an object of class `{value.cls}`"
+    names = {
+        dict: "a dict",
+        list: "a list",
+        tuple: "a tuple",
+        str: "a text",
+        int: "a number",
+        float: "a number",
+    }
+    return names.get(type(value), "another value")
+
+
+def _shown(key: object) -> str:
+    """A key or scalar; only the beginning is looked at, for it may be long and be met often."""
+    return (
+        printable(str(key)[:200]) if isinstance(key, str | int | float) else "a key that is no text"
+    )
+
+
+# ---- the tree
+
+
+def _holds_tensors(node: object) -> bool:
+    return not is_tensor(node) and any(is_tensor(value) for _, value in _leaves(node, Weights()))
+
+
+def _leaves(root: object, weights: Weights) -> Iterator[tuple[str, object]]:
+    """Everything below a node that is no mapping or module, by dotted name, depth first; may meet a
+    node twice."""
+    levels = [("", _children(root) or iter(()))]
+    for _ in range(_MAX_ENTRIES):
+        while levels and (entry := next(levels[-1][1], None)) is None:
+            levels.pop()
+        if not levels or entry is None:
+            return
+        prefix, (key, value) = levels[-1][0], entry
+        name = f"{prefix}{key}" if isinstance(key, str | int) else f"{prefix}{_shown(key)}"
+        if len(name) > _MAX_NAME:
+            raise PickleError(f"the name `{printable(name)}` is too long or too deep")
+        children = None if is_tensor(value) else _children(value)
+        if children is None:
+            yield name, value
+        elif reason := None if prefix else _reason(name):
+            weights.skipped[name] = reason
+        else:
+            levels.append((f"{name}.", children))
+    raise PickleError(f"there are more than {_MAX_ENTRIES} entries in it; no checkpoint needs that")
+
+
+def _children(node: object) -> _Entries | None:
+    """The entries of a mapping, or the parameters, buffers and modules of a module; None for
+    anything else."""
+    if isinstance(node, Object) and isinstance(node.state, dict) and "_modules" in node.state:
+        parameters, buffers, modules = (
+            (_mapping(node.state.get(key)) or {}).items()
+            for key in ("_parameters", "_buffers", "_modules")
+        )
+        transient = _transient(node.state.get("_non_persistent_buffers_set"))
+        return itertools.chain(
+            parameters, (entry for entry in buffers if entry[0] not in transient), modules
+        )
+    mapping = _mapping(node)
+    return None if mapping is None else iter(mapping.items())
+
+
+def _transient(node: object) -> set[str]:
+    """The names in the set of buffers that are not saved; protocol 2 writes a set as a call with a
+    list."""
+    if isinstance(node, Object) and node.args:
+        node = node.args[0]
+    names = node if isinstance(node, list) else []
+    if len(names) > _MAX_TRANSIENT:
+        raise PickleError(
+            "a module in it has too many buffers that are not saved; no checkpoint needs that"
+        )
+    return {name for name in names if isinstance(name, str)}
+
+
+def _mapping(node: object) -> dict[object, object] | None:
+    """The entries of a dict or of an object of a kind of dict."""
+    if isinstance(node, Object):
+        if node.cls.dotted == "collections.OrderedDict" and (node.args or node.items is None):
+            node.items = _pairs(node.args) | (node.items or {})
+            node.args = ()
+        return node.items
+    return node if isinstance(node, dict) else None
+
+
+def _pairs(args: tuple[object, ...]) -> dict[object, object]:
+    """Python 2 writes an ordered dict as a call with a list of pairs."""
+    pairs = args[0] if args and isinstance(args[0], list) else []
+    result: dict[object, object] = {}
+    for pair in pairs:
+        if (
+            not isinstance(pair, list | tuple)
+            or len(pair) != 2
+            or not isinstance(pair[0], str)
+            or pair[0] in result
+        ):
+            raise PickleError("an ordered dict in it is damaged")
+        result[pair[0]] = pair[1]
+    return result

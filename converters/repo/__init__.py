@@ -1,0 +1,1 @@
+"""What a diffusers repository holds beside its weights."""

@@ -1,0 +1,190 @@
+"""The `tokenizer/` folder of a repository: OpenAI CLIP's byte-pair encoding, as every CLIP
+tokenizer reads it.
+
+One constant, the ranked list of merges, defines the tokenizer of SD 1.x, SD 2.x and both SDXL text
+encoders; the vocabulary follows from it (a test derives it), and is packaged because to derive it
+takes more than to convert. The files are the classic ones (`vocab.json`, `merges.txt`), which
+transformers 4 and 5 and `tokenizers` all load. With the default arguments vocabulary, merges and
+special tokens are byte for byte those of the published SD 1.x repositories.
+"""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import gzip
+import hashlib
+import itertools
+import json
+import zlib
+from collections.abc import Iterable, Iterator, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from ... import mappings
+from ...errors import ConversionError, printable
+
+VOCABULARY_SIZE = 49_408
+MAX_LENGTH = 77
+START, END = "<|startoftext|>", "<|endoftext|>"  # 49406, 49407
+
+_SHA256 = {  # of the packaged data, unpacked
+    "clip_vocab.json": "e089ad92ba36837a0d31433e555c8f45fe601ab5c221d4f607ded32d9f7a4349",
+    "clip_bpe_merges.txt": "d308b7377a8ceaa9707a21614fe8c831b9196e197b7aeb69833359362907af02",
+}
+
+
+def _data(name: str) -> Iterator[bytes]:
+    """CLIP's vocabulary (token -> id, as JSON), or its 48,894 merges in rank order, one pair a
+    line; in pieces.
+
+    Raises:
+        ConversionError: the installed data file is damaged; known after the last piece.
+    """
+    packed, digest = resources.files(mappings) / "tokenizer" / f"{name}.gz", hashlib.sha256()
+    with (
+        contextlib.suppress(OSError, EOFError, zlib.error),
+        packed.open("rb") as file,
+        gzip.open(file) as unpacked,
+    ):
+        while piece := unpacked.read(1 << 16):
+            digest.update(piece)
+            yield piece
+    if digest.hexdigest() != _SHA256[name]:
+        raise ConversionError(
+            f"{packed}: CLIP's tokenizer is missing or damaged; reinstall weightport"
+        )
+
+
+def _vocabulary() -> dict[str, int]:
+    """CLIP's token -> id."""
+    vocabulary: dict[str, int] = json.loads(b"".join(_data("clip_vocab.json")))
+    return vocabulary
+
+
+def placeholder_names(rows: int, given: Sequence[str]) -> tuple[str, ...]:
+    """Names for the rows that textual inversion added to a token table, in row order.
+
+    Args:
+        rows: the rows of the text encoder's token embedding.
+        given: the user's names; empty for `<placeholder-0>`, `<placeholder-1>`, …
+
+    Raises:
+        ConversionError: the table is smaller than CLIP's vocabulary, there is not one name for each
+            added row, or a name cannot be a token.
+    """
+    added = rows - VOCABULARY_SIZE
+    if added < 0:
+        raise ConversionError(
+            f"the token table has {rows} rows, but CLIP's vocabulary has {VOCABULARY_SIZE} tokens"
+        )
+    if given and len(given) != added:
+        raise ConversionError(
+            f"the token table has {rows} rows, {added} more than CLIP's vocabulary, but"
+            f" {len(given)} placeholder tokens are named: name exactly {added} with"
+            " --placeholder-token"
+        )
+    names = tuple(given) or tuple(f"<placeholder-{i}>" for i in range(added))
+    _check_placeholders(names)
+    return names
+
+
+def placeholder_warnings(names: Sequence[str]) -> list[str]:
+    """A line for each name that KerasCV could not have used: it lower-cases the prompt before it
+    looks tokens up."""
+    return [
+        f"placeholder token {printable(name)}: KerasCV lower-cases prompts, so it never found this"
+        " token; was it trained under another name?"
+        for name in names
+        if name != name.lower()
+    ]
+
+
+def _check_placeholders(names: Sequence[str]) -> None:
+    for i, name in enumerate(names):
+        if flaw := _flaw(name, names[:i]):
+            raise ConversionError(
+                f"placeholder token '{printable(name)}' {flaw}; choose another --placeholder-token"
+            )
+
+
+def _flaw(name: str, earlier: Sequence[str]) -> str | None:
+    """Why a name cannot be a placeholder token after the `earlier` ones."""
+    if not name or not name.isprintable() or " " in name:
+        return "is empty or holds white space or control characters"
+    if name in (vocabulary := _vocabulary()):
+        return f"is token {vocabulary[name]} of CLIP's vocabulary"
+    if name.lower() in (
+        other.lower() for other in earlier
+    ):  # fast tokenizers match added tokens in any case
+        return "is named twice (upper and lower case are one)"
+    return None
+
+
+def write_tokenizer(
+    folder: Path, *, placeholder_tokens: Sequence[str] = (), pad_token: str = END
+) -> list[Path]:
+    """Write a CLIP tokenizer: `vocab.json`, `merges.txt`, `tokenizer_config.json`,
+    `special_tokens_map.json`.
+
+    Args:
+        folder: created if missing.
+        placeholder_tokens: tokens 49408, 49409, … in order, written to `added_tokens.json`.
+        pad_token: fills a prompt up to 77 tokens. KerasCV pads with the end token for SD 1.x and
+            2.x alike; Stability's own SD 2.x repositories pad with `!`.
+
+    Returns:
+        The files, in the order they were written.
+
+    Raises:
+        ConversionError: a placeholder cannot be a token, or the pad token is not one.
+    """
+    _check_placeholders(placeholder_tokens)
+    if pad_token != END and pad_token not in _vocabulary():
+        raise ConversionError(f"pad token '{printable(pad_token)}' is not in CLIP's vocabulary")
+    for name in _SHA256:
+        collections.deque(
+            _data(name), maxlen=0
+        )  # damaged data is refused before anything is written
+    contents: dict[str, Iterable[bytes]] = {
+        "vocab.json": _data("clip_vocab.json"),
+        "merges.txt": itertools.chain([b"#version: 0.2\n"], _data("clip_bpe_merges.txt")),
+        "tokenizer_config.json": [_json(_config(pad_token))],
+        "special_tokens_map.json": [_json(_special_tokens(pad_token))],
+    }
+    if placeholder_tokens:
+        added = {name: VOCABULARY_SIZE + i for i, name in enumerate(placeholder_tokens)}
+        contents["added_tokens.json"] = [_json(added)]
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, pieces in contents.items():
+        with (folder / name).open("wb") as file:
+            file.writelines(pieces)
+    return [folder / name for name in contents]
+
+
+def _config(pad_token: str) -> dict[str, Any]:
+    special = {
+        role: {"__type": "AddedToken", **token} if isinstance(token, dict) else token
+        for role, token in _special_tokens(pad_token).items()
+    }
+    return {
+        "add_prefix_space": False,
+        "do_lower_case": True,
+        "errors": "replace",
+        "model_max_length": MAX_LENGTH,
+        "tokenizer_class": "CLIPTokenizer",
+        **special,
+    }
+
+
+def _special_tokens(pad_token: str) -> dict[str, Any]:
+    flags = {"lstrip": False, "normalized": True, "rstrip": False, "single_word": False}
+    start, end = {"content": START, **flags}, {"content": END, **flags}
+    return {"bos_token": start, "eos_token": end, "pad_token": pad_token, "unk_token": end}
+
+
+def _json(value: dict[str, Any]) -> bytes:
+    """The spelling of transformers' own tokenizer files: sorted by key, two spaces, a final
+    newline."""
+    return (json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False) + "\n").encode()

@@ -1,0 +1,1 @@
+"""From a plan's tensors to bytes; writers know no model."""

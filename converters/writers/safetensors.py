@@ -1,0 +1,226 @@
+"""The streaming safetensors writer: plans the header, then fills it tensor by tensor from lazy
+sources.
+
+One thread reads, transposes and casts blocks; the caller's thread hashes and writes them. Bytes
+that stay as they are pass through a small buffer that stays in the cache. Stored tensors and their
+axis permutations take constant memory; a tensor that is computed is held whole. The file is the one
+that `safetensors` itself writes for the same tensors. Format:
+https://github.com/huggingface/safetensors#format
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import itertools
+import json
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import BinaryIO
+
+from ...errors import ConversionError, printable
+from ..checkpoint import FLOATS, Computed, SourceFile, Stored, Tensor
+from .background import flushing, read_ahead
+from .pieces import DEPTH, Block, Blocks, Output, results
+
+__all__ = ["Output", "Written", "WrittenFile", "write_safetensors"]
+
+_METADATA = {"format": "pt"}  # what transformers asks for
+_CHUNK = 1 << 18  # bytes hashed and written at once: still in the cache when they are written
+# Wide dtypes first, so that every tensor is aligned; within a dtype, by name.
+_ORDER = ("I64", "F64", "F32", "I32", "BF16", "F16", "I16", "I8", "U8", "BOOL")
+
+
+@dataclass(frozen=True)
+class WrittenFile:
+    """One file of weights: its name in the folder, its size, and the SHA-256 of its content unless
+    nobody asked."""
+
+    name: str
+    nbytes: int
+    sha256: str | None
+
+
+@dataclass
+class Written:
+    """What was written, and what in it deserves a warning.
+
+    Attributes:
+        files: the weight files, and the index if they are several.
+        nonfinite: key -> how many elements were NaN or Inf in the source.
+        overflow: key -> how many finite elements became Inf in the narrower dtype.
+    """
+
+    files: list[WrittenFile] = field(default_factory=list)
+    nonfinite: dict[str, int] = field(default_factory=dict)
+    overflow: dict[str, int] = field(default_factory=dict)
+
+
+def write_safetensors(
+    folder: Path,
+    filename: str,
+    outputs: Sequence[Output],
+    *,
+    max_shard_size: int,
+    metadata: Mapping[str, str] = _METADATA,
+    progress: Callable[[int], None] = lambda nbytes: None,
+    hashes: bool = True,
+    sync: bool = True,
+) -> Written:
+    """Write tensors to `folder/filename`, or to numbered shards and an index if they exceed
+    `max_shard_size` bytes.
+
+    Shards are filled in the given order, as `save_pretrained` fills them. `metadata` goes into
+    every header. `progress` is called with the bytes of every block. `sync` brings what is written
+    to the disk all the while; the last bytes may not have reached it: `staged` sees to that.
+
+    Raises:
+        ConversionError: an output does not fit its sources, or a source file is damaged or changes
+            meanwhile.
+        OSError: the disk is full or fails.
+    """
+    _check(outputs)
+    written, blocks = Written(), Blocks()
+    shards = list(_shards(outputs, max_shard_size))
+    weight_map: dict[str, str] = {}
+    for number, shard in enumerate(shards, 1):
+        name = filename if len(shards) == 1 else _shard_name(filename, number, len(shards))
+        weight_map |= {output.key: name for output in shard}
+        in_order = sorted(shard, key=lambda output: (_ORDER.index(output.dtype), output.key))
+        with _open(folder / name, sync) as target:
+            digest = hashlib.sha256() if hashes else None
+            data = itertools.chain(
+                [_header(in_order, metadata)], read_ahead(blocks.of(in_order), DEPTH)
+            )
+            written.files.append(_write(target, name, data, digest, written, progress))
+    for file in {
+        file for output in outputs for source in output.sources for file in _files(source)
+    }:
+        file.check_unchanged()
+    if len(shards) > 1:
+        index = {
+            "metadata": {"total_size": sum(output.nbytes for output in outputs)},
+            "weight_map": weight_map,
+        }
+        text = json.dumps(index, indent=2, sort_keys=True) + "\n"
+        name = _index_name(filename)
+        (folder / name).write_text(text)
+        digest = hashlib.sha256(text.encode()) if hashes else None
+        written.files.append(WrittenFile(name, len(text), digest.hexdigest() if digest else None))
+    return written
+
+
+def _files(tensor: Tensor) -> Iterator[SourceFile]:
+    if isinstance(tensor, Stored):
+        yield tensor.file
+    elif isinstance(tensor, Computed):
+        for source in tensor.inputs:
+            yield from _files(source)
+
+
+def _check(outputs: Sequence[Output]) -> None:
+    seen = {"__metadata__"}
+    for output in outputs:
+        key = printable(output.key)
+        if output.key in seen:
+            raise ConversionError(f"`{key}` cannot be written: the name is used twice or reserved")
+        seen.add(output.key)
+        dtypes = {source.dtype for source in output.sources}
+        if len(dtypes) != 1 or (
+            output.dtype not in dtypes and not {output.dtype, *dtypes} <= set(FLOATS)
+        ):
+            raise ConversionError(
+                f"`{key}` cannot be written: {', '.join(sorted(dtypes))} does not become"
+                f" {output.dtype}"
+            )
+        elements = sum(math.prod(source.shape) for source in output.sources)
+        if elements != math.prod(output.shape) * results(output):
+            raise ConversionError(
+                f"`{key}` cannot be written: {elements} elements do not fill shape {output.shape}"
+            )
+
+
+# --- files ----------------------------------------------------------------------------------------
+
+
+def _shards(outputs: Sequence[Output], limit: int) -> Iterator[list[Output]]:
+    """Fill shards in order; a tensor over the limit gets one of its own, and the shard before it
+    stays open."""
+    current: list[Output] = []
+    total = 0
+    for output in outputs:
+        if output.nbytes > limit:
+            yield [output]
+        elif current and total + output.nbytes > limit:
+            yield current
+            current, total = [output], output.nbytes
+        else:
+            current.append(output)
+            total += output.nbytes
+    if current or not outputs:
+        yield current
+
+
+def _shard_name(filename: str, number: int, count: int) -> str:
+    return f"{filename.removesuffix('.safetensors')}-{number:05d}-of-{count:05d}.safetensors"
+
+
+def _index_name(filename: str) -> str:
+    """`model.fp16.safetensors` -> `model.safetensors.index.fp16.json`."""
+    base, dot, variant = filename.removesuffix(".safetensors").partition(".")
+    return f"{base}.safetensors.index{dot}{variant}.json"
+
+
+@contextlib.contextmanager
+def _open(path: Path, sync: bool) -> Iterator[BinaryIO]:
+    with (
+        path.open("xb", buffering=0) as file,
+        flushing(file.fileno()) if sync else contextlib.nullcontext(),
+    ):
+        yield file
+
+
+def _write(
+    file: BinaryIO,
+    name: str,
+    blocks: Iterable[Block],
+    digest: hashlib._Hash | None,
+    written: Written,
+    progress: Callable[[int], None],
+) -> WrittenFile:
+    nbytes = 0
+    for block in blocks:
+        for start in range(0, len(block.data), _CHUNK):
+            view = block.data[start : start + _CHUNK]
+            if digest is not None:
+                digest.update(view)
+            while view:
+                view = view[file.write(view) :]
+        nbytes += len(block.data)
+        for counts, count in (
+            (written.nonfinite, block.nonfinite),
+            (written.overflow, block.overflow),
+        ):
+            if count:
+                counts[block.key] = counts.get(block.key, 0) + count
+        progress(len(block.data))
+    return WrittenFile(name, nbytes, digest.hexdigest() if digest else None)
+
+
+def _header(outputs: Sequence[Output], metadata: Mapping[str, str]) -> Block:
+    """Length and JSON of the header, padded with spaces so that the data starts at a multiple of
+    8."""
+    entries: dict[str, object] = {"__metadata__": dict(metadata)}
+    end = 0
+    for output in outputs:
+        begin, end = end, end + output.nbytes
+        entries[output.key] = {
+            "dtype": output.dtype,
+            "shape": output.shape,
+            "data_offsets": (begin, end),
+        }
+    text = json.dumps(entries, ensure_ascii=False, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return Block("", memoryview(len(text).to_bytes(8, "little") + text))

@@ -1,0 +1,146 @@
+"""Which files of a folder are the weights: every row of the precedence of diffusers, and hostile
+indexes."""
+
+from __future__ import annotations
+
+import pytest
+
+from weightport.io.weight_files import (
+    find_variants,
+    find_weights,
+    shard_names,
+    sibling_files,
+    why_no_weights,
+)
+
+D = "diffusion_pytorch_model"
+SINGLE, BIN = f"{D}.safetensors", f"{D}.bin"
+INDEX, BIN_INDEX = f"{D}.safetensors.index.json", f"{D}.bin.index.json"
+
+
+@pytest.mark.parametrize(
+    ("names", "variant", "default", "safe", "pickled"),
+    [
+        ([SINGLE, BIN], None, SINGLE, SINGLE, BIN),
+        ([BIN], None, BIN, None, BIN),
+        ([SINGLE, INDEX], None, INDEX, INDEX, None),
+        ([SINGLE, BIN_INDEX], None, SINGLE, SINGLE, BIN_INDEX),
+        ([BIN_INDEX], None, BIN_INDEX, None, BIN_INDEX),  # diffusers #14811: OSError by default
+        (
+            [SINGLE, BIN, f"{D}.fp16.safetensors", f"{D}.fp16.bin"],
+            "fp16",
+            f"{D}.fp16.safetensors",
+            f"{D}.fp16.safetensors",
+            f"{D}.fp16.bin",
+        ),
+        ([SINGLE, f"{D}.fp16.bin"], "fp16", f"{D}.fp16.bin", None, f"{D}.fp16.bin"),
+        ([SINGLE, f"{D}.fp16.safetensors"], "bf16", None, None, None),
+        (
+            [f"{D}.fp16.safetensors"],
+            "fp1",
+            None,
+            None,
+            None,
+        ),  # upstream takes a beginning for the variant
+        ([f"{D}.fp16.safetensors"], None, None, None, None),
+        (["LICENSE", SINGLE], None, SINGLE, SINGLE, None),
+        (
+            [f"{D}.safetensors.index.fp16.json"],
+            "fp16",
+            *[f"{D}.safetensors.index.fp16.json"] * 2,
+            None,
+        ),
+        (
+            [f"{D}.safetensors.fp16.index.json"],
+            "fp16",
+            *[f"{D}.safetensors.fp16.index.json"] * 2,
+            None,
+        ),
+        (["model.safetensors"], None, None, None, None),
+    ],
+)
+def test_precedence(
+    names: list[str],
+    variant: str | None,
+    default: str | None,
+    safe: str | None,
+    pickled: str | None,
+) -> None:
+    for use_safetensors, expected in ((None, default), (True, safe), (False, pickled)):
+        found = find_weights(names, "diffusers", variant, use_safetensors)
+        assert found == expected
+
+
+@pytest.mark.parametrize("library", ["transformers", "stable_diffusion"])
+def test_transformers_has_other_names(library: str) -> None:
+    order = [
+        "model.safetensors.index.json",
+        "model.safetensors",
+        "pytorch_model.bin.index.json",
+        "pytorch_model.bin",
+    ]
+    for first in range(len(order)):
+        assert find_weights(order[first:], library) == order[first]
+    assert find_weights([SINGLE, "model.bin", "pytorch_model.safetensors"], library) is None
+
+
+def test_variants() -> None:
+    names = [
+        "LICENSE",
+        "config.json",
+        f"{D}.fp16.bin",
+        f"{D}.safetensors.index.non_ema.json",
+        f"{D}.a.b.safetensors",
+    ]
+    names += [f"{D}-00001-of-00002.safetensors", f"{D}.ema-00001-of-00002.safetensors"]
+    assert find_variants(names, "diffusers") == ["fp16", "non_ema"]
+    assert find_variants([*names, BIN], "diffusers") == [None, "fp16", "non_ema"]
+
+
+def test_the_message_tells_what_is_there() -> None:
+    assert why_no_weights([], "diffusers", None, None) == f"there is no {SINGLE}"
+    assert why_no_weights([], "transformers", "fp16", False) == "there is no pytorch_model.fp16.bin"
+    assert why_no_weights([f"{D}.fp16.bin"], "diffusers", None, None).endswith(
+        "but there is variant='fp16'"
+    )
+    assert "use_safetensors=" in why_no_weights([BIN], "diffusers", None, True)
+
+
+def test_siblings_are_those_of_the_variant_alone() -> None:
+    main = [SINGLE, BIN, INDEX, f"{D}-00001-of-00002.safetensors"]
+    fp16 = [
+        f"{D}.fp16.safetensors",
+        f"{D}.fp16-00001-of-00002.safetensors",
+        f"{D}.safetensors.index.fp16.json",
+    ]
+    fp16 += [f"{D}-00001-of-00002.fp16.safetensors", f"{D}.safetensors.fp16.index.json"]
+    others = [
+        "config.json",
+        "model.safetensors",
+        f"{D}.fp16.index.json",
+        f"x{SINGLE}",
+        f"{SINGLE}.x",
+    ]
+    assert sibling_files(main + fp16 + others, "diffusers", None) == main
+    assert sibling_files(main + fp16 + others, "diffusers", "fp16") == fp16
+    assert sibling_files(main + fp16 + others, "diffusers", "fp1.") == []
+
+
+@pytest.mark.parametrize(
+    "name", ["../x.safetensors", "/x.safetensors", "a/b", "a\\b", "..", ".", "", "a\nb"]
+)
+def test_shards_are_plain_names(name: str) -> None:
+    with pytest.raises(ValueError, match=r"R/index: the shard .* is not a plain file name"):
+        shard_names({"weight_map": {"a": "good", "b": name}}, "R/index")
+
+
+@pytest.mark.parametrize(
+    "index", [{}, {"weight_map": {}}, {"weight_map": []}, {"weight_map": {"a": 1}}]
+)
+def test_an_index_has_a_map(index: dict[str, object]) -> None:
+    with pytest.raises(ValueError, match="no `weight_map`"):
+        shard_names(index, "R/index")
+
+
+def test_shards_are_sorted_and_unique() -> None:
+    assert shard_names({"weight_map": {"a": "2", "b": "1", "c": "2"}}, "") == ["1", "2"]

@@ -1,0 +1,166 @@
+"""Families and manifests: equal to the runtime's models and to those of diffusers and transformers,
+at full size."""
+
+from __future__ import annotations
+
+import runpy
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from weightport.mappings import families as module
+from weightport.mappings.families import Component, config_for, families, read_manifest
+
+torch = pytest.importorskip("torch")
+
+from weightport.runtime.manifest import manifest  # noqa: E402
+
+COMPONENTS = [
+    pytest.param(component, id=f"{family.name} {name}")
+    for family in families().values()
+    for name, component in family.components.items()
+]
+
+
+@pytest.mark.parametrize("component", COMPONENTS)
+def test_manifest_equals_the_runtime(component: Component) -> None:
+    assert list(component.manifest().items()) == list(
+        manifest(component.class_name, component.config).items()
+    )
+
+
+@pytest.mark.parametrize("component", COMPONENTS)
+def test_manifest_equals_the_library(component: Component) -> None:
+    library = pytest.importorskip(component.library)
+    with torch.device("meta"):
+        if component.library == "transformers":
+            model = getattr(library, component.class_name)(
+                library.CLIPTextConfig(**component.config)
+            )
+        else:
+            model = getattr(library, component.class_name)(**component.config)
+    # transformers >= 5.6 spells keys without the prefix, and loads both spellings; ours is the one
+    # every version loads
+    prefix = "text_model." if component.library == "transformers" else ""
+    theirs = {
+        key if key.startswith("text_projection") else prefix + key.removeprefix(prefix): tuple(
+            tensor.shape
+        )
+        for key, tensor in model.state_dict().items()
+    }
+    assert list(component.manifest().items()) == list(theirs.items())
+
+
+@pytest.mark.parametrize(
+    ("family", "component", "tensors", "weights"),
+    [  # counted in KerasCV's models of the same weights
+        ("sd1", "unet", 686, 859_520_964),
+        ("sd2", "unet", 686, 865_910_724),
+        ("sd1", "vae", 140 + 108, 49_490_199 + 34_163_664),
+        ("sd1", "text_encoder", 196, 123_060_480),
+        ("sd2", "text_encoder", 372, 340_387_840),
+    ],
+)
+def test_manifest_has_the_published_size(
+    family: str, component: str, tensors: int, weights: int
+) -> None:
+    shapes = families()[family].components[component].manifest()
+    assert len(shapes) == tensors
+    assert sum(torch.Size(shape).numel() for shape in shapes.values()) == weights
+
+
+def test_script_regenerates_the_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    committed = module.FOLDER / "manifests"
+    script = runpy.run_path(str(module.FOLDER.parent / "scripts" / "make_manifests.py"))
+    (tmp_path / "manifests").mkdir()
+    monkeypatch.setitem(script["main"].__globals__, "FOLDER", tmp_path)
+    script["main"]()
+    written = sorted(path.name for path in (tmp_path / "manifests").iterdir())
+    assert written == sorted(path.name for path in committed.iterdir())
+    for name in written:
+        assert (tmp_path / "manifests" / name).read_bytes() == (committed / name).read_bytes()
+
+
+@pytest.mark.parametrize("component", COMPONENTS)
+def test_stock_shapes_give_the_stock_config(component: Component) -> None:
+    assert config_for(component, component.manifest()) == component.config
+    assert config_for(component, {}) == component.config
+
+
+@pytest.mark.parametrize(
+    ("family", "component", "options"),
+    [
+        ("sd1", "unet", {"block_out_channels": [32, 64, 64, 64], "cross_attention_dim": 24}),
+        (
+            "sd2",
+            "unet",
+            {
+                "block_out_channels": [64, 128, 128, 256],
+                "cross_attention_dim": 40,
+                "attention_head_dim": [1, 2, 2, 4],
+            },
+        ),
+        ("sd1", "vae", {"block_out_channels": [32, 64, 96, 128]}),
+        (
+            "sd2",
+            "text_encoder",
+            {
+                "vocab_size": 49412,
+                "hidden_size": 128,
+                "intermediate_size": 100,
+                "max_position_embeddings": 33,
+                "num_attention_heads": 2,
+            },
+        ),
+        ("sd1", "text_encoder", {"hidden_size": 32, "num_attention_heads": 1}),
+    ],
+)
+def test_sizes_are_read_off_the_shapes(
+    family: str, component: str, options: dict[str, Any]
+) -> None:
+    stock = families()[family].components[component]
+    expected = {**stock.config, **options}
+    assert config_for(stock, manifest(stock.class_name, expected)) == expected
+
+
+def test_half_a_vae_tells_its_widths() -> None:
+    stock = families()["sd1"].components["vae"]
+    expected = {**stock.config, "block_out_channels": [32, 64, 96, 128]}
+    shapes = manifest(stock.class_name, expected)
+    for half in ("encoder", "decoder"):
+        assert (
+            config_for(stock, {key: shapes[key] for key in shapes if key.startswith(half)})
+            == expected
+        )
+
+
+def test_a_tensor_without_the_axis_tells_nothing() -> None:
+    stock = families()["sd1"].components["text_encoder"]
+    assert config_for(stock, {"text_model.embeddings.token_embedding.weight": ()}) == stock.config
+
+
+def test_the_stock_config_is_never_changed() -> None:
+    stock = families()["sd1"].components["unet"]
+    config_for(stock, {})["block_out_channels"].append(0)
+    assert stock.config["block_out_channels"] == [320, 640, 1280, 1280]
+
+
+def test_a_component_says_how_it_differs_from_the_one_it_is_like() -> None:
+    sd1, sd2 = (families()[name].components["vae"] for name in ("sd1", "sd2"))
+    assert sd2.config == {**sd1.config, "sample_size": 768}
+    assert (sd2.library, sd2.class_name, sd2.sizes) == (sd1.library, sd1.class_name, sd1.sizes)
+    assert families()["sd1"].components["unet"].derive == {}
+
+
+def test_manifest_lines(tmp_path: Path) -> None:
+    (tmp_path / "x.txt").write_text("# a comment\nb.weight 4x3x1x1\na.bias 4\n")
+    assert list(read_manifest(tmp_path / "x.txt").items()) == [
+        ("b.weight", (4, 3, 1, 1)),
+        ("a.bias", (4,)),
+    ]
+
+
+def test_unknown_class_is_refused() -> None:
+    with pytest.raises(ValueError, match="'VQModel' is not a model of the runtime"):
+        manifest("VQModel", {})

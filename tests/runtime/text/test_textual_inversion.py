@@ -1,0 +1,182 @@
+"""Textual inversion: the files that exist, against diffusers' loader."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("diffusers")
+
+from diffusers.loaders import TextualInversionLoaderMixin  # noqa: E402
+from safetensors.torch import save_file  # noqa: E402
+from transformers import CLIPTextModel as TheirEncoder  # noqa: E402
+from transformers import CLIPTokenizer as TheirTokenizer  # noqa: E402
+
+from weightport.converters.repo.tokenizer import write_tokenizer  # noqa: E402
+from weightport.runtime.models.clip import CLIPTextModel  # noqa: E402
+from weightport.runtime.text.textual_inversion import load_textual_inversion  # noqa: E402
+from weightport.runtime.text.tokenizer import CLIPTokenizer  # noqa: E402
+
+DIM = 8
+CONFIG = {
+    "hidden_size": DIM,
+    "intermediate_size": 8,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "hidden_act": "quick_gelu",
+    "vocab_size": 49408,
+    "eos_token_id": 49407,
+}
+
+
+@pytest.fixture(scope="module")
+def repo(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("repo")
+    torch.manual_seed(0)
+    write_tokenizer(folder / "tokenizer")
+    CLIPTextModel(CONFIG).save_pretrained(folder / "text_encoder")
+    return folder
+
+
+@pytest.fixture
+def ours(repo: Path) -> tuple[CLIPTokenizer, CLIPTextModel]:
+    return (
+        CLIPTokenizer.from_pretrained(repo, subfolder="tokenizer"),
+        CLIPTextModel.from_pretrained(repo, subfolder="text_encoder"),
+    )
+
+
+class Theirs(TextualInversionLoaderMixin):
+    """diffusers' loader, around what it works on."""
+
+    components: dict[str, Any] = {}  # noqa: RUF012
+
+    hf_device_map = None
+
+    def __init__(self, repo: Path) -> None:
+        self.tokenizer = TheirTokenizer.from_pretrained(repo / "tokenizer")
+        self.text_encoder = TheirEncoder.from_pretrained(repo / "text_encoder").eval()
+
+
+def write(folder: Path, kind: str) -> tuple[Any, dict[str, Any]]:
+    """An embedding in one of the forms that exist, and the arguments it needs."""
+    one, three = torch.arange(DIM) / 10, torch.arange(3 * DIM).reshape(3, DIM) / 10
+    if kind == "bin":
+        torch.save({"<cat>": one}, folder / "cat.bin")
+        return str(folder / "cat.bin"), {}
+    if kind == "vectors":
+        torch.save({"<cat>": three}, folder / "learned_embeds.bin")
+        return str(folder), {}
+    if kind == "safetensors":
+        save_file({"<cat>": three}, folder / "cat.safetensors")
+        return str(folder), {"weight_name": "cat.safetensors", "token": "<Dog>"}
+    if kind == "webui":
+        torch.save({"string_to_param": {"*": three}, "name": "my-style"}, folder / "style.pt")
+        return str(folder / "style.pt"), {}
+    if kind == "webui safetensors":
+        save_file({"emb_params": three}, folder / "x.safetensors")
+        return str(folder / "x.safetensors"), {"token": "x-style"}
+    if kind == "state":
+        return {"<cat>": one}, {}
+    torch.save({"<cat>": one}, folder / "cat.bin")
+    torch.save({"<b>": three}, folder / "b.bin")
+    return [str(folder / "cat.bin"), str(folder / "b.bin")], {"token": ["<a>", "<b>"]}
+
+
+@pytest.mark.parametrize(
+    "kind", ["bin", "vectors", "safetensors", "webui", "webui safetensors", "state", "several"]
+)
+def test_equal_to_diffusers(
+    repo: Path, ours: tuple[CLIPTokenizer, CLIPTextModel], tmp_path: Path, kind: str
+) -> None:
+    tokenizer, encoder = ours
+    theirs = Theirs(repo)
+    given, arguments = write(tmp_path, kind)
+    load_textual_inversion(tokenizer, encoder, copy.deepcopy(given), **arguments)
+    theirs.load_textual_inversion(given, **arguments)
+    assert tokenizer.get_vocab() == theirs.tokenizer.get_vocab()
+    assert len(tokenizer) > 49408
+    table = theirs.text_encoder.get_input_embeddings().weight
+    assert torch.equal(encoder.text_model.embeddings.token_embedding.weight, table)
+    token = next(
+        token for token in tokenizer.added_tokens_encoder if "_" not in token and "|" not in token
+    )
+    prompt = f"a photo of {token} and {token}."
+    expanded = (
+        theirs.maybe_convert_prompt(prompt, theirs.tokenizer)
+        if token.islower()
+        else tokenizer.expand(prompt)
+    )
+    ids = tokenizer(tokenizer.expand(prompt), padding="max_length", return_tensors="pt").input_ids
+    assert (
+        ids.tolist() == theirs.tokenizer([expanded], padding="max_length", max_length=77).input_ids
+    )
+    with torch.no_grad():
+        assert torch.equal(
+            encoder(ids).last_hidden_state, theirs.text_encoder(ids).last_hidden_state
+        )
+
+
+def test_saved_and_loaded_again(ours: tuple[CLIPTokenizer, CLIPTextModel], tmp_path: Path) -> None:
+    tokenizer, encoder = ours
+    load_textual_inversion(tokenizer, encoder, {"<cat>": torch.ones(2, DIM)})
+    tokenizer.save_pretrained(tmp_path / "tokenizer")
+    encoder.save_pretrained(tmp_path / "text_encoder")
+    assert (
+        CLIPTokenizer.from_pretrained(tmp_path / "tokenizer").get_vocab() == tokenizer.get_vocab()
+    )
+    again = CLIPTextModel.from_pretrained(tmp_path / "text_encoder")
+    assert torch.equal(again.text_model.embeddings.token_embedding.weight[-2:], torch.ones(2, DIM))
+
+
+@pytest.mark.parametrize(
+    ("content", "token", "message"),
+    [
+        ({"<a>": torch.ones(9)}, None, r"\[1, 9\] do not fit a text encoder of 8 channels"),
+        ({"<a>": torch.ones(1, 1, DIM)}, None, "do not fit"),
+        ({"*": torch.ones(DIM)}, None, "does not name its token"),
+        ({"emb_params": torch.ones(DIM)}, None, "does not name its token"),
+        ({"cat</w>": torch.ones(DIM)}, None, "'cat</w>' is in the vocabulary already"),
+        ({"<a>": torch.ones(DIM), "<b>": torch.ones(DIM)}, None, "2 embeddings, not one"),
+        ({}, "<a>", "0 embeddings"),
+        ({"<a>": torch.ones(DIM)}, ["<a>", "<b>"], "2 tokens are given for 1"),
+    ],
+)
+def test_faulty_embeddings_change_nothing(
+    ours: tuple[CLIPTokenizer, CLIPTextModel], content: Any, token: Any, message: str
+) -> None:
+    tokenizer, encoder = ours
+    before = tokenizer.get_vocab()
+    with pytest.raises(ValueError, match=message):
+        load_textual_inversion(tokenizer, encoder, [content], token)
+    if token is None:
+        with pytest.raises(ValueError, match=message):
+            load_textual_inversion(tokenizer, encoder, [{"<good>": torch.ones(DIM)}, content])
+    assert tokenizer.get_vocab() == before
+    assert len(encoder.text_model.embeddings.token_embedding.weight) == 49408
+
+
+class Harmful:
+    """Writes a file when it is unpickled."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.touch, (self.path,)
+
+
+def test_nothing_is_executed(ours: tuple[CLIPTokenizer, CLIPTextModel], tmp_path: Path) -> None:
+    (tmp_path / "bad.bin").write_bytes(pickle.dumps({"<a>": Harmful(tmp_path / "touched")}))
+    torch.save({"<a>": Harmful(tmp_path / "touched")}, tmp_path / "learned_embeds.bin")
+    for path in (tmp_path / "bad.bin", tmp_path):
+        with pytest.raises(ValueError, match="cannot be read"):
+            load_textual_inversion(*ours, path)
+    assert not (tmp_path / "touched").exists()
+    with pytest.raises(OSError, match="other"):
+        load_textual_inversion(*ours, tmp_path, weight_name="other")

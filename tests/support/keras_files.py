@@ -1,0 +1,112 @@
+"""What scripts make in a Keras environment for the tests, such as real KerasCV files; kept in
+.cache."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+CACHE = ROOT / ".cache" / "keras"
+MAKE = ROOT / "scripts" / "make_kerascv.py"
+MODELS = (
+    ROOT / "scripts" / "kerascv_models.py",
+    ROOT / "weightport" / "parity" / "runners" / "kerascv_build.py",
+)
+ENVIRONMENTS = {"k2": "keras2", "k3": "keras3", "openclip": "openclip"}
+
+
+class KerasFiles:
+    """The output folder of one run of `make_kerascv.py`."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.made: dict[str, Any] = json.loads((folder / "made.json").read_text())
+
+    def path(self, component: str, kind: str) -> Path:
+        """The file or folder of a component in one format; KeyError if this Keras cannot write
+        it."""
+        names = {
+            (file["component"], file["format"]): str(file["path"]) for file in self.made["files"]
+        }
+        return self.folder / names[component, kind]
+
+    def truth(self, component: str) -> dict[str, np.ndarray[Any, Any]]:
+        """Every weight by structural path, such as
+        `res_block.3.entry_flow.padded_conv2d.conv2d.weight`."""
+        return _read(self.folder / self.made["truth"][component])
+
+
+def keras_files(environment: str, *arguments: str) -> KerasFiles:
+    """What `make_kerascv.py` makes in the environment `k2` or `k3`."""
+    return KerasFiles(made_by(MAKE, environment, *arguments))
+
+
+def made_by(script: Path, environment: str, *arguments: str) -> Path:
+    """The folder that a script which uses `kerascv_models` fills; made once, then found in the
+    cache.
+
+    Skips the test where the environment is missing; `scripts/test` creates both.
+    """
+    python = interpreter(environment)
+    parts = [
+        *(path.read_bytes() for path in (script, *MODELS)),
+        _packages(python),
+        "\0".join(arguments).encode(),
+    ]
+    folder = CACHE / hashlib.sha256(b"\0".join(parts)).hexdigest()[:16]
+    if not folder.exists():
+        _make([python, script], arguments, folder)
+    return folder
+
+
+def interpreter(environment: str) -> Path:
+    """The Python of an environment; skips the test where it is missing."""
+    name = ENVIRONMENTS[environment]
+    default = ROOT / ".venvs" / name / "bin" / "python"
+    python = Path(os.environ.get(f"WEIGHTPORT_{name.upper()}_PYTHON", default))
+    if not python.exists():
+        pytest.skip(
+            f"{python} is missing; run scripts/test once, or set WEIGHTPORT_{name.upper()}_PYTHON"
+        )
+    return python
+
+
+@cache
+def _packages(python: Path) -> bytes:
+    code = (
+        "import importlib.metadata as m; print(sorted({(d.name, d.version) for d in"
+        " m.distributions()}))"
+    )
+    return subprocess.run([python, "-c", code], check=True, stdout=subprocess.PIPE).stdout
+
+
+def _make(command: list[Path], arguments: tuple[str, ...], folder: Path) -> None:
+    """Run the script into a folder of our own, which appears under its name when it is complete."""
+    building = folder.with_name(f"{folder.name}.{os.getpid()}")
+    shutil.rmtree(building, ignore_errors=True)
+    building.mkdir(parents=True)
+    run = subprocess.run(
+        [*command, building, *arguments], capture_output=True, text=True, check=False
+    )
+    if run.returncode != 0:
+        shutil.rmtree(building, ignore_errors=True)
+        raise RuntimeError(f"{command[1].name} {' '.join(arguments)} failed:\n{run.stderr[-4000:]}")
+    try:
+        building.rename(folder)
+    except OSError:  # another process was first
+        shutil.rmtree(building)
+
+
+def _read(path: Path) -> dict[str, np.ndarray[Any, Any]]:
+    with np.load(path) as arrays:
+        return dict(arrays)

@@ -1,0 +1,1 @@
+"""Compares schedulers: speed, model calls and distance to a converged reference."""

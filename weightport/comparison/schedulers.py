@@ -1,0 +1,325 @@
+"""Schedulers side by side on one model: speed, and distance to the exact solution of the same
+equation.
+
+Every run starts from the same noise, so that all deterministic schedulers approach one image, the
+solution of the probability flow ODE (Song et al. 2021, https://arxiv.org/abs/2011.13456); what is
+left between them is error. For that they all begin at the last training timestep, whatever
+timesteps the repo asks for: those of `leading` runs begin the earlier the fewer they are (Lin et
+al. 2023, https://arxiv.org/abs/2305.08891), and lead to different images. Stochastic schedulers
+solve another equation: their distance says how far they wander, not how wrong they are.
+
+Each run is kept in the output folder as it ends, so that an interrupted comparison goes on where it
+stopped.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from ..runtime.schedulers.names import is_stochastic, named_scheduler
+from .metrics import Metric, psnr, rmse
+
+REFERENCE = "dpm++2m"  # of second order, and without error of its own when the steps are many
+SCHEDULERS = (
+    "ddim",
+    "pndm",
+    "lms",
+    "euler",
+    "heun",
+    "kdpm2",
+    "deis",
+    "dpm++2m",
+    "dpm++2m-karras",
+    "unipc",
+    "euler-a",
+)
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """What all runs of a comparison share.
+
+    Attributes:
+        size: (width, height) in pixels; None is the model's own.
+        reference_steps: steps of the reference, which is run once more with half as many to see how
+            exact it is.
+    """
+
+    prompts: tuple[str, ...]
+    schedulers: tuple[str, ...] = SCHEDULERS
+    steps: tuple[int, ...] = (5, 10, 20, 50)
+    seed: int = 0
+    size: tuple[int, int] | None = None
+    guidance_scale: float = 7.5
+    reference_steps: int = 200
+
+
+@dataclass(frozen=True)
+class Run:
+    """One image.
+
+    Attributes:
+        seconds: of sampling and decoding.
+        model_calls: how often the UNet ran; with guidance, both halves of the batch count as one.
+        rmse: root mean square error of the latents against the reference.
+        psnr: of the image against the reference's, in dB.
+        scores: what installed metrics say, by name.
+        image: its file, relative to the output folder.
+    """
+
+    prompt: str
+    scheduler: str
+    steps: int
+    stochastic: bool
+    seconds: float
+    model_calls: int
+    rmse: float
+    psnr: float
+    scores: dict[str, float]
+    image: str
+
+
+@dataclass(frozen=True)
+class Sample:
+    """What a scheduler made: latents (1, c, h, w), the image, and what it cost."""
+
+    latents: Tensor
+    image: Image.Image
+    seconds: float
+    model_calls: int
+
+
+@dataclass(frozen=True)
+class SchedulerComparison:
+    """The outcome: every run, the references by prompt, and how far the references are from
+    themselves.
+
+    Attributes:
+        references: prompt -> image file.
+        uncertainty: prompt -> latent RMSE between the reference and the same solver with half as
+            many steps.
+    """
+
+    model: str
+    experiment: Experiment
+    runs: list[Run]
+    references: dict[str, str]
+    uncertainty: dict[str, float]
+
+    def to_dict(self) -> dict[str, Any]:
+        """The content of `results.json`; the PSNR of equal images, which is infinite, is None."""
+        runs = [
+            asdict(run) | {"psnr": run.psnr if math.isfinite(run.psnr) else None}
+            for run in self.runs
+        ]
+        return {
+            "model": self.model,
+            "experiment": asdict(self.experiment),
+            "references": self.references,
+            "uncertainty": self.uncertainty,
+            "runs": runs,
+        }
+
+
+def compare(
+    pipe: Any,
+    experiment: Experiment,
+    output: Path,
+    metrics: Sequence[Metric] = (),
+    progress: Callable[[int, int], None] = lambda count, total: None,
+) -> SchedulerComparison:
+    """Run every scheduler with every number of steps on every prompt; finished runs are taken from
+    `output`.
+
+    Args:
+        pipe: a text-to-image pipeline.
+        progress: called with (images just made, images in all).
+
+    Raises:
+        ValueError: an unknown scheduler, or one that cannot serve the model.
+    """
+    stochastic = {  # before the long work: do they exist, can they serve the model
+        name: is_stochastic(named_scheduler(name, _from_noise(pipe.scheduler.config)))
+        for name in experiment.schedulers
+    }
+    session = Session(pipe, experiment, output)
+    jobs = [
+        (p, s, n)
+        for p in experiment.prompts
+        for s in experiment.schedulers
+        for n in experiment.steps
+    ]
+    total = len(jobs) + 2 * len(experiment.prompts)
+    references: dict[str, Sample] = {}
+    uncertainty = {}
+    for prompt in experiment.prompts:
+        half = session.sample(prompt, REFERENCE, experiment.reference_steps // 2)
+        references[prompt] = session.sample(prompt, REFERENCE, experiment.reference_steps)
+        uncertainty[prompt] = rmse(half.latents, references[prompt].latents)
+        progress(2, total)
+    runs = []
+    for prompt, scheduler, steps in jobs:
+        sample, reference = session.sample(prompt, scheduler, steps), references[prompt]
+        runs.append(
+            Run(
+                prompt=prompt,
+                scheduler=scheduler,
+                steps=steps,
+                stochastic=stochastic[scheduler],
+                seconds=sample.seconds,
+                model_calls=sample.model_calls,
+                rmse=rmse(sample.latents, reference.latents),
+                psnr=psnr(sample.image, reference.image),
+                scores={
+                    metric.name: metric(sample.image, reference.image, prompt) for metric in metrics
+                },
+                image=session.image_name(prompt, scheduler, steps),
+            )
+        )
+        progress(1, total)
+    images = {
+        prompt: session.image_name(prompt, REFERENCE, experiment.reference_steps)
+        for prompt in experiment.prompts
+    }
+    return SchedulerComparison(pipe.name_or_path, experiment, runs, images, uncertainty)
+
+
+class Session:
+    """Samples a pipeline, and remembers in a folder what was sampled before with the same
+    experiment and weights."""
+
+    def __init__(self, pipe: Any, experiment: Experiment, output: Path) -> None:
+        self.pipe, self.experiment, self.folder = pipe, experiment, output / "runs"
+        self.own = pipe.scheduler
+        self.folder.mkdir(parents=True, exist_ok=True)
+        shared = [
+            experiment.seed,
+            experiment.size,
+            experiment.guidance_scale,
+            str(pipe.dtype),
+            _fingerprint(pipe),
+        ]
+        self.shared, self.warm = json.dumps(shared), False
+
+    def image_name(self, prompt: str, scheduler: str, steps: int) -> str:
+        """The image file of a run, relative to the output folder."""
+        return f"runs/{self._stem(prompt, scheduler, steps)}.png"
+
+    def sample(self, prompt: str, scheduler: str, steps: int) -> Sample:
+        """The sample, made now or earlier."""
+        path = self.folder / f"{self._stem(prompt, scheduler, steps)}.json"
+        if not path.is_file():
+            self._keep(path, self._make(prompt, scheduler, steps))
+        kept = json.loads(path.read_text())
+        with Image.open(path.with_suffix(".png")) as image:
+            image.load()
+        latents = load_file(path.with_suffix(".safetensors"))["latents"]
+        return Sample(latents, image, kept["seconds"], kept["model_calls"])
+
+    def _stem(self, prompt: str, scheduler: str, steps: int) -> str:
+        digest = hashlib.sha256(f"{self.shared} {scheduler} {steps} {prompt}".encode()).hexdigest()
+        return f"{scheduler}-{steps}-{digest[:12]}"
+
+    def _keep(self, path: Path, sample: Sample) -> None:
+        """Write the three files of a sample; the last to appear is the one that says it is
+        whole."""
+        save_file(
+            {"latents": sample.latents.contiguous()}, _beside(path.with_suffix(".safetensors"))
+        )
+        sample.image.save(_beside(path.with_suffix(".png")), "PNG")
+        facts = {"seconds": sample.seconds, "model_calls": sample.model_calls}
+        _beside(path).write_text(json.dumps(facts))
+        for file in (path.with_suffix(".safetensors"), path.with_suffix(".png"), path):
+            _beside(file).replace(file)
+
+    @torch.inference_mode()
+    def _make(self, prompt: str, scheduler: str, steps: int) -> Sample:
+        if not self.warm:  # whoever is first pays for allocations and kernels
+            self.warm = True
+            self._sample(prompt, REFERENCE, 1)
+        return self._sample(prompt, scheduler, steps)
+
+    def _sample(self, prompt: str, scheduler: str, steps: int) -> Sample:
+        pipe, experiment = self.pipe, self.experiment
+        pipe.scheduler = named_scheduler(scheduler, _from_noise(self.own.config))
+        last: list[Tensor] = []
+        calls = 0
+
+        def count(*_: Any) -> None:
+            nonlocal calls
+            calls += 1
+
+        def keep(
+            pipe: Any, step: int, timestep: Any, tensors: dict[str, Tensor]
+        ) -> dict[str, Tensor]:
+            last[:] = [tensors["latents"]]
+            return {}
+
+        width, height = experiment.size or (None, None)
+        counting = pipe.unet.register_forward_pre_hook(count)
+        start = time.perf_counter()
+        try:
+            (image,) = pipe(
+                prompt,
+                width=width,
+                height=height,
+                num_inference_steps=steps,
+                guidance_scale=experiment.guidance_scale,
+                generator=torch.Generator().manual_seed(experiment.seed),
+                callback_on_step_end=keep,
+            ).images
+        finally:
+            counting.remove()
+            pipe.scheduler = self.own
+        return Sample(last[0].float().cpu(), image, time.perf_counter() - start, calls)
+
+
+def _from_noise(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A scheduler's config with timesteps that begin at the last one of training, however few they
+    are."""
+    unset = config.get("_use_default_values", ())
+    given = {
+        key: value for key, value in config.items() if key not in (*unset, "_use_default_values")
+    }
+    return given | {"timestep_spacing": "trailing"}
+
+
+def _beside(path: Path) -> Path:
+    return path.with_name(f".{path.name}.part")
+
+
+def _fingerprint(pipe: Any) -> str:
+    """A digest of the models' configs and of the first numbers of every tensor."""
+    digest = hashlib.sha256()
+    for name, module in sorted(pipe.components.items()):
+        if isinstance(module, torch.nn.Module):
+            digest.update(
+                f"{name} {json.dumps(module.config, default=str, sort_keys=True)}".encode()
+            )
+            for key, tensor in module.state_dict().items():
+                head = tensor.flatten()[:16].double().cpu().numpy().tobytes()
+                digest.update(f"{key} {tuple(tensor.shape)} {tensor.dtype}".encode() + head)
+    return digest.hexdigest()
+
+
+def pareto_front(points: Sequence[tuple[float, float]]) -> list[int]:
+    """Which points no other one beats in both numbers, smaller being better, in the order of the
+    first number."""
+    front, best = [], math.inf
+    for index in sorted(range(len(points)), key=lambda i: points[i]):
+        if points[index][1] < best:
+            front.append(index)
+            best = points[index][1]
+    return front

@@ -1,0 +1,1 @@
+"""Runs the source framework beside a converted repo and says where the numbers part."""

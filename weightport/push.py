@@ -1,0 +1,318 @@
+"""To and from the Hugging Face Hub, through `huggingface_hub`, its cache and its settings."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .converters.conversion import HALVES
+from .converters.outputs.diffusers import pipeline_class
+from .converters.repo.card import (
+    body,
+    check_base_model,
+    check_license,
+    metadata,
+    model_card,
+    refresh,
+)
+from .errors import ConversionError, printable
+from .hub.upload import CARD, explain, silent_in_a_pipe, upload
+
+if TYPE_CHECKING:
+    from huggingface_hub import ModelCard
+
+REPORT, PARITY = "conversion.json", "parity.json"
+
+# --- pull -----------------------------------------------------------------------------------------
+
+# What a conversion can use of a diffusers repo: main safetensors files, configs and tokenizers,
+# nothing that runs.
+_MODELS = ("unet", "vae", "text_encoder", "text_encoder_2", "controlnet")
+_REPO = (
+    "model_index.json",
+    *(
+        f"{model}/{name}"
+        for model in _MODELS
+        for name in ("*.safetensors", "*.index.json", "config.json")
+    ),
+    *("*scheduler/*.json", "tokenizer*/*.json", "tokenizer*/merges.txt"),
+)
+_VARIANTS = ("*.*.safetensors", "*.safetensors.index.*.json", "*.safetensors.*.index.json")
+_LISTS = (".json", ".index")  # files that name others beside them
+
+
+@dataclass(frozen=True)
+class Reference:
+    """`owner/name`, `owner/name@revision`, or `owner/name@revision/path/in/it`."""
+
+    repo_id: str
+    revision: str | None
+    path: str
+
+    @classmethod
+    def parse(cls, text: str) -> Reference | None:
+        """What a text refers to, `hub:` in front or not; None if it cannot be a reference."""
+        name = r"[A-Za-z0-9][\w.-]*"
+        pattern = rf"(?:hub:)?({name}/{name})(?:@(refs/pr/\d+|[^/@]+))?(?:/(.+))?"
+        match = re.fullmatch(pattern, text.rstrip("/"), re.ASCII)
+        if match is None or ".." in text.split("/"):
+            return None
+        return cls(match[1], match[2], match[3] or "")
+
+    def __str__(self) -> str:
+        revision = f"@{self.revision}" if self.revision else ""
+        return f"hub:{self.repo_id}{revision}" + (f"/{self.path}" if self.path else "")
+
+
+def fetch(text: str) -> Path:
+    """The local path of what a reference names: a file, a folder with all below it, or a whole
+    diffusers repo.
+
+    Raises:
+        ConversionError: it is no reference, or the Hub and its cache do not give it.
+    """
+    reference = Reference.parse(text)
+    if reference is None:
+        raise ConversionError(
+            f"{printable(text)}: not a reference to the Hub; write hub:owner/name@revision/file"
+        )
+    path = reference.path
+    if not path:
+        return _snapshot(reference, _REPO, _VARIANTS)
+    wanted = [path, f"{path}/*"]
+    if path.endswith(_LISTS):
+        wanted.append(f"{path.rpartition('/')[0]}/*".lstrip("/"))
+    place = _snapshot(reference, wanted) / path
+    if not place.exists():
+        raise ConversionError(f"{reference}: there is no such file in the repo")
+    return place
+
+
+def _snapshot(reference: Reference, wanted: Sequence[str], unwanted: Sequence[str] = ()) -> Path:
+    try:
+        from huggingface_hub import snapshot_download
+    except ImportError:
+        raise ConversionError(
+            f'{reference}: the Hub needs huggingface_hub; run `pip install "weightport[hub]"`'
+        ) from None
+    options: dict[str, Any] = {"allow_patterns": list(wanted), "ignore_patterns": list(unwanted)}
+    try:
+        with silent_in_a_pipe():
+            folder = snapshot_download(
+                reference.repo_id, revision=reference.revision, library_name="weightport", **options
+            )
+        return Path(folder)
+    except (
+        Exception
+    ) as error:  # the classes of network errors differ between versions of the client
+        raise ConversionError(f"{reference}: {explain(error)}") from error
+
+
+# --- push -----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Push:
+    """What was pushed.
+
+    Attributes:
+        url: of the commit or the pull request.
+        files: their paths in the repo.
+        warnings: what the user should know, one sentence each.
+    """
+
+    url: str
+    files: list[str]
+    warnings: list[str] = field(default_factory=list)
+
+
+def push(
+    repo: str | os.PathLike[str],
+    repo_id: str,
+    *,
+    private: bool | None = None,
+    revision: str | None = None,
+    create_pr: bool = False,
+    message: str | None = None,
+    license: str | None = None,
+    base_model: str | None = None,
+    allow_unverified: bool = False,
+    token: str | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Push:
+    """Upload a converted repo to the Hub in one commit, after checking every file; its model card
+    is renewed.
+
+    Args:
+        repo: what `convert` wrote.
+        repo_id: `owner/name`; made if it is not there.
+        private: of a repo that is made.
+        revision: the branch, made if it is not there; by default `main`.
+        create_pr: open a pull request instead.
+        message: of the commit.
+        license: for the model card, as the Hub names it; by default what `convert` was given.
+        base_model: the same, the Hub id of the model that this one was fine-tuned from.
+        allow_unverified: push although no `parity.json` in the repo proves the conversion.
+        token: instead of `HF_TOKEN` or the one of `hf auth login`.
+        progress: called with (bytes just checked, bytes in all).
+
+    Raises:
+        ConversionError: in one line, what is wrong and what to do; nothing of the repo is visible
+            on the Hub.
+    """
+    repo = Path(repo)
+    reference = Reference.parse(repo_id)
+    if reference is None or reference.revision or reference.path:
+        raise ConversionError(f"{printable(repo_id)}: not a Hub id; write it as owner/name")
+    report = _read(repo, REPORT)
+    if report is None:
+        raise ConversionError(
+            f"{repo}: has no {REPORT}, so it is not what `weightport convert` writes"
+        )
+    files = _checked(repo, report, progress or (lambda done, total: None))
+    parity = _read(repo, PARITY)
+    doubt = unverified(report, parity)
+    if doubt and not allow_unverified:
+        raise ConversionError(
+            f"{repo}: {doubt}; run `weightport parity`, or push it with --allow-unverified"
+        )
+    given = {
+        "license": license and check_license(license),
+        "base_model": base_model and check_base_model(base_model),
+    }
+    branch = None if create_pr else revision
+    card = _card(repo, report, body(report, pipeline_class(repo), repo_id, branch, parity), given)
+    try:
+        url = upload(
+            {**files, CARD: str(card).encode()},
+            repo_id,
+            message=message
+            or f"Upload {report['family']} converted by weightport {report['weightport_version']}",
+            private=private,
+            token=token,
+            create_pr=create_pr,
+            revision=revision,
+        )
+    except OSError as error:
+        raise ConversionError(str(error)) from error
+    warnings = [f"unverified: {doubt}"] if doubt else []
+    if not _license(card):
+        warnings.append("the model card names no license; --license sets it")
+    return Push(url, sorted({*files, CARD}), warnings)
+
+
+def has_license(repo: str | os.PathLike[str]) -> bool:
+    """Whether the license of a converted repo is known, from the conversion or its card."""
+    report = _read(Path(repo), REPORT)
+    return report is not None and _license(_card(Path(repo), report, "", {})) is not None
+
+
+def _license(card: ModelCard) -> Any:
+    return getattr(card.data, "license", None)
+
+
+def unverified(report: Mapping[str, Any], parity: Mapping[str, Any] | None) -> str | None:
+    """Why `parity.json` is no proof of this conversion; None if it is one. What a base brings is
+    only copied."""
+    if parity is None:
+        return "parity has not been run"
+    if not parity["passed"]:
+        return "parity has failed"
+    sources = report["sources"]
+    parts = [source["part"] for source in sources if not source["format"].startswith("diffusers")]
+    parts = parts or [source["part"] for source in sources]
+    copied = report["components"].keys() - {HALVES.get(part, part) for part in parts}
+    files = {
+        name: file for name, file in report["files"].items() if name.split("/")[0] not in copied
+    }
+    weights = {file["sha256"] for name, file in files.items() if name.endswith(".safetensors")}
+    if not weights <= {file["sha256"] for file in parity["files"]}:
+        return f"{PARITY} is of other weights"
+    wanted = {check for part in parts for check in (HALVES if part == "vae" else [part])}
+    if missing := sorted(wanted - {check["name"] for check in parity["checks"]}):
+        return f"parity has not been run for {', '.join(missing)}"
+    return None
+
+
+def _checked(
+    repo: Path, report: Mapping[str, Any], progress: Callable[[int, int], None]
+) -> dict[str, Path | bytes]:
+    """Every file to upload; those of the conversion must be what its report says.
+
+    Raises:
+        ConversionError: one is missing or another one, or lies between them without being of the
+            conversion.
+    """
+    listed = report["files"]
+    there = {
+        path.relative_to(repo).as_posix(): path
+        for path in sorted(repo.rglob("*"))
+        if path.is_file() and not any(part.startswith(".") for part in path.relative_to(repo).parts)
+    }
+    total = sum(file["nbytes"] for file in listed.values())
+    for name, file in listed.items():
+        if "sha256" not in file:
+            raise ConversionError(
+                f"{repo}: was converted with --no-hash, so it cannot be checked; convert it again"
+            )
+        if name not in there:
+            raise ConversionError(f"{repo / name}: is missing; convert it again")
+        with there[name].open("rb") as opened:
+            if hashlib.file_digest(opened, "sha256").hexdigest() != file["sha256"]:
+                raise ConversionError(
+                    f"{repo / name}: is not the file that {REPORT} describes; convert it again"
+                )
+        progress(file["nbytes"], total)
+    folders = {name.split("/")[0] for name in listed if "/" in name}
+    for name, path in there.items():
+        if name in listed:
+            continue
+        if (
+            name.split("/")[0] in folders
+            or name.endswith((".safetensors", ".bin", ".ckpt", ".py"))
+            or path.is_symlink()
+        ):
+            raise ConversionError(f"{repo / name}: is not in {REPORT}; move it out of the repo")
+    return dict(there)
+
+
+def _card(
+    repo: Path, report: Mapping[str, Any], new_body: str, given: Mapping[str, Any]
+) -> ModelCard:
+    """The repo's card with weightport's part renewed, and metadata added; the user's words stay,
+    except for `given`."""
+    try:
+        from huggingface_hub import ModelCard
+    except ImportError:
+        raise ConversionError(
+            f'{repo}: the Hub needs huggingface_hub; run `pip install "weightport[hub]"`'
+        ) from None
+    class_name = pipeline_class(repo)
+    path = repo / CARD
+    text = path.read_text() if path.is_file() else model_card(report, class_name)
+    card = ModelCard(refresh(text, new_body), ignore_metadata_errors=True)
+    data: Any = card.data
+    wanted = metadata(report, class_name)
+    tags = wanted.pop("tags")
+    wanted |= {key: value for key, value in given.items() if value}
+    for key, value in wanted.items():
+        setattr(data, key, given.get(key) or getattr(data, key, None) or value)
+    data.tags = sorted({*(data.tags or ()), *tags})
+    return card
+
+
+def _read(repo: Path, name: str) -> dict[str, Any] | None:
+    """A JSON file of ours in the repo; None if it is not there."""
+    path = repo / name
+    if not path.is_file():
+        return None
+    try:
+        return dict(json.loads(path.read_text()))
+    except ValueError:
+        raise ConversionError(f"{path}: not JSON; convert it again") from None

@@ -1,0 +1,1 @@
+"""From folders and the Hub to components with weights, and back."""

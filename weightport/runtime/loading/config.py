@@ -1,0 +1,110 @@
+"""Configs: how they are read and written, and those of models checked key by key, so that no option
+is ignored."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any, ClassVar, NoReturn
+
+from ...hub.upload import PushToHub
+from ...io.saving import placed, write_json
+from .source import Place, PlaceOptions, StrPath, open_source, split_options
+
+DIFFUSERS_VERSION = "0.35.0"  # whose format is written; older readers look at it
+
+
+class Attributes(dict[str, Any]):
+    """A dict whose keys are attributes too."""
+
+    def __getattr__(self, key: str) -> Any:
+        if key in self:
+            return self[key]
+        raise AttributeError(f"the {type(self).__name__.lower()} has no {key!r}")
+
+
+class Config(Attributes):
+    """The config of a model, complete with defaults, as in diffusers and transformers; it does not
+    change."""
+
+    def _refuse(self, *_: Any, **__: Any) -> NoReturn:
+        raise TypeError(
+            "a config is read-only; make an object of another: from_config({**config, name: value})"
+        )
+
+    __setitem__ = __delitem__ = __setattr__ = __delattr__ = __ior__ = _refuse
+    clear = pop = popitem = setdefault = update = _refuse
+
+    def __reduce__(self) -> tuple[type[Config], tuple[dict[str, Any]]]:
+        return type(self), (dict(self),)
+
+
+class HasConfig(PushToHub):
+    """What has a config in a JSON file of the name `config_name`."""
+
+    config_name: ClassVar[str]
+    config: Any
+
+    @classmethod
+    def load_config(
+        cls, pretrained_model_name_or_path: Place, return_unused_kwargs: bool = False, **given: Any
+    ) -> Any:
+        """The content of the config in a folder or on the Hub, as it is.
+
+        Args:
+            pretrained_model_name_or_path: a local folder, or the id of a repository on the Hub.
+            return_unused_kwargs: return also a dict of the options that have no meaning here.
+            given: see `PlaceOptions`.
+
+        Raises:
+            OSError: there is no such file.
+        """
+        place, unused = split_options(given, PlaceOptions)
+        config = open_source(pretrained_model_name_or_path, **place).json(cls.config_name)
+        return (config, unused) if return_unused_kwargs else config
+
+    def save_config(self, save_directory: StrPath) -> None:
+        """Write the config, defaults included, into a folder that is made if it does not exist."""
+        with placed(save_directory) as staging:
+            write_json(staging / self.config_name, self._saved_config())
+
+    def _saved_config(self) -> dict[str, Any]:
+        options = {key: value for key, value in self.config.items() if not key.startswith("_")}
+        return options | {
+            "_class_name": type(self).__name__,
+            "_diffusers_version": DIFFUSERS_VERSION,
+        }
+
+
+def read_config(
+    model: str,
+    config: Mapping[str, Any],
+    defaults: Mapping[str, Any],
+    choices: Mapping[str, Sequence[Any]],
+    irrelevant: Collection[str],
+) -> Config:
+    """`config` with the missing keys filled in.
+
+    Args:
+        model: the class name, for messages.
+        config: the content of a `config.json`; keys with a leading underscore are bookkeeping.
+        defaults: free options and the value each takes when it is absent.
+        choices: options of which only some values are implemented; the first is the default.
+        irrelevant: keys that other code reads, or that matter only in training.
+
+    Raises:
+        ValueError: a value that is not implemented, or an unknown key that is neither null nor
+            false.
+    """
+    for key, value in config.items():
+        if key in choices:
+            if value not in choices[key]:
+                supported = " or ".join(map(repr, choices[key]))
+                raise ValueError(
+                    f"{model}: {key} = {value!r} is not supported; it must be {supported}"
+                )
+        elif key in defaults:
+            if value is None and defaults[key] is not None:
+                raise ValueError(f"{model}: {key} must not be null")
+        elif key not in irrelevant and not key.startswith("_") and value not in (None, False):
+            raise ValueError(f"{model}: unknown option {key} = {value!r}")
+    return Config({**defaults, **{key: values[0] for key, values in choices.items()}, **config})

@@ -1,0 +1,291 @@
+"""What all models share: their config, and the way from a folder or the Hub and back."""
+
+from __future__ import annotations
+
+import gc
+import re
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+import torch
+from torch import nn
+
+from ...io.saving import placed, write_json
+from ...io.weight_files import find_weights, shard_names, sibling_files, why_no_weights
+from ..registry import COMPONENTS, component_class
+from .config import Config, HasConfig
+from .source import Place, PlaceOptions, Source, StrPath, open_source, split_options
+from .weights import NoInit, load_weights, write_weights
+
+CONFIG = "config.json"
+
+
+@dataclass(frozen=True)
+class LoadOptions:
+    """How weights are loaded, by models and by pipelines.
+
+    Attributes:
+        variant: load `*.<variant>.safetensors`; of a pipeline, in the components that have it.
+        dtype: what floating-point weights are cast to, float32 by default; `auto` leaves them as
+            they are. For a pipeline, a dict gives each component its own, and `default` that of the
+            others.
+        torch_dtype: the older name of `dtype`.
+        use_safetensors: True loads no `.bin`, False nothing else; by default safetensors come
+            first.
+        device_map: the device to load to.
+        disable_mmap: read the files into memory instead of mapping them.
+        low_cpu_mem_usage: of no effect; loading always takes as little memory as it can.
+    """
+
+    variant: str | None = None
+    dtype: Any = None
+    torch_dtype: Any = None
+    use_safetensors: bool | None = None
+    device_map: str | torch.device | None = None
+    disable_mmap: bool = False
+    low_cpu_mem_usage: bool = True
+
+    def dtypes(self) -> dict[str, torch.dtype | None]:
+        """Component, or `default` -> the dtype to cast to; None leaves weights as they are.
+
+        Raises:
+            ValueError: both names are given, or weights cannot be of a dtype.
+        """
+        if self.dtype is not None and self.torch_dtype is not None:
+            raise ValueError(
+                "dtype and torch_dtype are two names of one argument; give one of them"
+            )
+        wanted = self.torch_dtype if self.dtype is None else self.dtype
+        each = wanted if isinstance(wanted, Mapping) else {"default": wanted}
+        return {str(name): _one_dtype(value) for name, value in {"default": None, **each}.items()}
+
+    def device(self) -> torch.device | None:
+        """The device that `device_map` means.
+
+        Raises:
+            ValueError: it is not a device; models are not spread over several.
+        """
+        try:
+            return None if self.device_map is None else torch.device(self.device_map)
+        except (RuntimeError, TypeError):
+            message = (
+                f"device_map = {self.device_map!r} is not supported; give one device, such as"
+                " 'cuda'"
+            )
+            raise ValueError(message) from None
+
+
+class Model(nn.Module, HasConfig):
+    """The base of the models.
+
+    Attributes:
+        config: the content of `config.json`, complete with defaults.
+        library: `diffusers` or `transformers`, the library whose file names the weights have.
+        name_or_path: where the model was loaded from.
+    """
+
+    config_name: ClassVar[str] = CONFIG
+    library: ClassVar[str] = "diffusers"
+    name_or_path: str = ""
+
+    def __init__(self, config: Mapping[str, Any]) -> None:
+        super().__init__()
+        self.config = Config(config)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of the first floating-point parameter."""
+        return next(p.dtype for p in self.parameters() if p.is_floating_point())
+
+    @property
+    def device(self) -> torch.device:
+        """The device of the first parameter."""
+        return next(self.parameters()).device
+
+    @classmethod
+    def rename(cls, key: str) -> str | None:
+        """The name that a key of an older or newer file has here; None for what this model has no
+        use for."""
+        return key
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> Self:
+        """A model with random weights."""
+        return cls(config)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path: Place,
+        *,
+        output_loading_info: bool = False,
+        **options: Any,
+    ) -> Self:
+        """The model in a folder or on the Hub, in evaluation mode.
+
+        Args:
+            pretrained_model_name_or_path: a local folder, or the id of a repository on the Hub.
+            output_loading_info: return the model and, as diffusers does, a dict of lists:
+                `missing_keys`, `mismatched_keys` and `error_msgs`, always empty as these raise, and
+                `unexpected_keys`, those that are known to be of no use.
+            options: see `LoadOptions` and `PlaceOptions`; a model alone never falls back from a
+                variant to the main weights.
+
+        Raises:
+            OSError: the folder, the repository or a file in it is missing.
+            TypeError: an option is unknown.
+            ValueError: the config asks for something that is not implemented, or the weights do not
+                fit.
+        """
+        place, others = split_options(options, PlaceOptions)
+        load, unknown = split_options(others, LoadOptions)
+        if unknown:
+            raise TypeError(f"{cls.__name__}.from_pretrained() takes no {', '.join(unknown)}")
+        wanted = LoadOptions(**load)
+        source = open_source(pretrained_model_name_or_path, **place)
+        dtype, device = wanted.dtypes()["default"], wanted.device()
+        files = find_files(source, cls.library, wanted.variant, wanted.use_safetensors)
+        folder = source.fetch([CONFIG, *files] if CONFIG in source.names else files)
+        paths = [folder / name for name in files]
+        collects = gc.isenabled()
+        # of a model's thousands of parts none is garbage, and looking takes longer than making them
+        gc.disable()
+        try:
+            with torch.device("meta"), NoInit():
+                model = cls(source.json(CONFIG))
+            unused = load_weights(model, paths, cls.rename, dtype, device, not wanted.disable_mmap)
+        finally:
+            if collects:
+                gc.enable()
+        model.name_or_path = source.name
+        model.eval()
+        if output_loading_info:
+            info = {
+                "missing_keys": [],
+                "unexpected_keys": unused,
+                "mismatched_keys": [],
+                "error_msgs": [],
+            }
+            return model, info  # type: ignore[return-value]
+        return model
+
+    def save_pretrained(
+        self,
+        save_directory: StrPath,
+        *,
+        safe_serialization: bool = True,
+        variant: str | None = None,
+        max_shard_size: int | str = "10GB",
+    ) -> None:
+        """Write `config.json` and the weights, as diffusers and transformers load them; may also
+        push, see `PushToHub`.
+
+        Other files of the folder stay, such as other variants; earlier weights of the same variant
+        are replaced.
+
+        Args:
+            save_directory: made if it does not exist.
+            safe_serialization: False writes `.bin` in place of safetensors.
+            variant: a part of the names of the weights; the config is the same for all variants.
+            max_shard_size: bytes, or text such as `500MB`; larger weights are split.
+
+        Raises:
+            OSError: the folder cannot be written.
+            ValueError: the variant or the size makes no sense.
+        """
+        if variant is not None and not re.fullmatch(r"[\w-]+", variant):
+            raise ValueError(f"variant = {variant!r} cannot be part of a file name")
+        stale = sibling_files(Source(Path(save_directory)).names, self.library, variant)
+        with placed(save_directory, stale) as staging:
+            write_json(staging / CONFIG, self._saved_config())
+            write_weights(
+                staging,
+                self.state_dict(),
+                self.library,
+                variant,
+                _size(max_shard_size),
+                safe_serialization,
+            )
+
+    def _saved_config(self) -> dict[str, Any]:
+        """The config for other readers. No dtype: transformers would impose it on every variant of
+        the weights."""
+        config, hidden = super()._saved_config(), ("_", "dtype", "torch_dtype")
+        if self.library == "diffusers":
+            return config
+        own = {key: value for key, value in config.items() if not key.startswith(hidden)}
+        return own | {"architectures": [type(self).__name__]}
+
+
+class AutoModel:
+    """Loads a model whose class `config.json` tells."""
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: Place, **options: Any) -> Model:
+        """The model in a folder or on the Hub; for the other arguments see `Model.from_pretrained`.
+
+        Raises:
+            ValueError: the config names no class of the runtime.
+        """
+        place, options = split_options(options, PlaceOptions)
+        source = open_source(pretrained_model_name_or_path, **place)
+        config = source.json(CONFIG)
+        name = config.get("_class_name") or next(iter(config.get("architectures") or ()), None)
+        for kind in (component_class(library, str(name)) for library in COMPONENTS):
+            if kind is not None and issubclass(kind, Model):
+                return kind.from_pretrained(source, **options)
+        raise ValueError(
+            f"{source.name}: its config.json names {name!r}, which is not a model of the runtime"
+        )
+
+
+def find_files(
+    source: Source, library: str, variant: str | None, use_safetensors: bool | None
+) -> list[str]:
+    """The names of the files that hold a model's weights.
+
+    Raises:
+        OSError: there are none, or shards are missing.
+        ValueError: the index of the shards is damaged.
+    """
+    weights = find_weights(source.names, library, variant, use_safetensors)
+    if weights is None:
+        raise OSError(
+            f"{source.name}: {why_no_weights(source.names, library, variant, use_safetensors)}"
+        )
+    if not weights.endswith(".json"):
+        return [weights]
+    shards = shard_names(source.json(weights), f"{source.name}/{weights}")
+    if missing := [name for name in shards if name not in source.names]:
+        raise OSError(
+            f"{source.name}: {weights} names {missing[0]}, which is missing; download it again"
+        )
+    return shards
+
+
+def _one_dtype(wanted: Any) -> torch.dtype | None:
+    if wanted is None or wanted == "auto":
+        return torch.float32 if wanted is None else None
+    if not isinstance(wanted, torch.dtype):
+        warnings.warn(f"dtype = {wanted!r} is not a torch.dtype; float32 is used", stacklevel=3)
+        return torch.float32
+    if not wanted.is_floating_point:
+        raise ValueError(f"dtype = {wanted} is not a floating-point dtype")
+    return wanted
+
+
+def _size(size: int | str) -> int:
+    """Bytes: a number, or text such as `10GB`, `500MB` or `2GiB`.
+
+    Raises:
+        ValueError: it is not positive, or not a size.
+    """
+    match = re.fullmatch(r"(\d+(?:\.\d+)?) ?([KMGT]?)(i?)B?", str(size), re.IGNORECASE)
+    if match is None or float(match[1]) <= 0:
+        raise ValueError(f"max_shard_size = {size!r} is not a size such as '10GB'")
+    return int(
+        float(match[1]) * (1024 if match[3] else 1000) ** " KMGT".index(match[2].upper() or " ")
+    )

@@ -1,0 +1,208 @@
+"""Weights from files into models and back, in as little memory as possible.
+
+Models are built on the meta device, without memory and without initialisation. Files are mapped
+privately: what needs no cast is used in place and read when it is first touched, and stays writable
+without touching the file. A cast goes tensor by tensor and gives the pages of its source back.
+"""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Callable, Iterator, Mapping
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load, save_file
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from ...io.saving import write_json
+from ...io.weight_files import STEMS
+from ..speed import drop_file_pages
+
+_TOLD = 3  # faults that a message names
+_INITIALISERS = {
+    value for name, value in vars(nn.init).items() if name.endswith("_") and callable(value)
+}
+
+
+class NoInit(TorchFunctionMode):
+    """Within it, initialisation does nothing: on the meta device it would only take time."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return None if func in _INITIALISERS else func(*args, **(kwargs or {}))
+
+
+def load_weights(
+    model: nn.Module,
+    files: list[Path],
+    rename: Callable[[str], str | None],
+    dtype: torch.dtype | None,
+    device: torch.device | None = None,
+    use_mmap: bool = True,
+) -> list[str]:
+    """Fill a model that is on the meta device.
+
+    Args:
+        model: the model; its state dict tells which keys and shapes are expected.
+        files: `.safetensors` or `.bin`, which together hold every tensor.
+        rename: the model's name for a key of a file, or None if the model has no use for it.
+        dtype: what floating-point tensors are cast to; None leaves them as they are.
+        device: where they go; None leaves them in the mapped file.
+        use_mmap: False reads files into memory first.
+
+    Returns:
+        The keys that the model has no use for.
+
+    Raises:
+        ValueError: a key is missing, unexpected or has the wrong shape, or a file is damaged.
+    """
+    expected = model.state_dict()
+    state: dict[str, Tensor] = {}
+    unused: list[str] = []
+    faults: list[str] = []
+    for path in files:
+        for key, tensor in read_tensors(path, use_mmap):
+            name = rename(key)
+            if name is None:
+                unused.append(key)
+            elif name not in expected:
+                close = get_close_matches(name, expected, n=1) if len(faults) < _TOLD else []
+                faults.append(f"unexpected {key}" + (f" (nearest: {close[0]})" if close else ""))
+            elif name in state:
+                faults.append(f"{key} is there twice")
+            else:
+                state[name] = tensor = _squeezed(tensor, expected[name].shape)
+                if tensor.shape != expected[name].shape:
+                    faults.append(
+                        f"{key} has shape {[*tensor.shape]}, not {[*expected[name].shape]}"
+                    )
+                elif not faults:
+                    state[name] = tensor.to(device, dtype if tensor.is_floating_point() else None)
+                    if state[name] is not tensor:
+                        drop_file_pages(
+                            tensor, unwritten=use_mmap and path.suffix == ".safetensors"
+                        )
+    faults += [f"missing {key}" for key in expected if key not in state]
+    if faults:
+        more = f" and {len(faults) - _TOLD} more" if len(faults) > _TOLD else ""
+        where = files[0] if len(files) == 1 else files[0].parent
+        raise ValueError(
+            f"{where}: does not fit {type(model).__name__}: {'; '.join(faults[:_TOLD])}{more}"
+        )
+    model.load_state_dict(state, assign=True)
+    return unused
+
+
+def _squeezed(tensor: Tensor, shape: torch.Size) -> Tensor:
+    """A convolution of size 1x1 as the linear layer it is, where that is expected."""
+    return tensor[:, :, 0, 0] if tensor.ndim == 4 and tensor.shape == (*shape, 1, 1) else tensor
+
+
+# --- reading --------------------------------------------------------------------------------------
+
+
+def read_tensors(path: Path, use_mmap: bool = True) -> Iterator[tuple[str, Tensor]]:
+    """The tensors of a file with their names.
+
+    Raises:
+        ValueError: the file is damaged, or holds something else.
+    """
+    if path.suffix != ".safetensors":
+        yield from _read_pickle(path, use_mmap)
+        return
+    try:
+        if use_mmap:
+            with safe_open(path, framework="pt") as file:
+                yield from ((key, file.get_tensor(key)) for key in file.keys())  # noqa: SIM118
+        else:
+            yield from load(path.read_bytes()).items()
+    except SafetensorError as error:
+        raise ValueError(
+            f"{path}: not a safetensors file, truncated or damaged ({error})"
+        ) from None
+
+
+def _read_pickle(path: Path, use_mmap: bool) -> Iterator[tuple[str, Tensor]]:
+    content = load_pickle(path, use_mmap)
+    for key in list(content):
+        tensor = content.pop(key)  # what is not mapped leaves the memory when it was copied
+        if not isinstance(tensor, Tensor):
+            raise ValueError(f"{path}: does not hold a state dict: {key} is not a tensor")
+        yield key, tensor
+
+
+def load_pickle(path: Path, use_mmap: bool = True) -> dict[str, Any]:
+    """The dict in a file of `torch.save`; torch unpickles nothing but tensors and containers from
+    it.
+
+    Raises:
+        ValueError: there is something else in it, or it is damaged.
+    """
+    use_mmap = use_mmap and zipfile.is_zipfile(path)  # files from before torch 1.6 cannot be mapped
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=use_mmap)
+    except Exception as error:  # UnpicklingError, EOFError, RuntimeError and more
+        reason = str(error).strip().split("\n")[0]
+        raise ValueError(f"{path}: cannot be read as a state dict ({reason})") from None
+    if not isinstance(content, dict):
+        raise ValueError(f"{path}: does not hold a state dict")
+    return content
+
+
+# --- writing --------------------------------------------------------------------------------------
+
+
+def write_weights(
+    folder: Path,
+    state: Mapping[str, Tensor],
+    library: str,
+    variant: str | None,
+    max_size: int,
+    safe: bool,
+) -> None:
+    """Write a state dict as one file, or as shards with an index where it has more than `max_size`
+    bytes.
+
+    Args:
+        folder: an existing folder.
+        state: the tensors, on any device.
+        library: whose file names to use, see `files.STEMS`.
+        variant: a part of the file names.
+        max_size: bytes of tensors in a file; a single tensor may be larger.
+        safe: False writes `.bin`, where the library allows it.
+    """
+    suffix = "safetensors" if safe or library != "diffusers" else "bin"
+    stem, part = STEMS[library][0], f".{variant}" if variant else ""
+    shards: list[dict[str, Tensor]] = [{}]
+    room = max_size
+    for key, tensor in state.items():
+        if tensor.nbytes > room and shards[-1]:
+            shards.append({})
+            room = max_size
+        shards[-1][key] = tensor
+        room -= tensor.nbytes
+    if len(shards) == 1:
+        _write(folder / f"{stem}{part}.{suffix}", state)
+        return
+    weight_map: dict[str, str] = {}
+    for number, shard in enumerate(shards, 1):
+        name = f"{stem}{part}-{number:05}-of-{len(shards):05}.{suffix}"
+        _write(folder / name, shard)
+        weight_map |= dict.fromkeys(shard, name)
+    total = sum(tensor.nbytes for tensor in state.values())
+    where = folder / f"{stem}.{suffix}.index{part}.json"
+    write_json(where, {"metadata": {"total_size": total}, "weight_map": weight_map})
+
+
+def _write(path: Path, state: Mapping[str, Tensor]) -> None:
+    tensors = {key: tensor.detach().cpu().contiguous() for key, tensor in state.items()}
+    if path.suffix == ".safetensors":
+        save_file(tensors, path, {"format": "pt"})
+    else:
+        torch.save(
+            {key: tensor.clone() for key, tensor in tensors.items()}, path
+        )  # else views bring all they are of

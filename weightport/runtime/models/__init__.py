@@ -1,0 +1,1 @@
+"""The models in plain PyTorch, with diffusers' and transformers' names and keys."""

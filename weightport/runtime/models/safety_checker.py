@@ -1,0 +1,247 @@
+"""The safety checker of Stable Diffusion 1: which images are near concepts that should not be
+shown.
+
+An image and each concept are vectors of CLIP (Radford et al. 2021,
+https://arxiv.org/abs/2103.00020); an image is flagged when the cosine between the two exceeds the
+concept's threshold. Rando et al. 2022 took it apart: https://arxiv.org/abs/2210.04610.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, Literal, Self, TypeVar, Unpack
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor, nn
+
+from ..loading.config import Config, HasConfig
+from ..loading.model import Model
+from ..loading.source import Place, PlaceOptions
+from ..text.tokenizer import Encoding
+from .clip import CLIPEncoder
+
+CONCEPTS, SPECIAL_CONCEPTS = 17, 3
+STRICTER = 0.01  # is added to the cosines of an image that is near a special concept
+VISION: dict[str, Any] = {  # the defaults of transformers
+    "hidden_act": "quick_gelu",
+    "hidden_size": 768,
+    "image_size": 224,
+    "intermediate_size": 3072,
+    "layer_norm_eps": 1e-5,
+    "num_attention_heads": 12,
+    "num_channels": 3,
+    "num_hidden_layers": 12,
+    "patch_size": 32,
+}
+Images = TypeVar("Images", Tensor, NDArray[Any])
+
+
+class CLIPVisionEmbeddings(nn.Module):
+    """An image as a sequence: a vector of its own for the whole, then one for each patch; positions
+    are added."""
+
+    def __init__(self, c: Config) -> None:
+        super().__init__()
+        patches = (c.image_size // c.patch_size) ** 2
+        self.class_embedding = nn.Parameter(torch.zeros(c.hidden_size))
+        self.patch_embedding = nn.Conv2d(
+            c.num_channels, c.hidden_size, c.patch_size, stride=c.patch_size, bias=False
+        )
+        self.position_embedding = nn.Embedding(1 + patches, c.hidden_size)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """(b, c, h, w) -> (b, 1 + patches, hidden_size)."""
+        patches = self.patch_embedding(pixels).flatten(2).transpose(1, 2)
+        whole = self.class_embedding.expand(len(pixels), 1, -1)
+        return torch.cat([whole, patches], dim=1) + self.position_embedding.weight
+
+
+class CLIPVisionTransformer(nn.Module):
+    """Everything below the prefix `vision_model.`; `pre_layrnorm` is how OpenAI's port spelt it."""
+
+    def __init__(self, c: Config) -> None:
+        super().__init__()
+        self.embeddings = CLIPVisionEmbeddings(c)
+        self.pre_layrnorm = nn.LayerNorm(c.hidden_size, c.layer_norm_eps)
+        self.encoder = CLIPEncoder(c, is_causal=False)
+        self.post_layernorm = nn.LayerNorm(c.hidden_size, c.layer_norm_eps)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """(b, c, h, w) -> (b, hidden_size), the image as a whole."""
+        pooled: Tensor = self.post_layernorm(
+            self.encoder(self.pre_layrnorm(self.embeddings(pixels)))[-1][:, 0]
+        )
+        return pooled
+
+
+class StableDiffusionSafetyChecker(Model):
+    """Flags images and blackens those it flags.
+
+    Args:
+        config: the content of `safety_checker/config.json`; absent keys take the defaults of
+            transformers.
+    """
+
+    library: ClassVar[str] = "stable_diffusion"
+
+    def __init__(self, config: Mapping[str, Any]) -> None:
+        super().__init__({"projection_dim": 512, **config})
+        given = {**(config.get("vision_config") or {}), **(config.get("vision_config_dict") or {})}
+        vision = Config({key: given.get(key, default) for key, default in VISION.items()})
+        dim = self.config.projection_dim
+        self.vision_model = nn.Sequential(
+            OrderedDict(vision_model=CLIPVisionTransformer(vision))
+        )  # as keys have it
+        self.visual_projection = nn.Linear(vision.hidden_size, dim, bias=False)
+        self.concept_embeds = nn.Parameter(torch.ones(CONCEPTS, dim), requires_grad=False)
+        self.special_care_embeds = nn.Parameter(
+            torch.ones(SPECIAL_CONCEPTS, dim), requires_grad=False
+        )
+        self.concept_embeds_weights = nn.Parameter(torch.ones(CONCEPTS), requires_grad=False)
+        self.special_care_embeds_weights = nn.Parameter(
+            torch.ones(SPECIAL_CONCEPTS), requires_grad=False
+        )
+
+    @classmethod
+    def rename(cls, key: str) -> str | None:
+        """transformers 5 leaves one level out; older files hold the numbers of the positions."""
+        if key.startswith("vision_model.") and not key.startswith("vision_model.vision_model."):
+            key = f"vision_model.{key}"
+        return None if key.endswith(".position_ids") else key
+
+    def scores(self, clip_input: Tensor) -> tuple[Tensor, Tensor]:
+        """How far images (b, 3, h, w) exceed the thresholds: float32 (b, 3) special concepts, (b,
+        17) concepts."""
+        image = F.normalize(self.visual_projection(self.vision_model(clip_input)))
+        special = (
+            image @ F.normalize(self.special_care_embeds).T
+        ).float() - self.special_care_embeds_weights.float()
+        concepts = (
+            image @ F.normalize(self.concept_embeds).T
+        ).float() - self.concept_embeds_weights.float()
+        special = special.round(decimals=3)
+        near = (special > 0).any(dim=1, keepdim=True)
+        return special, (concepts + STRICTER * near).round(decimals=3)
+
+    @torch.no_grad()
+    def forward(self, clip_input: Tensor, images: Images) -> tuple[Images, list[bool]]:
+        """Check images.
+
+        Args:
+            clip_input: (b, 3, h, w), what `CLIPImageProcessor` makes of the images.
+            images: (b, ...), the images themselves, in any layout.
+
+        Returns:
+            The images, black where they are flagged, and which ones are.
+        """
+        flags: list[bool] = (self.scores(clip_input)[1] > 0).any(dim=1).tolist()
+        if any(flags):
+            message = (
+                "%d of %d images are black: the safety checker flagged them; try another prompt or"
+                " seed"
+            )
+            logging.getLogger(__name__).warning(message, sum(flags), len(flags))
+            images = images.clone() if isinstance(images, Tensor) else images.copy()
+            images[[i for i, flag in enumerate(flags) if flag]] = 0
+        return images, flags
+
+
+class CLIPImageProcessor(HasConfig):
+    """Images as CLIP saw them in training: short side resized, the centre cut out, colours
+    normalised.
+
+    Args:
+        config: the content of `preprocessor_config.json`.
+    """
+
+    config_name: ClassVar[str] = "preprocessor_config.json"
+    library: ClassVar[str] = "transformers"
+    DEFAULTS: ClassVar[dict[str, Any]] = {
+        "crop_size": {"height": 224, "width": 224},
+        "do_center_crop": True,
+        "do_convert_rgb": True,
+        "do_normalize": True,
+        "do_rescale": True,
+        "do_resize": True,
+        "image_mean": [0.48145466, 0.4578275, 0.40821073],
+        "image_std": [0.26862954, 0.26130258, 0.27577711],
+        "resample": 3,  # PIL's number of bicubic
+        "rescale_factor": 1 / 255,
+        "size": {"shortest_edge": 224},
+    }
+
+    def __init__(self, config: Mapping[str, Any] | None = None) -> None:
+        given = self.DEFAULTS | {k: v for k, v in (config or {}).items() if k in self.DEFAULTS}
+        size, crop = given["size"], given["crop_size"]  # older files have numbers
+        given["size"] = {"shortest_edge": size} if isinstance(size, int) else size
+        given["crop_size"] = {"height": crop, "width": crop} if isinstance(crop, int) else crop
+        self.config = Config(given)
+
+    @classmethod
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: Place, **options: Unpack[PlaceOptions]
+    ) -> Self:
+        """Read `preprocessor_config.json`."""
+        return cls(cls.load_config(pretrained_model_name_or_path, **options))
+
+    save_pretrained = HasConfig.save_config
+
+    def _saved_config(self) -> dict[str, Any]:
+        kind = {
+            "feature_extractor_type": "CLIPFeatureExtractor",
+            "image_processor_type": "CLIPImageProcessor",
+        }
+        return {**self.config, **kind}
+
+    def __call__(
+        self,
+        images: Image.Image | Sequence[Image.Image],
+        return_tensors: Literal["pt", "np"] | None = None,
+    ) -> Encoding:
+        """Images -> `pixel_values`, float32: (b, 3, h, w) with `return_tensors`, a list of (3, h,
+        w) without."""
+        pixels = [
+            self._pixels(image)
+            for image in ([images] if isinstance(images, Image.Image) else images)
+        ]
+        if return_tensors is None:
+            return Encoding(pixel_values=pixels)
+        batch = np.stack(pixels)
+        return Encoding(pixel_values=torch.from_numpy(batch) if return_tensors == "pt" else batch)
+
+    def _pixels(self, image: Image.Image) -> NDArray[Any]:
+        c = self.config
+        if c.do_convert_rgb:
+            if image.has_transparency_data:
+                image = Image.alpha_composite(
+                    Image.new("RGBA", image.size, "white"), image.convert("RGBA")
+                )
+            image = image.convert("RGB")
+        if c.do_resize:
+            image = image.resize(self._resized(*image.size), c.resample)
+        if c.do_center_crop:
+            width, height = c.crop_size["width"], c.crop_size["height"]
+            left, top = (image.width - width) // 2, (image.height - height) // 2
+            image = image.crop((left, top, left + width, top + height))  # black beyond the edges
+        x: NDArray[Any] = np.asarray(image)
+        if c.do_rescale:
+            x = (x.astype(np.float64) * c.rescale_factor).astype(np.float32)
+        if c.do_normalize:
+            x = (x.astype(np.float32) - np.float32(c.image_mean)) / np.float32(c.image_std)
+        return np.ascontiguousarray(x.transpose(2, 0, 1))
+
+    def _resized(self, width: int, height: int) -> tuple[int, int]:
+        if "shortest_edge" not in self.config.size:
+            return self.config.size["width"], self.config.size["height"]
+        short = self.config.size["shortest_edge"]
+        return (
+            (short, int(short * height / width))
+            if width <= height
+            else (int(short * width / height), short)
+        )

@@ -1,0 +1,297 @@
+"""`AutoencoderKL`: the image autoencoder of latent diffusion. Rombach et al. 2021,
+https://arxiv.org/abs/2112.10752."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..loading.config import Config, read_config
+from ..loading.model import Model
+from .layers import Downsample2D, ResnetBlock2D, Upsample2D, attend
+
+DEFAULTS: dict[str, Any] = {
+    "in_channels": 3,
+    "out_channels": 3,
+    "down_block_types": ["DownEncoderBlock2D"],
+    "up_block_types": ["UpDecoderBlock2D"],
+    "block_out_channels": [64],
+    "layers_per_block": 1,
+    "latent_channels": 4,
+    "norm_num_groups": 32,
+    "scaling_factor": 0.18215,
+}
+CHOICES: dict[str, tuple[Any, ...]] = {
+    "act_fn": ("silu", "swish"),
+    **dict.fromkeys(("mid_block_add_attention", "use_post_quant_conv", "use_quant_conv"), (True,)),
+}
+# The model works on unscaled latents; pipelines read these, and scaling_factor, for what lies
+# between.
+IRRELEVANT = {"force_upcast", "latents_mean", "latents_std", "sample_size", "shift_factor"}
+OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
+EPS = 1e-6  # of every GroupNorm
+
+
+class AttentionBlock(nn.Module):
+    """Attention of an image to itself, with one head as wide as the image is deep."""
+
+    def __init__(self, channels: int, groups: int) -> None:
+        super().__init__()
+        self.group_norm = nn.GroupNorm(groups, channels, EPS)
+        self.to_q = nn.Linear(channels, channels)
+        self.to_k = nn.Linear(channels, channels)
+        self.to_v = nn.Linear(channels, channels)
+        self.to_out = nn.Sequential(nn.Linear(channels, channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(b, c, h, w) -> (b, c, h, w)."""
+        h: Tensor = self.group_norm(x.flatten(2)).transpose(1, 2)
+        h = self.to_out(attend(self.to_q(h), self.to_k(h), self.to_v(h), heads=1))
+        return h.transpose(1, 2).reshape(x.shape) + x
+
+
+class MidBlock(nn.Module):
+    """Residual block, attention, residual block."""
+
+    def __init__(self, channels: int, groups: int) -> None:
+        super().__init__()
+        self.attentions = nn.ModuleList([AttentionBlock(channels, groups)])
+        self.resnets = nn.ModuleList(
+            ResnetBlock2D(channels, channels, groups, EPS) for _ in range(2)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(b, c, h, w) -> (b, c, h, w)."""
+        x = self.resnets[1](self.attentions[0](self.resnets[0](x)))
+        return x
+
+
+def make_levels(
+    c: Config, widths: list[int], layers: int, name: str, sampler: type[nn.Module]
+) -> nn.Sequential:
+    """`DownEncoderBlock2D`s or `UpDecoderBlock2D`s: residual blocks, then another resolution unless
+    it is the last.
+
+    Args:
+        c: the config.
+        widths: channels of each level, in the order of the computation.
+        layers: residual blocks of a level.
+        name: what the state dict calls the samplers.
+        sampler: the class of the layer that changes the resolution.
+    """
+    levels = nn.Sequential()
+    for before, width in zip(widths[:1] + widths[:-1], widths, strict=True):
+        resnets = (
+            ResnetBlock2D(n, width, c.norm_num_groups, EPS)
+            for n in [before] + [width] * (layers - 1)
+        )
+        samplers = [sampler(width)] if len(levels) < len(widths) - 1 else []
+        levels.append(
+            nn.Sequential(
+                OrderedDict({"resnets": nn.Sequential(*resnets), name: nn.Sequential(*samplers)})
+            )
+        )
+    return levels
+
+
+class Encoder(nn.Sequential):
+    """Image (b, in_channels, h, w) -> moments of the latents (b, 2 latent_channels, h / 8, w /
+    8)."""
+
+    def __init__(self, c: Config) -> None:
+        super().__init__()
+        widths, groups = list(c.block_out_channels), c.norm_num_groups
+        self.conv_in = nn.Conv2d(c.in_channels, widths[0], 3, padding=1)
+        self.down_blocks = make_levels(c, widths, c.layers_per_block, "downsamplers", Downsample2D)
+        self.mid_block = MidBlock(widths[-1], groups)
+        self.conv_norm_out = nn.GroupNorm(groups, widths[-1], EPS)
+        self.conv_act = nn.SiLU()
+        self.conv_out = nn.Conv2d(widths[-1], 2 * c.latent_channels, 3, padding=1)
+
+
+class Decoder(nn.Module):
+    """Latents (b, latent_channels, h, w) -> image (b, out_channels, 8 h, 8 w)."""
+
+    def __init__(self, c: Config) -> None:
+        super().__init__()
+        widths, groups = list(c.block_out_channels)[::-1], c.norm_num_groups
+        self.conv_in = nn.Conv2d(c.latent_channels, widths[0], 3, padding=1)
+        self.up_blocks = make_levels(c, widths, c.layers_per_block + 1, "upsamplers", Upsample2D)
+        self.mid_block = MidBlock(widths[0], groups)
+        self.conv_norm_out = nn.GroupNorm(groups, widths[-1], EPS)
+        self.conv_out = nn.Conv2d(widths[-1], c.out_channels, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(b, latent_channels, h, w) -> (b, out_channels, 8 h, 8 w)."""
+        x = self.up_blocks(self.mid_block(self.conv_in(x)))
+        x = self.conv_out(F.silu(self.conv_norm_out(x)))
+        return x
+
+
+class DiagonalGaussianDistribution:
+    """The distribution of the latents of an image, from its moments (b, 2 latent_channels, h,
+    w)."""
+
+    def __init__(self, parameters: Tensor) -> None:
+        self.parameters = parameters
+        self.mean, logvar = parameters.chunk(2, dim=1)
+        self.logvar = logvar.clamp(-30, 20)
+        self.std = (0.5 * self.logvar).exp()
+
+    def sample(self, generator: torch.Generator | None = None) -> Tensor:
+        """Latents at random. The noise is drawn on the generator's device, so that a CPU seed gives
+        one image."""
+        device = generator.device if generator else self.mean.device
+        noise = torch.randn(
+            self.mean.shape, generator=generator, device=device, dtype=self.mean.dtype
+        )
+        return self.mean + self.std * noise.to(self.mean.device)
+
+    def mode(self) -> Tensor:
+        """The most probable latents."""
+        return self.mean
+
+
+class AutoencoderKLOutput(NamedTuple):
+    """What `encode` returns."""
+
+    latent_dist: DiagonalGaussianDistribution
+
+
+class DecoderOutput(NamedTuple):
+    """What `decode` returns: the image, (b, out_channels, 8 h, 8 w)."""
+
+    sample: Tensor
+
+
+class AutoencoderKL(Model):
+    """The autoencoder. Latents are unscaled here: callers multiply by `config.scaling_factor` on
+    the way to the UNet.
+
+    Args:
+        config: the content of `vae/config.json`; absent keys take the defaults of diffusers.
+
+    Raises:
+        ValueError: the config asks for something that is not implemented.
+    """
+
+    def __init__(self, config: Mapping[str, Any]) -> None:
+        super().__init__(read_config("AutoencoderKL", config, DEFAULTS, CHOICES, IRRELEVANT))
+        c = self.config
+        for key, kind in (
+            ("down_block_types", "DownEncoderBlock2D"),
+            ("up_block_types", "UpDecoderBlock2D"),
+        ):
+            if list(c[key]) != [kind] * len(c.block_out_channels):
+                raise ValueError(
+                    f"AutoencoderKL: {key} = {c[key]!r} must be {kind!r} for each of"
+                    " block_out_channels"
+                )
+        self.encoder = Encoder(c)
+        self.decoder = Decoder(c)
+        self.quant_conv = nn.Conv2d(2 * c.latent_channels, 2 * c.latent_channels, 1)
+        self.post_quant_conv = nn.Conv2d(c.latent_channels, c.latent_channels, 1)
+        self.use_tiling = self.use_slicing = False
+
+    @classmethod
+    def rename(cls, key: str) -> str | None:
+        """Files from before diffusers 0.18 have other names in the attention of the middle."""
+        if ".attentions." in key:
+            for old, new in OLD_ATTENTION.items():
+                key = key.replace(f".{old}.", f".{new}.")
+        return key
+
+    def enable_tiling(self, use_tiling: bool = True) -> None:
+        """Take images larger than `sample_size` in overlapping tiles: less memory, a slightly
+        different result."""
+        self.use_tiling = use_tiling
+
+    def disable_tiling(self) -> None:
+        """Take images whole."""
+        self.use_tiling = False
+
+    def enable_slicing(self) -> None:
+        """Take the images of a batch one at a time."""
+        self.use_slicing = True
+
+    def disable_slicing(self) -> None:
+        """Take the images of a batch at once."""
+        self.use_slicing = False
+
+    def encode(self, x: Tensor, return_dict: bool = True) -> AutoencoderKLOutput:
+        """Image (b, in_channels, h, w) in [-1, 1] -> distribution of latents (b, latent_channels, h
+        / 8, w / 8)."""
+        pixels, latents = self._tile_sizes()
+        moments = self._in_parts(lambda x: self.quant_conv(self.encoder(x)), x, pixels, latents)
+        return AutoencoderKLOutput(DiagonalGaussianDistribution(moments))
+
+    def decode(
+        self, z: Tensor, return_dict: bool = True, generator: torch.Generator | None = None
+    ) -> DecoderOutput:
+        """Latents (b, latent_channels, h, w) -> image (b, out_channels, 8 h, 8 w), about in [-1,
+        1]."""
+        pixels, latents = self._tile_sizes()
+        return DecoderOutput(
+            self._in_parts(lambda z: self.decoder(self.post_quant_conv(z)), z, latents, pixels)
+        )
+
+    def _tile_sizes(self) -> tuple[int, int]:
+        """The edge of a tile, in pixels and in latents."""
+        size = self.config.get("sample_size") or 32
+        pixels = size[0] if isinstance(size, (list, tuple)) else size
+        return pixels, int(pixels / 2 ** (len(self.config.block_out_channels) - 1))
+
+    def _in_parts(
+        self, function: Callable[[Tensor], Tensor], x: Tensor, tile_in: int, tile_out: int
+    ) -> Tensor:
+        """`function` of whole images or, as slicing and tiling ask for, of parts of them."""
+        if self.use_slicing and len(x) > 1:
+            return torch.cat(
+                [self._in_parts(function, one, tile_in, tile_out) for one in x.chunk(len(x))]
+            )
+        if self.use_tiling and max(x.shape[-2:]) > tile_in:
+            return in_tiles(function, x, tile_in, tile_out)
+        return function(x)
+
+
+def in_tiles(
+    function: Callable[[Tensor], Tensor], x: Tensor, tile_in: int, tile_out: int
+) -> Tensor:
+    """`function` of tiles of `x` that overlap by a quarter, where one result fades into the next.
+
+    Args:
+        function: maps tiles of edge `tile_in` to tiles of edge `tile_out`.
+        x: (b, c, h, w).
+        tile_in: the edge of a tile of `x`.
+        tile_out: the edge of what becomes of it.
+    """
+    stride, overlap = int(tile_in * 0.75), int(tile_out * 0.25)
+    kept, rows = tile_out - overlap, []
+    above: list[Tensor] = []
+    for top in range(0, x.shape[-2], stride):
+        row: list[Tensor] = []
+        for left in range(0, x.shape[-1], stride):
+            tile = function(x[..., top : top + tile_in, left : left + tile_in])
+            if above:
+                fade(above[len(row)], tile, overlap, dim=-2)
+            if row:
+                fade(row[-1], tile, overlap, dim=-1)
+            row.append(tile)
+        rows.append(torch.cat([tile[..., :kept, :kept] for tile in row], dim=-1))
+        above = row
+    return torch.cat(rows, dim=-2)
+
+
+def fade(before: Tensor, after: Tensor, overlap: int, dim: int) -> None:
+    """Let the first rows or columns of `after` come out of the last ones of `before`, in place."""
+    n = min(before.shape[dim], after.shape[dim], overlap)
+    share = torch.arange(n, dtype=torch.float64) / n
+    shape = (-1, 1) if dim == -2 else (-1,)
+    old, new = ((1 - share).view(shape).to(after), share.view(shape).to(after))
+    head = after.narrow(dim, 0, n)
+    head.copy_(before.narrow(dim, before.shape[dim] - n, n) * old + head * new)

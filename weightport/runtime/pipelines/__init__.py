@@ -1,0 +1,1 @@
+"""The pipelines, with diffusers' names, components and calls."""

@@ -1,0 +1,304 @@
+"""`DiffusionPipeline`: the base of the pipelines, which holds components and knows how to load and
+save them."""
+
+from __future__ import annotations
+
+import inspect
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Self
+
+import torch
+from torch import nn
+from tqdm import tqdm
+
+from ...hub.download import HubOptions
+from ...io.saving import placed, write_json
+from ...io.weight_files import sibling_files
+from ..loading.components import choose_arguments, load_arguments, read_signature
+from ..loading.config import DIFFUSERS_VERSION, Config, HasConfig
+from ..loading.custom_code import copy_code, custom_file, load_class
+from ..loading.model import LoadOptions, Model
+from ..loading.source import Place, Source, StrPath, open_source, split_options
+from ..registry import PIPELINES, library_of, public_class
+
+INDEX = "model_index.json"
+
+
+class DiffusionPipeline(HasConfig):
+    """A pipeline is made of components: models, a scheduler, a tokenizer.
+
+    A subclass takes its components as arguments of `__init__`, hands them to `register_modules` and
+    does its work in `__call__`. Each component is an attribute, and a folder of the same name in
+    the repository. Arguments with a default are options, or components if `_optional_components`
+    names them.
+    """
+
+    config_name: ClassVar[str] = INDEX
+    _optional_components: ClassVar[list[str]] = []
+
+    name_or_path: str = ""
+    _names: tuple[str, ...] = ()  # of the components
+    _options: Mapping[str, Any] = {}
+    _progress_bar_config: Mapping[str, Any] = {}
+
+    def register_modules(self, **components: Any) -> None:
+        """Make these the components of the pipeline, as attributes of the same names."""
+        self._names += tuple(name for name in components if name not in self._names)
+        vars(self).update(components)
+
+    def register_to_config(self, **options: Any) -> None:
+        """Remember options of the constructor that are no components; they are saved in
+        `model_index.json`."""
+        self._options = {**self._options, **options}
+
+    if TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> Any: ...
+
+    @property
+    def components(self) -> dict[str, Any]:
+        """Name -> component, in the order of the constructor; None where there is none."""
+        return {name: getattr(self, name) for name in self._names}
+
+    @property
+    def parameters(self) -> dict[str, Any]:
+        """The constructor's arguments that are no components: `Other(**pipe.components,
+        **pipe.parameters)`."""
+        return {
+            name: self._options[name]
+            for name in read_signature(type(self))[1]
+            if name in self._options
+        }
+
+    @property
+    def config(self) -> Config:
+        """What `model_index.json` says of this pipeline: the class of each component, and
+        options."""
+        entries = {name: _entry(component) for name, component in self.components.items()}
+        head = {"_class_name": type(self).__name__, "_diffusers_version": DIFFUSERS_VERSION}
+        return Config({**head, **entries, **self._options})
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__} {json.dumps(self.config, indent=2, sort_keys=True)}\n"
+
+    # --- devices ----------------------------------------------------------------------------------
+
+    def _models(self) -> list[nn.Module]:
+        return [
+            component for component in self.components.values() if isinstance(component, nn.Module)
+        ]
+
+    @property
+    def device(self) -> torch.device:
+        """Where the first model is."""
+        return next(
+            (p.device for model in self._models() for p in model.parameters()), torch.device("cpu")
+        )
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of the first model."""
+        return next(
+            (p.dtype for model in self._models() for p in model.parameters()), torch.float32
+        )
+
+    def to(self, *arguments: Any, device: Any = None, dtype: torch.dtype | None = None) -> Self:
+        """Move and cast every model: `to(device)`, `to(dtype)`, `to(device, dtype)`.
+
+        Raises:
+            ValueError: the arguments are something else.
+        """
+        given = [*arguments, *(value for value in (device, dtype) if value is not None)]
+        if [isinstance(value, torch.dtype) for value in given] not in (
+            [],
+            [False],
+            [True],
+            [False, True],
+        ):
+            raise ValueError(f"to() takes a device, a dtype, or a device and a dtype, not {given}")
+        for model in self._models():
+            model.to(*given)
+        return self
+
+    # --- progress ---------------------------------------------------------------------------------
+
+    def progress_bar(self, iterable: Iterable[Any] | None = None, total: int | None = None) -> Any:
+        """A tqdm bar over `iterable`, or for `total` steps; shown on a terminal only."""
+        return tqdm(iterable, total=total, **{"disable": None, **self._progress_bar_config})
+
+    def set_progress_bar_config(self, **options: Any) -> None:
+        """Arguments of tqdm for `progress_bar`, such as `disable=True`."""
+        self._progress_bar_config = options
+
+    # --- loading ----------------------------------------------------------------------------------
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path: Place,
+        *,
+        custom_pipeline: StrPath | None = None,
+        custom_revision: str | None = None,
+        trust_remote_code: bool = False,
+        **options: Any,
+    ) -> Self:
+        """The pipeline in a folder or on the Hub.
+
+        `DiffusionPipeline` itself loads the class that `model_index.json` names; a subclass loads
+        itself, from the repository of any pipeline that has its components.
+
+        Args:
+            pretrained_model_name_or_path: a local folder, or the id of a repository on the Hub.
+            custom_pipeline: the code of another pipeline: a `.py` file, or a folder or repository
+                with `pipeline.py`.
+            custom_revision: the revision of that repository.
+            trust_remote_code: agree to run code that a file or repository brings along.
+            options: `LoadOptions` and `HubOptions`; components to take instead of those of the
+                repository (which are then not downloaded), None for components to do without; other
+                arguments of the pipeline's constructor.
+
+        Raises:
+            OSError: the folder, the repository or a file in it is missing.
+            ValueError: components are missing or of a wrong kind, or the weights do not fit.
+        """
+        hub, others = split_options(options, HubOptions)
+        wanted, given = split_options(others, LoadOptions)
+        source = open_source(pretrained_model_name_or_path, **hub)
+        index = source.json(INDEX)
+        hub["revision"] = custom_revision
+        kind = cls._find_class(
+            source, index.get("_class_name"), custom_pipeline, trust_remote_code, hub
+        )
+        if not issubclass(kind, DiffusionPipeline):
+            # the code of a class that extends diffusers' pipeline expects diffusers' components
+            foreign: Self = kind.from_pretrained(
+                pretrained_model_name_or_path, trust_remote_code=trust_remote_code, **options
+            )
+            return foreign
+        arguments = load_arguments(
+            kind, source, index, given, LoadOptions(**wanted), trust_remote_code
+        )
+        pipeline: Self = kind(**arguments)
+        pipeline.name_or_path = source.name
+        return pipeline
+
+    @classmethod
+    def _find_class(
+        cls, source: Source, name: Any, custom: Any, trust: bool, hub: Mapping[str, Any]
+    ) -> Any:
+        """The class to load: that of the custom code, this one, or the one of the name in the
+        index."""
+        if custom is not None and Path(custom).suffix == ".py":
+            file = Path(custom).expanduser().absolute()
+            return load_class(Source(file.parent), file.stem, None, trust)
+        if custom is not None:
+            return load_class(open_source(custom, **hub), "pipeline", None, trust)
+        if cls is not DiffusionPipeline:
+            return cls
+        if (
+            isinstance(name, list)
+            and len(name) == 2
+            and all(isinstance(part, str) for part in name)
+        ):
+            return load_class(source, name[0], name[1], trust)
+        if name not in PIPELINES:
+            raise ValueError(
+                f"{source.name}: the runtime has no pipeline {name!r}; load it with a class that"
+                " it has"
+            )
+        return public_class(name)
+
+    @classmethod
+    def from_pipe(cls, pipeline: DiffusionPipeline, **options: Any) -> Self:
+        """A pipeline of this class that shares the components of another; nothing is copied, moved
+        or cast.
+
+        Args:
+            pipeline: where the components come from.
+            options: components and constructor options to take instead.
+
+        Raises:
+            ValueError: a component that this class needs is missing.
+        """
+        kind = type(pipeline) if cls is DiffusionPipeline else cls
+        known = {**pipeline.config, **pipeline.components}
+        result: Self = kind(**choose_arguments(kind, type(pipeline).__name__, known, options))  # type: ignore[assignment]
+        result.name_or_path = pipeline.name_or_path
+        return result
+
+    # --- saving -----------------------------------------------------------------------------------
+
+    def save_pretrained(
+        self,
+        save_directory: StrPath,
+        safe_serialization: bool = True,
+        variant: str | None = None,
+        max_shard_size: int | str = "10GB",
+    ) -> None:
+        """Write every component into a folder of its name, and `model_index.json`, as diffusers
+        loads them.
+
+        Other files of the folder stay, such as other variants. Code that came with the pipeline is
+        written beside. See `PushToHub` for uploading the folder afterwards.
+
+        Args:
+            save_directory: made if it does not exist.
+            safe_serialization: False writes `.bin` in place of safetensors, in components of
+                diffusers.
+            variant: a part of the names of the weights.
+            max_shard_size: bytes, or text such as `500MB`; larger weights are split.
+
+        Raises:
+            OSError: the folder cannot be written.
+            ValueError: a component cannot be saved.
+        """
+        place = Path(save_directory).expanduser()
+        given = {
+            "safe_serialization": safe_serialization,
+            "variant": variant,
+            "max_shard_size": max_shard_size,
+        }
+        stale: list[str] = []
+        with placed(place, stale) as staging:
+            for name, component in self._folders():
+                if not hasattr(component, "save_pretrained"):
+                    raise ValueError(
+                        f"{name}: a {type(component).__name__} cannot be saved, it has no"
+                        " save_pretrained"
+                    )
+                known = inspect.signature(component.save_pretrained).parameters
+                component.save_pretrained(
+                    staging / name, **{key: given[key] for key in given if key in known}
+                )
+                if custom_file(type(component)):
+                    copy_code(type(component), staging / name)
+                if isinstance(component, Model):
+                    files = sibling_files(Source(place / name).names, component.library, variant)
+                    stale += [f"{name}/{file}" for file in files]
+            if custom_file(type(self)):
+                copy_code(type(self), staging)
+            write_json(staging / INDEX, self._saved_config())
+
+    def _saved_config(self) -> dict[str, Any]:
+        saved, module = super()._saved_config(), custom_file(type(self))
+        return saved | ({"_class_name": [module, type(self).__name__]} if module else {})
+
+    def _folders(self) -> Iterator[tuple[str, Any]]:
+        """What is saved, and into which folder: several ControlNets into `controlnet`,
+        `controlnet_1`, and so on."""
+        for name, component in self.components.items():
+            for i, part in enumerate(getattr(component, "nets", [component])):
+                if part is not None:
+                    yield f"{name}_{i}" if i else name, part
+
+
+def _entry(component: Any) -> list[str | None]:
+    """The library and class of a component, as `model_index.json` has them."""
+    kind = type(component)
+    return (
+        [None, None]
+        if component is None
+        else [custom_file(kind) or library_of(kind), kind.__name__]
+    )

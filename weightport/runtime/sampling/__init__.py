@@ -1,0 +1,1 @@
+"""The sampler: one loop, and the parts that it is made of."""

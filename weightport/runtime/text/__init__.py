@@ -1,0 +1,1 @@
+"""Tokenizers, and the words they are taught."""

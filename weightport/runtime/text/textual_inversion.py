@@ -1,0 +1,116 @@
+"""Textual inversion: words with embeddings of their own (Gal et al. 2022,
+https://arxiv.org/abs/2208.01618).
+
+Files map a token to a vector (d,) or to several (n, d). AUTOMATIC1111's `.pt` has them below
+`string_to_param`, its safetensors below `emb_params`, both without a token.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..loading.config import Config
+from ..loading.source import Place, Source, open_source
+from ..loading.weights import load_pickle, read_tensors
+from .tokenizer import CLIPTokenizer
+
+NAMES = ("learned_embeds.safetensors", "learned_embeds.bin")
+Embedding = Place | Mapping[str, Any]
+
+
+def load_textual_inversion(
+    tokenizer: CLIPTokenizer,
+    text_encoder: nn.Module,
+    embeddings: Embedding | Sequence[Embedding],
+    token: str | Sequence[str | None] | None = None,
+    *,
+    weight_name: str | None = None,
+    **options: Any,
+) -> None:
+    """Give the tokenizer new tokens and the text encoder their vectors: all of them, or none if one
+    is faulty.
+
+    Several vectors become `token`, `token_1`, `token_2`, …; `CLIPTokenizer.expand` writes them out
+    in a prompt.
+
+    Args:
+        tokenizer: gets the tokens.
+        text_encoder: gets the vectors.
+        embeddings: a file, a folder or repository with `learned_embeds`, or what was in such a
+            file; or a list of them.
+        token: the token of each, in place of the one in the file.
+        weight_name: the file in a folder or repository.
+        options: `subfolder`, and how to reach the Hub.
+
+    Raises:
+        OSError: there is no such file.
+        ValueError: a file holds no embedding or one of another model, or a token is missing or
+            known already.
+    """
+    items: list[Any] = list(embeddings) if isinstance(embeddings, (list, tuple)) else [embeddings]
+    tokens = [token] * len(items) if token is None or isinstance(token, str) else list(token)
+    if len(tokens) != len(items):
+        raise ValueError(f"{len(tokens)} tokens are given for {len(items)} embeddings")
+    table: nn.Embedding = text_encoder.get_submodule("text_model.embeddings.token_embedding")  # type: ignore[assignment]
+    known = tokenizer.get_vocab()
+    vectors: dict[str, Tensor] = {}
+    for item, name in zip(items, tokens, strict=True):
+        where = "the embedding" if isinstance(item, Mapping) else str(getattr(item, "name", item))
+        content = item if isinstance(item, Mapping) else _load(item, weight_name, options)
+        name, values = _read(content, name, where)
+        if values.ndim != 2 or values.shape[1] != table.embedding_dim:
+            width = f"a text encoder of {table.embedding_dim} channels"
+            raise ValueError(f"{where}: vectors {[*values.shape]} do not fit {width}")
+        for i, vector in enumerate(values):
+            one = f"{name}_{i}" if i else name
+            if one in known or one in vectors:
+                raise ValueError(
+                    f"{where}: the token {one!r} is in the vocabulary already; choose another token"
+                )
+            vectors[one] = vector
+    tokenizer.add_tokens(list(vectors))
+    known = tokenizer.get_vocab()
+    _enlarge(table, {known[one]: vector for one, vector in vectors.items()}, len(tokenizer))
+    text_encoder.config = Config({**text_encoder.config, "vocab_size": table.num_embeddings})  # type: ignore[assignment, dict-item]
+
+
+@torch.no_grad()
+def _enlarge(table: nn.Embedding, rows: Mapping[int, Tensor], size: int) -> None:
+    old = table.weight
+    new = old.new_zeros(max(size, len(old)), table.embedding_dim)
+    new[: len(old)] = old
+    for id_, vector in rows.items():
+        new[id_] = vector
+    table.weight, table.num_embeddings = (
+        nn.Parameter(new, requires_grad=old.requires_grad),
+        len(new),
+    )
+
+
+def _read(content: Mapping[str, Any], token: str | None, where: str) -> tuple[str, Tensor]:
+    """The token and the vectors (n, d) in the content of a file."""
+    if "string_to_param" in content:
+        token, content = token or content.get("name"), content["string_to_param"]
+    tensors = {key: value for key, value in content.items() if isinstance(value, Tensor)}
+    if len(tensors) != 1:
+        raise ValueError(f"{where}: holds {len(tensors)} embeddings, not one")
+    ((key, values),) = tensors.items()
+    token = token or (key if key not in ("*", "emb_params") else None)
+    if not token:
+        raise ValueError(f"{where}: does not name its token; give one with token=")
+    return token, values[None] if values.ndim == 1 else values
+
+
+def _load(item: Place, weight_name: str | None, options: Mapping[str, Any]) -> Any:
+    if isinstance(item, Source) or not Path(item).is_file():
+        source = open_source(item, **options)
+        item = source.path(
+            weight_name or next((name for name in NAMES if name in source.names), NAMES[0])
+        )
+    path = Path(item)
+    return dict(read_tensors(path)) if path.suffix == ".safetensors" else load_pickle(path)

@@ -1,0 +1,346 @@
+"""`CLIPTokenizer`: byte-pair encoding on the `tokenizers` library, with the ids of transformers'
+fast tokenizer.
+
+The algorithm is CLIP's (`clip/simple_tokenizer.py`, https://github.com/openai/CLIP) in the terms of
+that library.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, ClassVar, Literal, Self, Unpack
+
+import torch
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
+
+from ...io.saving import placed, write_json
+from ..loading.config import Attributes
+from ..loading.source import Place, PlaceOptions, Source, StrPath, open_source
+
+START, END, WORD_END = "<|startoftext|>", "<|endoftext|>", "</w>"
+ROLES = {
+    "bos_token": START,
+    "eos_token": END,
+    "unk_token": END,
+    "pad_token": END,
+}  # in the order of their addition
+EXTRA = (
+    "additional_special_tokens",
+    "extra_special_tokens",
+)  # the names that transformers 4 and 5 give a list
+MAX_LENGTH = 77
+UNKNOWN = 10**6  # a model_max_length above this is transformers' way to say that there is none
+WORDS = (
+    r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
+)
+
+
+class Encoding(Attributes):
+    """What tokenizer and image processor return."""
+
+    def to(self, device: torch.device | str) -> Self:
+        """The same with its tensors on `device`."""
+        return type(self)({key: value.to(device) for key, value in self.items()})
+
+
+class CLIPTokenizer:
+    """Text to the token ids of CLIP's text encoder, and back.
+
+    Args:
+        vocab: token -> id.
+        merges: pairs of symbols, the most frequent first.
+        special_tokens: `bos_token`, `eos_token`, `unk_token` and `pad_token`, where they are not
+            CLIP's, and others.
+        added_tokens: id -> token that matches anywhere in a text.
+        model_max_length: the ids that fit into the text encoder, the start and end token among
+            them.
+
+    Raises:
+        ValueError: an added token has an id that is not the next one.
+    """
+
+    library: ClassVar[str] = "transformers"
+
+    def __init__(
+        self,
+        vocab: dict[str, int],
+        merges: list[tuple[str, str]],
+        *,
+        special_tokens: Mapping[str, str | AddedToken] | None = None,
+        added_tokens: Mapping[int, AddedToken] | None = None,
+        model_max_length: int = MAX_LENGTH,
+    ) -> None:
+        special = {
+            role: _token(token, special=True)
+            for role, token in {**ROLES, **(special_tokens or {})}.items()
+        }
+        added = dict(sorted((added_tokens or {}).items()))
+        given = {token.content for token in added.values()}
+        self.model_max_length = model_max_length
+        self.vocab_size = len(vocab)
+        self.backend = _backend(vocab, merges, special["unk_token"].content)
+        self.backend.add_tokens(
+            [*added.values(), *(token for token in special.values() if token.content not in given)]
+        )
+        for id_, token in added.items():
+            if (place := self.backend.token_to_id(token.content)) != id_:
+                raise ValueError(
+                    f"the added token {token.content!r} is said to have id {id_}, but gets {place}"
+                )
+        self.bos_token, self.eos_token, self.unk_token, self.pad_token = (
+            special[role].content for role in ROLES
+        )
+        self.bos_token_id, self.eos_token_id = self._id(self.bos_token), self._id(self.eos_token)
+        self.unk_token_id, self.pad_token_id = self._id(self.unk_token), self._id(self.pad_token)
+
+    @classmethod
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: Place, **options: Unpack[PlaceOptions]
+    ) -> Self:
+        """Read `tokenizer.json`, or else `vocab.json` and `merges.txt`, with the configs beside
+        them.
+
+        Raises:
+            OSError: the files are not there.
+            ValueError: a file is damaged.
+        """
+        source = open_source(pretrained_model_name_or_path, **options)
+        try:
+            return cls._from_source(source)
+        except OSError:
+            raise
+        except Exception as error:  # `tokenizers` raises nothing more special
+            raise ValueError(f"{source.name}: the tokenizer cannot be read: {error}") from error
+
+    @classmethod
+    def _from_source(cls, source: Source) -> Self:
+        config, special_map, beyond, whole = (
+            source.json(name) if name in source.names else {}
+            for name in (
+                "tokenizer_config.json",
+                "special_tokens_map.json",
+                "added_tokens.json",
+                "tokenizer.json",
+            )
+        )
+        if "added_tokens_decoder" in config:  # the record of transformers 4.34 and later: complete
+            added = {
+                int(id_): _token(token) for id_, token in config["added_tokens_decoder"].items()
+            }
+        else:
+            config |= special_map
+            special = {token.content for token in _special_tokens(config).values()}
+            added = {
+                id_: AddedToken(token, special=token in special) for token, id_ in beyond.items()
+            }
+            added |= {token["id"]: _token(token) for token in whole.get("added_tokens", ())}
+        if whole:
+            vocab, merges = (
+                whole["model"]["vocab"],
+                [_pair(merge) for merge in whole["model"]["merges"]],
+            )
+        else:
+            vocab, merges = models.BPE.read_file(
+                str(source.path("vocab.json")), str(source.path("merges.txt"))
+            )
+        length = config.get("model_max_length", MAX_LENGTH)
+        length = length if length < UNKNOWN else MAX_LENGTH
+        return cls(
+            vocab,
+            merges,
+            special_tokens=_special_tokens(config),
+            added_tokens=added,
+            model_max_length=length,
+        )
+
+    def save_pretrained(self, save_directory: StrPath) -> None:
+        """Write `vocab.json`, `merges.txt` and their configs: the layout that transformers 4 and 5
+        read."""
+        special = {role: getattr(self, role) for role in ROLES}
+        added = self.backend.get_added_tokens_decoder()
+        beyond = {token.content: id_ for id_, token in added.items() if id_ >= self.vocab_size}
+        config = {
+            "added_tokens_decoder": {
+                str(id_): token.__getstate__() for id_, token in added.items()
+            },
+            "model_max_length": self.model_max_length,
+            "tokenizer_class": "CLIPTokenizer",
+        }
+        with placed(save_directory) as staging:
+            self.backend.model.save(str(staging))
+            write_json(staging / "tokenizer_config.json", config | special)
+            write_json(staging / "special_tokens_map.json", special)
+            if beyond:
+                write_json(staging / "added_tokens.json", beyond)
+
+    def __call__(
+        self,
+        text: str | Sequence[str],
+        *,
+        padding: bool | Literal["max_length", "longest", "do_not_pad"] = False,
+        truncation: bool = False,
+        max_length: int | None = None,
+        add_special_tokens: bool = True,
+        return_tensors: Literal["pt"] | None = None,
+    ) -> Encoding:
+        """Encode one text or several.
+
+        Args:
+            text: the prompts; a plain string gives plain lists of ids, or one row with
+                `return_tensors`.
+            padding: to `max_length`, or to the longest text.
+            truncation: keep the first ids and the end token where there are more than `max_length`.
+            max_length: `model_max_length` by default.
+            add_special_tokens: put each text between the start and the end token.
+            return_tensors: "pt" for int64 tensors (texts, ids).
+
+        Returns:
+            `input_ids`, and `attention_mask`: 1 on tokens, 0 on padding.
+
+        Raises:
+            ValueError: texts of different lengths cannot become one tensor.
+        """
+        limit = max_length or self.model_max_length
+        texts = [text] if isinstance(text, str) else list(text)
+        rows = [self._ids(one, add_special_tokens, limit if truncation else None) for one in texts]
+        longest = max(map(len, rows), default=0)
+        width = {"max_length": limit, "longest": longest, True: longest}.get(padding, 0)
+        masks = [[1] * len(row) + [0] * (width - len(row)) for row in rows]
+        rows = [row + [self.pad_token_id] * (width - len(row)) for row in rows]
+        columns: dict[str, Any] = {"input_ids": rows, "attention_mask": masks}
+        if return_tensors is not None:
+            if len({len(row) for row in rows}) > 1:
+                raise ValueError(
+                    "the texts have different numbers of tokens: padding=True makes one tensor of"
+                    " them"
+                )
+            columns = {
+                name: torch.tensor(column, dtype=torch.int64) for name, column in columns.items()
+            }
+        elif isinstance(text, str):
+            columns = {name: column[0] for name, column in columns.items()}
+        return Encoding(columns)
+
+    def _ids(self, text: str, wrapped: bool, limit: int | None) -> list[int]:
+        ids: list[int] = self.backend.encode(text, add_special_tokens=False).ids
+        if not wrapped:
+            return ids[:limit]
+        return [
+            self.bos_token_id,
+            *(ids if limit is None else ids[: max(limit - 2, 0)]),
+            self.eos_token_id,
+        ]
+
+    def decode(self, ids: int | Iterable[int], skip_special_tokens: bool = False) -> str:
+        """The text of some ids: in lower case, and with single spaces."""
+        ids = torch.as_tensor(ids).reshape(-1).tolist()
+        return (
+            self.backend.decode(ids, skip_special_tokens=skip_special_tokens)
+            .replace(WORD_END, " ")
+            .strip()
+        )
+
+    def batch_decode(
+        self, rows: Iterable[Iterable[int]], skip_special_tokens: bool = False
+    ) -> list[str]:
+        """The text of each row of ids."""
+        return [self.decode(row, skip_special_tokens) for row in rows]
+
+    def cut_off(self, text: str, max_length: int | None = None) -> str:
+        """What truncation to `max_length` (`model_max_length` by default) takes off the end of a
+        text."""
+        return self.decode(
+            self._ids(text, True, None)[(max_length or self.model_max_length) - 1 : -1]
+        )
+
+    def add_tokens(
+        self, tokens: str | Sequence[str | AddedToken], special_tokens: bool = False
+    ) -> int:
+        """Give the next ids to tokens that are not known yet; returns how many there were."""
+        tokens = [tokens] if isinstance(tokens, str) else list(tokens)
+        return (self.backend.add_special_tokens if special_tokens else self.backend.add_tokens)(
+            tokens
+        )
+
+    def expand(self, prompt: str) -> str:
+        """Write out textual inversions of several vectors: `tok` becomes `tok tok_1 tok_2` if there
+        are such tokens.
+
+        As everywhere in CLIP, case does not matter.
+        """
+        known = {token.lower(): token for token in self.added_tokens_encoder}
+        for name, token in known.items():
+            series = [token]
+            while (following := f"{name}_{len(series)}") in known:
+                series.append(known[following])
+            if len(series) > 1:
+                written = " ".join(series).replace("\\", r"\\")
+                prompt = re.sub(rf"{re.escape(token)}(?!_\d)", written, prompt, flags=re.I)
+        return prompt
+
+    def convert_tokens_to_ids(self, tokens: str | Sequence[str]) -> int | list[int]:
+        """The id of a token, or of each; that of `unk_token` where there is none."""
+        return (
+            self._id(tokens) if isinstance(tokens, str) else [self._id(token) for token in tokens]
+        )
+
+    def _id(self, token: str) -> int:
+        id_ = self.backend.token_to_id(token)
+        return self.unk_token_id if id_ is None else id_
+
+    def get_vocab(self) -> dict[str, int]:
+        """Token -> id, added tokens too."""
+        return self.backend.get_vocab(with_added_tokens=True)
+
+    @property
+    def added_tokens_encoder(self) -> dict[str, int]:
+        """Special and added token -> id, in the order of the ids."""
+        return {
+            token.content: id_
+            for id_, token in sorted(self.backend.get_added_tokens_decoder().items())
+        }
+
+    def __len__(self) -> int:
+        return self.backend.get_vocab_size(with_added_tokens=True)
+
+
+def _backend(vocab: dict[str, int], merges: list[tuple[str, str]], unknown: str) -> Tokenizer:
+    """The pipeline of a text: normalise, split into words, merge the bytes of each word."""
+    bpe = models.BPE(
+        vocab, merges, unk_token=unknown, continuing_subword_prefix="", end_of_word_suffix=WORD_END
+    )
+    backend = Tokenizer(bpe)
+    clean = [normalizers.NFC(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Lowercase()]
+    backend.normalizer = normalizers.Sequence(clean)
+    words, letters = (
+        pre_tokenizers.Split(Regex(WORDS), "removed", invert=True),
+        pre_tokenizers.ByteLevel(False),
+    )
+    backend.pre_tokenizer = pre_tokenizers.Sequence([words, letters])
+    backend.decoder = decoders.ByteLevel()
+    return backend
+
+
+def _pair(merge: str | Sequence[str]) -> tuple[str, str]:
+    """A merge in either spelling of `tokenizer.json`: "a b" or ["a", "b"]."""
+    left, right = merge.split(" ") if isinstance(merge, str) else merge
+    return left, right
+
+
+def _special_tokens(config: Mapping[str, Any]) -> dict[str, AddedToken]:
+    """The special tokens that a config names: those with a role, then the others."""
+    special = {role: _token(config[role], special=True) for role in ROLES if config.get(role)}
+    others = [_token(token, special=True) for name in EXTRA for token in config.get(name) or ()]
+    return special | {token.content: token for token in others}
+
+
+def _token(token: str | Mapping[str, Any] | AddedToken, **flags: bool) -> AddedToken:
+    """A token in any spelling of the configs."""
+    if isinstance(token, AddedToken):
+        return token
+    if isinstance(token, str):
+        return AddedToken(token, **flags)
+    return AddedToken(
+        **{key: value for key, value in token.items() if key not in ("__type", "id")} | flags
+    )
