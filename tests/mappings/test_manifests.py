@@ -164,3 +164,14 @@ def test_manifest_lines(tmp_path: Path) -> None:
 def test_unknown_class_is_refused() -> None:
     with pytest.raises(ValueError, match="'VQModel' is not a model of the runtime"):
         manifest("VQModel", {})
+
+
+def test_a_manifest_is_built_once_and_cannot_be_damaged(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = {"block_out_channels": [32], "norm_num_groups": 16, "act_fn": "silu"}
+    shapes = manifest("AutoencoderKL", config)
+    expected = dict(shapes)
+    shapes.clear()
+    monkeypatch.setattr(torch.nn.Module, "state_dict", None)
+    assert manifest("AutoencoderKL", dict(reversed(config.items()))) == expected
+    with pytest.raises(TypeError):
+        manifest("AutoencoderKL", {**config, "norm_num_groups": 8})

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Any
 
 import torch
 
+from .loading.model import Model
+from .loading.weights import NoInit
 from .models.clip import CLIPTextModel, CLIPTextModelWithProjection
 from .models.controlnet import ControlNetModel
 from .models.unet import UNet2DConditionModel
 from .models.vae import AutoencoderKL
 
-MODELS: dict[str, type[torch.nn.Module]] = {
+MODELS: dict[str, type[Model]] = {
     model.__name__: model
     for model in (
         UNet2DConditionModel,
@@ -22,11 +26,12 @@ MODELS: dict[str, type[torch.nn.Module]] = {
         CLIPTextModelWithProjection,
     )
 }
+Shapes = dict[str, tuple[int, ...]]
 
 
-def manifest(class_name: str, config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+def manifest(class_name: str, config: Mapping[str, Any]) -> Shapes:
     """Key -> shape of every tensor, in the order of the state dict. The model is built without
-    memory for weights.
+    memory for weights, and once for each config.
 
     Raises:
         ValueError: the class is unknown, or the config asks for something that is not implemented.
@@ -35,6 +40,11 @@ def manifest(class_name: str, config: Mapping[str, Any]) -> dict[str, tuple[int,
         raise ValueError(
             f"{class_name!r} is not a model of the runtime; known: {', '.join(MODELS)}"
         )
-    with torch.device("meta"):
-        model = MODELS[class_name](config)
+    return dict(_build(class_name, json.dumps(config, sort_keys=True)))
+
+
+@lru_cache(maxsize=64)
+def _build(class_name: str, config: str) -> Shapes:
+    with torch.device("meta"), NoInit():
+        model = MODELS[class_name](json.loads(config))
     return {key: tuple(tensor.shape) for key, tensor in model.state_dict().items()}
