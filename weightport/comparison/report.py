@@ -1,5 +1,4 @@
-"""A comparison of schedulers for people and for machines: `report.html`, `results.json`,
-`results.csv`."""
+"""A comparison of schedulers, written: `report.html`, `results.json`, `results.csv`."""
 
 from __future__ import annotations
 
@@ -9,15 +8,16 @@ import json
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from html import escape
 from pathlib import Path
 from statistics import fmean
+from typing import TYPE_CHECKING
 
-import numpy as np
-from PIL import Image
-
-from ..reports.page import Series, badge, figure, page, scatter_plot, table
+from ..reports.page import render
+from ..reports.plots import NamedPoint, Series, scatter_plot
 from .schedulers import REFERENCE, Run, SchedulerComparison, pareto_front
+
+if TYPE_CHECKING:
+    from markupsafe import Markup
 
 
 @dataclass(frozen=True)
@@ -137,118 +137,52 @@ def _csv(comparison: SchedulerComparison) -> str:
 
 
 def html(comparison: SchedulerComparison, output: Path, notes: Sequence[str] = ()) -> str:
-    """The page, self-contained."""
-    experiment, rows = comparison.experiment, means(comparison)
+    """The page, self-contained.
+
+    Raises:
+        ConversionError: what draws it is not installed.
+    """
+    rows = means(comparison)
     fast, few = fronts(rows)
     uncertainty = max(comparison.uncertainty.values())
-    size = (
-        f"{experiment.size[0]} x {experiment.size[1]}"
-        if experiment.size
-        else "the model's own size"
+    return render(
+        "schedulers.html",
+        comparison=comparison,
+        experiment=comparison.experiment,
+        reference=REFERENCE,
+        uncertainty=uncertainty,
+        notes=notes,
+        plots=[
+            _plot(rows, fast, "seconds", "seconds per image", uncertainty),
+            _plot(rows, few, "model_calls", "model calls", uncertainty),
+        ],
+        rows=rows,
+        front=fast,
+        scores=list(rows[0].scores),
+        runs={(run.prompt, run.scheduler, run.steps): run for run in comparison.runs},
+        output=output,
+        decibels=_decibels,
     )
-    words = (
-        f"{len(experiment.schedulers)} schedulers, {len(experiment.prompts)} prompts, seed"
-        f" {experiment.seed}, {size}, guidance {experiment.guidance_scale:g}. The reference is"
-        f" {REFERENCE} with {experiment.reference_steps} steps; with half as many it is"
-        f" {uncertainty:.2g} away from itself, so errors below that say nothing. All begin at the"
-        " last training timestep."
-    )
-    plots = "".join(
-        f'<div class="card">{_plot(rows, front, column, title, uncertainty)}</div>'
-        for front, column, title in (
-            (fast, "seconds", "seconds per image"),
-            (few, "model_calls", "model calls"),
-        )
-    )
-    body = [
-        "<h1>Schedulers compared</h1>",
-        f'<p class="soft"><code>{escape(comparison.model)}</code></p><p>{escape(words)}</p>',
-        *(f'<p class="soft">{escape(note)}</p>' for note in notes),
-        "<h2>Speed and quality</h2>",
-        (
-            "<p>Ringed points are the Pareto front: nothing is both faster and nearer to the"
-            " reference. A thin line goes from few steps of a scheduler to many. Hollow points are"
-            " stochastic schedulers, which follow another equation.</p>"
-        ),
-        plots,
-        f'<div class="card">{_table(rows, fast)}</div>',
-        *(_grid(comparison, output, prompt) for prompt in experiment.prompts),
-    ]
-    return page("Schedulers compared", "".join(body))
+
+
+def _decibels(psnr: float, digits: int) -> str:
+    return f"{psnr:.{digits}f}" if math.isfinite(psnr) else "∞"
 
 
 def _plot(
     rows: Sequence[Mean], front: set[int], column: str, title: str, uncertainty: float
-) -> str:
+) -> Markup:
+    """The error against a column of the rows."""
+
+    def point(row: Mean, name: str) -> NamedPoint:
+        return float(getattr(row, column)), row.rmse, name
+
     series = []
-    for name in dict.fromkeys(row.scheduler for row in rows):
-        own = [row for row in rows if row.scheduler == name]
-        points = [(float(getattr(row, column)), row.rmse, str(row.steps)) for row in own]
-        series.append(Series(name, points, hollow=own[0].stochastic))
-    best = [
-        (float(getattr(row, column)), row.rmse, f"{row.scheduler} {row.steps}")
-        for index, row in enumerate(rows)
-        if index in front
-    ]
+    for scheduler in dict.fromkeys(row.scheduler for row in rows):
+        own = [row for row in rows if row.scheduler == scheduler]
+        points = [point(row, str(row.steps)) for row in own]
+        series.append(Series(scheduler, points, hollow=own[0].stochastic))
+    best = [point(rows[index], f"{rows[index].scheduler} {rows[index].steps}") for index in front]
     return scatter_plot(
         series, title, "latent RMSE to the reference", sorted(best), limit=uncertainty
     )
-
-
-def _table(rows: Sequence[Mean], front: set[int]) -> str:
-    names = list(rows[0].scores)
-    head = [
-        "scheduler",
-        "steps",
-        "s/image",
-        "model calls",
-        "latent RMSE",
-        "PSNR dB",
-        *map(escape, names),
-    ]
-    cells = [
-        [
-            escape(row.scheduler) + _mark(i in front, row.stochastic),
-            str(row.steps),
-            f"{row.seconds:.3f}",
-            f"{row.model_calls:.0f}",
-            f"{row.rmse:.4f}",
-            f"{row.psnr:.2f}".replace("inf", "∞"),
-            *(f"{row.scores[name]:.4f}" for name in names),
-        ]
-        for i, row in enumerate(rows)
-    ]
-    return table(head, cells, numbers=range(1, len(head)))
-
-
-def _mark(front: bool, stochastic: bool) -> str:
-    if front:
-        return f" {badge(True, 'Pareto front')}"
-    return ' <span class="soft">stochastic</span>' if stochastic else ""
-
-
-def _grid(comparison: SchedulerComparison, output: Path, prompt: str) -> str:
-    """The images of a prompt: a row a scheduler, a column a number of steps."""
-    experiment = comparison.experiment
-    runs = {(run.scheduler, run.steps): run for run in comparison.runs if run.prompt == prompt}
-    reference = _image(
-        output / comparison.references[prompt], f"{REFERENCE}, {experiment.reference_steps} steps"
-    )
-    rows = [
-        [escape(name), *(_cell(output, runs[name, steps]) for steps in experiment.steps)]
-        for name in experiment.schedulers
-    ]
-    head = ["", *(f"{steps} steps" for steps in experiment.steps)]
-    return (
-        f'<h2>{escape(prompt)}</h2><div class="card"><p>The reference:</p>{reference}</div>'
-        f'<div class="card grid">{table(head, rows)}</div>'
-    )
-
-
-def _cell(output: Path, run: Run) -> str:
-    return _image(output / run.image, f"{run.psnr:.1f} dB, {run.seconds:.2f} s")
-
-
-def _image(file: Path, words: str) -> str:
-    with Image.open(file) as image:
-        return figure(np.asarray(image), words)

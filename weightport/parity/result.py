@@ -45,9 +45,19 @@ class Check:
     @property
     def passed(self) -> bool:
         """Whether the weights are those of the source and the outputs agree."""
-        return (
-            not (self.weights and self.weights.wrong) and self.matched.relative_l2 <= self.tolerance
-        )
+        return not self.has_wrong_weights and self.matched.relative_l2 <= self.tolerance
+
+    @property
+    def has_wrong_weights(self) -> bool:
+        """Whether the repo does not give the source's weights back."""
+        return bool(self.weights and self.weights.wrong)
+
+    @property
+    def verdict(self) -> str:
+        """In a few words."""
+        if self.passed:
+            return "pass"
+        return "FAIL: wrong weights" if self.has_wrong_weights else "FAIL: different maths"
 
 
 @dataclass(frozen=True)
@@ -74,6 +84,20 @@ class Images:
     def passed(self) -> bool:
         """Whether the images agree."""
         return self.matched.relative_l2 <= self.tolerance
+
+    @property
+    def verdict(self) -> str:
+        """In a word."""
+        return "pass" if self.passed else "FAIL"
+
+    @property
+    def summary(self) -> str:
+        """What was run, and how far the images are apart in what one sees of them."""
+        return (
+            f"{self.steps} steps of the sampler of {self.sampler} from the same token ids and"
+            f" noise: {self.differing:.2%} of the image's values differ, by {self.levels} of 255"
+            " at most"
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data, without the pictures."""
