@@ -9,6 +9,7 @@ from pathlib import Path
 
 from ..errors import ConversionError
 from ..io.atomic import check_apart
+from ..mappings.facts import facts
 from ..mappings.families import Family, families
 from .checkpoint import Checkpoint
 from .conversion import HALVES, Conversion, Settings
@@ -20,7 +21,7 @@ from .outputs.kerascv import output_keras
 from .outputs.ldm import output_ldm
 from .planning.plan import PlannedComponent, StateDictShapes, choose_family, plan, shared
 from .planning.recognise import Recognition, complete, recognise
-from .repo.layout import kerascv_facts, lacking, named_placeholders, placeholder_notes
+from .repo.layout import lacking, named_placeholders, placeholder_notes
 from .writers.background import Later
 
 _OUTPUTS = {"diffusers": output_repo, "kerascv": output_keras, "ldm": output_ldm}
@@ -164,7 +165,7 @@ def _with_base(
         added = gather([base], settings)
     else:
         family = choose_family(parts, settings.family)
-        stock = [base / name for name in kerascv_facts()["stock_files"][family.name]]
+        stock = [base / name for name in facts("kerascv")["stock_files"][family.name]]
         added = gather([path for path in stock if path.is_file()], settings)
         if not added:
             names = ", ".join(path.name for path in stock)

@@ -1,9 +1,9 @@
 """Tensor operations of the mapping language: rearrangements in einops notation, inverted by
 reversal.
 
-    "... i o -> o i ..."      Dense and Conv kernels of any rank, Keras to PyTorch
-    "1 1 i o -> o i"          a 1x1 convolution read as a linear layer
-    "(p o) i -> p o i"        one fused tensor split into as many targets as the row names; reversed, a merge
+    "... i o -> o i ..."   Dense and Conv kernels of any rank, Keras to PyTorch
+    "1 1 i o -> o i"       a 1x1 convolution read as a linear layer
+    "(p o) i -> p o i"     one fused tensor to as many targets as the row names; reversed, a merge
 
 An axis is a name, `1`, `...` (any number of axes) or a group `(a b)`. Where an op has several
 results (or sources), the first axis of that side counts them. Sizes come from the shapes. Notation:

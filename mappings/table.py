@@ -1,5 +1,4 @@
-"""Mapping tables: rows `target = "source : then"`, expanded over a finite key list into concrete
-links.
+"""Mapping tables: rows `target = "source : then"`, expanded over a finite key list into links.
 
 A row matches a dotted prefix of a *target* (diffusers) key. The row with more segments, then with
 fewer wildcards, wins. On the left `{i}` binds an integer, `*` one segment, `{q,k,v}` the parts of a
@@ -14,95 +13,74 @@ from __future__ import annotations
 
 import fnmatch
 import hashlib
-import re
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache, cached_property, lru_cache
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from .errors import MappingError
 from .expressions import evaluate
 from .ops import Op
+from .rows import Row
 
-FOLDER = Path(__file__).resolve().parent
-_HEADER = ("extends", "prefix", "about", "let", "ignore", "regenerate")
+_HEADER = ("extends", "prefix", "about", "let", "spelling", "ignore", "regenerate")
 
 
 @dataclass(frozen=True, slots=True)
 class Link:
-    """One concrete correspondence: `targets = op(sources)`; `op` is None where the tensor is the
-    same."""
+    """One concrete correspondence: `targets = op(sources)`.
+
+    Attributes:
+        op: None where the tensor is the same.
+        row: the table row(s) that made it, for reports.
+    """
 
     sources: tuple[str, ...]
     targets: tuple[str, ...]
     op: Op | None
-    row: str  # the table row(s) that made it, for reports
+    row: str
 
     @property
     def inverse(self) -> Link:
         """The link read the other way."""
-        return Link(self.targets, self.sources, self.op.inverse if self.op else None, self.row)
+        op = self.op.inverse if self.op else None
+        return Link(self.targets, self.sources, op, self.row)
 
 
 @dataclass(frozen=True)
-class Row:
-    """One line of a table, parsed once."""
+class Spelling:
+    """How a layout that writes no dots spells a path: `lora_unet_`, then segments joined by `_`."""
 
-    section: str
-    left: str
-    right: str
-    then: str
+    prefix: str
+    join: str
 
-    @cached_property
-    def _patterns(self) -> tuple[re.Pattern[str], ...]:
-        return tuple(re.compile(_segment_regex(segment)) for segment in _split(self.left))
+    @classmethod
+    def parse(cls, table: str, section: Mapping[str, Any]) -> Spelling:
+        """Read the section `[spelling]` of a table.
 
-    @cached_property
-    def source(self) -> tuple[str, ...]:
-        """The segments of the right-hand side, not filled in yet."""
-        return tuple(_split(self.right))
+        Raises:
+            MappingError: it holds something else than text for `prefix` and `join`.
+        """
+        if section.keys() - {"prefix", "join"} or "join" not in section:
+            raise MappingError(f"{table}: [spelling] holds `join` and perhaps `prefix`")
+        if not all(isinstance(value, str) for value in section.values()):
+            raise MappingError(f"{table}: [spelling] holds text")
+        return cls(section.get("prefix", ""), section["join"])
 
-    @property
-    def rank(self) -> tuple[int, int]:
-        """How specific the row is: more segments first, then fewer wildcards."""
-        return len(self._patterns), -self.left.count("*")
-
-    def match(self, segments: tuple[str, ...]) -> dict[str, str] | None:
-        """What the row binds when it matches the first segments of a key, else None."""
-        if len(segments) < len(self._patterns):
-            return None
-        bound: dict[str, str] = {}
-        for pattern, segment in zip(self._patterns, segments, strict=False):
-            found = pattern.fullmatch(segment)
-            if found is None:
-                return None
-            bound |= found.groupdict()
-        return bound
-
-    @property
-    def length(self) -> int:
-        """Number of segments the row takes from a key."""
-        return len(self._patterns)
-
-    @property
-    def parts(self) -> tuple[str, ...]:
-        """The names in the row's `{q,k,v}`, or nothing."""
-        found = re.search(r"\{(\w+(?:,\w+)+)\}", self.left)
-        return tuple(found[1].split(",")) if found else ()
-
-    def __str__(self) -> str:
-        return f'{self.left} = "{self.right}{" : " + self.then if self.then else ""}"'
+    def spell(self, path: str) -> str:
+        """The name of a dotted path."""
+        return self.prefix + path.replace(".", self.join)
 
 
 @dataclass(frozen=True)
 class Table:
-    """A mapping table, loaded from `mappings/<name>.toml`.
+    """A mapping table.
 
     Attributes:
         about: title, layout and part it reads, the component it fills, which of its keys
             (`covers`), the families it serves, and where the facts come from.
+        prefix: put before every source path.
+        spelling: how source paths are written, where not with dots.
         ignore: patterns of source keys that carry nothing -> the reason.
         regenerate: source keys that no target holds -> how they are made again: `positions`,
             `identity`, a number, or the pattern of those that are copied.
@@ -113,68 +91,138 @@ class Table:
     about: Mapping[str, Any]
     let: Mapping[str, str]
     prefix: str
+    spelling: Spelling | None
     sections: Mapping[str, tuple[Row, ...]]
     ignore: Mapping[str, str]
     regenerate: Mapping[str, str]
     sha256: str
 
+    @classmethod
+    def parse(cls, name: str, text: bytes, load: Callable[[str], Table]) -> Table:
+        """Read a table's file.
+
+        Args:
+            load: gives the table that this one extends.
+
+        Raises:
+            ValueError: the text is no TOML, or a part of it cannot be read.
+        """
+        document = tomllib.loads(text.decode())
+        digest = hashlib.sha256(text)
+        base = EMPTY
+        if "extends" in document:
+            base = load(document["extends"])
+            digest.update(base.sha256.encode())
+        spelling = base.spelling
+        if "spelling" in document:
+            spelling = Spelling.parse(name, document["spelling"])
+        return cls(
+            name=name,
+            about={**base.about, **document.get("about", {})},
+            let={**base.let, **document.get("let", {})},
+            prefix=document.get("prefix", base.prefix),
+            spelling=spelling,
+            sections=_sections(base, document),
+            ignore={**base.ignore, **document.get("ignore", {})},
+            regenerate={**base.regenerate, **document.get("regenerate", {})},
+            sha256=digest.hexdigest(),
+        )
+
+    @property
+    def beginning(self) -> str:
+        """How every source key begins."""
+        return self.spelling.prefix if self.spelling else self.prefix
+
     def covers(self, key: str) -> bool:
         """Whether a target key is this table's to explain (a VAE is filled by two tables)."""
         prefixes = self.about.get("covers")
-        return prefixes is None or any(key == p or key.startswith(p + ".") for p in prefixes)
+        if prefixes is None:
+            return True
+        return any(key == prefix or key.startswith(f"{prefix}.") for prefix in prefixes)
 
     def ignored(self, key: str) -> str | None:
         """The reason why a source key is left out, if the table gives one."""
-        return next(
-            (
-                reason
-                for pattern, reason in self.ignore.items()
-                if fnmatch.fnmatchcase(key, pattern)
-            ),
-            None,
-        )
+        for pattern, reason in self.ignore.items():
+            if fnmatch.fnmatchcase(key, pattern):
+                return reason
+        return None
 
     def links(self, targets: Iterable[str], config: Mapping[str, Any]) -> list[Link]:
         """Expand the table over target keys, in their order; one link per source tensor.
 
         Raises:
-            MappingError: no row explains a key, or two rows claim one source.
+            MappingError: no row explains a key, two rows claim one source, or two sources have one
+                name.
         """
         names = dict(config)
         for name, text in self.let.items():
             names[name] = evaluate(text, names)
-        explain = _Expansion(self, names).explain
-        found: dict[str, _Explained] = {}  # source -> what explains it
-        parts: dict[str, dict[int, str]] = {}  # source of a fused tensor -> place -> target
+        expansion = _Expansion(self, names)
+        found: dict[str, _Explained] = {}  # source path -> what explains it
+        parts: dict[str, dict[int, str]] = {}  # the same -> place among fused parts -> target
         unexplained: list[str] = []
         for key in filter(self.covers, targets):
-            explained = explain(tuple(key.split(".")))
+            explained = expansion.explain(tuple(key.split(".")))
             if explained is None:
                 unexplained.append(key)
                 continue
-            places = parts.setdefault(explained.source, {})
-            if (
-                found.setdefault(explained.source, explained).row != explained.row
-                or explained.place in places
-            ):
-                raise MappingError(
-                    f"{self.name}: `{explained.source}` is claimed by {(*places.values(),)} and"
-                    f" `{key}`"
-                )
+            source = explained.source
+            places = parts.setdefault(source, {})
+            first = found.setdefault(source, explained)
+            if first.row != explained.row or explained.place in places:
+                others = tuple(places.values())
+                raise MappingError(f"{self.name}: `{source}` is claimed by {others} and `{key}`")
             places[explained.place] = key
         if unexplained:
             raise MappingError(
                 f"{self.name}: no row explains {unexplained[0]} (and {len(unexplained) - 1} more)"
             )
-        return [
-            Link((source,), tuple(key for _, key in sorted(parts[source].items())), how.op, how.row)
-            for source, how in found.items()
-        ]
+        spelled = self._spelled(list(found))
+        links = []
+        for source, how in found.items():
+            fused = tuple(key for _, key in sorted(parts[source].items()))
+            links.append(Link((spelled[source],), fused, how.op, how.row))
+        return links
+
+    def _spelled(self, paths: Sequence[str]) -> dict[str, str]:
+        """Source path -> its name, each of which must be one path's alone."""
+        if self.spelling is None:
+            return {path: path for path in paths}
+        owners: dict[str, str] = {}
+        for path in paths:
+            name = self.spelling.spell(path)
+            if name in owners:
+                raise MappingError(
+                    f"{self.name}: `{owners[name]}` and `{path}` are both spelled `{name}`"
+                )
+            owners[name] = path
+        return {path: name for name, path in owners.items()}
+
+
+EMPTY = Table("", {}, {}, "", None, {}, {}, {}, "")
+"""What a table extends that names no other."""
+
+
+def _sections(base: Table, document: Mapping[str, Any]) -> dict[str, tuple[Row, ...]]:
+    """The rows of a base and of a file, the most specific first; a row replaces the base's with the
+    same left side."""
+    rows = {
+        section: {row.left: row for row in inherited}
+        for section, inherited in base.sections.items()
+    }
+    for section, entries in document.items():
+        if section not in _HEADER:
+            own = {left: Row.parse(section, left, value) for left, value in entries.items()}
+            rows[section] = rows.get(section, {}) | own
+    return {
+        section: tuple(sorted(known.values(), key=lambda row: row.rank, reverse=True))
+        for section, known in rows.items()
+    }
 
 
 class _Explained(NamedTuple):
-    """What a table says of one target key: its source, its place among the parts of a fused one,
-    the op, the rows."""
+    """What a table says of one target key: its source path, its place among the parts of a fused
+    tensor, the op, the rows."""
 
     source: str
     place: int
@@ -196,7 +244,8 @@ class _Expansion:
     by its front."""
 
     def __init__(self, table: Table, names: Mapping[str, Any]) -> None:
-        self._table, self._names = table, names
+        self._table = table
+        self._names = names
         self._depth = {
             section: max(row.length for row in rows)
             for section, rows in table.sections.items()
@@ -206,144 +255,49 @@ class _Expansion:
 
     def explain(self, key: tuple[str, ...]) -> _Explained | None:
         """What the table says of a target key, given in segments; None if no row fits."""
-        section, at, place, scope = "main", 0, 0, self._names
+        section = "main"
+        scope = self._names
+        taken = 0
+        place = 0
         source: list[str] = []
         rows: list[str] = []
         while True:
-            step = self._step(section, key, at, scope)
+            step = self._step(section, key, taken, scope)
             if step is None:
                 return None
-            row, scope, filled, part = step
-            source += filled
+            row = step.row
             rows.append(str(row))
-            at += row.length
-            place = place if part is None else part
-            if row.then in self._table.sections:
-                section = row.then
-                continue
-            if row.then and at < len(key):
-                return None  # an op ends a key; a longer one needs its own row
-            path = self._table.prefix + ".".join((*source, *key[at:]))
-            return _Explained(
-                path, place, Op.parse(row.then) if row.then else None, " / ".join(rows)
-            )
+            source += step.source
+            taken += row.length
+            scope = step.scope
+            if step.place is not None:
+                place = step.place
+            if row.then not in self._table.sections:
+                break
+            section = row.then
+        if row.then and taken < len(key):
+            return None  # an op ends a key; a longer one needs its own row
+        path = self._table.prefix + ".".join((*source, *key[taken:]))
+        op = Op.parse(row.then) if row.then else None
+        return _Explained(path, place, op, " / ".join(rows))
 
     def _step(
-        self, section: str, key: tuple[str, ...], at: int, scope: Mapping[str, Any]
+        self, section: str, key: tuple[str, ...], taken: int, scope: Mapping[str, Any]
     ) -> _Step | None:
-        front = section, key[: at + self._depth.get(section, 0)]
+        front = section, key[: taken + self._depth.get(section, 0)]
         if front not in self._steps:
-            self._steps[front] = self._first(section, key[at:], scope)
+            self._steps[front] = self._first(section, key[taken:], scope)
         return self._steps[front]
 
     def _first(
         self, section: str, segments: tuple[str, ...], scope: Mapping[str, Any]
     ) -> _Step | None:
-        for row in self._table.sections.get(section, ()):  # most specific first
+        """The most specific row that matches."""
+        for row in self._table.sections.get(section, ()):
             bound = row.match(segments)
             if bound is not None:
-                known = {
-                    **scope,
-                    **{name: int(value) for name, value in bound.items() if value.isdigit()},
-                }
-                filled = (_fill(segment, known, bound) for segment in row.source)
+                numbers = {name: int(text) for name, text in bound.items() if text.isdigit()}
+                known = {**scope, **numbers}
                 place = row.parts.index(bound["part"]) if row.parts else None
-                return _Step(row, known, tuple(segment for segment in filled if segment), place)
+                return _Step(row, known, row.write(bound, known), place)
         return None
-
-
-@lru_cache(maxsize=1)
-def all_tables() -> tuple[Table, ...]:
-    """Every table that reads a part of a checkpoint (those that others extend name no layout), by
-    name."""
-    tables = (
-        load_table(path.stem)
-        for path in sorted(FOLDER.glob("*_*.toml"))
-        if path.stem != "keras_layers"
-    )
-    return tuple(table for table in tables if "part" in table.about)
-
-
-@cache
-def load_table(name: str, folder: Path = FOLDER) -> Table:
-    """Load `<folder>/<name>.toml` and whatever it extends.
-
-    Raises:
-        MappingError: no such table, or a row that cannot be read.
-    """
-    path = folder / f"{name}.toml"
-    try:
-        text = path.read_bytes()
-        document = tomllib.loads(text.decode())
-    except (OSError, ValueError) as error:
-        raise MappingError(f"table {name}: {error}") from None
-    digest = hashlib.sha256(text)
-    rows: dict[str, dict[str, str]] = {}
-    base: Table | None = None
-    if "extends" in document:
-        base = load_table(document["extends"], folder)
-        digest.update(base.sha256.encode())
-        rows = {
-            section: {row.left: _spell(row) for row in base.sections[section]}
-            for section in base.sections
-        }
-    for section, entries in document.items():
-        if section not in _HEADER:
-            rows[section] = rows.get(section, {}) | entries
-    sections = {
-        section: tuple(
-            sorted(
-                (_row(section, *entry) for entry in entries.items()),
-                key=lambda r: r.rank,
-                reverse=True,
-            )
-        )
-        for section, entries in rows.items()
-    }
-    return Table(
-        name=name,
-        about=dict(base.about if base else {}) | document.get("about", {}),
-        let=dict(base.let if base else {}) | document.get("let", {}),
-        prefix=document.get("prefix", base.prefix if base else ""),
-        sections=sections,
-        ignore=dict(base.ignore if base else {}) | document.get("ignore", {}),
-        regenerate=dict(base.regenerate if base else {}) | document.get("regenerate", {}),
-        sha256=digest.hexdigest(),
-    )
-
-
-def _row(section: str, left: str, value: str) -> Row:
-    right, _, then = value.partition(" : ")
-    return Row(section, left, right.strip(), then.strip())
-
-
-def _spell(row: Row) -> str:
-    return f"{row.right} : {row.then}" if row.then else row.right
-
-
-def _split(path: str) -> list[str]:
-    """Split at the dots that are not inside braces."""
-    return re.findall(r"(?:\{[^}]*\}|[^.{])+", path)
-
-
-def _segment_regex(segment: str) -> str:
-    """`linear_{k}` -> a regex; `{k}` binds an integer, `{q,k}` a part, `*` anything."""
-    pieces = []
-    for piece in re.split(r"(\{[^}]*\}|\*)", segment):
-        if piece == "*":
-            pieces.append("(?P<star>.+)")
-        elif "," in piece:
-            pieces.append(f"(?P<part>{'|'.join(map(re.escape, piece[1:-1].split(',')))})")
-        elif piece.startswith("{"):
-            pieces.append(rf"(?P<{piece[1:-1]}>\d+)")
-        else:
-            pieces.append(re.escape(piece))
-    return "".join(pieces)
-
-
-def _fill(segment: str, scope: Mapping[str, Any], bound: Mapping[str, str]) -> str:
-    """Put values into a right-hand segment."""
-    filled = segment.replace("*", bound.get("star", "*"))
-    if "{" not in filled:
-        return filled
-    return re.sub(r"\{([^}]*)\}", lambda found: str(evaluate(found[1], scope)), filled)

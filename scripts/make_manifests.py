@@ -1,6 +1,6 @@
 #!/usr/bin/env python
 """Write mappings/manifests/*.txt: every tensor of every stock model, as the runtime builds it from
-families.toml."""
+the families' files."""
 
 from weightport.mappings.families import FOLDER, families
 from weightport.runtime.manifest import manifest

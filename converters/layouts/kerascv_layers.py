@@ -3,20 +3,19 @@
 
 Keras numbers layers by the history of the saving process, so a number says only which of two layers
 came first. Every way of saving is brought to one canonical key: class, rank among its class,
-attribute path, `weight` or `bias`. What the layers hold is data: `mappings/keras_layers.toml`.
+attribute path, `weight` or `bias`. What the layers hold is data: `mappings/facts/keras_layers.toml`.
 """
 
 from __future__ import annotations
 
 import re
-import tomllib
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from typing import Any
 
-from ...mappings.table import FOLDER
+from ...mappings.facts import facts
 from ..checkpoint import Tensor
 from ..readers.tensorflow import Node
 
@@ -46,7 +45,7 @@ class Slot:
 
 @dataclass(frozen=True)
 class KerasModels:
-    """The content of `mappings/keras_layers.toml`."""
+    """The content of `mappings/facts/keras_layers.toml`."""
 
     layers: Mapping[str, tuple[Slot, ...]]
     models: Mapping[str, tuple[str, ...]]
@@ -67,8 +66,8 @@ class KerasModels:
 
 @lru_cache(maxsize=1)
 def keras_models() -> KerasModels:
-    """Load `mappings/keras_layers.toml`."""
-    document = tomllib.loads((FOLDER / "keras_layers.toml").read_text())
+    """Load `mappings/facts/keras_layers.toml`."""
+    document = facts("keras_layers")
     return KerasModels(
         layers={
             name: tuple(_slot(*item) for item in slots.items())

@@ -2,7 +2,7 @@
 
 Keys keep the prefixes that the ldm tables know; a file of one part only, which lacks them, gets
 them. Moving averages (LitEma flattens their names by removing the dots) are decoded against the key
-list of the model, never guessed. What else such files hold is data: `mappings/ldm.toml`.
+list of the model, never guessed. What else such files hold is data: `mappings/facts/ldm.toml`.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from __future__ import annotations
 import fnmatch
 import json
 import math
-import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from functools import lru_cache
@@ -19,8 +18,9 @@ from typing import Any, NoReturn
 import numpy as np
 
 from ...errors import ConversionError, printable
+from ...mappings.facts import facts
 from ...mappings.families import families
-from ...mappings.table import FOLDER, all_tables
+from ...mappings.library import all_tables
 from ..checkpoint import FLOATS, Checkpoint, Tensor
 from ..planning.keys import brief
 from ..planning.recognise import candidates
@@ -58,10 +58,10 @@ def refuse_unsupported(checkpoint: Checkpoint) -> None:
         ConversionError: the checkpoint holds a tensor that only such a model has.
     """
     tensors = checkpoint.tensors
-    for pattern, model in ldm_facts()["unsupported"].items():
+    for pattern, model in facts("ldm")["unsupported"].items():
         for key in fnmatch.filter(tensors, pattern):
             _refuse(checkpoint, key, model)
-    for place, model in ldm_facts()["unsupported_sizes"].items():
+    for place, model in facts("ldm")["unsupported_sizes"].items():
         pattern, axis, size = place.split()
         for key in fnmatch.filter(tensors, pattern):
             if tensors[key].shape[int(axis) :][:1] == (int(size),):
@@ -118,12 +118,6 @@ def split(raw: Checkpoint, ema: bool) -> list[Checkpoint]:
 
 
 @lru_cache(maxsize=1)
-def ldm_facts() -> dict[str, Any]:
-    """`mappings/ldm.toml`."""
-    return tomllib.loads((FOLDER / "ldm.toml").read_text())
-
-
-@lru_cache(maxsize=1)
 def _prefixes() -> tuple[str, ...]:
     return tuple(
         dict.fromkeys(table.prefix for table in all_tables() if table.about["layout"] == "ldm")
@@ -133,7 +127,7 @@ def _prefixes() -> tuple[str, ...]:
 def _bare(keys: Iterable[str]) -> dict[str, str]:
     """Beginnings of keys that lack the prefix of their part -> the same with it."""
     aliases: dict[str, str] = {}
-    for bare in ldm_facts()["bare"].values():
+    for bare in facts("ldm")["bare"].values():
         if any(key.startswith(bare["marker"]) for key in keys):
             for front in bare["keys"]:
                 aliases.setdefault(
@@ -154,7 +148,7 @@ def _renamed(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def _without_skipped(tensors: Mapping[str, Tensor], skipped: dict[str, str]) -> dict[str, Tensor]:
     """The tensors that a table may know; the reasons for the others go to `skipped`."""
-    for pattern, reason in ldm_facts()["skip"].items():
+    for pattern, reason in facts("ldm")["skip"].items():
         for key in fnmatch.filter(tensors, pattern):
             skipped.setdefault(key, reason)
     return {key: tensor for key, tensor in tensors.items() if key not in skipped}
@@ -208,7 +202,7 @@ def _stated(raw: Checkpoint) -> dict[str, str]:
                 configs = {
                     f"scheduler.{option}": value for option, value in betas_config(kept).items()
                 }
-    for marker, options in ldm_facts()["edm"].items():
+    for marker, options in facts("ldm")["edm"].items():
         if marker in raw.tensors:
             configs = {option: _value(raw.tensors, value) for option, value in options.items()}
     return stated | {

@@ -149,7 +149,7 @@ def _kind(
 
 
 def is_marker(value: object) -> bool:
-    """Whether a value in `[edm]` of `mappings/ldm.toml` is the name of a tensor."""
+    """Whether a value in `[edm]` of `mappings/facts/ldm.toml` is the name of a tensor."""
     return isinstance(value, str) and value.startswith("edm_")
 
 

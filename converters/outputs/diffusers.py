@@ -11,13 +11,14 @@ from pathlib import Path
 from typing import Any
 
 from ...io.atomic import check_space, staged, staged_file
+from ...mappings.facts import facts
 from ...mappings.families import Family
 from ..checkpoint import SourceFile
 from ..conversion import Conversion, Settings, check_finite, total_nbytes
 from ..layouts.ldm_evidence import Prediction, image_size, prediction, stands_alone
 from ..planning.plan import PlannedComponent
 from ..repo.card import model_card
-from ..repo.layout import kerascv_facts, write_repo
+from ..repo.layout import write_repo
 from ..repo.report import conversion_report
 from ..writers.safetensors import WrittenFile, write_safetensors
 from .ldm_residue import residue_of, residue_outputs, residue_path
@@ -72,7 +73,7 @@ def _base_model(conversion: Conversion, settings: Settings) -> str | None:
     """The Hub id of the model that this one comes from: as given, or the one that KerasCV starts
     from."""
     kerascv = any(component.layout == "kerascv" for component in conversion.components.values())
-    known = kerascv_facts()["base_models"].get(conversion.family) if kerascv else None
+    known = facts("kerascv")["base_models"].get(conversion.family) if kerascv else None
     return settings.base_model or known
 
 

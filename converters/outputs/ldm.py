@@ -9,10 +9,10 @@ from typing import Any
 
 from ...errors import ConversionError
 from ...io.atomic import check_space, staged_file
+from ...mappings.facts import facts
 from ...mappings.families import Family
 from ...mappings.table import Link
 from ..conversion import Conversion, Settings, check_finite
-from ..layouts.ldm import ldm_facts
 from ..layouts.ldm_evidence import prediction
 from ..planning.keys import collapse
 from ..planning.plan import PlannedComponent
@@ -101,14 +101,14 @@ def _scheduler(conversion: Conversion, family: Family, settings: Settings) -> di
 
 def _scheduled(conversion: Conversion, family: Family, config: Mapping[str, Any]) -> Iterator[Made]:
     """What a whole checkpoint of the family holds of the noise schedule."""
-    families = ldm_facts()["schedule"]
+    families = facts("ldm")["schedule"]
     unet = conversion.components.get("unet")
     if unet is None or lacking(family, conversion.components):
         return
     if family.name in families["buffers"]:
         yield from schedule(config)
     if family.name in families["markers"]:
-        yield from markers(config, _vae_config(conversion, family), ldm_facts()["edm"])
+        yield from markers(config, _vae_config(conversion, family), facts("ldm")["edm"])
 
 
 def _vae_config(conversion: Conversion, family: Family) -> dict[str, Any]:

@@ -111,7 +111,7 @@ def markers(
         config: the scheduler's.
         vae: the VAE's config.
         edm: marker of an EDM schedule -> option -> its value, or the tensor that has it:
-            `mappings/ldm.toml`.
+            `mappings/facts/ldm.toml`.
     """
     how = "a marker: what scheduler_config.json says"
     values = {f"scheduler.{name}": value for name, value in config.items()}

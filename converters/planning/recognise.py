@@ -9,7 +9,8 @@ from functools import cache, cached_property
 
 from ...errors import ConversionError
 from ...mappings.families import Component, Family, families
-from ...mappings.table import Link, Table, all_tables
+from ...mappings.library import all_tables
+from ...mappings.table import Link, Table
 from ..checkpoint import Checkpoint
 from ..layouts.kerascv_layers import model_layers
 from .keys import brief
@@ -107,7 +108,7 @@ def recognise(checkpoint: Checkpoint) -> Recognition:
         checkpoint.layout
     )  # expanding a table takes time: only those whose prefix is there
     possible = (
-        tuple(c for c in possible if any(key.startswith(c.table.prefix) for key in keys))
+        tuple(c for c in possible if any(key.startswith(c.table.beginning) for key in keys))
         or possible
     )
     scores = [(_score(keys, candidate), candidate) for candidate in possible]

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import json
 import re
-import tomllib
 from collections import ChainMap
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from ...errors import ConversionError, printable
+from ...mappings.facts import facts
 from ...mappings.families import Family
-from ...mappings.table import FOLDER
 from ..checkpoint import FLOATS, SourceFile
 from ..layouts.ldm_evidence import Prediction
 from ..layouts.sources import inside
@@ -31,12 +29,6 @@ _TOKENIZER_FILES = (
 )  # fmt: skip
 _MAX_CONFIG = 1 << 20  # bytes read of a config; real ones have a few hundred
 _TORCH_DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
-
-
-@lru_cache(maxsize=1)
-def kerascv_facts() -> dict[str, Any]:
-    """`mappings/kerascv.toml`: scheduler, padding, activations and file names of KerasCV."""
-    return tomllib.loads((FOLDER / "kerascv.toml").read_text())
 
 
 @dataclass(frozen=True)
@@ -119,9 +111,9 @@ def _write_pipeline(
         _write_json(
             folder / name / "scheduler_config.json", read_json(theirs) if theirs else _dated(config)
         )
-    for name, pad_token in family.tokenizers.items():
-        encoder = components.get(name.replace("tokenizer", "text_encoder"), first)
-        _write_tokenizer(folder / name, encoder, style, pad_token)
+    for name, tokenizer in family.tokenizers.items():
+        encoder = components.get(tokenizer.encoder, first)
+        _write_tokenizer(folder / name, encoder, style, tokenizer.pad_token)
     _write_json(folder / "model_index.json", _model_index(family, components, scheduler))
 
 
@@ -227,9 +219,9 @@ def _config(
         ]
         if component.layout != "kerascv":
             return config
-        config |= kerascv_facts()["text_encoder"]
+        config |= facts("kerascv")["text_encoder"]
         if family.name == "sd2":
-            config["hidden_act"] = kerascv_facts()["text_activation"][style.text_activation]
+            config["hidden_act"] = facts("kerascv")["text_activation"][style.text_activation]
             written.notes.append(
                 f"text encoder activation: {config['hidden_act']} (--text-activation"
                 f" {style.text_activation}; keras-cv computes tanh since 0.6.4, erf before, and a"
@@ -261,7 +253,7 @@ def scheduler_config(unet: PlannedComponent, family: Family) -> dict[str, Any]:
     """The scheduler that a UNet comes with: a base's own, KerasCV's, or the family's."""
     theirs = base_file(unet, "scheduler/scheduler_config.json")
     if unet.layout == "kerascv":
-        return dict(kerascv_facts()["scheduler"])
+        return dict(facts("kerascv")["scheduler"])
     return read_json(theirs) if theirs else dict(family.scheduler)
 
 
@@ -298,7 +290,7 @@ def _write_tokenizer(folder: Path, encoder: PlannedComponent, style: Style, pad_
                 (folder / file.name).write_bytes(file.read_bytes())
         return
     if encoder.layout == "kerascv":
-        pad_token = kerascv_facts()["tokenizer"]["pad_token"]
+        pad_token = facts("kerascv")["tokenizer"]["pad_token"]
     write_tokenizer(folder, placeholder_tokens=style.placeholder_tokens, pad_token=pad_token)
 
 
@@ -370,7 +362,10 @@ def _model_index(
         **{
             name: ["diffusers", config["_class_name"]] for name, config in family.schedulers.items()
         },
-        **{name: ["transformers", "CLIPTokenizer"] for name in family.tokenizers},
+        **{
+            name: ["transformers", tokenizer.class_name]
+            for name, tokenizer in family.tokenizers.items()
+        },
         **{name: value if value != [] else [None, None] for name, value in family.index.items()},
         **whole,
     }

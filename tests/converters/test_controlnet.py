@@ -12,7 +12,7 @@ from safetensors.numpy import load_file, save_file
 
 import weightport
 from weightport.mappings.families import families
-from weightport.mappings.table import load_table
+from weightport.mappings.library import load_table
 
 from ..support.synthetic import weights, write_controlnet, write_repo
 

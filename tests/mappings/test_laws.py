@@ -12,7 +12,9 @@ import pytest
 
 from weightport.mappings.errors import MappingError
 from weightport.mappings.families import families
-from weightport.mappings.table import Link, Row, Table, all_tables
+from weightport.mappings.library import all_tables
+from weightport.mappings.rows import Row
+from weightport.mappings.table import Link, Table
 
 Shapes = Mapping[str, tuple[int, ...]]
 

@@ -3,7 +3,8 @@
 import pytest
 
 from weightport.mappings.errors import MappingError
-from weightport.mappings.table import Link, load_table
+from weightport.mappings.library import load_table
+from weightport.mappings.table import Link
 
 
 @pytest.fixture

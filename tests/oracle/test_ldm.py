@@ -17,7 +17,7 @@ import pytest
 
 import weightport
 from weightport.mappings.families import families
-from weightport.mappings.table import load_table
+from weightport.mappings.library import load_table
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("ldm", reason="the package stable-diffusion-sdkit")

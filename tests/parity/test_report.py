@@ -111,7 +111,7 @@ def test_the_first_leap_is_the_fault_and_growth_is_none():
 
 def test_modules_are_found_through_the_tables():
     from weightport.mappings.families import families
-    from weightport.mappings.table import load_table
+    from weightport.mappings.library import load_table
 
     component = families()["sd1"].components["unet"]
     for table, conv, block in (

@@ -17,7 +17,7 @@ from safetensors.numpy import load_file, save_file
 import weightport
 from weightport.converters.layouts.ldm import flat
 from weightport.converters.planning.recognise import candidates
-from weightport.mappings.table import load_table
+from weightport.mappings.library import load_table
 
 from ...support.synthetic import STEMS, State, weights
 

@@ -1,0 +1,41 @@
+"""A family is one file; what is asked of all of them."""
+
+from __future__ import annotations
+
+import pytest
+
+from weightport.mappings.families import FOLDER, NAMES, component_names, families, halves
+from weightport.mappings.library import all_tables
+
+
+def test_every_family_has_its_file() -> None:
+    assert sorted(path.stem for path in (FOLDER / "families").iterdir()) == sorted(NAMES)
+    assert tuple(families()) == NAMES
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_what_a_family_names_is_there(name: str) -> None:
+    family = families()[name]
+    assert {family.denoiser, family.autoencoder, *family.text_encoders} <= family.components.keys()
+    assert family.components[family.denoiser].config["in_channels"] in family.pipelines
+    assert family.v_prediction.keys() <= family.components.keys()
+    assert family.needs.keys() <= family.pipelines.keys()
+
+
+def test_components_of_all_families() -> None:
+    assert component_names() == ("text_encoder", "text_encoder_2", "unet", "vae", "controlnet")
+    assert halves() == {"decoder": "vae", "image_encoder": "vae"}
+
+
+def test_halves_are_what_their_tables_cover() -> None:
+    for table in all_tables():
+        part, component = table.about["part"], table.about["component"]
+        assert (part in halves()) == (part != component)
+        for family in table.about["families"]:
+            known = families()[family].components[component].halves
+            assert table.about.get("covers") == known.get(part)
+
+
+def test_pixels_of_a_latent_pixel() -> None:
+    assert families()["sd1"].latent_scale == 8
+    assert families()["upscaler"].latent_scale == 4
