@@ -8,9 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from .checkpoint import Array
+from ..differences import max_abs
 from .conversion import Settings
 from .convert import gather
 from .planning.plan import PlannedComponent, PlannedTensor, StateDictShapes, choose_family, plan
@@ -102,17 +100,11 @@ def _difference(
     left, right = a.tensor().numpy(), b.tensor().numpy()
     if a.dtype != b.dtype:
         return TensorDifference(
-            component, key, "dtype", f"{a.dtype} and {b.dtype}", _max_abs(left, right)
+            component, key, "dtype", f"{a.dtype} and {b.dtype}", max_abs(left, right)
         )
     if left.tobytes() == right.tobytes():
         return None
-    return TensorDifference(component, key, "value", a.dtype, _max_abs(left, right))
-
-
-def _max_abs(a: Array, b: Array) -> float:
-    """NaN if either side has a NaN that the other has not."""
-    wide = a.astype(np.float64), b.astype(np.float64)
-    return float(np.abs(np.where(wide[0] == wide[1], 0.0, wide[0] - wide[1])).max(initial=0.0))
+    return TensorDifference(component, key, "value", a.dtype, max_abs(left, right))
 
 
 def describe(comparison: Comparison) -> Iterator[str]:

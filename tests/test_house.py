@@ -29,6 +29,7 @@ HEAVY = {"torch", "tensorflow", "keras", "h5py"}
 GROUND = {
     "errors": set[str](),
     "noise_schedule": set[str](),
+    "differences": set[str](),
     "mappings": set[str](),
     "io": {"errors"},
     "reports": {"errors"},
@@ -57,7 +58,7 @@ MAY_IMPORT = GROUND | {
     "converters.layouts": _LAYOUTS,
     "converters.repo": _REPO,
     "converters.outputs": _REPO | {"converters.repo"},
-    "converters": _REPO | {"converters.repo", "converters.outputs"},
+    "converters": _REPO | {"converters.repo", "converters.outputs", "differences"},
     "runtime.loading": _LOADING | {"runtime.registry"},
     "runtime.text": _MODELS,
     "runtime.schedulers": _MODELS | {"noise_schedule"},

@@ -15,7 +15,6 @@ from ...errors import ConversionError
 from ...mappings.families import families
 from ..checkpoint import Array, Checkpoint
 
-PREDICTION_TYPES = ("epsilon", "v_prediction")
 # `modelspec.prediction_type` of https://github.com/Stability-AI/ModelSpec, and kohya's metadata
 _SPOKEN = {
     "epsilon": "epsilon",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +11,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from .. import differences
+
 
 def rmse(a: Tensor, b: Tensor) -> float:
     """Root mean square difference of two tensors of one shape."""
@@ -20,8 +21,7 @@ def rmse(a: Tensor, b: Tensor) -> float:
 
 def psnr(a: Image.Image, b: Image.Image) -> float:
     """Peak signal-to-noise ratio of two images, in dB; infinite for equal ones."""
-    error = float(np.square(np.asarray(a, np.float64) - np.asarray(b, np.float64)).mean())
-    return math.inf if error == 0 else 10 * math.log10(255**2 / error)
+    return differences.psnr(np.asarray(a), np.asarray(b), peak=255)
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,6 @@ class Metric:
     """A learned score of an image: `(image, reference image, prompt) -> number`."""
 
     name: str
-    better: str  # "lower" or "higher"
     score: Callable[[Image.Image, Image.Image, str], float]
 
     def __call__(self, image: Image.Image, reference: Image.Image, prompt: str) -> float:
@@ -69,7 +68,7 @@ def _lpips(name: str) -> Metric:
     def score(image: Image.Image, reference: Image.Image, prompt: str) -> float:
         return float(network(signed(image), signed(reference)))
 
-    return Metric(name, "lower", score)
+    return Metric(name, score)
 
 
 def _clip_score(name: str) -> Metric:
@@ -87,4 +86,4 @@ def _clip_score(name: str) -> Metric:
         ]
         return 100 * max(float(torch.cosine_similarity(*features)), 0.0)
 
-    return Metric(name, "higher", score)
+    return Metric(name, score)

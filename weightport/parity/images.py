@@ -8,9 +8,10 @@ from typing import Any
 
 import numpy as np
 
+from ..differences import Array
 from .bench import Bench
 from .inputs import pipeline_inputs
-from .measure import Array, measure
+from .measure import measure
 from .pairs import Pair
 from .result import Images
 

@@ -8,8 +8,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
 
+from ..differences import Array
 from ..mappings.table import Link
-from .measure import Array, measure
+from .measure import measure
 
 # an error this many times the one before it, or the tolerance, did not grow from it by rounding
 LEAP = 5

@@ -5,21 +5,18 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
-Array = np.ndarray[Any, Any]
+from ..differences import Array, max_abs, psnr
 
 # Relative L2 that float32 programs with the same maths stay below; measured figures are in
 # docs/parity.md.
 TOLERANCES = {"decoder": 5e-6, "image_encoder": 5e-6}
 TOLERANCE = 3e-6
 FLOAT64 = 1e-12
-ROUNDED = {
-    "F16": 5e-3,
-    "BF16": 4e-2,
-}  # the repo's weights are rounded: about ten units in the last place
+# The repo's weights are rounded: about ten units in the last place.
+ROUNDED = {"F16": 5e-3, "BF16": 4e-2}
 
 
 @dataclass(frozen=True)
@@ -43,24 +40,43 @@ def measure(ours: Sequence[Array], expected: Sequence[Array]) -> Error:
     Raises:
         ValueError: shapes that differ.
     """
-    a, b = (
-        np.concatenate([array.ravel().astype(np.float64) for array in side])
-        for side in (ours, expected)
-    )
-    if [x.shape for x in ours] != [x.shape for x in expected]:
-        raise ValueError(f"shapes {[x.shape for x in ours]} and {[x.shape for x in expected]}")
+    shapes = [array.shape for array in ours]
+    wanted = [array.shape for array in expected]
+    if shapes != wanted:
+        raise ValueError(f"shapes {shapes} and {wanted}")
+    a = _joined(ours)
+    b = _joined(expected)
     if not (np.isfinite(a).all() and np.isfinite(b).all()):
         return Error(math.inf, math.inf, 0.0, -math.inf)
-    difference = a - b
-    norm, scale = float(np.linalg.norm(difference)), float(np.linalg.norm(b))
-    product = float(np.linalg.norm(a)) * scale
-    rmse, span = norm / math.sqrt(b.size), float(b.max() - b.min())
+    norm = float(np.linalg.norm(a - b))
     return Error(
-        max_abs=float(np.abs(difference).max()),
-        relative_l2=norm / scale if scale else math.inf if norm else 0.0,
-        cosine=float(a @ b) / product if product else float(norm == 0),
-        psnr=20 * math.log10(span / rmse) if rmse and span else None,
+        max_abs=max_abs(a, b),
+        relative_l2=_relative(norm, float(np.linalg.norm(b))),
+        cosine=_cosine(a, b),
+        psnr=_psnr(a, b) if norm else None,
     )
+
+
+def _joined(arrays: Sequence[Array]) -> Array:
+    return np.concatenate([array.ravel().astype(np.float64) for array in arrays])
+
+
+def _relative(norm: float, scale: float) -> float:
+    if scale:
+        return norm / scale
+    return math.inf if norm else 0.0
+
+
+def _cosine(a: Array, b: Array) -> float:
+    product = float(np.linalg.norm(a)) * float(np.linalg.norm(b))
+    if product:
+        return float(a @ b) / product
+    return float(np.array_equal(a, b))  # nothing has no direction
+
+
+def _psnr(a: Array, b: Array) -> float | None:
+    span = float(b.max() - b.min())
+    return psnr(a, b, span) if span else None
 
 
 def tolerance(name: str, dtype: str, weights: Sequence[str]) -> float:
@@ -72,4 +88,5 @@ def tolerance(name: str, dtype: str, weights: Sequence[str]) -> float:
         weights: dtypes of the repo's weights that are rounded from the source's.
     """
     exact = FLOAT64 if dtype == "float64" else TOLERANCES.get(name, TOLERANCE)
-    return max([exact, *(ROUNDED[kind] for kind in weights if kind in ROUNDED)])
+    rounded = [ROUNDED[kind] for kind in weights if kind in ROUNDED]
+    return max([exact, *rounded])

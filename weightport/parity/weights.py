@@ -1,16 +1,17 @@
-"""Are the weights right? The inverse mapping, applied to the repo, must give the source back, bit
-for bit."""
+"""Whether the weights are right: the inverse mapping must give the source back, bit for bit."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from ..converters.checkpoint import DTYPES, Array
 from ..converters.planning.plan import PlannedTensor
 from ..converters.planning.recognise import Recognition
+from ..differences import max_abs
 from ..mappings.table import Link
 
 
@@ -44,23 +45,22 @@ def compare_weights(
     part: Recognition, family: str, tensors: Mapping[str, PlannedTensor]
 ) -> Weights:
     """Compare a source with a repo's component, one tensor at a time in memory."""
-    equal, rounded, wrong = 0, dict[str, int](), []
+    equal = 0
+    rounded = dict[str, int]()
+    wrong = list[WrongTensor]()
     for link in dict.fromkeys(part.of_family(family).links.values()):
-        missing = [target for target in link.targets if target not in tensors]
-        if missing:
+        if any(target not in tensors for target in link.targets):
             wrong.append(WrongTensor(link.sources[0], link.targets, link.row, None))
             continue
         dtype = tensors[link.targets[0]].dtype
         for key, back in zip(link.sources, _back(link, tensors), strict=True):
             source = part.checkpoint.tensors[key]
-            expected = source.numpy()
-            if expected.dtype != back.dtype:
-                with np.errstate(over="ignore"):
-                    expected = expected.astype(DTYPES[dtype])
-            if back.shape != expected.shape or back.tobytes() != expected.tobytes():
-                wrong.append(
-                    WrongTensor(source.name, link.targets, link.row, _max_abs(back, expected))
-                )
+            expected = _rounded(source.numpy(), dtype, back.dtype)
+            if back.shape != expected.shape:
+                wrong.append(WrongTensor(source.name, link.targets, link.row, None))
+            elif back.tobytes() != expected.tobytes():
+                distance = max_abs(back, expected)
+                wrong.append(WrongTensor(source.name, link.targets, link.row, distance))
             elif source.dtype == dtype:
                 equal += 1
             else:
@@ -68,14 +68,16 @@ def compare_weights(
     return Weights(equal, rounded, tuple(wrong))
 
 
+def _rounded(array: Array, dtype: str, wanted: np.dtype[Any]) -> Array:
+    """A tensor of the source in the repo's dtype, if that is another."""
+    if array.dtype == wanted:
+        return array
+    with np.errstate(over="ignore"):
+        return array.astype(DTYPES[dtype])
+
+
 def _back(link: Link, tensors: Mapping[str, PlannedTensor]) -> list[Array]:
     """The source tensors of a link, from the repo's."""
     arrays = [tensors[target].tensor().numpy() for target in link.targets]
     back = link.inverse
     return list(back.op.apply(arrays, len(back.targets))) if back.op else arrays
-
-
-def _max_abs(a: Array, b: Array) -> float | None:
-    if a.shape != b.shape:
-        return None
-    return float(np.abs(a.astype(np.float64) - b.astype(np.float64)).max(initial=0.0))
