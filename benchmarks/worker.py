@@ -70,8 +70,9 @@ def step(
     kept: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
     if package == "weightport":
         from weightport.runtime import speed
+        from weightport.runtime.models.attention import constant_context
 
-        kept = speed.constant_context(unet)
+        kept = constant_context(unet)
         levers = {
             "eager": lambda _: None,
             "channels last": lambda unet: unet.to(memory_format=torch.channels_last),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from mmap import PAGESIZE
 from pathlib import Path
@@ -11,13 +12,12 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from weightport.runtime.models.attention import Attention  # noqa: E402
+from weightport.runtime.models.attention import Attention, constant_context  # noqa: E402
 from weightport.runtime.models.unet import UNet2DConditionModel  # noqa: E402
 from weightport.runtime.speed import (  # noqa: E402
     PackedConvolution,
     compile_model,
     compile_steps,
-    constant_context,
     pack_model,
 )
 
@@ -88,6 +88,29 @@ def test_another_context_is_noticed(unet: UNet2DConditionModel) -> None:
             assert torch.equal(unet(x, 3, one).sample, before)
         text.mul_(2)
         assert torch.equal(unet(x, 3, text).sample, expected[0]), "changed in place"
+
+
+@torch.no_grad()
+def test_each_thread_keeps_its_own_context(unet: UNet2DConditionModel) -> None:
+    x, text = inputs(2)
+    other = text * 2
+    expected = [unet(x, 3, one).sample for one in (text, other)]
+    counted: list[int] = []
+    with constant_context(unet), ThreadPoolExecutor(1) as elsewhere:
+        unet(x, 3, text)
+        within = constant_context(unet)
+        elsewhere.submit(within.__enter__).result()
+        projections(unet, counted)
+        for _ in range(2):
+            theirs = elsewhere.submit(torch.no_grad()(unet), x, 3, other).result().sample
+            assert torch.equal(theirs, expected[1])
+            assert torch.equal(unet(x, 3, text).sample, expected[0])
+        elsewhere.submit(within.__exit__, None, None, None).result()
+        layers = len(counted)
+        unet(x, 3, text)
+        assert len(counted) == layers, "the other thread's end is not this one's"
+        elsewhere.submit(torch.no_grad()(unet), x, 3, other).result()
+        assert len(counted) == 2 * layers
 
 
 def test_gradients_flow(unet: UNet2DConditionModel) -> None:
@@ -168,11 +191,11 @@ def test_weights_are_packed_once_for_a_shape(unet: UNet2DConditionModel) -> None
     x, text = inputs(6)
     layers = convolutions(unet)
     unet(x, 3, text)
-    weights = [layer.forward.weight for layer in layers]
+    weights = [layer.forward.packed.weight for layer in layers]
     assert all(weight.is_mkldnn for weight in weights)
     unet(x, 2, text)
     assert all(
-        layer.forward.weight is weight for layer, weight in zip(layers, weights, strict=True)
+        layer.forward.packed.weight is weight for layer, weight in zip(layers, weights, strict=True)
     )
 
 

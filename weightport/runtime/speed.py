@@ -5,11 +5,9 @@ from __future__ import annotations
 
 import ctypes
 import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from mmap import MADV_DONTNEED, PAGESIZE
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -17,43 +15,11 @@ from torch import Tensor, nn
 PAGEMAP = Path("/proc/self/pagemap")
 
 
-class ConstantContext:
-    """Keys and values of the text, which are the same in every step of a run: computed once. Bits
-    do not change."""
+class Packed(NamedTuple):
+    """Weights in the order in which a kernel reads them for one shape of input."""
 
-    def __init__(self) -> None:
-        self.seen: tuple[Any, ...] = ()
-        self.context: Tensor | None = None  # held, so that no other tensor takes its memory
-        self.projected: tuple[Tensor, Tensor] | None = None
-
-    def get(
-        self, context: Tensor, project: Callable[[Tensor], tuple[Tensor, Tensor]]
-    ) -> tuple[Tensor, Tensor]:
-        """`project(context)`, or what that gave for the same memory with the same content."""
-        if context.is_inference() or (torch.is_grad_enabled() and context.requires_grad):
-            return project(context)
-        seen = (context.data_ptr(), context.shape, context.stride(), context._version)
-        if self.projected is None or seen != self.seen:
-            self.seen, self.context, self.projected = seen, context, project(context)
-        return self.projected
-
-
-@contextmanager
-def constant_context(*models: nn.Module) -> Iterator[None]:
-    """Within it, the models' cross-attentions keep what they compute of the text; weights must not
-    change meanwhile."""
-    from .models.attention import Attention
-
-    layers = [
-        module for model in models for module in model.modules() if isinstance(module, Attention)
-    ]
-    for layer in layers:
-        layer.constant = ConstantContext()
-    try:
-        yield
-    finally:
-        for layer in layers:
-            layer.constant = None
+    shape: torch.Size
+    weight: Tensor
 
 
 class PackedConvolution:
@@ -67,23 +33,23 @@ class PackedConvolution:
 
     def __init__(self, layer: nn.Conv2d) -> None:
         self.layer: Any = layer
-        self.weight: Tensor | None = None
-        self.shape = torch.Size()
+        self.packed: Packed | None = None
 
     def __call__(self, x: Tensor) -> Tensor:
         """What the layer makes of `x`, channels last."""
-        layer, ops = self.layer, torch.ops.mkldnn
+        layer = self.layer
+        ops = torch.ops.mkldnn
         if torch.is_grad_enabled() or torch.compiler.is_compiling():
             return nn.Conv2d.forward(layer, x)
-        sizes = layer.padding, layer.stride, layer.dilation, layer.groups
-        if x.shape != self.shape:
-            self.shape, self.weight = (
-                x.shape,
-                ops._reorder_convolution_weight(layer.weight, *sizes, x.shape),
-            )
+        sizes = (layer.padding, layer.stride, layer.dilation, layer.groups)
+        packed = self.packed  # another thread may come with another shape
+        if packed is None or packed.shape != x.shape:
+            weight = ops._reorder_convolution_weight(layer.weight, *sizes, x.shape)
+            packed = Packed(x.shape, weight)
+            self.packed = packed
             drop_file_pages(layer.weight)
         result: Tensor = ops._convolution_pointwise(
-            x, self.weight, layer.bias, *sizes, "none", [], ""
+            x, packed.weight, layer.bias, *sizes, "none", [], ""
         )
         return result
 

@@ -3,14 +3,81 @@ c)."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from threading import Lock, get_ident
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ..loading.config import Config
-from ..speed import ConstantContext
 from .layers import GEGLU, attend
+
+Projected = tuple[Tensor, Tensor]  # keys and values
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What a thread's last context gave; the context is held, so that no other tensor takes its
+    memory."""
+
+    seen: tuple[Any, ...]
+    context: Tensor
+    projected: Projected
+
+
+class ConstantContext:
+    """Keys and values of the text, which are the same in every step of a run: computed once for
+    each of the threads that run the model. Bits do not change."""
+
+    def __init__(self) -> None:
+        self.kept: dict[int, Kept | None] = {}  # thread -> what it keeps
+
+    def get(self, context: Tensor, project: Callable[[Tensor], Projected]) -> Projected:
+        """`project(context)`, or what that gave for the same memory with the same content."""
+        thread = get_ident()
+        differentiable = torch.is_grad_enabled() and context.requires_grad
+        if thread not in self.kept or differentiable or context.is_inference():
+            return project(context)
+        seen = (context.data_ptr(), context.shape, context.stride(), context._version)
+        kept = self.kept[thread]
+        if kept is None or kept.seen != seen:
+            kept = Kept(seen, context, project(context))
+            self.kept[thread] = kept
+        return kept.projected
+
+
+_CHANGING = Lock()  # who may say which layers keep what
+
+
+@contextmanager
+def constant_context(*models: nn.Module) -> Iterator[None]:
+    """Within it, the models' cross-attentions keep what they compute of the text in this thread;
+    weights must not change meanwhile."""
+    modules = [module for model in models for module in model.modules()]
+    layers = [module for module in modules if isinstance(module, Attention)]
+    thread = get_ident()
+    with _CHANGING:
+        for layer in layers:
+            layer.constant = layer.constant or ConstantContext()
+            layer.constant.kept[thread] = None
+    try:
+        yield
+    finally:
+        with _CHANGING:
+            for layer in layers:
+                _let_go(layer, thread)
+
+
+def _let_go(layer: Attention, thread: int) -> None:
+    """Forget what a thread keeps; the last one leaves the layer as it was."""
+    if layer.constant is None:
+        return
+    layer.constant.kept.pop(thread, None)
+    if not layer.constant.kept:
+        layer.constant = None
 
 
 class Attention(nn.Module):
@@ -29,12 +96,14 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """(b, n, dim) -> (b, n, dim)."""
-        if (
-            context is None or torch.compiler.is_compiling() or self.constant is None
-        ):  # no guard on `constant`
-            key, value = self.project(x if context is None else context)
+        # read once, as another thread may change it; and not when compiled, which would guard it
+        constant = None if torch.compiler.is_compiling() else self.constant
+        if context is None:
+            key, value = self.project(x)
+        elif constant is None:
+            key, value = self.project(context)
         else:
-            key, value = self.constant.get(context, self.project)
+            key, value = constant.get(context, self.project)
         x = self.to_out(attend(self.to_q(x), key, value, self.heads))
         return x
 

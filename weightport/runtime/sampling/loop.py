@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..images import OUTPUT_TYPES, Box, OutputType, apply_overlay, crop_region
-from ..speed import constant_context
+from ..models.attention import constant_context
 
 if TYPE_CHECKING:
     from ..pipelines.stable_diffusion import LatentDiffusionPipeline
