@@ -32,6 +32,8 @@ if TYPE_CHECKING:
         push,
     )
 
+    __version__: str
+
 __all__ = [
     "Comparison", "Conversion", "ConversionError", "Inspection", "Parity", "Push", "compare_schedulers", "convert",
     "diff", "inspect", "parity", "push",
@@ -54,6 +56,10 @@ sys.modules[__name__].__class__ = _Package
 def __getattr__(name: str) -> Any:
     if name in _RUNTIME:
         return getattr(import_module(f".runtime.{_RUNTIME[name]}", __name__), name)
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("weightport")
     if name in __all__:
         return getattr(import_module(".api", __name__), name)
     raise AttributeError(f"module 'weightport' has no attribute {name!r}")

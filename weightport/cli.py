@@ -8,43 +8,79 @@ from __future__ import annotations
 
 import argparse
 import difflib
-import re
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from itertools import takewhile
 from typing import Any, NoReturn
 
 from .commands import compare_schedulers, convert, diff, generate, inspect, parity, push
 
 
 class _Parser(argparse.ArgumentParser):
-    """argparse without abbreviations, with "did you mean" and errors in one line."""
+    """argparse without abbreviations, with errors in one line and a hint for a misspelt word."""
 
     def __init__(self, **arguments: Any) -> None:
         super().__init__(allow_abbrev=False, **arguments)
+        self._unknown: list[str] = []
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Refuse unknown options here, where it is known which ones there are."""
+        typed = list(takewhile(_is_option, args) if self._subparsers else args)
+        if "--" in typed:  # what follows is no option
+            typed = typed[: typed.index("--")]
+        self._unknown = [word for word in filter(_is_option, typed) if not self._knows(word)]
+        found, rest = super().parse_known_args(args, namespace)
+        if rest:
+            self.error(f"unrecognized arguments: {' '.join(rest)}")
+        return found, rest
+
+    def _knows(self, option: str) -> bool:
+        return option.partition("=")[0] in self._option_string_actions
 
     def error(self, message: str) -> NoReturn:
+        """End with one line. Whatever else is wrong, an option that does not exist comes first."""
         from .errors import printable
 
-        known = self._known()
-        words = [word for word in re.findall(r"[\w-]+", message) if word not in known]
-        close = next((c for word in words for c in difflib.get_close_matches(word, known, 1)), None)
-        hint = f"; did you mean `{close}`?" if close else ""
+        hint = ""
+        if self._unknown:
+            typed = self._unknown[0]
+            hint = _hint(typed.partition("=")[0], self._option_string_actions)
+            message = f"unrecognized arguments: {typed}"
         self.exit(2, f"error: {printable(message, limit=500)}{hint}\n")
 
-    def _known(self) -> list[str]:
-        """Every option and choice, those of the commands too."""
-        known = []
-        for action in self._actions:
-            known += [*action.option_strings, *map(str, action.choices or ())]
-            if isinstance(action, argparse._SubParsersAction):
-                known += [word for command in action.choices.values() for word in command._known()]
-        return known
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        try:
+            super()._check_value(action, value)
+        except argparse.ArgumentError as error:
+            error.message += _hint(str(value), map(str, action.choices or ()))
+            raise
+
+
+def _is_option(word: str) -> bool:
+    """Whether argparse takes a word for a long option, known or not."""
+    return word.startswith("--") and len(word) > 2 and " " not in word
+
+
+def _hint(typed: str, known: Iterable[str]) -> str:
+    close = difflib.get_close_matches(typed, list(known), 1)
+    return f"; did you mean `{close[0]}`?" if close else ""
+
+
+class _Version(argparse.Action):
+    """Prints the version; only then is it looked up."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object, **__: object) -> NoReturn:
+        from . import __version__
+
+        print(f"weightport {__version__}")
+        parser.exit(0)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status."""
-    arguments = _parser().parse_args(argv)
+    words = sys.argv[1:] if argv is None else list(argv)
+    arguments = _parser().parse_args(words or ["--help"])
     signal.signal(signal.SIGTERM, _terminate)
     try:
         status = int(arguments.run(arguments))
@@ -85,6 +121,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = _Parser(
         prog="weightport", description="Convert Stable Diffusion checkpoints, exactly and offline."
     )
+    parser.add_argument("--version", action=_Version, nargs=0, help="show the version")
     commands = parser.add_subparsers(metavar="COMMAND", required=True, parser_class=_Parser)
     for command in (convert, inspect, diff, generate, compare_schedulers, parity, push):
         command.add(commands, common)

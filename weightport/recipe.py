@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .errors import ConversionError
-from .runtime.schedulers.names import named_scheduler
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -167,6 +166,7 @@ class Maker:
 
         from .runtime.loading.source import open_source
         from .runtime.pipelines.base import DiffusionPipeline
+        from .runtime.schedulers.names import named_scheduler
 
         self.images = {
             name: _open(recipe, name) for name in ("image", "mask") if getattr(recipe, name)

@@ -4,6 +4,7 @@ determinism, imports."""
 from __future__ import annotations
 
 import contextlib
+import importlib.metadata
 import json
 import math
 import os
@@ -17,6 +18,7 @@ from typing import Any
 
 import pytest
 
+import weightport
 from weightport.mappings.families import families
 
 from ..support.command import COMMAND, assert_refused, listing, run, spawn
@@ -36,7 +38,6 @@ def test_help(arguments: list[str]) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "COMMAND"),
         (["convrt", "a.h5", "-o", "b"], "did you mean `convert`?"),
         (["convert", "a.h5", "-o", "b", "--dtyp", "float16"], "did you mean `--dtype`?"),
         (["convert", "a.h5", "-o", "b", "--overwrit", "--dry"], "did you mean `--overwrite`?"),
@@ -55,6 +56,63 @@ def test_wrong_usage(arguments: list[str], message: str) -> None:
     assert ended.err.startswith("error: ")
     assert ended.err.count("\n") == 1
     assert message in ended.err
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["convert"],
+        ["convert", "x", "-o", "y", "--image-size", "big"],
+        ["convert", "are", "-o", "value", "--image-size", "value"],
+        ["convert", "x", "-o", "y", "--lora-alpha", "uneat"],
+        ["inspect", "vea", "decodr"],
+        ["generate", "repo", "--size", "sixe"],
+        ["generate", "repo", "prompt", "--negative", "--", "--seeed"],
+        ["zzz"],
+        ["push", "my-model", "ORG/NAME", "--zzz"],
+        ["--jsno", "convert"],
+    ],
+)
+def test_no_hint_for_words_that_nobody_misspelt(arguments: list[str]) -> None:
+    ended = run(*arguments)
+    assert (ended.status, ended.out) == (2, "")
+    assert "did you mean" not in ended.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "typed", "meant"),
+    [
+        (["convret"], "convret", "convert"),
+        (["convert", "--famly", "sd1"], "--famly", "--family"),
+        (
+            ["convert", "a", "-o", "b", "--image-size", "big", "--overwritte"],
+            "writte",
+            "--overwrite",
+        ),
+        (["convert", "a", "-o", "b", "--famly=sd1"], "--famly=sd1", "--family"),
+        (["convert", "a", "-o", "b", "--component", "vea"], "vea", "vae"),
+        (["generate", "repo", "cat", "--sead", "1"], "--sead", "--seed"),
+        (["inspect", "a", "--jsno"], "--jsno", "--json"),
+        (["--versoin"], "--versoin", "--version"),
+    ],
+)
+def test_a_hint_for_the_word_that_was_typed(arguments: list[str], typed: str, meant: str) -> None:
+    ended = run(*arguments)
+    assert (ended.status, ended.out) == (2, "")
+    assert typed in ended.err
+    assert ended.err.endswith(f"; did you mean `{meant}`?\n")
+
+
+def test_without_a_command_the_help() -> None:
+    assert run() == run("--help")
+    assert run().status == 0
+
+
+def test_version() -> None:
+    ended = run("--version")
+    assert (ended.status, ended.err) == (0, "")
+    assert ended.out == f"weightport {weightport.__version__}\n"
+    assert weightport.__version__ == importlib.metadata.version("weightport")
 
 
 @pytest.mark.parametrize(
