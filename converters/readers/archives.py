@@ -14,8 +14,13 @@ from ...errors import ConversionError, printable
 from ..checkpoint import SourceFile
 
 _MAX_DIRECTORY = 64 << 20
-_ENCRYPTED, _SIZES_FOLLOW, _UTF8 = 1 << 0, 1 << 3, 1 << 11  # bits of a member's flags
-_MAX32, _MAX16 = 0xFFFFFFFF, 0xFFFF  # the real value stands in a zip64 field
+# bits of a member's flags
+_ENCRYPTED = 1 << 0
+_SIZES_FOLLOW = 1 << 3
+_UTF8 = 1 << 11
+# the real value stands in a zip64 field
+_MAX32 = 0xFFFFFFFF
+_MAX16 = 0xFFFF
 _BLOCK = 512  # of a tar
 
 
@@ -75,7 +80,8 @@ def _read_directory(file: SourceFile) -> tuple[list[tuple[int, Member]], int]:
         raise ConversionError(
             f"{file.path}: the directory of the zip archive has {size} bytes, too many for one"
         )
-    directory, at = file.read(start, size), 0
+    directory = file.read(start, size)
+    at = 0
     members = []
     for _ in range(count):
         entry = struct.unpack_from("<4s6H3I5H2I", directory, at)
@@ -85,7 +91,8 @@ def _read_directory(file: SourceFile) -> tuple[list[tuple[int, Member]], int]:
         at = extra_at + extra_length + comment_length
         if entry[0] != b"PK\x01\x02":
             raise _damaged(file, "its directory is no directory")
-        name, extra = directory[name_at:extra_at], directory[extra_at : extra_at + extra_length]
+        name = directory[name_at:extra_at]
+        extra = directory[extra_at : extra_at + extra_length]
         members.append(_member(file, entry, name, extra))
     if at != size:
         raise _damaged(file, "its directory has more entries than it says")
@@ -104,9 +111,8 @@ def _find_directory(file: SourceFile) -> tuple[int, int, int]:
     record = tail_at + at
     if tail[max(0, at - 20) :][:4] == b"PK\x06\x07":
         _, record, disks = struct.unpack_from("<IQI", tail, at - 16)
-        fields = struct.unpack_from(
-            "<4sQ2H2I4Q", file.read(record, min(56, max(0, file.size - record)))
-        )
+        left = max(0, file.size - record)
+        fields = struct.unpack_from("<4sQ2H2I4Q", file.read(record, min(56, left)))
         if fields[0] != b"PK\x06\x06" or disks > 1:
             raise _damaged(file, "its zip64 end record is missing")
         disk, start_disk, _, count, size, start = fields[4:]
@@ -119,7 +125,9 @@ def _member(
     file: SourceFile, entry: tuple[int, ...], raw: bytes, extra: bytes
 ) -> tuple[int, Member]:
     """Check one entry of the directory against the member itself."""
-    flags, method, crc32 = entry[3], entry[4], entry[7]
+    flags = entry[3]
+    method = entry[4]
+    crc32 = entry[7]
     stored, size, offset = _sizes(entry, extra)
     try:
         name = raw.decode("utf-8" if flags & _UTF8 else "ascii")
@@ -146,14 +154,20 @@ def _member(
         raise ConversionError(
             f"{file.path}: the zip directory and the member `{shown}` disagree about its size"
         )
-    begin = offset + 30 + local[9] + local[10]
+    name_size = local[9]
+    extra_size = local[10]
+    begin = offset + 30 + name_size + extra_size
     return offset, Member(name, begin, size, crc32)
 
 
 def _sizes(entry: tuple[int, ...], extra: bytes) -> tuple[int, int, int]:
-    """(stored size, size, offset) of an entry; each that does not fit into 32 bits stands in the
-    zip64 field."""
-    size, stored, offset = entry[9], entry[8], entry[16]
+    """(stored size, size, offset) of an entry.
+
+    Each that does not fit into 32 bits stands in the zip64 field.
+    """
+    size = entry[9]
+    stored = entry[8]
+    offset = entry[16]
     wide = b""
     while len(extra) >= 4:
         tag, length = struct.unpack_from("<HH", extra)
@@ -162,7 +176,8 @@ def _sizes(entry: tuple[int, ...], extra: bytes) -> tuple[int, int, int]:
     values = []
     for value in (size, stored, offset):
         if value == _MAX32:
-            value, wide = struct.unpack_from("<Q", wide)[0], wide[8:]
+            value = struct.unpack_from("<Q", wide)[0]
+            wide = wide[8:]
         values.append(value)
     return values[1], values[0], values[2]
 
@@ -193,7 +208,8 @@ def tar_members(file: SourceFile) -> dict[str, Member]:
             raise ConversionError(f"{file.path}: the tar archive has `{printable(name)}` twice")
         else:
             found[name] = Member(name, at + _BLOCK, size)
-        at += _BLOCK + -(-size // _BLOCK) * _BLOCK
+        blocks = -(-size // _BLOCK)
+        at += _BLOCK + blocks * _BLOCK
     if at > file.size:
         raise ConversionError(f"{file.path}: the tar archive is truncated")
     return found
@@ -201,21 +217,31 @@ def tar_members(file: SourceFile) -> dict[str, Member]:
 
 def _tar_header(file: SourceFile, header: bytes) -> tuple[str, bytes, int]:
     """(name, kind, size) of a member."""
-    fields = header[124:136].strip(b"\0 "), header[148:156].strip(b"\0 ")
     try:
-        size, checksum = (int(field or b"0", 8) for field in fields)
+        size = _octal(header[124:136])
+        checksum = _octal(header[148:156])
     except ValueError:
-        size, checksum = -1, -1
-    if size < 0 or checksum != sum(header[:148]) + 8 * ord(" ") + sum(header[156:]):
+        size = -1
+        checksum = -1
+    with_blank_checksum = sum(header[:148]) + 8 * ord(" ") + sum(header[156:])
+    if size < 0 or checksum != with_blank_checksum:
         raise ConversionError(
             f"{file.path}: the tar archive is damaged (a header does not match its checksum)"
         )
-    return header[:100].partition(b"\0")[0].decode("latin-1"), header[156:157], size
+    name = header[:100].partition(b"\0")[0].decode("latin-1")
+    return name, header[156:157], size
+
+
+def _octal(field: bytes) -> int:
+    """A number of a tar header; an empty field is 0."""
+    return int(field.strip(b"\0 ") or b"0", 8)
 
 
 def _check_pax(file: SourceFile, records: bytes) -> None:
-    """Extended records may hold times, as PyTorch wrote them, but no other name, size or link for
-    the next member."""
+    """Extended records may hold times, as PyTorch wrote them.
+
+    Another name, size or link for the next member they may not.
+    """
     if (
         any(word in records for word in (b"path=", b"size=", b"GNU.sparse"))
         or len(records) == _BLOCK

@@ -126,7 +126,9 @@ def _dataset(blocks: Blocks, header: Header, attrs: dict[str, Attribute]) -> Dat
     dtype, itemsize = messages.datatype(_only(header, messages.DATATYPE))
     shape = messages.dataspace(_only(header, messages.DATASPACE))
     if shape is None:
-        dtype, shape, itemsize = "null", (), 0
+        dtype = "null"
+        shape = ()
+        itemsize = 0
     nbytes = math.prod(shape) * itemsize
     if stored != nbytes:
         raise Hdf5Error(f"stores {stored} bytes, but its shape and type need {nbytes}")

@@ -13,11 +13,21 @@ from typing import NamedTuple
 from ..checkpoint import DTYPES
 
 UNDEFINED = 2**64 - 1  # an address of nothing
-FIXED_STRING, VARIABLE_STRING = "fixed-length string", "variable-length string"
+FIXED_STRING = "fixed-length string"
+VARIABLE_STRING = "variable-length string"
 
 # message types (section IV.A.2)
-DATASPACE, LINK_INFO, DATATYPE, LINK, EXTERNAL_FILES, LAYOUT = 0x01, 0x02, 0x03, 0x06, 0x07, 0x08
-FILTERS, ATTRIBUTE, CONTINUATION, SYMBOL_TABLE, ATTRIBUTE_INFO = 0x0B, 0x0C, 0x10, 0x11, 0x15
+DATASPACE = 0x01
+LINK_INFO = 0x02
+DATATYPE = 0x03
+LINK = 0x06
+EXTERNAL_FILES = 0x07
+LAYOUT = 0x08
+FILTERS = 0x0B
+ATTRIBUTE = 0x0C
+CONTINUATION = 0x10
+SYMBOL_TABLE = 0x11
+ATTRIBUTE_INFO = 0x15
 USED = {
     DATASPACE,
     LINK_INFO,
@@ -41,7 +51,8 @@ class Fields:
     value."""
 
     def __init__(self, data: bytes) -> None:
-        self.data, self.position = data, 0
+        self.data = data
+        self.position = 0
 
     @property
     def left(self) -> int:
@@ -127,13 +138,17 @@ _CLASSES = (
 
 
 def datatype(fields: Fields) -> Type:
-    """The data type of each element (message 0x03); a two-byte opaque is bfloat16, as Keras stores
-    it."""
+    """The data type of each element (message 0x03).
+
+    A two-byte opaque is bfloat16, as Keras stores it.
+    """
     first, bits, size = fields.unpack("BHxI")
-    kind, version = first & 15, first >> 4
+    kind = first & 15
+    version = first >> 4
     if not 1 <= version <= 5 or kind >= len(_CLASSES) or size == 0:
         raise Hdf5Error("its data type is malformed; the file is damaged")
-    name = f"{'big-endian ' if kind < 2 and bits & 1 else ''}{size}-byte {_CLASSES[kind]}"
+    big_endian = kind < 2 and bits & 1
+    name = f"{'big-endian ' if big_endian else ''}{size}-byte {_CLASSES[kind]}"
     if kind == 0:
         name = _integer(fields, bits, size) or name
     elif kind == 1:
@@ -143,7 +158,9 @@ def datatype(fields: Fields) -> Type:
     elif kind == 5 and size == 2:
         name = "BF16"
     elif kind == 8 and size == 1 and bits == 2 and fields.take(12)[0] & 15 == 0:
-        name = "BOOL" if fields.data[fields.position :].startswith(_BOOLEANS) else name
+        names = fields.data[fields.position :]
+        if names.startswith(_BOOLEANS):
+            name = "BOOL"
     elif kind == 9 and bits & 15 == 1:
         name = VARIABLE_STRING
     return Type(name, size)
@@ -151,9 +168,12 @@ def datatype(fields: Fields) -> Type:
 
 def _integer(fields: Fields, bits: int, size: int) -> str | None:
     """The safetensors name of a little-endian integer that fills its bytes, if it has one."""
-    name = f"{'I' if bits & 8 else 'U'}{8 * size}"
-    plain = (bits & 1 == 0 or size == 1) and fields.unpack("HH") == (0, 8 * size)
-    return name if plain and name in DTYPES else None
+    sign = "I" if bits & 8 else "U"
+    name = f"{sign}{8 * size}"
+    little_endian = bits & 1 == 0 or size == 1
+    if not little_endian or fields.unpack("HH") != (0, 8 * size):
+        return None
+    return name if name in DTYPES else None
 
 
 def layout(fields: Fields) -> tuple[int, int]:
@@ -174,29 +194,31 @@ def layout(fields: Fields) -> tuple[int, int]:
     return address, size
 
 
+_LINKS = {1: "a soft link", 64: "an external link"}
+
+
 def link(fields: Fields) -> Link:
     """A child of a new-style group (message 0x06)."""
     version, flags = fields.unpack("BB")
     if version != 1:
         raise Hdf5Error(f"a link message of version {version} is not supported")
     kind = fields.uint(1) if flags & 0x08 else 0
-    fields.take(
-        (8 if flags & 0x04 else 0) + (1 if flags & 0x10 else 0)
-    )  # creation order, character set
-    name = text(fields.take(fields.uint(1 << (flags & 3))))
+    if flags & 0x04:
+        fields.take(8)  # creation order
+    if flags & 0x10:
+        fields.take(1)  # character set
+    length = fields.uint(1 << (flags & 3))
+    name = text(fields.take(length))
     if kind == 0:
         return Link(name, fields.uint(8))
-    return Link(
-        name, UNDEFINED, {1: "a soft link", 64: "an external link"}.get(kind, "a user-defined link")
-    )
+    return Link(name, UNDEFINED, _LINKS.get(kind, "a user-defined link"))
 
 
 def dense_address(fields: Fields, order_size: int) -> int:
-    """Where the links (message 0x02) or attributes (0x15) lie that are not in the header, or
-    `UNDEFINED`.
+    """Where the links (message 0x02) or attributes (0x15) lie that are not in the header.
 
-    `order_size` is the width of the field that counts creations, if it is there: 8 for links, 2 for
-    attributes.
+    `UNDEFINED` if there are none. `order_size` is the width of the field that counts creations, if
+    it is there: 8 for links, 2 for attributes.
     """
     _, flags = fields.unpack("BB")
     fields.take(order_size if flags & 1 else 0)
@@ -213,24 +235,42 @@ def attribute(fields: Fields) -> AttributeMessage:
     if version > 1 and flags & 3:
         raise Hdf5Error("has an attribute with a committed data type, which Keras never writes")
     align = 8 if version == 1 else 1
-    name, type_, space = (
-        fields.take(-(-size // align) * align) for size in (name_size, type_size, space_size)
-    )
-    return AttributeMessage(text(name), datatype(Fields(type_)), dataspace(Fields(space)), fields)
+
+    def aligned(size: int) -> bytes:
+        return fields.take(-(-size // align) * align)
+
+    name = text(aligned(name_size))
+    type_ = datatype(Fields(aligned(type_size)))
+    space = dataspace(Fields(aligned(space_size)))
+    return AttributeMessage(name, type_, space, fields)
 
 
 def checksum(data: bytes) -> int:
-    """Bob Jenkins' lookup3 hash (`hashlittle`, public domain) with initial value 0, HDF5's metadata
-    checksum."""
+    """HDF5's checksum of metadata: Bob Jenkins' lookup3 hash with initial value 0.
+
+    Source: `hashlittle` of lookup3.c, in the public domain.
+    """
     mask = 0xFFFFFFFF
     a = b = c = (0xDEADBEEF + len(data)) & mask
     last = (len(data) - 1) // 12
-    for i, (x, y, z) in enumerate(struct.iter_unpack("<3I", data.ljust(12 * last + 12, b"\0"))):
-        a, b, c = (a + x) & mask, (b + y) & mask, (c + z) & mask
-        for shift in (
-            (4, 6, 8, 16, 19, 4) if i < last else ()
-        ):  # each round mixes one word, then they change roles
-            a, b, c = b, (c + b) & mask, ((a - c) ^ (c << shift | c >> 32 - shift)) & mask
-    for shift in (14, 11, 25, 16, 4, 14, 24) if data else ():
-        a, b, c = b, ((c ^ b) - (b << shift | b >> 32 - shift)) & mask, a
-    return b if data else c
+    padded = data.ljust(12 * last + 12, b"\0")
+    for i, (x, y, z) in enumerate(struct.iter_unpack("<3I", padded)):
+        a = (a + x) & mask
+        b = (b + y) & mask
+        c = (c + z) & mask
+        if i == last:
+            break
+        for shift in (4, 6, 8, 16, 19, 4):  # each round mixes one word, then they change roles
+            mixed = ((a - c) ^ _rotated(c, shift)) & mask
+            a, b, c = b, (c + b) & mask, mixed
+    if not data:
+        return c
+    for shift in (14, 11, 25, 16, 4, 14, 24):
+        mixed = ((c ^ b) - _rotated(b, shift)) & mask
+        a, b, c = b, mixed, a
+    return b
+
+
+def _rotated(word: int, shift: int) -> int:
+    """32 bits rotated to the left; what goes beyond them is masked off by the caller."""
+    return word << shift | word >> 32 - shift

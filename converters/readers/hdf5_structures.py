@@ -28,7 +28,9 @@ class Blocks:
     counts from `start`."""
 
     def __init__(self, file: SourceFile, start: int, size: int) -> None:
-        self.file, self.start, self.size = file, start, min(size, file.size - start)
+        self.file = file
+        self.start = start
+        self.size = min(size, file.size - start)
         self.seen: set[int] = set()  # addresses of structures
         self._budget = min(2 * self.size, STRUCTURE_LIMIT)
         self._heaps: dict[int, dict[int, bytes]] = {}

@@ -34,7 +34,8 @@ _CRC_TABLE = _crc_table()
 
 def crc32c(data: bytes) -> int:
     """CRC-32C (Castagnoli), as in RFC 3720; about 10 MB/s."""
-    crc, table = 0xFFFFFFFF, _CRC_TABLE
+    crc = 0xFFFFFFFF
+    table = _CRC_TABLE
     for byte in data:
         crc = crc >> 8 ^ table[(crc ^ byte) & 0xFF]
     return crc ^ 0xFFFFFFFF
@@ -58,7 +59,8 @@ def read_table(data: bytes) -> Iterator[tuple[bytes, bytes]]:
     footer = data[-FOOTER:]
     _, at = _handle(footer, 0)  # the metaindex block: no filters to look up
     index, _ = _handle(footer, at)
-    end, last = 0, None
+    end = 0
+    last = None
     for _, value in _entries(_block(data, index)):
         handle, _ = _handle(value, 0)
         if handle.start < end:
@@ -79,7 +81,8 @@ def _handle(data: bytes, at: int) -> tuple[range, int]:
 
 def _block(data: bytes, handle: range) -> bytes:
     """The contents of a block, once its checksum agrees."""
-    start, stop = handle.start, handle.stop
+    start = handle.start
+    stop = handle.stop
     if stop + TRAILER > len(data) - FOOTER:
         raise ValueError(f"block {start}..{stop} lies outside the table")
     if masked_crc32c(data[start : stop + 1]) != int.from_bytes(
@@ -99,7 +102,9 @@ def _entries(block: bytes) -> Iterator[tuple[bytes, bytes]]:
     end = len(block) - 4 * (restarts + 1)
     if end < 0:
         raise ValueError("a block is shorter than its restart array")
-    at, key, budget = 0, b"", RESTART_INTERVAL * len(block)
+    at = 0
+    key = b""
+    budget = RESTART_INTERVAL * len(block)
     while at < end:
         shared, at = varint(block, at)
         fresh, at = varint(block, at)

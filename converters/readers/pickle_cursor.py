@@ -13,8 +13,11 @@ class Cursor:
     """Reads on through a range of a file. Every length is checked before anything is allocated."""
 
     def __init__(self, file: SourceFile, start: int, end: int) -> None:
-        self._file, self._limit, self._end = file, start + _MAX_BYTES, end
-        self._ahead, self._ahead_at = b"", start
+        self._file = file
+        self._limit = start + _MAX_BYTES
+        self._end = end
+        self._ahead = b""
+        self._ahead_at = start
         self.at = start
 
     @property

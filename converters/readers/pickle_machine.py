@@ -100,7 +100,8 @@ class _Machine:
     """The stack, the memo, and what the instructions have in common."""
 
     def __init__(self, cursor: Cursor, persistent: Callable[[object], object]) -> None:
-        self.cursor, self.persistent = cursor, persistent
+        self.cursor = cursor
+        self.persistent = persistent
         self.stack: list[object] = []
         self.below: list[list[object]] = []  # the stacks under each mark
         self.memo: dict[int, object] = {}
@@ -108,7 +109,9 @@ class _Machine:
 
     def run(self) -> object:
         """Follow the instructions up to STOP."""
-        take, pushes, acts = self.cursor.take, _PUSHES, _ACTS
+        take = self.cursor.take
+        pushes = _PUSHES
+        acts = _ACTS
         for _ in range(_MAX_INSTRUCTIONS):
             code = take(1)
             if code in pushes:
@@ -140,7 +143,8 @@ class _Machine:
 
     def marked(self) -> list[object]:
         """Take what lies above the topmost mark."""
-        values, self.stack = self.stack, self.below.pop()
+        values = self.stack
+        self.stack = self.below.pop()
         return values
 
     def name(self, module: str, name: str) -> Global:
@@ -190,7 +194,8 @@ def _quoted(line: str) -> str:
 
 
 def _stack_global(m: _Machine) -> Global:
-    name, module = m.top(str), m.top(str)
+    name = m.top(str)
+    module = m.top(str)
     return m.name(module, name)
 
 

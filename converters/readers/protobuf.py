@@ -9,6 +9,7 @@ counts.
 from __future__ import annotations
 
 Message = dict[int, list[int | bytes]]
+_FIXED = {1: 8, 5: 4}  # wire types -> bytes
 
 
 def varint(data: bytes, at: int) -> tuple[int, int]:
@@ -42,19 +43,20 @@ def parse(data: bytes) -> Message:
     at = 0
     while at < len(data):
         tag, at = varint(data, at)
-        number, wire = tag >> 3, tag & 7
+        number = tag >> 3
+        wire = tag & 7
         value: int | bytes
         if wire == 0:
             value, at = varint(data, at)
         elif wire in (1, 2, 5):
-            size, at = varint(data, at) if wire == 2 else ({1: 8, 5: 4}[wire], at)
+            if wire == 2:
+                size, at = varint(data, at)
+            else:
+                size = _FIXED[wire]
             if size > len(data) - at:
                 raise ValueError("a field is longer than its message")
-            value = (
-                data[at : at + size]
-                if wire == 2
-                else int.from_bytes(data[at : at + size], "little")
-            )
+            content = data[at : at + size]
+            value = content if wire == 2 else int.from_bytes(content, "little")
             at += size
         else:
             raise ValueError(f"field {number} has wire type {wire}")

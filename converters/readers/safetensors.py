@@ -125,9 +125,7 @@ def _read_file(path: Path, files: list[SourceFile]) -> tuple[dict[str, Stored], 
         )
     header = parse_json(file.read(8, length), path)
     metadata = header.pop("__metadata__", {})
-    if not isinstance(metadata, dict) or not all(
-        isinstance(value, str) for value in metadata.values()
-    ):
+    if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
         raise ConversionError(f"{path}: `__metadata__` does not map text to text")
     tensors = {key: _tensor(file, 8 + length, key, entry) for key, entry in header.items()}
     ordered = sorted(tensors.values(), key=lambda tensor: (tensor.offset, tensor.nbytes))
@@ -173,7 +171,9 @@ def _tensor(file: SourceFile, start: int, key: str, entry: object) -> Stored:
         raise ConversionError(
             f"{file.path}: `{name}` is not described by dtype, shape and data_offsets"
         )
-    dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
+    dtype = entry["dtype"]
+    shape = entry["shape"]
+    offsets = entry["data_offsets"]
     if not isinstance(dtype, str) or dtype not in DTYPES:
         raise ConversionError(
             f"{file.path}: `{name}` has dtype {printable(dtype)}, which is not supported"

@@ -73,19 +73,16 @@ def _sniff_file(file: SourceFile) -> str:
         return "zip"
     if find_bundle(file.path):
         return "tensorflow"
-    if len(head) > 9 and int.from_bytes(head[:8], "little") < file.size and head[8:9] == b"{":
+    header_size = int.from_bytes(head[:8], "little")
+    if len(head) > 9 and header_size < file.size and head[8:9] == b"{":
         return "safetensors"
     text = head.lstrip()
     for magic, meaning in _STRANGERS:
         if text.startswith(magic):
             raise ConversionError(f"{file.path}: {meaning}")
     if text.startswith(b"{"):
-        return (
-            "safetensors" if is_index(file.path) else "json"
-        )  # two indexes of shards, alike but for their names
-    kind = (
-        "a text file"
-        if all(byte >= 0x20 or byte in b"\t\r\n" for byte in head)
-        else "in no format known here"
-    )
+        # two indexes of shards, alike but for their names
+        return "safetensors" if is_index(file.path) else "json"
+    is_text = all(byte >= 0x20 or byte in b"\t\r\n" for byte in head)
+    kind = "a text file" if is_text else "in no format known here"
     raise ConversionError(f"{file.path}: {kind}, not a checkpoint")

@@ -213,7 +213,8 @@ def _check_ranges(entries: list[_Entry], shards: list[SourceFile]) -> None:
     for entry in entries:
         if not 0 <= entry.shard < len(shards):
             raise ValueError(f"{entry.key!r} lies in data file {entry.shard} of {len(shards)}")
-        end, available = entry.offset + entry.size, shards[entry.shard].size
+        end = entry.offset + entry.size
+        available = shards[entry.shard].size
         if entry.offset < 0 or entry.size < 0 or end > available:
             raise ValueError(
                 f"{entry.key!r} lies at bytes {entry.offset}..{end} of a data file of {available};"

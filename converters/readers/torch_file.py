@@ -245,17 +245,21 @@ def _tar_tensors(file: SourceFile, member: Member, known: dict[object, Storage |
     for _ in range(_number(count)):
         described, at = _small_pickle(file, at, end)
         match described:
-            case (int() | str() as key, int() | str() as root, Global()) if isinstance(
-                storage := known.get(str(root)), Storage
-            ):
-                rank = int.from_bytes(file.read(at, 4), "little")
-                if rank > RANK:
-                    raise PickleError("its list of tensors is damaged")
-                values = struct.unpack(f"<{2 * rank + 1}q", file.read(at + 8, 16 * rank + 8))
-                known[str(key)] = View(storage, values[-1], values[:rank], values[rank:-1])
-                at += 8 + 8 * len(values)
+            case (int() | str() as key, int() | str() as root, Global()):
+                storage = known.get(str(root))
             case _:
-                raise PickleError("its list of tensors is damaged")
+                storage = None
+        if not isinstance(storage, Storage):
+            raise PickleError("its list of tensors is damaged")
+        rank = int.from_bytes(file.read(at, 4), "little")
+        if rank > RANK:
+            raise PickleError("its list of tensors is damaged")
+        values = struct.unpack(f"<{2 * rank + 1}q", file.read(at + 8, 16 * rank + 8))
+        shape = values[:rank]
+        stride = values[rank:-1]
+        offset = values[-1]
+        known[str(key)] = View(storage, offset, shape, stride)
+        at += 8 + 8 * len(values)
 
 
 def _small_pickle(file: SourceFile, at: int, end: int) -> tuple[object, int]:

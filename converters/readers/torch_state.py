@@ -75,9 +75,8 @@ def _unwrap(node: object, weights: Weights) -> object:
         entries = _mapping(node)
         if entries is None:
             break
-        inner = next(
-            (key for key in _WRAPPERS if key in entries and _holds_tensors(entries[key])), None
-        )
+        wrappers = (key for key in _WRAPPERS if key in entries)
+        inner = next((key for key in wrappers if _holds_tensors(entries[key])), None)
         if inner is None:
             break
         _note_scalars(node, weights)
@@ -117,9 +116,9 @@ def _describe(value: object) -> str:
 
 def _shown(key: object) -> str:
     """A key or scalar; only the beginning is looked at, for it may be long and be met often."""
-    return (
-        printable(str(key)[:200]) if isinstance(key, str | int | float) else "a key that is no text"
-    )
+    if not isinstance(key, str | int | float):
+        return "a key that is no text"
+    return printable(str(key)[:200])
 
 
 # ---- the tree
@@ -138,7 +137,8 @@ def _leaves(root: object, weights: Weights) -> Iterator[tuple[str, object]]:
             levels.pop()
         if not levels or entry is None:
             return
-        prefix, (key, value) = levels[-1][0], entry
+        prefix = levels[-1][0]
+        key, value = entry
         name = f"{prefix}{key}" if isinstance(key, str | int) else f"{prefix}{_shown(key)}"
         if len(name) > _MAX_NAME:
             raise PickleError(f"the name `{printable(name)}` is too long or too deep")

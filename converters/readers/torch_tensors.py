@@ -180,17 +180,21 @@ class Storages:
 
     def _placed(self, name: str, view: View) -> Tensor:
         """Check the geometry: all elements inside the storage, no more of them than it has."""
-        storage, dtype = view.storage, view.dtype or view.storage.dtype
+        storage = view.storage
+        dtype = view.dtype or view.storage.dtype
         if dtype not in DTYPES:
             raise PickleError(
                 f"`{printable(name)}` has dtype {printable(dtype)}, which is not supported"
             )
-        shape, stride = _sizes(name, view.shape), _sizes(name, view.stride)
+        shape = _sizes(name, view.shape)
+        stride = _sizes(name, view.stride)
         offset = _sizes(name, (view.offset,))[0]
-        itemsize, stored = DTYPES[dtype].itemsize, storage.numel * storage.itemsize
+        itemsize = DTYPES[dtype].itemsize
+        stored = storage.numel * storage.itemsize
         count = math.prod(shape)
         last = sum((size - 1) * step for size, step in zip(shape, stride, strict=False))
-        if len(shape) != len(stride) or (count and (offset + last + 1) * itemsize > stored):
+        end = (offset + last + 1) * itemsize
+        if len(shape) != len(stride) or (count and end > stored):
             raise PickleError(
                 f"`{printable(name)}` reaches outside its storage; the file is damaged"
             )
@@ -319,11 +323,13 @@ def _numpy_tensor(name: str, node: Object) -> Tensor:
                 f"`{printable(name)}` is a numpy array of a kind that is not supported"
             )
     code = _numpy_code(dtype)
-    raw, sizes = _numpy_bytes(data), _sizes(name, shape)
+    raw = _numpy_bytes(data)
+    sizes = _sizes(name, shape)
     if code is None or raw is None or math.prod(sizes) * int(code[-1]) != len(raw):
         raise PickleError(f"`{printable(name)}` is a numpy array of a kind that is not supported")
     array = np.frombuffer(raw, code).reshape(sizes, order=order)
-    return Computed(name, _NUMPY[code[1:]], sizes, (), partial(_array, array), "from a numpy array")
+    values = partial(_array, array)
+    return Computed(name, _NUMPY[code[1:]], sizes, (), values, "from a numpy array")
 
 
 def _array(array: Array) -> Array:

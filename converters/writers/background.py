@@ -46,11 +46,9 @@ def read_ahead(items: Iterable[T], depth: int) -> Iterator[T]:
     buffers suffice. An exception in the thread is raised here, after the items before it. Closing
     the iterator waits for the thread's end.
     """
-    slots, ready, stopped = (
-        threading.Semaphore(depth),
-        queue.SimpleQueue[tuple[T] | None](),
-        threading.Event(),
-    )
+    slots = threading.Semaphore(depth)
+    ready = queue.SimpleQueue[tuple[T] | None]()
+    stopped = threading.Event()
 
     def produce() -> None:
         slots.acquire()

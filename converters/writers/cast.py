@@ -8,10 +8,9 @@ import numpy as np
 from ..checkpoint import Array
 
 _CHUNK = 1 << 17  # elements at once: the scratch arrays stay in the cache
-_SMALLEST, _LARGEST = (
-    0x38800000,
-    0x477FEFFF,
-)  # float32 bits of the normal float16 numbers, before they are rounded
+# float32 bits of the normal float16 numbers, before they are rounded
+_SMALLEST = 0x38800000
+_LARGEST = 0x477FEFFF
 _REBIAS = (1 << 32) - ((127 - 15) << 23)  # to the exponent's other bias, modulo 2^32
 _BELOW_HALF = 0xFFF  # of the 13 bits that are dropped
 
@@ -20,7 +19,8 @@ class Float16Cast:
     """Rounds to nearest, ties to even, as IEEE 754 has it; holds the scratch arrays."""
 
     def __init__(self) -> None:
-        self._rounded, self._rare = np.empty(_CHUNK, np.uint32), np.empty(_CHUNK, bool)
+        self._rounded = np.empty(_CHUNK, np.uint32)
+        self._rare = np.empty(_CHUNK, bool)
         self._sign = np.empty(_CHUNK, np.uint16)
 
     def __call__(self, source: Array, target: Array) -> None:
@@ -29,8 +29,12 @@ class Float16Cast:
             self._cast(source[start : start + _CHUNK], target[start : start + _CHUNK])
 
     def _cast(self, source: Array, target: Array) -> None:
-        bits, halves, size = source.view(np.uint32), target.view(np.uint16), source.size
-        rounded, rare, sign = self._rounded[:size], self._rare[:size], self._sign[:size]
+        bits = source.view(np.uint32)
+        halves = target.view(np.uint16)
+        size = source.size
+        rounded = self._rounded[:size]
+        rare = self._rare[:size]
+        sign = self._sign[:size]
         np.bitwise_and(bits, np.uint32(0x7FFFFFFF), out=rounded)
         rounded -= np.uint32(_SMALLEST)  # what is smaller wraps around
         np.greater(rounded, np.uint32(_LARGEST - _SMALLEST), out=rare)

@@ -129,7 +129,8 @@ class Blocks:
 
     def _pieces(self, output: Output) -> Iterator[tuple[Shape, _Fill]]:
         """Shapes of the output's blocks in order, each with the function that fills it."""
-        source, moves = output.sources[0], _moves(output)
+        source = output.sources[0]
+        moves = _moves(output)
         if _in_order(output, moves):
             for place in _places(output):
                 yield from _chunks(place)
@@ -147,10 +148,8 @@ class Blocks:
 
 def results(output: Output) -> int:
     """How many tensors of this output's shape its sources give."""
-    elements, result = (
-        sum(math.prod(source.shape) for source in output.sources),
-        math.prod(output.shape),
-    )
+    elements = sum(math.prod(source.shape) for source in output.sources)
+    result = math.prod(output.shape)
     return elements // result if output.op is not None and result else 1
 
 
@@ -209,7 +208,8 @@ def _count_nonfinite(bits: Array, dtype: str) -> int:
     tell quickly."""
     if dtype not in _EXPONENT:
         return 0
-    exponent, sign = _EXPONENT[dtype], 1 << 8 * bits.itemsize - 1
+    exponent = _EXPONENT[dtype]
+    sign = 1 << 8 * bits.itemsize - 1
     if bits.view(f"<i{bits.itemsize}").max() < exponent and bits.max() < exponent | sign:
         return 0
     mask = bits.dtype.type(exponent)

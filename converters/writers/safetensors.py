@@ -82,7 +82,8 @@ def write_safetensors(
         OSError: the disk is full or fails.
     """
     _check(outputs)
-    written, blocks = Written(), Blocks()
+    written = Written()
+    blocks = Blocks()
     shards = list(_shards(outputs, max_shard_size))
     weight_map: dict[str, str] = {}
     for number, shard in enumerate(shards, 1):
@@ -155,7 +156,8 @@ def _shards(outputs: Sequence[Output], limit: int) -> Iterator[list[Output]]:
             yield [output]
         elif current and total + output.nbytes > limit:
             yield current
-            current, total = [output], output.nbytes
+            current = [output]
+            total = output.nbytes
         else:
             current.append(output)
             total += output.nbytes
@@ -215,7 +217,8 @@ def _header(outputs: Sequence[Output], metadata: Mapping[str, str]) -> Block:
     entries: dict[str, object] = {"__metadata__": dict(metadata)}
     end = 0
     for output in outputs:
-        begin, end = end, end + output.nbytes
+        begin = end
+        end = end + output.nbytes
         entries[output.key] = {
             "dtype": output.dtype,
             "shape": output.shape,

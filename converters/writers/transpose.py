@@ -99,10 +99,12 @@ def panels(
     A tensor larger than `buffer` whose last axis comes first (as in every Keras kernel) is read
     several times, only some columns of it each time. Any other large one is held in memory whole.
     """
-    rows, width = math.prod(shape[:-1]), shape[-1]
+    rows = math.prod(shape[:-1])
+    width = shape[-1]
     step = min(width, whole_tiles(buffer.nbytes // (rows * dtype.itemsize)))
     if step < width and (permutation[0] != len(shape) - 1 or step < TILE):
-        step, buffer = width, np.empty(source.nbytes, np.uint8)
+        step = width
+        buffer = np.empty(source.nbytes, np.uint8)
     for start in range(0, width, step):
         columns = min(step, width - start)
         panel = buffer[: rows * columns * dtype.itemsize].view(dtype).reshape(rows, columns)
