@@ -404,8 +404,8 @@ READ = """
 import json, resource, sys, time
 resource.setrlimit(resource.RLIMIT_AS, (1 << 30, 1 << 30))
 from pathlib import Path
-from weightport.converters.errors import ConversionError
-from weightport.converters.torch_file import read_torch
+from weightport.errors import ConversionError
+from weightport.converters.readers.torch_file import read_torch
 for path in sys.argv[1:]:
     start, line = time.process_time(), ""
     try:

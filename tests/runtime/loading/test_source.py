@@ -27,7 +27,8 @@ SETUP = """
 import json, os, sys
 import torch
 from weightport import *
-from weightport.runtime import unet, schedulers  # before any fork
+from weightport.runtime import schedulers
+from weightport.runtime.models import unet  # before any fork
 
 class Pair(DiffusionPipeline):
     def __init__(self, unet, scheduler):
