@@ -1,5 +1,7 @@
-"""The transformer of the UNet: attention to the image itself and to the text. Sequences are (b, n,
-c)."""
+"""The transformer of the UNet: attention to the image itself and to the text.
+
+Sequences are (b, n, c).
+"""
 
 from __future__ import annotations
 
@@ -20,8 +22,10 @@ Projected = tuple[Tensor, Tensor]  # keys and values
 
 @dataclass(frozen=True)
 class Kept:
-    """What a thread's last context gave; the context is held, so that no other tensor takes its
-    memory."""
+    """What a thread's last context gave.
+
+    The context is held, so that no other tensor takes its memory.
+    """
 
     seen: tuple[Any, ...]
     context: Tensor
@@ -29,8 +33,10 @@ class Kept:
 
 
 class ConstantContext:
-    """Keys and values of the text, which are the same in every step of a run: computed once for
-    each of the threads that run the model. Bits do not change."""
+    """Keys and values of the text, which are the same in every step of a run.
+
+    They are computed once for each of the threads that run the model. Bits do not change.
+    """
 
     def __init__(self) -> None:
         self.kept: dict[int, Kept | None] = {}  # thread -> what it keeps
@@ -54,8 +60,10 @@ _CHANGING = Lock()  # who may say which layers keep what
 
 @contextmanager
 def constant_context(*models: nn.Module) -> Iterator[None]:
-    """Within it, the models' cross-attentions keep what they compute of the text in this thread;
-    weights must not change meanwhile."""
+    """Within it, the models' cross-attentions keep what they compute of the text in this thread.
+
+    Weights must not change meanwhile.
+    """
     modules = [module for model in models for module in model.modules()]
     layers = [module for module in modules if isinstance(module, Attention)]
     thread = get_ident()
@@ -113,8 +121,10 @@ class Attention(nn.Module):
 
 
 class FeedForward(nn.Sequential):
-    """GEGLU to four times the width, and back: (b, n, dim) -> (b, n, dim). `net.1` is the dropout
-    of diffusers."""
+    """GEGLU to four times the width, and back: (b, n, dim) -> (b, n, dim).
+
+    `net.1` is the dropout of diffusers.
+    """
 
     def __init__(self, dim: int) -> None:
         super().__init__()
@@ -134,16 +144,18 @@ class Level:
 
 
 class BasicTransformerBlock(nn.Module):
-    """Attention to itself (to the text if `only_cross_attention`), attention to the text,
-    feed-forward."""
+    """Attention to itself, attention to the text, feed-forward.
+
+    With `only_cross_attention` the first attends to the text as well.
+    """
 
     def __init__(self, level: Level) -> None:
         super().__init__()
-        dim, self.only_cross_attention = level.channels, level.only_cross_attention
+        dim = level.channels
+        self.only_cross_attention = level.only_cross_attention
+        first_context_dim = level.context_dim if level.only_cross_attention else dim
         self.norm1 = nn.LayerNorm(dim)
-        self.attn1 = Attention(
-            dim, level.heads, level.context_dim if level.only_cross_attention else dim
-        )
+        self.attn1 = Attention(dim, level.heads, first_context_dim)
         self.norm2 = nn.LayerNorm(dim)
         self.attn2 = Attention(dim, level.heads, level.context_dim)
         self.norm3 = nn.LayerNorm(dim)
@@ -151,25 +163,32 @@ class BasicTransformerBlock(nn.Module):
 
     def forward(self, x: Tensor, context: Tensor) -> Tensor:
         """(b, n, dim), context (b, m, context_dim) -> (b, n, dim)."""
-        x = self.attn1(self.norm1(x), context if self.only_cross_attention else None) + x
+        first_context = context if self.only_cross_attention else None
+        x = self.attn1(self.norm1(x), first_context) + x
         x = self.attn2(self.norm2(x), context) + x
         x = self.ff(self.norm3(x)) + x
         return x
 
 
 class Transformer2DModel(nn.Module):
-    """Transformer blocks over the pixels of an image, between two projections that are convolutions
-    or linear."""
+    """Transformer blocks over the pixels of an image, between two projections.
 
-    def __init__(self, c: Config, level: Level) -> None:
+    The projections are convolutions or, with `use_linear_projection`, linear.
+    """
+
+    def __init__(self, config: Config, level: Level) -> None:
         super().__init__()
-        dim, self.linear = level.channels, c.use_linear_projection
-        self.norm = nn.GroupNorm(c.norm_num_groups, dim, eps=1e-6)
-        self.proj_in = nn.Linear(dim, dim) if self.linear else nn.Conv2d(dim, dim, 1)
+        dim = level.channels
+        self.linear = config.use_linear_projection
+        self.norm = nn.GroupNorm(config.norm_num_groups, dim, eps=1e-6)
+        self.proj_in = self._projection(dim)
         self.transformer_blocks = nn.ModuleList(
             BasicTransformerBlock(level) for _ in range(level.depth)
         )
-        self.proj_out = nn.Linear(dim, dim) if self.linear else nn.Conv2d(dim, dim, 1)
+        self.proj_out = self._projection(dim)
+
+    def _projection(self, dim: int) -> nn.Module:
+        return nn.Linear(dim, dim) if self.linear else nn.Conv2d(dim, dim, 1)
 
     def forward(self, x: Tensor, context: Tensor) -> Tensor:
         """(b, c, h, w), context (b, m, context_dim) -> (b, c, h, w)."""

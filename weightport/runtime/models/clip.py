@@ -1,5 +1,4 @@
-"""The text encoders of CLIP and OpenCLIP: `CLIPTextModel` and `CLIPTextModelWithProjection`, with
-transformers' names.
+"""The text encoders of CLIP and OpenCLIP, with transformers' names.
 
 Radford et al. 2021, https://arxiv.org/abs/2103.00020.
 """
@@ -63,7 +62,8 @@ class CLIPAttention(nn.Module):
             raise ValueError(
                 f"hidden_size {c.hidden_size} cannot be split into {heads} attention heads"
             )
-        self.heads, self.is_causal = heads, is_causal
+        self.heads = heads
+        self.is_causal = is_causal
         self.k_proj = nn.Linear(c.hidden_size, c.hidden_size)
         self.v_proj = nn.Linear(c.hidden_size, c.hidden_size)
         self.q_proj = nn.Linear(c.hidden_size, c.hidden_size)
@@ -71,15 +71,15 @@ class CLIPAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(b, n, hidden_size) -> (b, n, hidden_size)."""
-        x = self.out_proj(
-            attend(self.q_proj(x), self.k_proj(x), self.v_proj(x), self.heads, self.is_causal)
-        )
+        q = self.q_proj(x)
+        k = self.k_proj(x)
+        v = self.v_proj(x)
+        x = self.out_proj(attend(q, k, v, self.heads, self.is_causal))
         return x
 
 
 class CLIPMLP(nn.Sequential):
-    """Two linear layers and the activation between them: (b, n, hidden_size) -> (b, n,
-    hidden_size)."""
+    """Two linear layers and the activation between them, of (b, n, hidden_size)."""
 
     def __init__(self, c: Config) -> None:
         super().__init__()
@@ -115,7 +115,8 @@ class CLIPTextEmbeddings(nn.Module):
 
     def forward(self, input_ids: Tensor) -> Tensor:
         """(b, n) -> (b, n, hidden_size)."""
-        n, limit = input_ids.shape[-1], self.position_embedding.num_embeddings
+        n = input_ids.shape[-1]
+        limit = self.position_embedding.num_embeddings
         if n > limit:
             raise ValueError(f"{n} tokens are given but the text encoder has {limit} positions")
         x: Tensor = self.token_embedding(input_ids)
@@ -155,8 +156,10 @@ class CLIPTextOutput(NamedTuple):
 
 
 class CLIPTextProjectionOutput(NamedTuple):
-    """What `CLIPTextModelWithProjection` returns; `text_embeds` (b, projection_dim) is the
-    projected pooler output."""
+    """What `CLIPTextModelWithProjection` returns.
+
+    `text_embeds` (b, projection_dim) is the projected pooler output.
+    """
 
     text_embeds: Tensor
     last_hidden_state: Tensor
@@ -184,11 +187,12 @@ class CLIPTextTransformer(nn.Module):
         """Encode token ids (b, n)."""
         states = self.encoder(self.embeddings(input_ids))
         last = self.final_layer_norm(states[-1])
-        # older configs say 2, which is wrong; there the end of text is the highest id (transformers
-        # #24773)
-        ends = input_ids if self.eos_token_id == 2 else input_ids == self.eos_token_id
-        pooled = last[torch.arange(len(last), device=last.device), ends.int().argmax(dim=-1)]
-        return CLIPTextOutput(last, pooled, states)
+        # older configs say 2, which is wrong; there the end of text is the highest id
+        # (transformers #24773)
+        is_end = input_ids if self.eos_token_id == 2 else input_ids == self.eos_token_id
+        rows = torch.arange(len(last), device=last.device)
+        ends = is_end.int().argmax(dim=-1)
+        return CLIPTextOutput(last, last[rows, ends], states)
 
 
 class CLIPTextEncoder(Model):
@@ -210,8 +214,7 @@ class CLIPTextEncoder(Model):
 
     @classmethod
     def rename(cls, key: str) -> str | None:
-        """transformers 5 writes no `text_model.`; older files also hold the numbers of the
-        positions."""
+        """transformers 5 writes no `text_model.`; older files hold the numbers of the positions."""
         if key.startswith(("embeddings.", "encoder.", "final_layer_norm.")):
             key = f"text_model.{key}"
         return None if key == "text_model.embeddings.position_ids" else key
@@ -219,8 +222,10 @@ class CLIPTextEncoder(Model):
     def forward(
         self, input_ids: Tensor, attention_mask: None = None, **options: bool
     ) -> CLIPOutput:
-        """Encode token ids (b, n); transformers' options `output_hidden_states` and `return_dict`
-        change nothing."""
+        """Encode token ids (b, n).
+
+        transformers' options `output_hidden_states` and `return_dict` change nothing.
+        """
         encoded: CLIPTextOutput = self.text_model(input_ids)
         return encoded
 
@@ -235,8 +240,7 @@ class CLIPTextModel(CLIPTextEncoder):
 
 
 class CLIPTextModelWithProjection(CLIPTextEncoder):
-    """`CLIPTextModel` with a linear layer on top of the pooled state, as the second text encoder of
-    SDXL."""
+    """`CLIPTextModel` with a linear layer on top of the pooled state: SDXL's second encoder."""
 
     def __init__(self, config: Mapping[str, Any]) -> None:
         super().__init__(config)

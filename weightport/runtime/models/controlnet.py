@@ -39,10 +39,8 @@ class ConditioningEmbedding(nn.Module):
         self.conv_in = nn.Conv2d(c.conditioning_channels, widths[0], 3, padding=1)
         self.blocks = nn.ModuleList()
         for width, wider in itertools.pairwise(widths):
-            self.blocks += [
-                nn.Conv2d(width, width, 3, padding=1),
-                nn.Conv2d(width, wider, 3, stride=2, padding=1),
-            ]
+            self.blocks.append(nn.Conv2d(width, width, 3, padding=1))
+            self.blocks.append(nn.Conv2d(width, wider, 3, stride=2, padding=1))
         self.conv_out = nn.Conv2d(widths[-1], c.block_out_channels[0], 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -55,8 +53,10 @@ class ConditioningEmbedding(nn.Module):
 
 
 class ControlNetOutput(NamedTuple):
-    """What is added to the UNet's skips, (b, c, h, w) or smaller each, and to the output of its
-    middle block."""
+    """What is added inside the UNet, (b, c, h, w) or smaller each.
+
+    To each of its skips, and to the output of its middle block.
+    """
 
     down_block_res_samples: tuple[Tensor, ...]
     mid_block_res_sample: Tensor
@@ -79,9 +79,10 @@ class ControlNetModel(Conditioned):
         self.controlnet_cond_embedding = ConditioningEmbedding(c)
         self.down_blocks = make_down_blocks(c, levels)
         self.controlnet_down_blocks = nn.ModuleList(
-            nn.Conv2d(n, n, 1) for n in skip_channels(levels)
+            nn.Conv2d(channels, channels, 1) for channels in skip_channels(levels)
         )
-        self.controlnet_mid_block = nn.Conv2d(levels[-1].channels, levels[-1].channels, 1)
+        coarsest = levels[-1].channels
+        self.controlnet_mid_block = nn.Conv2d(coarsest, coarsest, 1)
         self.mid_block = MidBlock(c, replace(levels[-1], only_cross_attention=False))
 
     def forward(
@@ -115,29 +116,27 @@ class ControlNetModel(Conditioned):
         """
         c = self.config
         emb = self.embed(sample, timestep, class_labels, None, added_cond_kwargs or {})
-        image = (
-            controlnet_cond.flip(1)
-            if c.controlnet_conditioning_channel_order == "bgr"
-            else controlnet_cond
-        )
+        image = controlnet_cond
+        if c.controlnet_conditioning_channel_order == "bgr":
+            image = image.flip(1)
         x = self.conv_in(sample) + self.controlnet_cond_embedding(image)
         x, skips = self.encode(x, emb, encoder_hidden_states)
 
         convs = [*self.controlnet_down_blocks, self.controlnet_mid_block]
         weakest = -1 if guess_mode and not c.global_pool_conditions else 0
-        scales = torch.logspace(weakest, 0, len(convs), device=x.device)
-        outputs = [
-            conv(y) * s
-            for conv, y, s in zip(convs, [*skips, x], scales * conditioning_scale, strict=True)
-        ]
+        scales = torch.logspace(weakest, 0, len(convs), device=x.device) * conditioning_scale
+        inputs = zip(convs, [*skips, x], scales, strict=True)
+        outputs = [conv(y) * scale for conv, y, scale in inputs]
         if c.global_pool_conditions:
             outputs = [output.mean((2, 3), keepdim=True) for output in outputs]
         return ControlNetOutput(tuple(outputs[:-1]), outputs[-1])
 
 
 class MultiControlNetModel(nn.Module):
-    """Several ControlNets whose outputs are added. In a repository they are `controlnet`,
-    `controlnet_1`, and so on."""
+    """Several ControlNets whose outputs are added.
+
+    In a repository they are `controlnet`, `controlnet_1`, and so on.
+    """
 
     library = "diffusers"
 

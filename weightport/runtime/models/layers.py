@@ -1,5 +1,4 @@
-"""Layers that the models share. Attribute names are the state-dict keys of diffusers; images are
-(b, c, h, w)."""
+"""Layers that the models share: images are (b, c, h, w), attributes diffusers' state-dict keys."""
 
 from __future__ import annotations
 
@@ -14,33 +13,43 @@ from torch import Tensor, nn
 def attend(
     query: Tensor, key: Tensor, value: Tensor, heads: int, is_causal: bool = False
 ) -> Tensor:
-    """Multi-head scaled dot-product attention: query (b, n, c), key and value (b, m, c) -> (b, n,
-    c)."""
-    query, key, value = (
-        x.view(*x.shape[:2], heads, -1).transpose(1, 2) for x in (query, key, value)
-    )
-    return (
-        F.scaled_dot_product_attention(query, key, value, is_causal=is_causal)
-        .transpose(1, 2)
-        .flatten(2)
-    )
+    """Multi-head scaled dot-product attention.
+
+    Query (b, n, c), key and value (b, m, c) -> (b, n, c).
+    """
+    q = split_heads(query, heads)
+    k = split_heads(key, heads)
+    v = split_heads(value, heads)
+    x = F.scaled_dot_product_attention(q, k, v, is_causal=is_causal)
+    return x.transpose(1, 2).flatten(2)
+
+
+def split_heads(x: Tensor, heads: int) -> Tensor:
+    """(b, n, c) -> (b, heads, n, c / heads)."""
+    return x.view(*x.shape[:2], heads, -1).transpose(1, 2)
 
 
 def timestep_embedding(
     timesteps: Tensor, dim: int, flip_sin_to_cos: bool = True, freq_shift: float = 0
 ) -> Tensor:
-    """Sinusoidal features of timesteps (b,) -> float32 (b, dim). Ho et al. 2020,
-    https://arxiv.org/abs/2006.11239."""
+    """Sinusoidal features of timesteps (b,) -> float32 (b, dim).
+
+    Ho et al. 2020, https://arxiv.org/abs/2006.11239.
+    """
     half = dim // 2
     steps = torch.arange(half, dtype=torch.float32, device=timesteps.device)
-    angles = timesteps[:, None].float() * (-math.log(10000) * steps / (half - freq_shift)).exp()
-    sin, cos = angles.sin(), angles.cos()
+    frequencies = (-math.log(10000) * steps / (half - freq_shift)).exp()
+    angles = timesteps[:, None].float() * frequencies
+    sin = angles.sin()
+    cos = angles.cos()
     return torch.cat((cos, sin) if flip_sin_to_cos else (sin, cos), dim=-1)
 
 
 class TimestepEmbedding(nn.Module):
-    """The MLP on top of sinusoidal features; `cond_dim` adds a projected condition first (LCM's
-    guidance scale)."""
+    """The MLP on top of sinusoidal features.
+
+    `cond_dim` adds a projected condition first, LCM's guidance scale.
+    """
 
     def __init__(self, in_dim: int, dim: int, cond_dim: int | None = None) -> None:
         super().__init__()
@@ -70,9 +79,9 @@ class ResnetBlock2D(nn.Module):
         self.time_emb_proj = nn.Linear(time_dim, channels) if time_dim else None
         self.norm2 = nn.GroupNorm(groups, channels, eps)
         self.conv2 = nn.Conv2d(channels, channels, 3, padding=1)
-        self.conv_shortcut = (
-            nn.Conv2d(in_channels, channels, 1) if in_channels != channels else None
-        )
+        self.conv_shortcut: nn.Module | None = None
+        if in_channels != channels:
+            self.conv_shortcut = nn.Conv2d(in_channels, channels, 1)
 
     def forward(self, x: Tensor, emb: Tensor | None = None) -> Tensor:
         """(b, in_channels, h, w), activated emb (b, time_dim) -> (b, channels, h, w)."""
@@ -80,7 +89,8 @@ class ResnetBlock2D(nn.Module):
         if self.time_emb_proj is not None and emb is not None:
             h = h + self.time_emb_proj(emb)[:, :, None, None]
         h = self.conv2(F.silu(self.norm2(h)))
-        return (x if self.conv_shortcut is None else self.conv_shortcut(x)) + h
+        shortcut = x if self.conv_shortcut is None else self.conv_shortcut(x)
+        return shortcut + h
 
 
 class Downsample2D(nn.Sequential):
@@ -104,15 +114,17 @@ class Upsample2D(nn.Module):
 
     def forward(self, x: Tensor, size: tuple[int, int] | None = None) -> Tensor:
         """(b, c, h, w) -> (b, c, *size), by default twice the size."""
-        x = self.conv(
-            F.interpolate(x, size=size or (2 * x.shape[-2], 2 * x.shape[-1]), mode="nearest")
-        )
+        height, width = x.shape[-2:]
+        x = F.interpolate(x, size=size or (2 * height, 2 * width), mode="nearest")
+        x = self.conv(x)
         return x
 
 
 class GEGLU(nn.Module):
-    """A linear layer whose second half gates the first. Shazeer 2020,
-    https://arxiv.org/abs/2002.05202."""
+    """A linear layer whose second half gates the first.
+
+    Shazeer 2020, https://arxiv.org/abs/2002.05202.
+    """
 
     def __init__(self, dim: int, inner_dim: int) -> None:
         super().__init__()

@@ -1,5 +1,4 @@
-"""The safety checker of Stable Diffusion 1: which images are near concepts that should not be
-shown.
+"""The safety checker of Stable Diffusion 1: which images are near what should not be shown.
 
 An image and each concept are vectors of CLIP (Radford et al. 2021,
 https://arxiv.org/abs/2103.00020); an image is flagged when the cosine between the two exceeds the
@@ -26,7 +25,8 @@ from ..loading.source import Place, PlaceOptions
 from ..text.tokenizer import Encoding
 from .clip import CLIPEncoder
 
-CONCEPTS, SPECIAL_CONCEPTS = 17, 3
+CONCEPTS = 17
+SPECIAL_CONCEPTS = 3
 STRICTER = 0.01  # is added to the cosines of an image that is near a special concept
 VISION: dict[str, Any] = {  # the defaults of transformers
     "hidden_act": "quick_gelu",
@@ -43,8 +43,10 @@ Images = TypeVar("Images", Tensor, NDArray[Any])
 
 
 class CLIPVisionEmbeddings(nn.Module):
-    """An image as a sequence: a vector of its own for the whole, then one for each patch; positions
-    are added."""
+    """An image as a sequence: a vector for the whole, then one for each patch.
+
+    Positions are added.
+    """
 
     def __init__(self, c: Config) -> None:
         super().__init__()
@@ -74,9 +76,9 @@ class CLIPVisionTransformer(nn.Module):
 
     def forward(self, pixels: Tensor) -> Tensor:
         """(b, c, h, w) -> (b, hidden_size), the image as a whole."""
-        pooled: Tensor = self.post_layernorm(
-            self.encoder(self.pre_layrnorm(self.embeddings(pixels)))[-1][:, 0]
-        )
+        x = self.pre_layrnorm(self.embeddings(pixels))
+        last = self.encoder(x)[-1]
+        pooled: Tensor = self.post_layernorm(last[:, 0])
         return pooled
 
 
@@ -92,21 +94,18 @@ class StableDiffusionSafetyChecker(Model):
 
     def __init__(self, config: Mapping[str, Any]) -> None:
         super().__init__({"projection_dim": 512, **config})
-        given = {**(config.get("vision_config") or {}), **(config.get("vision_config_dict") or {})}
+        given: dict[str, Any] = {}
+        for name in ("vision_config", "vision_config_dict"):
+            given |= config.get(name) or {}
         vision = Config({key: given.get(key, default) for key, default in VISION.items()})
         dim = self.config.projection_dim
-        self.vision_model = nn.Sequential(
-            OrderedDict(vision_model=CLIPVisionTransformer(vision))
-        )  # as keys have it
+        transformer = CLIPVisionTransformer(vision)
+        self.vision_model = nn.Sequential(OrderedDict(vision_model=transformer))  # twice, as keys
         self.visual_projection = nn.Linear(vision.hidden_size, dim, bias=False)
-        self.concept_embeds = nn.Parameter(torch.ones(CONCEPTS, dim), requires_grad=False)
-        self.special_care_embeds = nn.Parameter(
-            torch.ones(SPECIAL_CONCEPTS, dim), requires_grad=False
-        )
-        self.concept_embeds_weights = nn.Parameter(torch.ones(CONCEPTS), requires_grad=False)
-        self.special_care_embeds_weights = nn.Parameter(
-            torch.ones(SPECIAL_CONCEPTS), requires_grad=False
-        )
+        self.concept_embeds = _constants(CONCEPTS, dim)
+        self.special_care_embeds = _constants(SPECIAL_CONCEPTS, dim)
+        self.concept_embeds_weights = _constants(CONCEPTS)
+        self.special_care_embeds_weights = _constants(SPECIAL_CONCEPTS)
 
     @classmethod
     def rename(cls, key: str) -> str | None:
@@ -116,15 +115,16 @@ class StableDiffusionSafetyChecker(Model):
         return None if key.endswith(".position_ids") else key
 
     def scores(self, clip_input: Tensor) -> tuple[Tensor, Tensor]:
-        """How far images (b, 3, h, w) exceed the thresholds: float32 (b, 3) special concepts, (b,
-        17) concepts."""
+        """How far images (b, 3, h, w) exceed the thresholds.
+
+        Returns:
+            float32: (b, 3) for the special concepts, (b, 17) for the concepts.
+        """
         image = F.normalize(self.visual_projection(self.vision_model(clip_input)))
-        special = (
-            image @ F.normalize(self.special_care_embeds).T
-        ).float() - self.special_care_embeds_weights.float()
-        concepts = (
-            image @ F.normalize(self.concept_embeds).T
-        ).float() - self.concept_embeds_weights.float()
+        special_cosines = image @ F.normalize(self.special_care_embeds).T
+        special = special_cosines.float() - self.special_care_embeds_weights.float()
+        cosines = image @ F.normalize(self.concept_embeds).T
+        concepts = cosines.float() - self.concept_embeds_weights.float()
         special = special.round(decimals=3)
         near = (special > 0).any(dim=1, keepdim=True)
         return special, (concepts + STRICTER * near).round(decimals=3)
@@ -152,9 +152,15 @@ class StableDiffusionSafetyChecker(Model):
         return images, flags
 
 
+def _constants(*shape: int) -> nn.Parameter:
+    """Numbers that are loaded and never trained."""
+    return nn.Parameter(torch.ones(*shape), requires_grad=False)
+
+
 class CLIPImageProcessor(HasConfig):
-    """Images as CLIP saw them in training: short side resized, the centre cut out, colours
-    normalised.
+    """Images as CLIP saw them in training.
+
+    The short side is resized, the centre cut out, and colours are normalised.
 
     Args:
         config: the content of `preprocessor_config.json`.
@@ -177,11 +183,15 @@ class CLIPImageProcessor(HasConfig):
     }
 
     def __init__(self, config: Mapping[str, Any] | None = None) -> None:
-        given = self.DEFAULTS | {k: v for k, v in (config or {}).items() if k in self.DEFAULTS}
-        size, crop = given["size"], given["crop_size"]  # older files have numbers
-        given["size"] = {"shortest_edge": size} if isinstance(size, int) else size
-        given["crop_size"] = {"height": crop, "width": crop} if isinstance(crop, int) else crop
-        self.config = Config(given)
+        options = dict(self.DEFAULTS)
+        options |= {key: value for key, value in (config or {}).items() if key in options}
+        size = options["size"]
+        if isinstance(size, int):  # as in older files
+            options["size"] = {"shortest_edge": size}
+        crop = options["crop_size"]
+        if isinstance(crop, int):
+            options["crop_size"] = {"height": crop, "width": crop}
+        self.config = Config(options)
 
     @classmethod
     def from_pretrained(
@@ -204,12 +214,12 @@ class CLIPImageProcessor(HasConfig):
         images: Image.Image | Sequence[Image.Image],
         return_tensors: Literal["pt", "np"] | None = None,
     ) -> Encoding:
-        """Images -> `pixel_values`, float32: (b, 3, h, w) with `return_tensors`, a list of (3, h,
-        w) without."""
-        pixels = [
-            self._pixels(image)
-            for image in ([images] if isinstance(images, Image.Image) else images)
-        ]
+        """Images -> `pixel_values`, float32.
+
+        (b, 3, h, w) with `return_tensors`, a list of (3, h, w) without.
+        """
+        given = [images] if isinstance(images, Image.Image) else images
+        pixels = [self._pixels(image) for image in given]
         if return_tensors is None:
             return Encoding(pixel_values=pixels)
         batch = np.stack(pixels)
@@ -219,29 +229,32 @@ class CLIPImageProcessor(HasConfig):
         c = self.config
         if c.do_convert_rgb:
             if image.has_transparency_data:
-                image = Image.alpha_composite(
-                    Image.new("RGBA", image.size, "white"), image.convert("RGBA")
-                )
+                white = Image.new("RGBA", image.size, "white")
+                image = Image.alpha_composite(white, image.convert("RGBA"))
             image = image.convert("RGB")
         if c.do_resize:
             image = image.resize(self._resized(*image.size), c.resample)
         if c.do_center_crop:
-            width, height = c.crop_size["width"], c.crop_size["height"]
-            left, top = (image.width - width) // 2, (image.height - height) // 2
+            width = c.crop_size["width"]
+            height = c.crop_size["height"]
+            left = (image.width - width) // 2
+            top = (image.height - height) // 2
             image = image.crop((left, top, left + width, top + height))  # black beyond the edges
         x: NDArray[Any] = np.asarray(image)
         if c.do_rescale:
             x = (x.astype(np.float64) * c.rescale_factor).astype(np.float32)
         if c.do_normalize:
-            x = (x.astype(np.float32) - np.float32(c.image_mean)) / np.float32(c.image_std)
+            mean = np.float32(c.image_mean)
+            std = np.float32(c.image_std)
+            x = (x.astype(np.float32) - mean) / std
         return np.ascontiguousarray(x.transpose(2, 0, 1))
 
     def _resized(self, width: int, height: int) -> tuple[int, int]:
-        if "shortest_edge" not in self.config.size:
-            return self.config.size["width"], self.config.size["height"]
-        short = self.config.size["shortest_edge"]
-        return (
-            (short, int(short * height / width))
-            if width <= height
-            else (int(short * width / height), short)
-        )
+        """The size that an image of this size is resized to."""
+        size = self.config.size
+        if "shortest_edge" not in size:
+            return size["width"], size["height"]
+        short = size["shortest_edge"]
+        if width <= height:
+            return short, int(short * height / width)
+        return int(short * width / height), short

@@ -1,5 +1,4 @@
-"""`UNet2DConditionModel`: the denoiser of Stable Diffusion 1, 2, XL and their relatives, written
-from its config."""
+"""`UNet2DConditionModel`: the denoiser of Stable Diffusion 1, 2, XL and their relatives."""
 
 from __future__ import annotations
 
@@ -65,20 +64,22 @@ class UNet2DConditionModel(Conditioned):
     """
 
     def __init__(self, config: Mapping[str, Any]) -> None:
-        c = read_config("UNet2DConditionModel", config, DEFAULTS, CHOICES, unet_blocks.IRRELEVANT)
-        super().__init__(c)
-        levels, width = read_levels(c), c.block_out_channels[0]
-        self.down_blocks, self.up_blocks = (
-            make_down_blocks(c, levels),
-            nn.ModuleList(),
-        )  # the order of the state dict
-        channels, skips = levels[-1].channels, skip_channels(levels)
+        super().__init__(
+            read_config("UNet2DConditionModel", config, DEFAULTS, CHOICES, unet_blocks.IRRELEVANT)
+        )
+        c = self.config
+        levels = read_levels(c)
+        self.down_blocks = make_down_blocks(c, levels)
+        self.up_blocks = nn.ModuleList()  # before the middle, as in the state dict
+        channels = levels[-1].channels
+        skips = skip_channels(levels)
         self.mid_block = MidBlock(c, replace(levels[-1], only_cross_attention=False))
         for level, kind in zip(reversed(levels), c.up_block_types, strict=True):
             last = len(self.up_blocks) == len(levels) - 1
             self.up_blocks.append(UpBlock(c, level, channels, skips, kind, last))
             channels = level.channels
 
+        width = c.block_out_channels[0]
         self.conv_norm_out = nn.GroupNorm(c.norm_num_groups, width, c.norm_eps)
         self.conv_out = nn.Conv2d(width, c.out_channels, 3, padding=1)
 
@@ -115,10 +116,9 @@ class UNet2DConditionModel(Conditioned):
         if mid_block_additional_residual is not None:
             x = x + mid_block_additional_residual
         if down_block_additional_residuals:
-            skips = [
-                skip + more
-                for skip, more in zip(skips, down_block_additional_residuals, strict=True)
-            ]
+            pairs = zip(skips, down_block_additional_residuals, strict=True)
+            skips = [skip + more for skip, more in pairs]
         for block in self.up_blocks:
             x = block(x, emb, encoder_hidden_states, skips)
-        return UNet2DConditionOutput(self.conv_out(F.silu(self.conv_norm_out(x))))
+        x = F.silu(self.conv_norm_out(x))
+        return UNet2DConditionOutput(self.conv_out(x))

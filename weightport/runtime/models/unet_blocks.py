@@ -1,5 +1,4 @@
-"""What the UNet and its ControlNet are made of: embeddings of the conditions, and the blocks of
-each resolution."""
+"""What UNet and ControlNet are made of: embeddings of the conditions, blocks of each resolution."""
 
 from __future__ import annotations
 
@@ -43,9 +42,8 @@ CHOICES: dict[str, tuple[Any, ...]] = {
     "act_fn": ("silu", "swish"),  # two names of one function
     "addition_embed_type": (None, "text_time"),
     "mid_block_type": ("UNetMidBlock2DCrossAttn",),
-    "num_attention_heads": (
-        None,
-    ),  # diffusers refuses it too: the number of heads is `attention_head_dim`
+    # diffusers refuses it too: the number of heads is `attention_head_dim`
+    "num_attention_heads": (None,),
     "resnet_time_scale_shift": ("default",),
     **dict.fromkeys(("downsample_padding", "mid_block_scale_factor"), (1,)),
     **dict.fromkeys(("class_embed_type", "encoder_hid_dim", "encoder_hid_dim_type"), (None,)),
@@ -73,12 +71,18 @@ IRRELEVANT = {
 class Block(nn.Module):
     """The residual blocks of one resolution, each followed by attention if the block has any."""
 
-    def __init__(self, c: Config, level: Level, resnet_inputs: list[int], attentions: int) -> None:
+    def __init__(
+        self, config: Config, level: Level, resnet_inputs: list[int], attentions: int
+    ) -> None:
         super().__init__()
-        width, groups, time_dim = level.channels, c.norm_num_groups, 4 * c.block_out_channels[0]
-        self.attentions = nn.ModuleList(Transformer2DModel(c, level) for _ in range(attentions))
+        groups = config.norm_num_groups
+        time_dim = 4 * config.block_out_channels[0]
+        self.attentions = nn.ModuleList(
+            Transformer2DModel(config, level) for _ in range(attentions)
+        )
         self.resnets = nn.ModuleList(
-            ResnetBlock2D(n, width, groups, c.norm_eps, time_dim) for n in resnet_inputs
+            ResnetBlock2D(inputs, level.channels, groups, config.norm_eps, time_dim)
+            for inputs in resnet_inputs
         )
 
     def layer(self, i: int, x: Tensor, emb: Tensor, context: Tensor) -> Tensor:
@@ -90,15 +94,21 @@ class Block(nn.Module):
 class DownBlock(Block):
     """`CrossAttnDownBlock2D` or `DownBlock2D`."""
 
-    def __init__(self, c: Config, level: Level, in_channels: int, kind: str, last: bool) -> None:
+    def __init__(
+        self, config: Config, level: Level, in_channels: int, kind: str, last: bool
+    ) -> None:
         has_attention = is_attention_block(kind, "DownBlock2D")
         inputs = [in_channels] + [level.channels] * (level.layers - 1)
-        super().__init__(c, level, inputs, level.layers * has_attention)
-        self.downsamplers = nn.ModuleList([] if last else [Downsample2D(level.channels, padding=1)])
+        super().__init__(config, level, inputs, level.layers * has_attention)
+        self.downsamplers = nn.ModuleList()
+        if not last:
+            self.downsamplers.append(Downsample2D(level.channels, padding=1))
 
     def forward(self, x: Tensor, emb: Tensor, context: Tensor, skips: list[Tensor]) -> Tensor:
-        """(b, in_channels, h, w) -> (b, c, h / 2, w / 2); every layer's output is pushed on
-        `skips`."""
+        """(b, in_channels, h, w) -> (b, c, h / 2, w / 2).
+
+        Every layer's output is pushed on `skips`.
+        """
         for i in range(len(self.resnets)):
             x = self.layer(i, x, emb, context)
             skips.append(x)
@@ -111,12 +121,13 @@ class DownBlock(Block):
 class MidBlock(Block):
     """`UNetMidBlock2DCrossAttn`: residual block, attention, residual block."""
 
-    def __init__(self, c: Config, level: Level) -> None:
-        super().__init__(c, level, [level.channels] * 2, attentions=1)
+    def __init__(self, config: Config, level: Level) -> None:
+        super().__init__(config, level, [level.channels] * 2, attentions=1)
 
     def forward(self, x: Tensor, emb: Tensor, context: Tensor) -> Tensor:
         """(b, c, h, w) -> (b, c, h, w)."""
-        x = self.resnets[1](self.layer(0, x, emb, context), emb)
+        x = self.layer(0, x, emb, context)
+        x = self.resnets[1](x, emb)
         return x
 
 
@@ -124,68 +135,89 @@ class UpBlock(Block):
     """`CrossAttnUpBlock2D` or `UpBlock2D`."""
 
     def __init__(
-        self, c: Config, level: Level, in_channels: int, skips: list[int], kind: str, last: bool
+        self,
+        config: Config,
+        level: Level,
+        in_channels: int,
+        skips: list[int],
+        kind: str,
+        last: bool,
     ) -> None:
         has_attention = is_attention_block(kind, "UpBlock2D")
-        count = level.layers + 1
-        inputs = [(level.channels if i else in_channels) + skips.pop() for i in range(count)]
-        super().__init__(c, level, inputs, count * has_attention)
-        self.upsamplers = nn.ModuleList([] if last else [Upsample2D(level.channels)])
+        inputs = [in_channels] + [level.channels] * level.layers
+        with_skips = [channels + skips.pop() for channels in inputs]
+        super().__init__(config, level, with_skips, len(inputs) * has_attention)
+        self.upsamplers = nn.ModuleList()
+        if not last:
+            self.upsamplers.append(Upsample2D(level.channels))
 
     def forward(self, x: Tensor, emb: Tensor, context: Tensor, skips: list[Tensor]) -> Tensor:
-        """(b, in_channels, h, w) -> (b, c, 2 h, 2 w), or to the size of the next skip; pops its
-        skips off the list."""
+        """(b, in_channels, h, w) -> (b, c, 2 h, 2 w), or the size of the next skip.
+
+        Pops its skips off the list.
+        """
         for i in range(len(self.resnets)):
-            x = self.layer(i, torch.cat([x, skips.pop()], dim=1), emb, context)
+            x = torch.cat([x, skips.pop()], dim=1)
+            x = self.layer(i, x, emb, context)
         for upsample in self.upsamplers:
             x = upsample(x, skips[-1].shape[-2:])
         return x
 
 
 def is_attention_block(kind: str, plain: str) -> bool:
-    """Whether a block type of the config has attention; `plain` is the name of the one that has
-    not."""
+    """Whether a block type of the config has attention; the one that has not is called `plain`."""
     if kind not in (plain, f"CrossAttn{plain}"):
         raise ValueError(f"block type {kind!r} is not supported; it must be [CrossAttn]{plain}")
     return kind != plain
 
 
-def read_levels(c: Config) -> list[Level]:
+# options that make a `Level`, in the order of its fields; `attention_head_dim` is the number of
+# heads, in spite of its name: diffusers keeps the slip for compatibility
+_LEVEL_OPTIONS = (
+    "block_out_channels",
+    "layers_per_block",
+    "attention_head_dim",
+    "transformer_layers_per_block",
+    "cross_attention_dim",
+    "only_cross_attention",
+)
+
+
+def read_levels(config: Config) -> list[Level]:
     """The resolutions of the UNet, from the finest. Options may be one value for all, or a list."""
-    count = len(c.block_out_channels)
-
-    def per_level(key: str) -> list[Any]:
-        values = list(c[key]) if isinstance(c[key], (list, tuple)) else [c[key]] * count
-        if len(values) != count or any(isinstance(value, (list, tuple)) for value in values):
-            raise ValueError(f"{key} = {c[key]!r} must be one value, or one for each block")
-        return values
-
-    for key in {"down_block_types", "up_block_types"} & c.keys():
-        per_level(key)
-    # `attention_head_dim` is the number of heads, in spite of its name: diffusers keeps the slip
-    # for compatibility
-    keys = [
-        "block_out_channels",
-        "layers_per_block",
-        "attention_head_dim",
-        "transformer_layers_per_block",
-    ]
-    keys += ["cross_attention_dim", "only_cross_attention"]
-    return [Level(*values) for values in zip(*map(per_level, keys), strict=True)]
+    for key in ("down_block_types", "up_block_types"):
+        if key in config:
+            _per_level(config, key)
+    options = [_per_level(config, key) for key in _LEVEL_OPTIONS]
+    return [Level(*values) for values in zip(*options, strict=True)]
 
 
-def make_down_blocks(c: Config, levels: list[Level]) -> nn.ModuleList:
+def _per_level(config: Config, key: str) -> list[Any]:
+    """The values of an option, one for each resolution."""
+    count = len(config.block_out_channels)
+    given = config[key]
+    values = list(given) if isinstance(given, (list, tuple)) else [given] * count
+    if len(values) != count or any(isinstance(value, (list, tuple)) for value in values):
+        raise ValueError(f"{key} = {given!r} must be one value, or one for each block")
+    return values
+
+
+def make_down_blocks(config: Config, levels: list[Level]) -> nn.ModuleList:
     """The encoder: one block a level."""
-    inputs = [c.block_out_channels[0], *(level.channels for level in levels)]
-    return nn.ModuleList(
-        DownBlock(c, level, inputs[i], c.down_block_types[i], last=i == len(levels) - 1)
-        for i, level in enumerate(levels)
-    )
+    blocks = nn.ModuleList()
+    channels = levels[0].channels
+    for level, kind in zip(levels, config.down_block_types, strict=True):
+        last = len(blocks) == len(levels) - 1
+        blocks.append(DownBlock(config, level, channels, kind, last))
+        channels = level.channels
+    return blocks
 
 
 def skip_channels(levels: list[Level]) -> list[int]:
-    """Channels of every output that the encoder hands to the decoder: of `conv_in`, each layer,
-    each downsampler."""
+    """Channels of every output that the encoder hands to the decoder.
+
+    These are the outputs of `conv_in`, of each layer and of each downsampler.
+    """
     channels = [levels[0].channels]
     for level in levels:
         channels += [level.channels] * (level.layers + 1)
@@ -193,21 +225,19 @@ def skip_channels(levels: list[Level]) -> list[int]:
 
 
 class Conditioned(Model):
-    """What a UNet and its ControlNet share: the embeddings of all global conditions, and the
-    encoder."""
+    """What a UNet and its ControlNet share: embeddings of all global conditions, and the encoder."""
 
     down_blocks: nn.ModuleList
     mid_block: MidBlock
 
-    def __init__(self, c: Config) -> None:
-        super().__init__(c)
-        width = c.block_out_channels[0]
-        self.conv_in = nn.Conv2d(c.in_channels, width, 3, padding=1)
-        self.time_embedding = TimestepEmbedding(width, 4 * width, c.get("time_cond_proj_dim"))
-        self.class_embedding = (
-            nn.Embedding(c.num_class_embeds, 4 * width) if c.num_class_embeds else None
-        )
-        self.add_embedding = make_add_embedding(c)
+    def __init__(self, config: Config) -> None:
+        super().__init__(config)
+        width = config.block_out_channels[0]
+        classes = config.num_class_embeds
+        self.conv_in = nn.Conv2d(config.in_channels, width, 3, padding=1)
+        self.time_embedding = TimestepEmbedding(width, 4 * width, config.get("time_cond_proj_dim"))
+        self.class_embedding = nn.Embedding(classes, 4 * width) if classes else None
+        self.add_embedding = make_add_embedding(config)
 
     def embed(
         self,
@@ -217,48 +247,59 @@ class Conditioned(Model):
         timestep_cond: Tensor | None,
         added: Mapping[str, Tensor],
     ) -> Tensor:
-        """The sum of the embeddings of the timestep and of every other global condition, activated:
-        (b, 4 width)."""
-        c = self.config
-        if sample.shape[1] != c.in_channels:
+        """The embeddings of the timestep and of every other global condition, summed, activated.
+
+        Returns:
+            (b, 4 width).
+
+        Raises:
+            ValueError: a condition is missing, or the sample has another number of channels.
+        """
+        in_channels = self.config.in_channels
+        if sample.shape[1] != in_channels:
             raise ValueError(
-                f"{sample.shape[1]} channels are given, but this model takes {c.in_channels}"
+                f"{sample.shape[1]} channels are given, but this model takes {in_channels}"
             )
-
-        def features(values: Tensor, dim: int) -> Tensor:
-            return timestep_embedding(values, dim, c.flip_sin_to_cos, c.freq_shift).to(sample.dtype)
-
-        width = c.block_out_channels[0]
+        width = self.config.block_out_channels[0]
         timesteps = torch.as_tensor(timestep, device=sample.device).expand(len(sample))
-        emb: Tensor = self.time_embedding(features(timesteps, width), timestep_cond)
+        features = self._features(timesteps, width).to(sample.dtype)
+        emb: Tensor = self.time_embedding(features, timestep_cond)
         if self.class_embedding is not None:
             if class_labels is None:
                 raise ValueError("this model needs class_labels")
             emb = emb + self.class_embedding(class_labels)
         if self.add_embedding is not None:
-            if not {"text_embeds", "time_ids"} <= set(added):
-                raise ValueError("this model needs added_cond_kwargs text_embeds and time_ids")
-            text = added["text_embeds"]
-            times = features(added["time_ids"].flatten(), c.addition_time_embed_dim).reshape(
-                len(text), -1
-            )
-            emb = emb + self.add_embedding(torch.cat([text, times], dim=-1).to(emb.dtype))
+            emb = emb + self.add_embedding(self._text_and_sizes(added, sample).to(emb.dtype))
         return F.silu(emb)  # once, in place of in every residual block
 
+    def _features(self, values: Tensor, dim: int) -> Tensor:
+        """Sinusoidal features (n, dim) of numbers (n,)."""
+        config = self.config
+        return timestep_embedding(values, dim, config.flip_sin_to_cos, config.freq_shift)
+
+    def _text_and_sizes(self, added: Mapping[str, Tensor], sample: Tensor) -> Tensor:
+        """SDXL's pooled text and the features of its image sizes, side by side."""
+        if not {"text_embeds", "time_ids"} <= set(added):
+            raise ValueError("this model needs added_cond_kwargs text_embeds and time_ids")
+        text = added["text_embeds"]
+        sizes = added["time_ids"].flatten()
+        features = self._features(sizes, self.config.addition_time_embed_dim).to(sample.dtype)
+        return torch.cat([text, features.reshape(len(text), -1)], dim=-1)
+
     def encode(self, x: Tensor, emb: Tensor, context: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """The output of the middle block, and that of every layer on the way, from the output of
-        `conv_in`."""
+        """The output of the middle block, and that of every layer on the way from `conv_in`."""
         skips = [x]
         for block in self.down_blocks:
             x = block(x, emb, context, skips)
         return self.mid_block(x, emb, context), skips
 
 
-def make_add_embedding(c: Config) -> nn.Module | None:
+def make_add_embedding(config: Config) -> nn.Module | None:
     """The MLP over SDXL's pooled text and image sizes, or none."""
-    if c.addition_embed_type is None:
+    if config.addition_embed_type is None:
         return None
     for key in ("addition_time_embed_dim", "projection_class_embeddings_input_dim"):
-        if c[key] is None:
+        if config[key] is None:
             raise ValueError(f"the config needs {key}")
-    return TimestepEmbedding(c.projection_class_embeddings_input_dim, 4 * c.block_out_channels[0])
+    width = config.block_out_channels[0]
+    return TimestepEmbedding(config.projection_class_embeddings_input_dim, 4 * width)

@@ -1,5 +1,7 @@
-"""`AutoencoderKL`: the image autoencoder of latent diffusion. Rombach et al. 2021,
-https://arxiv.org/abs/2112.10752."""
+"""`AutoencoderKL`: the image autoencoder of latent diffusion.
+
+Rombach et al. 2021, https://arxiv.org/abs/2112.10752.
+"""
 
 from __future__ import annotations
 
@@ -30,9 +32,9 @@ CHOICES: dict[str, tuple[Any, ...]] = {
     "act_fn": ("silu", "swish"),
     **dict.fromkeys(("mid_block_add_attention", "use_post_quant_conv", "use_quant_conv"), (True,)),
 }
-# The model works on unscaled latents; pipelines read these, and scaling_factor, for what lies
-# between.
+# the model works on unscaled latents; pipelines read these, and scaling_factor
 IRRELEVANT = {"force_upcast", "latents_mean", "latents_std", "sample_size", "shift_factor"}
+BLOCK_TYPES = {"down_block_types": "DownEncoderBlock2D", "up_block_types": "UpDecoderBlock2D"}
 OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 EPS = 1e-6  # of every GroupNorm
 
@@ -67,45 +69,49 @@ class MidBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(b, c, h, w) -> (b, c, h, w)."""
-        x = self.resnets[1](self.attentions[0](self.resnets[0](x)))
+        x = self.resnets[0](x)
+        x = self.attentions[0](x)
+        x = self.resnets[1](x)
         return x
 
 
 def make_levels(
-    c: Config, widths: list[int], layers: int, name: str, sampler: type[nn.Module]
+    config: Config, widths: list[int], layers: int, name: str, sampler: type[nn.Module]
 ) -> nn.Sequential:
-    """`DownEncoderBlock2D`s or `UpDecoderBlock2D`s: residual blocks, then another resolution unless
-    it is the last.
+    """`DownEncoderBlock2D`s or `UpDecoderBlock2D`s: residual blocks, then another resolution.
+
+    The last one keeps its resolution.
 
     Args:
-        c: the config.
+        config: of the autoencoder.
         widths: channels of each level, in the order of the computation.
         layers: residual blocks of a level.
         name: what the state dict calls the samplers.
         sampler: the class of the layer that changes the resolution.
     """
     levels = nn.Sequential()
-    for before, width in zip(widths[:1] + widths[:-1], widths, strict=True):
-        resnets = (
-            ResnetBlock2D(n, width, c.norm_num_groups, EPS)
-            for n in [before] + [width] * (layers - 1)
-        )
-        samplers = [sampler(width)] if len(levels) < len(widths) - 1 else []
-        levels.append(
-            nn.Sequential(
-                OrderedDict({"resnets": nn.Sequential(*resnets), name: nn.Sequential(*samplers)})
-            )
-        )
+    before = widths[0]
+    for width in widths:
+        last = len(levels) == len(widths) - 1
+        resnets = nn.Sequential()
+        for _ in range(layers):
+            resnets.append(ResnetBlock2D(before, width, config.norm_num_groups, EPS))
+            before = width
+        samplers = nn.Sequential() if last else nn.Sequential(sampler(width))
+        levels.append(nn.Sequential(OrderedDict({"resnets": resnets, name: samplers})))
     return levels
 
 
 class Encoder(nn.Sequential):
-    """Image (b, in_channels, h, w) -> moments of the latents (b, 2 latent_channels, h / 8, w /
-    8)."""
+    """The image becomes the moments of its latents.
+
+    (b, in_channels, h, w) -> (b, 2 latent_channels, h / 8, w / 8).
+    """
 
     def __init__(self, c: Config) -> None:
         super().__init__()
-        widths, groups = list(c.block_out_channels), c.norm_num_groups
+        widths = list(c.block_out_channels)
+        groups = c.norm_num_groups
         self.conv_in = nn.Conv2d(c.in_channels, widths[0], 3, padding=1)
         self.down_blocks = make_levels(c, widths, c.layers_per_block, "downsamplers", Downsample2D)
         self.mid_block = MidBlock(widths[-1], groups)
@@ -119,7 +125,8 @@ class Decoder(nn.Module):
 
     def __init__(self, c: Config) -> None:
         super().__init__()
-        widths, groups = list(c.block_out_channels)[::-1], c.norm_num_groups
+        widths = list(c.block_out_channels)[::-1]
+        groups = c.norm_num_groups
         self.conv_in = nn.Conv2d(c.latent_channels, widths[0], 3, padding=1)
         self.up_blocks = make_levels(c, widths, c.layers_per_block + 1, "upsamplers", Upsample2D)
         self.mid_block = MidBlock(widths[0], groups)
@@ -128,14 +135,16 @@ class Decoder(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(b, latent_channels, h, w) -> (b, out_channels, 8 h, 8 w)."""
-        x = self.up_blocks(self.mid_block(self.conv_in(x)))
-        x = self.conv_out(F.silu(self.conv_norm_out(x)))
+        x = self.conv_in(x)
+        x = self.mid_block(x)
+        x = self.up_blocks(x)
+        x = F.silu(self.conv_norm_out(x))
+        x = self.conv_out(x)
         return x
 
 
 class DiagonalGaussianDistribution:
-    """The distribution of the latents of an image, from its moments (b, 2 latent_channels, h,
-    w)."""
+    """The distribution of an image's latents, from its moments (b, 2 latent_channels, h, w)."""
 
     def __init__(self, parameters: Tensor) -> None:
         self.parameters = parameters
@@ -144,13 +153,14 @@ class DiagonalGaussianDistribution:
         self.std = (0.5 * self.logvar).exp()
 
     def sample(self, generator: torch.Generator | None = None) -> Tensor:
-        """Latents at random. The noise is drawn on the generator's device, so that a CPU seed gives
-        one image."""
-        device = generator.device if generator else self.mean.device
-        noise = torch.randn(
-            self.mean.shape, generator=generator, device=device, dtype=self.mean.dtype
-        )
-        return self.mean + self.std * noise.to(self.mean.device)
+        """Latents at random.
+
+        The noise is drawn on the generator's device, so that a CPU seed gives one image.
+        """
+        mean = self.mean
+        device = generator.device if generator else mean.device
+        noise = torch.randn(mean.shape, generator=generator, device=device, dtype=mean.dtype)
+        return mean + self.std * noise.to(mean.device)
 
     def mode(self) -> Tensor:
         """The most probable latents."""
@@ -170,8 +180,9 @@ class DecoderOutput(NamedTuple):
 
 
 class AutoencoderKL(Model):
-    """The autoencoder. Latents are unscaled here: callers multiply by `config.scaling_factor` on
-    the way to the UNet.
+    """The autoencoder.
+
+    Latents are unscaled here: callers multiply by `config.scaling_factor` on the way to the UNet.
 
     Args:
         config: the content of `vae/config.json`; absent keys take the defaults of diffusers.
@@ -183,10 +194,7 @@ class AutoencoderKL(Model):
     def __init__(self, config: Mapping[str, Any]) -> None:
         super().__init__(read_config("AutoencoderKL", config, DEFAULTS, CHOICES, IRRELEVANT))
         c = self.config
-        for key, kind in (
-            ("down_block_types", "DownEncoderBlock2D"),
-            ("up_block_types", "UpDecoderBlock2D"),
-        ):
+        for key, kind in BLOCK_TYPES.items():
             if list(c[key]) != [kind] * len(c.block_out_channels):
                 raise ValueError(
                     f"AutoencoderKL: {key} = {c[key]!r} must be {kind!r} for each of"
@@ -196,7 +204,8 @@ class AutoencoderKL(Model):
         self.decoder = Decoder(c)
         self.quant_conv = nn.Conv2d(2 * c.latent_channels, 2 * c.latent_channels, 1)
         self.post_quant_conv = nn.Conv2d(c.latent_channels, c.latent_channels, 1)
-        self.use_tiling = self.use_slicing = False
+        self.use_tiling = False
+        self.use_slicing = False
 
     @classmethod
     def rename(cls, key: str) -> str | None:
@@ -207,8 +216,10 @@ class AutoencoderKL(Model):
         return key
 
     def enable_tiling(self, use_tiling: bool = True) -> None:
-        """Take images larger than `sample_size` in overlapping tiles: less memory, a slightly
-        different result."""
+        """Take images larger than `sample_size` in overlapping tiles.
+
+        That takes less memory, and gives a slightly different result.
+        """
         self.use_tiling = use_tiling
 
     def disable_tiling(self) -> None:
@@ -224,8 +235,10 @@ class AutoencoderKL(Model):
         self.use_slicing = False
 
     def encode(self, x: Tensor, return_dict: bool = True) -> AutoencoderKLOutput:
-        """Image (b, in_channels, h, w) in [-1, 1] -> distribution of latents (b, latent_channels, h
-        / 8, w / 8)."""
+        """An image in [-1, 1] becomes the distribution of its latents.
+
+        (b, in_channels, h, w) -> (b, latent_channels, h / 8, w / 8).
+        """
         pixels, latents = self._tile_sizes()
         moments = self._in_parts(lambda x: self.quant_conv(self.encoder(x)), x, pixels, latents)
         return AutoencoderKLOutput(DiagonalGaussianDistribution(moments))
@@ -233,27 +246,28 @@ class AutoencoderKL(Model):
     def decode(
         self, z: Tensor, return_dict: bool = True, generator: torch.Generator | None = None
     ) -> DecoderOutput:
-        """Latents (b, latent_channels, h, w) -> image (b, out_channels, 8 h, 8 w), about in [-1,
-        1]."""
+        """Latents become an image, about in [-1, 1].
+
+        (b, latent_channels, h, w) -> (b, out_channels, 8 h, 8 w).
+        """
         pixels, latents = self._tile_sizes()
-        return DecoderOutput(
-            self._in_parts(lambda z: self.decoder(self.post_quant_conv(z)), z, latents, pixels)
-        )
+        image = self._in_parts(lambda z: self.decoder(self.post_quant_conv(z)), z, latents, pixels)
+        return DecoderOutput(image)
 
     def _tile_sizes(self) -> tuple[int, int]:
         """The edge of a tile, in pixels and in latents."""
         size = self.config.get("sample_size") or 32
         pixels = size[0] if isinstance(size, (list, tuple)) else size
-        return pixels, int(pixels / 2 ** (len(self.config.block_out_channels) - 1))
+        halvings = len(self.config.block_out_channels) - 1
+        return pixels, int(pixels / 2**halvings)
 
     def _in_parts(
         self, function: Callable[[Tensor], Tensor], x: Tensor, tile_in: int, tile_out: int
     ) -> Tensor:
         """`function` of whole images or, as slicing and tiling ask for, of parts of them."""
         if self.use_slicing and len(x) > 1:
-            return torch.cat(
-                [self._in_parts(function, one, tile_in, tile_out) for one in x.chunk(len(x))]
-            )
+            images = x.chunk(len(x))
+            return torch.cat([self._in_parts(function, x, tile_in, tile_out) for x in images])
         if self.use_tiling and max(x.shape[-2:]) > tile_in:
             return in_tiles(function, x, tile_in, tile_out)
         return function(x)
@@ -270,8 +284,10 @@ def in_tiles(
         tile_in: the edge of a tile of `x`.
         tile_out: the edge of what becomes of it.
     """
-    stride, overlap = int(tile_in * 0.75), int(tile_out * 0.25)
-    kept, rows = tile_out - overlap, []
+    stride = int(tile_in * 0.75)
+    overlap = int(tile_out * 0.25)
+    kept = tile_out - overlap
+    rows: list[Tensor] = []
     above: list[Tensor] = []
     for top in range(0, x.shape[-2], stride):
         row: list[Tensor] = []
@@ -292,6 +308,8 @@ def fade(before: Tensor, after: Tensor, overlap: int, dim: int) -> None:
     n = min(before.shape[dim], after.shape[dim], overlap)
     share = torch.arange(n, dtype=torch.float64) / n
     shape = (-1, 1) if dim == -2 else (-1,)
-    old, new = ((1 - share).view(shape).to(after), share.view(shape).to(after))
+    old = (1 - share).view(shape).to(after)
+    new = share.view(shape).to(after)
+    tail = before.narrow(dim, before.shape[dim] - n, n)
     head = after.narrow(dim, 0, n)
-    head.copy_(before.narrow(dim, before.shape[dim] - n, n) * old + head * new)
+    head.copy_(tail * old + head * new)

@@ -1,5 +1,6 @@
-"""Textual inversion: words with embeddings of their own (Gal et al. 2022,
-https://arxiv.org/abs/2208.01618).
+"""Textual inversion: words with embeddings of their own.
+
+Gal et al. 2022, https://arxiv.org/abs/2208.01618.
 
 Files map a token to a vector (d,) or to several (n, d). AUTOMATIC1111's `.pt` has them below
 `string_to_param`, its safetensors below `emb_params`, both without a token.
@@ -32,8 +33,9 @@ def load_textual_inversion(
     weight_name: str | None = None,
     **options: Any,
 ) -> None:
-    """Give the tokenizer new tokens and the text encoder their vectors: all of them, or none if one
-    is faulty.
+    """Give the tokenizer new tokens and the text encoder their vectors.
+
+    All of them, or none if one is faulty.
 
     Several vectors become `token`, `token_1`, `token_2`, …; `CLIPTokenizer.expand` writes them out
     in a prompt.
@@ -86,16 +88,15 @@ def _enlarge(table: nn.Embedding, rows: Mapping[int, Tensor], size: int) -> None
     new[: len(old)] = old
     for id_, vector in rows.items():
         new[id_] = vector
-    table.weight, table.num_embeddings = (
-        nn.Parameter(new, requires_grad=old.requires_grad),
-        len(new),
-    )
+    table.weight = nn.Parameter(new, requires_grad=old.requires_grad)
+    table.num_embeddings = len(new)
 
 
 def _read(content: Mapping[str, Any], token: str | None, where: str) -> tuple[str, Tensor]:
     """The token and the vectors (n, d) in the content of a file."""
     if "string_to_param" in content:
-        token, content = token or content.get("name"), content["string_to_param"]
+        token = token or content.get("name")
+        content = content["string_to_param"]
     tensors = {key: value for key, value in content.items() if isinstance(value, Tensor)}
     if len(tensors) != 1:
         raise ValueError(f"{where}: holds {len(tensors)} embeddings, not one")
@@ -109,8 +110,7 @@ def _read(content: Mapping[str, Any], token: str | None, where: str) -> tuple[st
 def _load(item: Place, weight_name: str | None, options: Mapping[str, Any]) -> Any:
     if isinstance(item, Source) or not Path(item).is_file():
         source = open_source(item, **options)
-        item = source.path(
-            weight_name or next((name for name in NAMES if name in source.names), NAMES[0])
-        )
+        usual = next((name for name in NAMES if name in source.names), NAMES[0])
+        item = source.path(weight_name or usual)
     path = Path(item)
     return dict(read_tensors(path)) if path.suffix == ".safetensors" else load_pickle(path)

@@ -1,5 +1,4 @@
-"""`CLIPTokenizer`: byte-pair encoding on the `tokenizers` library, with the ids of transformers'
-fast tokenizer.
+"""`CLIPTokenizer`: byte-pair encoding on the `tokenizers` library, with transformers' ids.
 
 The algorithm is CLIP's (`clip/simple_tokenizer.py`, https://github.com/openai/CLIP) in the terms of
 that library.
@@ -18,17 +17,17 @@ from ...io.saving import placed, write_json
 from ..loading.config import Attributes
 from ..loading.source import Place, PlaceOptions, Source, StrPath, open_source
 
-START, END, WORD_END = "<|startoftext|>", "<|endoftext|>", "</w>"
-ROLES = {
+START = "<|startoftext|>"
+END = "<|endoftext|>"
+WORD_END = "</w>"
+ROLES = {  # in the order of their addition
     "bos_token": START,
     "eos_token": END,
     "unk_token": END,
     "pad_token": END,
-}  # in the order of their addition
-EXTRA = (
-    "additional_special_tokens",
-    "extra_special_tokens",
-)  # the names that transformers 4 and 5 give a list
+}
+# the names that transformers 4 and 5 give a list
+EXTRA = ("additional_special_tokens", "extra_special_tokens")
 MAX_LENGTH = 77
 UNKNOWN = 10**6  # a model_max_length above this is transformers' way to say that there is none
 WORDS = (
@@ -71,35 +70,35 @@ class CLIPTokenizer:
         added_tokens: Mapping[int, AddedToken] | None = None,
         model_max_length: int = MAX_LENGTH,
     ) -> None:
-        special = {
-            role: _token(token, special=True)
-            for role, token in {**ROLES, **(special_tokens or {})}.items()
-        }
+        roles = {**ROLES, **(special_tokens or {})}
+        special = {role: _token(token, special=True) for role, token in roles.items()}
         added = dict(sorted((added_tokens or {}).items()))
         given = {token.content for token in added.values()}
+        others = [token for token in special.values() if token.content not in given]
         self.model_max_length = model_max_length
         self.vocab_size = len(vocab)
         self.backend = _backend(vocab, merges, special["unk_token"].content)
-        self.backend.add_tokens(
-            [*added.values(), *(token for token in special.values() if token.content not in given)]
-        )
+        self.backend.add_tokens([*added.values(), *others])
         for id_, token in added.items():
-            if (place := self.backend.token_to_id(token.content)) != id_:
+            place = self.backend.token_to_id(token.content)
+            if place != id_:
                 raise ValueError(
                     f"the added token {token.content!r} is said to have id {id_}, but gets {place}"
                 )
-        self.bos_token, self.eos_token, self.unk_token, self.pad_token = (
-            special[role].content for role in ROLES
-        )
-        self.bos_token_id, self.eos_token_id = self._id(self.bos_token), self._id(self.eos_token)
-        self.unk_token_id, self.pad_token_id = self._id(self.unk_token), self._id(self.pad_token)
+        self.bos_token = special["bos_token"].content
+        self.eos_token = special["eos_token"].content
+        self.unk_token = special["unk_token"].content
+        self.pad_token = special["pad_token"].content
+        self.bos_token_id = self._id(self.bos_token)
+        self.eos_token_id = self._id(self.eos_token)
+        self.unk_token_id = self._id(self.unk_token)
+        self.pad_token_id = self._id(self.pad_token)
 
     @classmethod
     def from_pretrained(
         cls, pretrained_model_name_or_path: Place, **options: Unpack[PlaceOptions]
     ) -> Self:
-        """Read `tokenizer.json`, or else `vocab.json` and `merges.txt`, with the configs beside
-        them.
+        """Read `tokenizer.json`, or else `vocab.json` and `merges.txt`, with configs beside them.
 
         Raises:
             OSError: the files are not there.
@@ -115,35 +114,26 @@ class CLIPTokenizer:
 
     @classmethod
     def _from_source(cls, source: Source) -> Self:
-        config, special_map, beyond, whole = (
-            source.json(name) if name in source.names else {}
-            for name in (
-                "tokenizer_config.json",
-                "special_tokens_map.json",
-                "added_tokens.json",
-                "tokenizer.json",
-            )
-        )
+        def read(name: str) -> dict[str, Any]:
+            return source.json(name) if name in source.names else {}
+
+        config = read("tokenizer_config.json")
+        whole = read("tokenizer.json")
         if "added_tokens_decoder" in config:  # the record of transformers 4.34 and later: complete
-            added = {
-                int(id_): _token(token) for id_, token in config["added_tokens_decoder"].items()
-            }
+            recorded = config["added_tokens_decoder"]
+            added = {int(id_): _token(token) for id_, token in recorded.items()}
         else:
-            config |= special_map
+            config |= read("special_tokens_map.json")
             special = {token.content for token in _special_tokens(config).values()}
-            added = {
-                id_: AddedToken(token, special=token in special) for token, id_ in beyond.items()
-            }
+            beyond = read("added_tokens.json")
+            added = {id_: AddedToken(text, special=text in special) for text, id_ in beyond.items()}
             added |= {token["id"]: _token(token) for token in whole.get("added_tokens", ())}
         if whole:
-            vocab, merges = (
-                whole["model"]["vocab"],
-                [_pair(merge) for merge in whole["model"]["merges"]],
-            )
+            vocab = whole["model"]["vocab"]
+            merges = [_pair(merge) for merge in whole["model"]["merges"]]
         else:
-            vocab, merges = models.BPE.read_file(
-                str(source.path("vocab.json")), str(source.path("merges.txt"))
-            )
+            files = source.path("vocab.json"), source.path("merges.txt")
+            vocab, merges = models.BPE.read_file(*map(str, files))
         length = config.get("model_max_length", MAX_LENGTH)
         length = length if length < UNKNOWN else MAX_LENGTH
         return cls(
@@ -155,8 +145,7 @@ class CLIPTokenizer:
         )
 
     def save_pretrained(self, save_directory: StrPath) -> None:
-        """Write `vocab.json`, `merges.txt` and their configs: the layout that transformers 4 and 5
-        read."""
+        """Write `vocab.json`, `merges.txt` and their configs, as transformers 4 and 5 read them."""
         special = {role: getattr(self, role) for role in ROLES}
         added = self.backend.get_added_tokens_decoder()
         beyond = {token.content: id_ for id_, token in added.items() if id_ >= self.vocab_size}
@@ -202,8 +191,9 @@ class CLIPTokenizer:
             ValueError: texts of different lengths cannot become one tensor.
         """
         limit = max_length or self.model_max_length
+        cut = limit if truncation else None
         texts = [text] if isinstance(text, str) else list(text)
-        rows = [self._ids(one, add_special_tokens, limit if truncation else None) for one in texts]
+        rows = [self._ids(one, add_special_tokens, cut) for one in texts]
         longest = max(map(len, rows), default=0)
         width = {"max_length": limit, "longest": longest, True: longest}.get(padding, 0)
         masks = [[1] * len(row) + [0] * (width - len(row)) for row in rows]
@@ -226,20 +216,15 @@ class CLIPTokenizer:
         ids: list[int] = self.backend.encode(text, add_special_tokens=False).ids
         if not wrapped:
             return ids[:limit]
-        return [
-            self.bos_token_id,
-            *(ids if limit is None else ids[: max(limit - 2, 0)]),
-            self.eos_token_id,
-        ]
+        if limit is not None:
+            ids = ids[: max(limit - 2, 0)]
+        return [self.bos_token_id, *ids, self.eos_token_id]
 
     def decode(self, ids: int | Iterable[int], skip_special_tokens: bool = False) -> str:
         """The text of some ids: in lower case, and with single spaces."""
         ids = torch.as_tensor(ids).reshape(-1).tolist()
-        return (
-            self.backend.decode(ids, skip_special_tokens=skip_special_tokens)
-            .replace(WORD_END, " ")
-            .strip()
-        )
+        text = self.backend.decode(ids, skip_special_tokens=skip_special_tokens)
+        return text.replace(WORD_END, " ").strip()
 
     def batch_decode(
         self, rows: Iterable[Iterable[int]], skip_special_tokens: bool = False
@@ -248,24 +233,22 @@ class CLIPTokenizer:
         return [self.decode(row, skip_special_tokens) for row in rows]
 
     def cut_off(self, text: str, max_length: int | None = None) -> str:
-        """What truncation to `max_length` (`model_max_length` by default) takes off the end of a
-        text."""
-        return self.decode(
-            self._ids(text, True, None)[(max_length or self.model_max_length) - 1 : -1]
-        )
+        """What truncation to `max_length`, by default `model_max_length`, takes off a text."""
+        limit = max_length or self.model_max_length
+        ids = self._ids(text, True, None)
+        return self.decode(ids[limit - 1 : -1])
 
     def add_tokens(
         self, tokens: str | Sequence[str | AddedToken], special_tokens: bool = False
     ) -> int:
         """Give the next ids to tokens that are not known yet; returns how many there were."""
         tokens = [tokens] if isinstance(tokens, str) else list(tokens)
-        return (self.backend.add_special_tokens if special_tokens else self.backend.add_tokens)(
-            tokens
-        )
+        if special_tokens:
+            return self.backend.add_special_tokens(tokens)
+        return self.backend.add_tokens(tokens)
 
     def expand(self, prompt: str) -> str:
-        """Write out textual inversions of several vectors: `tok` becomes `tok tok_1 tok_2` if there
-        are such tokens.
+        """Write out textual inversions of several vectors: `tok` becomes `tok tok_1 tok_2`.
 
         As everywhere in CLIP, case does not matter.
         """
@@ -281,9 +264,9 @@ class CLIPTokenizer:
 
     def convert_tokens_to_ids(self, tokens: str | Sequence[str]) -> int | list[int]:
         """The id of a token, or of each; that of `unk_token` where there is none."""
-        return (
-            self._id(tokens) if isinstance(tokens, str) else [self._id(token) for token in tokens]
-        )
+        if isinstance(tokens, str):
+            return self._id(tokens)
+        return [self._id(token) for token in tokens]
 
     def _id(self, token: str) -> int:
         id_ = self.backend.token_to_id(token)
@@ -296,10 +279,8 @@ class CLIPTokenizer:
     @property
     def added_tokens_encoder(self) -> dict[str, int]:
         """Special and added token -> id, in the order of the ids."""
-        return {
-            token.content: id_
-            for id_, token in sorted(self.backend.get_added_tokens_decoder().items())
-        }
+        added = sorted(self.backend.get_added_tokens_decoder().items())
+        return {token.content: id_ for id_, token in added}
 
     def __len__(self) -> int:
         return self.backend.get_vocab_size(with_added_tokens=True)
@@ -313,10 +294,8 @@ def _backend(vocab: dict[str, int], merges: list[tuple[str, str]], unknown: str)
     backend = Tokenizer(bpe)
     clean = [normalizers.NFC(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Lowercase()]
     backend.normalizer = normalizers.Sequence(clean)
-    words, letters = (
-        pre_tokenizers.Split(Regex(WORDS), "removed", invert=True),
-        pre_tokenizers.ByteLevel(False),
-    )
+    words = pre_tokenizers.Split(Regex(WORDS), "removed", invert=True)
+    letters = pre_tokenizers.ByteLevel(False)
     backend.pre_tokenizer = pre_tokenizers.Sequence([words, letters])
     backend.decoder = decoders.ByteLevel()
     return backend
@@ -341,6 +320,5 @@ def _token(token: str | Mapping[str, Any] | AddedToken, **flags: bool) -> AddedT
         return token
     if isinstance(token, str):
         return AddedToken(token, **flags)
-    return AddedToken(
-        **{key: value for key, value in token.items() if key not in ("__type", "id")} | flags
-    )
+    options = {key: value for key, value in token.items() if key not in ("__type", "id")}
+    return AddedToken(**options | flags)
