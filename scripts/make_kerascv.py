@@ -21,7 +21,7 @@ import absl.logging
 import kerascv_models as models
 import numpy as np
 import tensorflow as tf
-from keras_cv.src.models.stable_diffusion import diffusion_model, text_encoder
+from keras_cv.src.models.stable_diffusion import decoder, diffusion_model, text_encoder
 from kerascv_models import COMPONENTS, KERAS_3, KERAS_VERSION, keras
 
 KERAS_2_FORMATS = ("weights.h5", "h5", "model.h5", "keras", "ckpt", "tf_checkpoint", "saved_model")
@@ -175,7 +175,12 @@ def create_unrelated_layers(rng):
     unrelated = (
         keras.layers.LayerNormalization,
         lambda: diffusion_model.ResBlock(8),
-        lambda: text_encoder.CLIPAttention(8, 1),
+        lambda: diffusion_model.SpatialTransformer(8, 40, fully_connected=False),
+        lambda: diffusion_model.Upsample(8),
+        lambda: decoder.ResnetBlock(8),
+        lambda: decoder.AttentionBlock(8),
+        lambda: text_encoder.CLIPEmbedding(8, 768, 8),
+        lambda: text_encoder.CLIPEncoderLayer(768, 12, "gelu"),
     )
     for create in unrelated:
         for _ in range(rng.integers(1, 12)):

@@ -21,8 +21,9 @@ from ..support.keras_skeletons import golden_keys
 RUNS = {
     "k2 plain": "--formats weights.h5,h5,model.h5,keras,ckpt,tf_checkpoint",
     "k2 folder": "--formats saved_model --components image_encoder",
-    "k2 second shuffled frozen": (
-        "--second --shuffle --freeze --formats weights.h5,h5,model.h5,ckpt"
+    "k2 shuffled frozen": "--shuffle --freeze --formats weights.h5,h5,model.h5,ckpt",
+    "k2 second of one": (
+        "--second --components image_encoder --formats weights.h5,h5,model.h5,keras,ckpt"
     ),
     "k2 optimizer": (
         "--optimizer --components decoder --formats weights.h5,h5,model.h5,keras,ckpt,tf_checkpoint"
@@ -57,6 +58,9 @@ MORE_RUNS = {
         "--trainer --deepcopy --components text_encoder,unet --formats weights.h5,h5,ckpt"
     ),
     "k2 folders": "--formats saved_model",
+    "k2 second shuffled frozen": (
+        "--second --shuffle --freeze --formats weights.h5,h5,model.h5,ckpt"
+    ),
     "k2 second": "--second --formats weights.h5,h5,model.h5,keras,ckpt,tf_checkpoint,saved_model",
     "k2 shuffled": "--shuffle --formats weights.h5,h5,model.h5,keras,ckpt,tf_checkpoint",
     "k2 frozen": "--freeze --formats weights.h5,h5,model.h5,keras,ckpt,tf_checkpoint",

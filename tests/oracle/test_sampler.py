@@ -19,7 +19,7 @@ from weightport.runtime.semantics import apply_semantics
 
 from ..support.keras_files import made_by
 
-ORACLE = Path(__file__).resolve().parent / "oracle" / "sample_kerascv.py"
+ORACLE = Path(__file__).resolve().parent / "sample_kerascv.py"
 STEPS = (4, 6)  # 6 are 7 for the older generation
 
 
