@@ -298,7 +298,7 @@ def test_a_pipeline_learns_a_word_and_projects_the_text_once(
     learnt = image("a <dot>")
     assert len(calls) == 1
     monkeypatch.setattr(
-        "weightport.runtime.sampling.loop.constant_context", lambda *_: contextlib.nullcontext()
+        "weightport.runtime.pipelines.latent.constant_context", lambda *_: contextlib.nullcontext()
     )
     assert np.array_equal(image("a <dot>"), learnt), "bits do not change"
     assert len(calls) == 5

@@ -17,7 +17,6 @@ from weightport.runtime.models.clip import CLIPTextModel, CLIPTextModelWithProje
 from weightport.runtime.models.controlnet import ControlNetModel
 from weightport.runtime.models.unet import UNet2DConditionModel
 from weightport.runtime.models.vae import AutoencoderKL
-from weightport.runtime.pipelines import stable_diffusion as pipelines
 from weightport.runtime.text.tokenizer import CLIPTokenizer
 
 START, END = "<|startoftext|>", "<|endoftext|>"
@@ -213,6 +212,6 @@ def build(
     pairs |= {key: value for key, value in parts.items() if isinstance(value, tuple)}
     options = {key: value for key, value in parts.items() if not isinstance(value, tuple)}
     theirs = getattr(diffusers, name)(**{key: value[0] for key, value in pairs.items()}, **options)
-    ours = getattr(pipelines, name)(**{key: value[1] for key, value in pairs.items()}, **options)
+    ours = getattr(weightport, name)(**{key: value[1] for key, value in pairs.items()}, **options)
     theirs.set_progress_bar_config(disable=True)
     return theirs, ours

@@ -18,6 +18,8 @@ OutputType = Literal["pil", "np", "pt", "latent"]
 OUTPUT_TYPES = get_args(OutputType)
 ResizeMode = Literal["default", "fill", "crop"]
 Box = tuple[int, int, int, int]
+OneImage = Image.Image | np.ndarray[Any, Any] | Tensor
+ImageInput = OneImage | Sequence[OneImage]  # what `VaeImageProcessor.preprocess` takes
 
 
 @dataclass(frozen=True)

@@ -22,13 +22,23 @@ _NAMES = {  # modules of weightport.runtime -> public classes
     "pipelines.stable_diffusion": (
         """
         StableDiffusionPipeline StableDiffusionImg2ImgPipeline StableDiffusionInpaintPipeline
-        StableDiffusionInstructPix2PixPipeline LatentConsistencyModelPipeline LatentConsistencyModelImg2ImgPipeline
-        StableDiffusionUpscalePipeline StableDiffusionDepth2ImgPipeline StableDiffusionControlNetPipeline
-        StableDiffusionControlNetImg2ImgPipeline StableDiffusionControlNetInpaintPipeline StableDiffusionXLPipeline
-        StableDiffusionXLImg2ImgPipeline StableDiffusionXLInpaintPipeline StableDiffusionXLInstructPix2PixPipeline
-        StableDiffusionXLControlNetPipeline StableDiffusionXLControlNetImg2ImgPipeline
-        StableDiffusionXLControlNetInpaintPipeline
-    """
+        StableDiffusionInstructPix2PixPipeline LatentConsistencyModelPipeline
+        LatentConsistencyModelImg2ImgPipeline StableDiffusionUpscalePipeline
+        StableDiffusionDepth2ImgPipeline
+        """
+    ),
+    "pipelines.stable_diffusion_xl": (
+        """
+        StableDiffusionXLPipeline StableDiffusionXLImg2ImgPipeline StableDiffusionXLInpaintPipeline
+        StableDiffusionXLInstructPix2PixPipeline
+        """
+    ),
+    "pipelines.controlnet": (
+        """
+        StableDiffusionControlNetPipeline StableDiffusionControlNetImg2ImgPipeline
+        StableDiffusionControlNetInpaintPipeline StableDiffusionXLControlNetPipeline
+        StableDiffusionXLControlNetImg2ImgPipeline StableDiffusionXLControlNetInpaintPipeline
+        """
     ),
     "schedulers": (
         """
@@ -44,7 +54,11 @@ _NAMES = {  # modules of weightport.runtime -> public classes
 }
 MODULES = {module: tuple(names.split()) for module, names in _NAMES.items()}
 PUBLIC = {name: module for module, names in MODULES.items() for name in names}
-PIPELINES = MODULES["pipelines.stable_diffusion"]
+PIPELINES = (
+    *MODULES["pipelines.stable_diffusion"],
+    *MODULES["pipelines.stable_diffusion_xl"],
+    *MODULES["pipelines.controlnet"],
+)
 COMPONENTS: dict[str, tuple[str, ...]] = {  # library in model_index.json -> classes
     "diffusers": (
         "UNet2DConditionModel",

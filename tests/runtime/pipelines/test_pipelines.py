@@ -25,7 +25,7 @@ pytest.importorskip("transformers")
 from PIL import Image  # noqa: E402
 
 import weightport  # noqa: E402
-from weightport.runtime.pipelines import stable_diffusion as pipelines  # noqa: E402
+from weightport.runtime.registry import PIPELINES  # noqa: E402
 
 from ...support import pipeline_pairs as pairs  # noqa: E402
 
@@ -643,15 +643,10 @@ def test_unknown_arguments_are_refused() -> None:
 
 
 def test_signatures_are_those_of_diffusers() -> None:
-    names = [
-        name
-        for name, kind in vars(pipelines).items()
-        if getattr(kind, "call", "") and name[0] != "_"
-    ]
-    assert len(names) == 18
-    for name in names:
+    assert len(PIPELINES) == 18
+    for name in PIPELINES:
         theirs = inspect.signature(getattr(diffusers, name).__call__).parameters
-        mine = inspect.signature(getattr(pipelines, name).__call__).parameters
+        mine = inspect.signature(getattr(weightport, name).__call__).parameters
         old = {"kwargs", "callback", "callback_steps"}
         shared = [key for key in theirs if key not in old]
         assert [key for key in mine if key in shared] == shared, name
@@ -663,9 +658,9 @@ def test_signatures_are_those_of_diffusers() -> None:
             "negative_add_time_ids",
             "add_neg_time_ids",
         }  # which are the first rows of add_time_ids
-        assert tensors <= {*getattr(pipelines, name)._callback_tensor_inputs}, name
+        assert tensors <= {*getattr(weightport, name)._callback_tensor_inputs}, name
         init = inspect.signature(getattr(diffusers, name).__init__).parameters
-        assert set(inspect.signature(getattr(pipelines, name).__init__).parameters) == set(init), (
+        assert set(inspect.signature(getattr(weightport, name).__init__).parameters) == set(init), (
             name
         )
 
@@ -712,13 +707,13 @@ def test_several_controlnets_are_saved_and_loaded_by_both_libraries(tmp_path: Pa
 def test_one_repository_serves_every_task(tmp_path: Path) -> None:
     """By another class's `from_pretrained`, or with the components of a pipeline that is there."""
     _, ours, arguments = make("image")
-    text = pipelines.StableDiffusionPipeline(**ours.components, requires_safety_checker=False)
+    text = weightport.StableDiffusionPipeline(**ours.components, requires_safety_checker=False)
     text.save_pretrained(tmp_path)
     with pytest.warns(UserWarning, match="no safety checker"):
-        loaded = pipelines.StableDiffusionImg2ImgPipeline.from_pretrained(
+        loaded = weightport.StableDiffusionImg2ImgPipeline.from_pretrained(
             tmp_path, safety_checker=None, requires_safety_checker=True
         )
-    shared = pipelines.StableDiffusionImg2ImgPipeline(
+    shared = weightport.StableDiffusionImg2ImgPipeline(
         **text.components, requires_safety_checker=False
     )
     assert shared.unet is text.unet

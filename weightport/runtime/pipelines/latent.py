@@ -1,0 +1,420 @@
+"""What the pipelines of latent diffusion share: components, guidance, and prediction by a UNet."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from threading import get_ident
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from ..images import VaeImageProcessor
+from ..loading.components import correct_sample_size
+from ..loading.config import Config
+from ..models.attention import constant_context
+from ..models.clip import CLIPTextModel
+from ..models.controlnet import ControlNetModel, MultiControlNetModel
+from ..models.unet import UNet2DConditionModel
+from ..models.vae import AutoencoderKL
+from ..sampling import control, results, schedule
+from ..sampling.arguments import Arguments
+from ..sampling.checks import Requirements, check
+from ..sampling.guidance import Dials, Guide, embed_guidance
+from ..sampling.latents import Codec
+from ..sampling.loop import sample
+from ..sampling.noise import Noise
+from ..sampling.prompts import Embeddings, LastStates, PromptEncoder
+from ..sampling.schedule import Scheduler
+from ..sampling.starts import FROM_NOISE, Channels, Start
+from ..sampling.state import Conditions, Images, Run
+from ..speed import compile_model, pack_model
+from ..text.textual_inversion import load_textual_inversion
+from ..text.tokenizer import CLIPTokenizer
+from .base import DiffusionPipeline
+
+TENSORS = ("latents", "prompt_embeds", "negative_prompt_embeds")  # that every callback may ask for
+
+
+class LatentDiffusionPipeline(DiffusionPipeline):
+    """The base of all pipelines of this family.
+
+    One pipeline may serve several threads at once: what changes in a run belongs to the run, and
+    callbacks see it as attributes of the pipeline, each those of its own thread.
+
+    Attributes:
+        family: pipelines of one family and different tasks take the same components.
+        start: how runs begin.
+        tensors: what callbacks may ask for, beside what the start adds.
+        scheduler_fixes: options that early configs have wrong; the constructor changes them in the
+            scheduler.
+        is_distilled: whether guidance is a condition of the UNet, as in a latent consistency model.
+        is_guided_by_image: whether guidance has a third branch.
+        control_argument: what the call names the ControlNets' images.
+    """
+
+    family: ClassVar[str] = ""
+    start: ClassVar[Start] = FROM_NOISE
+    tensors: ClassVar[tuple[str, ...]] = TENSORS
+    scheduler_fixes: ClassVar[dict[str, Any]] = {}
+    is_distilled: ClassVar[bool] = False
+    is_guided_by_image: ClassVar[bool] = False
+    control_argument: ClassVar[str | None] = None
+    _callback_tensor_inputs: ClassVar[tuple[str, ...]] = TENSORS
+
+    vae: AutoencoderKL
+    text_encoder: CLIPTextModel
+    tokenizer: CLIPTokenizer
+    unet: UNet2DConditionModel
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        if "_callback_tensor_inputs" not in vars(cls):
+            led = () if cls.control_argument is None else (cls.control_argument,)
+            cls._callback_tensor_inputs = (*cls.tensors, *cls.start.tensors, *led)
+
+    # --- what callbacks see of the run of their thread ---------------------------------------------
+
+    @property
+    def _runs(self) -> dict[int, Run]:
+        """Thread -> the run that goes on in it."""
+        runs: dict[int, Run] = vars(self).setdefault("_running", {})
+        return runs
+
+    @property
+    def _shown(self) -> Dials:
+        """Those of the thread's run, or of the last one that ended."""
+        run = self._runs.get(get_ident())
+        dials: Dials = vars(self).setdefault("_last", Dials()) if run is None else run.guide.dials
+        return dials
+
+    @property
+    def guidance_scale(self) -> float:
+        """Weight of the prompt."""
+        return self._shown.guidance_scale
+
+    @property
+    def _guidance_scale(self) -> float:
+        return self._shown.guidance_scale
+
+    @_guidance_scale.setter
+    def _guidance_scale(self, value: float) -> None:
+        self._shown.guidance_scale = value
+
+    @property
+    def image_guidance_scale(self) -> float:
+        """Weight of the image to edit."""
+        return self._shown.image_guidance_scale
+
+    @property
+    def _image_guidance_scale(self) -> float:
+        return self._shown.image_guidance_scale
+
+    @_image_guidance_scale.setter
+    def _image_guidance_scale(self, value: float) -> None:
+        self._shown.image_guidance_scale = value
+
+    @property
+    def guidance_rescale(self) -> float:
+        """Share of guidance whose deviation is corrected."""
+        return self._shown.guidance_rescale
+
+    @property
+    def _guidance_rescale(self) -> float:
+        return self._shown.guidance_rescale
+
+    @_guidance_rescale.setter
+    def _guidance_rescale(self, value: float) -> None:
+        self._shown.guidance_rescale = value
+
+    @property
+    def num_timesteps(self) -> int:
+        """How many the run visits."""
+        return self._shown.num_timesteps
+
+    @property
+    def interrupt(self) -> bool:
+        """Whether the run is to stop."""
+        return self._shown.interrupt
+
+    @property
+    def _interrupt(self) -> bool:
+        return self._shown.interrupt
+
+    @_interrupt.setter
+    def _interrupt(self, value: bool) -> None:
+        """In a callback, of its run; elsewhere, of all that go on."""
+        run = self._runs.get(get_ident())
+        for one in [run] if run is not None else list(self._runs.values()):
+            one.guide.dials.interrupt = value
+
+    @property
+    def scheduler(self) -> Scheduler:
+        """The component; in a callback, the copy of it that the run steps with."""
+        run = self._runs.get(get_ident())
+        component: Scheduler = vars(self)["scheduler"] if run is None else run.scheduler
+        return component
+
+    @scheduler.setter
+    def scheduler(self, scheduler: Scheduler) -> None:
+        vars(self)["scheduler"] = scheduler
+
+    # --- components -------------------------------------------------------------------------------
+
+    @property
+    def codec(self) -> Codec:
+        """The VAE, with what images go through on the way."""
+        return Codec(self.vae)
+
+    @property
+    def vae_scale_factor(self) -> int:
+        """Pixels for each latent, on an edge; without a VAE 8, as in most of this family."""
+        return self.codec.scale_factor
+
+    @property
+    def image_processor(self) -> VaeImageProcessor:
+        """What images go through."""
+        return self.codec.images
+
+    @property
+    def mask_processor(self) -> VaeImageProcessor:
+        """What masks go through."""
+        return self.codec.masks
+
+    @property
+    def control_image_processor(self) -> VaeImageProcessor:
+        """What the images of ControlNets go through."""
+        return self.codec.controls
+
+    @property
+    def prompt_encoder(self) -> PromptEncoder:
+        """The text encoder, or both."""
+        model = self.unet if self.text_encoder is None else self.text_encoder
+        return LastStates([self.tokenizer], [self.text_encoder], model.dtype)
+
+    @property
+    def controlnets(self) -> list[ControlNetModel]:
+        """The ControlNets, if the pipeline has any."""
+        net = self.components.get("controlnet")
+        return [] if net is None else list(getattr(net, "nets", [net]))
+
+    def register_modules(self, **components: Any) -> None:
+        """Make these the components; several ControlNets become one model, and options of old
+        schedulers are put right.
+
+        Raises:
+            ValueError: there is a safety checker but nothing that prepares images for it.
+        """
+        net = components.get("controlnet")
+        if isinstance(net, (list, tuple)):
+            components["controlnet"] = MultiControlNetModel(list(net))
+        is_checked = components.get("safety_checker") is not None
+        if is_checked and components.get("feature_extractor") is None:
+            raise ValueError(
+                "a safety_checker needs a feature_extractor; pass both, or safety_checker=None"
+            )
+        scheduler: Any = components.get("scheduler")
+        config = getattr(scheduler, "config", None)
+        if isinstance(config, Config):
+            fixes = {key: value for key, value in self.scheduler_fixes.items() if key in config}
+            unset = [key for key in config.get("_use_default_values", ()) if key not in fixes]
+            scheduler.config = Config({**config, **fixes, "_use_default_values": unset})
+        if self.scheduler_fixes:
+            correct_sample_size(components.get("unet"))
+        super().register_modules(**components)
+
+    def load_textual_inversion(
+        self,
+        pretrained_model_name_or_path: Any,
+        token: str | list[str | None] | None = None,
+        tokenizer: Any = None,
+        text_encoder: Any = None,
+        **options: Any,
+    ) -> None:
+        """Teach the pipeline new words; see `textual_inversion.load_textual_inversion`."""
+        load_textual_inversion(
+            tokenizer or self.tokenizer,
+            text_encoder or self.text_encoder,
+            pretrained_model_name_or_path,
+            token,
+            **options,
+        )
+
+    def compile(self) -> None:
+        """Compile the UNet for speed; images then differ by rounding. See `speed.compile_model`."""
+        compile_model(self.unet)
+
+    def pack(self) -> None:
+        """Bring weights into the order that kernels read, for speed; images differ by rounding. See
+        `pack_model`."""
+        for model in (self.unet, *self.controlnets):
+            pack_model(model)
+
+    # --- a run ------------------------------------------------------------------------------------
+
+    def _sample(self, given: dict[str, Any]) -> Images:
+        """Make images by the arguments of a call; `self` may be among them."""
+        if self.control_argument == "image":
+            given = {**given, "control_image": given["image"], "image": None}
+        return sample(self, Arguments.of(given))
+
+    def _encode(self, given: dict[str, Any]) -> Embeddings:
+        """Encode prompts by the arguments of `encode_prompt`."""
+        prompts = Arguments.of(given).prompts
+        is_guided = given["do_classifier_free_guidance"]
+        return self.prompt_encoder.encode(prompts, given["device"], is_guided)
+
+    def prepare(self, arguments: Arguments) -> Run:
+        """Conditions, timesteps and first latents of a run.
+
+        Raises:
+            TypeError: an argument is of the wrong kind.
+            ValueError: the arguments do not fit together, or not to the models.
+        """
+        self._require_models(arguments)
+        check(arguments, self._requirements(arguments))
+        guide = self._guide(arguments)
+        encoded = self.prompt_encoder.encode(arguments.prompts, self.device, guide.branches > 1)
+        dtype = self.unet.dtype
+        batch = len(encoded.prompt)
+        noise = Noise.of(arguments.draws, batch, self.device, dtype)
+        conditions = _conditions(encoded, guide, dtype)
+        scheduler, timesteps = schedule.begin(
+            vars(self)["scheduler"],  # the component, in callbacks too
+            arguments.steps,
+            self.device,
+            is_partial=self.start.is_partial,
+            is_distilled=self.is_distilled,
+        )
+        guide.dials.num_timesteps = len(timesteps)
+        size = self._size(arguments)
+        run = Run(arguments, batch, size, scheduler, timesteps, noise, guide, conditions)
+        codec = self.codec
+        if self.control_argument is not None:
+            control.lead(run, self.controlnets, self.control_argument, codec.controls)
+        self._begin(run, codec)
+        self._describe(run)
+        features = self.unet.config.get("time_cond_proj_dim")
+        if features:
+            scale = embed_guidance(guide.dials.guidance_scale, features).expand(batch, features)
+            conditions.w_embedding = scale.to(run.device, run.dtype)
+        return run
+
+    def _require_models(self, arguments: Arguments) -> None:
+        needed: dict[str, Any] = {"unet": self.unet, "scheduler": self.scheduler}
+        if arguments.result.output_type != "latent":
+            needed["vae"] = self.vae
+        lacking = [name for name, model in needed.items() if model is None]
+        if lacking:
+            raise ValueError(f"the pipeline has no {', '.join(lacking)}")
+
+    def _requirements(self, arguments: Arguments) -> Requirements:
+        beginning = arguments.beginning
+        images = {"image": beginning.image, "mask_image": beginning.mask_image}
+        needs: dict[str, Any] = {name: images[name] for name in self.start.needs}
+        if self.start.is_partial and beginning.latents is not None:
+            del needs["image"]  # latents take its place
+        if self.control_argument is not None:
+            needs[self.control_argument] = arguments.control.control_image
+            control.windows(arguments.control, len(self.controlnets))
+        return Requirements(
+            needs,
+            is_pooled=False,
+            tensors=self._callback_tensor_inputs,
+            max_noise_level=self.config.get("max_noise_level"),
+        )
+
+    def _guide(self, arguments: Arguments) -> Guide:
+        guidance = arguments.guidance
+        dials = Dials(
+            guidance.guidance_scale, guidance.image_guidance_scale, guidance.guidance_rescale
+        )
+        is_condition = self.is_distilled or bool(self.unet.config.get("time_cond_proj_dim"))
+        return Guide(dials, is_condition, self.is_guided_by_image)
+
+    def _size(self, arguments: Arguments) -> tuple[int, int]:
+        """Height and width that are asked for, or that the UNet was trained for."""
+        edges = self.unet.config.get("sample_size") or 64
+        edges = edges if isinstance(edges, (list, tuple)) else (edges, edges)
+        height, width = (edge * self.vae_scale_factor for edge in edges)
+        return arguments.beginning.height or height, arguments.beginning.width or width
+
+    def _channels(self) -> Channels:
+        return Channels(self.unet.config.in_channels, self.unet.config.out_channels)
+
+    def _begin(self, run: Run, codec: Codec) -> None:
+        """Set the first latents, and what the UNet sees beside them."""
+        self.start.begin(run, codec, self._channels())
+
+    def _describe(self, run: Run) -> None:
+        """Set the conditions that SDXL has beside the prompt."""
+
+    @contextmanager
+    def running(self, run: Run) -> Iterator[Any]:
+        """Within it the run goes on in this thread; gives its progress bar."""
+        thread = get_ident()
+        outer = self._runs.get(thread)  # of a callback that draws with this very pipeline
+        self._runs[thread] = run
+        try:
+            with (
+                constant_context(self.unet, *self.controlnets),
+                self.progress_bar(total=len(run.timesteps)) as bar,
+            ):
+                yield bar
+        finally:
+            vars(self)["_last"] = run.guide.dials
+            if outer is None:
+                del self._runs[thread]
+            else:
+                self._runs[thread] = outer
+
+    def predict(self, run: Run, i: int, x: Tensor) -> Tensor:
+        """What the UNet makes of the scaled latents in step `i`, guided."""
+        conditions = run.conditions
+        inner = {} if run.leading is None else control.residuals(run, run.leading, i, x)
+        prediction = self.unet(
+            torch.cat([x, *run.beside.channels()], dim=1),
+            run.timesteps[i],
+            encoder_hidden_states=conditions.prompt_embeds,
+            class_labels=conditions.class_labels,
+            timestep_cond=conditions.w_embedding,
+            added_cond_kwargs=conditions.added(),
+            **inner,
+        ).sample
+        return run.guide.guide(prediction)
+
+    def finish(self, run: Run) -> Images:
+        """Latents to images."""
+        latents = run.latents
+        if self.is_distilled and run.denoised is not None:
+            latents = run.denoised
+        checker = self.components.get("safety_checker")
+        safety = None if checker is None else results.Safety(checker, self.feature_extractor)
+        return results.finish(run, latents, self.codec, safety)
+
+
+def _conditions(encoded: Embeddings, guide: Guide, dtype: torch.dtype) -> Conditions:
+    """The prompts in all branches, and the negative ones for callbacks."""
+
+    def cast(x: Tensor | None) -> Tensor | None:
+        return None if x is None else x.to(dtype)
+
+    negative = cast(encoded.negative)
+    pooled = cast(encoded.pooled)
+    negative_pooled = cast(encoded.negative_pooled)
+    return Conditions(
+        guide.join(encoded.prompt.to(dtype), negative),
+        negative,
+        None if pooled is None else guide.join(pooled, negative_pooled),
+        negative_pooled,
+    )
+
+
+def warn_if_unchecked(safety_checker: object, is_required: bool) -> None:
+    """Warn who makes a pipeline that should have a safety checker and has none."""
+    if is_required and safety_checker is None:
+        warnings.warn(
+            "there is no safety checker: every image is shown, whatever is on it", stacklevel=3
+        )

@@ -1,0 +1,236 @@
+"""The arguments of the pipelines' calls, in the parts that sampling is made of; each pipeline takes
+those that make sense for it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from ..images import ImageInput, OutputType
+
+Texts = str | list[str]
+Size = tuple[int, int]
+Generator = torch.Generator | list[torch.Generator] | None
+Callback = Callable[[Any, int, Any, dict[str, Any]], dict[str, Any] | None]
+# what diffusers' calls take and ours refuse, rather than to ignore it
+REFUSED = ("ip_adapter_image", "ip_adapter_image_embeds", "cross_attention_kwargs")
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """What to draw.
+
+    Attributes:
+        prompt: one text, or one for each image.
+        prompt_2: the text for the second text encoder of SDXL, by default the same.
+        negative_prompt: what not to draw.
+        negative_prompt_2: for the second text encoder of SDXL, by default the same.
+        prompt_embeds: in place of the prompt, (b, tokens, d).
+        pooled_prompt_embeds: for SDXL, (b, d).
+        num_images_per_prompt: images for each prompt.
+        clip_skip: how many of the text encoder's last layers to leave out.
+    """
+
+    prompt: Texts | None = None
+    prompt_2: Texts | None = None
+    negative_prompt: Texts | None = None
+    negative_prompt_2: Texts | None = None
+    prompt_embeds: Tensor | None = None
+    negative_prompt_embeds: Tensor | None = None
+    pooled_prompt_embeds: Tensor | None = None
+    negative_pooled_prompt_embeds: Tensor | None = None
+    num_images_per_prompt: int = 1
+    clip_skip: int | None = None
+
+
+@dataclass(frozen=True)
+class Steps:
+    """Which timesteps a run visits.
+
+    Attributes:
+        num_inference_steps: of the scheduler.
+        original_inference_steps: the steps that an LCM was distilled from.
+        timesteps: take these in place of the scheduler's spacing.
+        sigmas: likewise, as noise levels.
+        strength: how much of the image to replace, from 0 to 1.
+        denoising_start: skip this fraction of the run: another model did it.
+        denoising_end: stop after this fraction of the run, for another model to go on.
+    """
+
+    num_inference_steps: int = 50
+    original_inference_steps: int | None = None
+    timesteps: list[int] | None = None
+    sigmas: list[float] | None = None
+    strength: float = 0.8
+    denoising_start: float | None = None
+    denoising_end: float | None = None
+
+
+@dataclass(frozen=True)
+class Guidance:
+    """How strongly the prompt leads.
+
+    Attributes:
+        guidance_scale: weight of the prompt against the negative prompt; not above 1 means no
+            guidance.
+        image_guidance_scale: weight of the image, for InstructPix2Pix.
+        guidance_rescale: share of the guided prediction that gets the deviation of the unguided one
+            (Lin et al., https://arxiv.org/abs/2305.08891, section 3.4).
+    """
+
+    guidance_scale: float = 7.5
+    image_guidance_scale: float = 1.5
+    guidance_rescale: float = 0.0
+
+
+@dataclass(frozen=True)
+class Draws:
+    """What is random.
+
+    Attributes:
+        generator: one for all, or a list with one for each image.
+        eta: the share of noise in DDIM.
+    """
+
+    generator: Generator = None
+    eta: float = 0.0
+
+
+@dataclass(frozen=True)
+class Beginning:
+    """What the first latents come from.
+
+    Attributes:
+        image: the image to start from, see `VaeImageProcessor.preprocess`.
+        mask_image: white where to paint, black where to keep.
+        masked_image_latents: the encoded image without what the mask covers, in place of encoding
+            it.
+        depth_map: (b, h, w), nearer is higher.
+        latents: noise to start from in place of random.
+        height: of the result in pixels, by default what the UNet was trained for.
+        width: likewise.
+        padding_mask_crop: paint only the surroundings of the mask, this many pixels wider, at full
+            size.
+        noise_level: the noise added to the image that is enlarged.
+    """
+
+    image: ImageInput | None = None
+    mask_image: ImageInput | None = None
+    masked_image_latents: Tensor | None = None
+    depth_map: Tensor | None = None
+    latents: Tensor | None = None
+    height: int | None = None
+    width: int | None = None
+    padding_mask_crop: int | None = None
+    noise_level: int = 20
+
+
+@dataclass(frozen=True)
+class Control:
+    """How ControlNets lead.
+
+    Attributes:
+        control_image: what a ControlNet follows, a list for several; text-to-image calls it
+            `image`.
+        controlnet_conditioning_scale: weight of the ControlNet, or of each.
+        guess_mode: the ControlNet acts on the prompted half only, and leads even without a prompt.
+        control_guidance_start: the fraction of the run at which it begins to act, or of each.
+        control_guidance_end: at which it ends.
+    """
+
+    control_image: ImageInput | Sequence[ImageInput] | None = None
+    controlnet_conditioning_scale: float | list[float] = 1.0
+    guess_mode: bool = False
+    control_guidance_start: float | list[float] = 0.0
+    control_guidance_end: float | list[float] = 1.0
+
+
+@dataclass(frozen=True)
+class Described:
+    """What SDXL is told of the image that it seems to be trained on.
+
+    Attributes:
+        original_size: (height, width) that the training image is said to have had.
+        crops_coords_top_left: where it is said to have been cropped.
+        target_size: the size it is said to have been scaled to.
+        aesthetic_score: how beautiful it is said to be, for the refiner.
+    """
+
+    original_size: Size | None = None
+    crops_coords_top_left: Size = (0, 0)
+    target_size: Size | None = None
+    negative_original_size: Size | None = None
+    negative_crops_coords_top_left: Size = (0, 0)
+    negative_target_size: Size | None = None
+    aesthetic_score: float = 6.0
+    negative_aesthetic_score: float = 2.5
+
+
+@dataclass(frozen=True)
+class Result:
+    """What the caller gets.
+
+    Attributes:
+        output_type: pil, np, pt or latent.
+        return_dict: of no effect: what is returned is a tuple with names.
+        callback_on_step_end: called as (pipeline, step, timestep, tensors); returns the tensors to
+            go on with.
+        callback_on_step_end_tensor_inputs: the names of the tensors it gets.
+    """
+
+    output_type: OutputType = "pil"
+    return_dict: bool = True
+    callback_on_step_end: Callback | None = None
+    callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",)
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """All arguments of a call."""
+
+    prompts: Prompts = field(default_factory=Prompts)
+    steps: Steps = field(default_factory=Steps)
+    guidance: Guidance = field(default_factory=Guidance)
+    draws: Draws = field(default_factory=Draws)
+    beginning: Beginning = field(default_factory=Beginning)
+    control: Control = field(default_factory=Control)
+    described: Described = field(default_factory=Described)
+    result: Result = field(default_factory=Result)
+
+    @classmethod
+    def of(cls, given: Mapping[str, Any]) -> Arguments:
+        """The arguments with these names.
+
+        Raises:
+            ValueError: one of them is not supported.
+        """
+        for name in REFUSED:
+            require(given.get(name) is None, f"{name} is not supported")
+        return cls(
+            _part(Prompts, given),
+            _part(Steps, given),
+            _part(Guidance, given),
+            _part(Draws, given),
+            _part(Beginning, given),
+            _part(Control, given),
+            _part(Described, given),
+            _part(Result, given),
+        )
+
+
+Part = TypeVar("Part")
+
+
+def _part(kind: type[Part], given: Mapping[str, Any]) -> Part:
+    names = [one.name for one in fields(kind)]  # type: ignore[arg-type]
+    return kind(**{name: given[name] for name in names if name in given})
+
+
+def require(holds: bool, message: str) -> None:
+    """Raise ValueError with the message unless the condition holds."""
+    if not holds:
+        raise ValueError(message)

@@ -1,0 +1,166 @@
+"""Images to latents and back."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from threading import RLock
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from ..images import VaeImageProcessor
+from ..models.vae import AutoencoderKL
+from .arguments import Size, require
+from .noise import Noise
+
+_WIDENING = RLock()  # whose VAE is in float32 for a while
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """What makes the VAE's latents those that the model was trained on: a mean and a deviation for
+    each channel, and a scale."""
+
+    mean: Tensor | float
+    std: Tensor | float
+    scale: float
+
+    def normalise(self, latents: Tensor) -> Tensor:
+        """Latents of the VAE -> of the model."""
+        return (latents - self.mean) * self.scale / self.std
+
+    def restore(self, latents: Tensor) -> Tensor:
+        """Latents of the model -> of the VAE."""
+        return latents * self.std / self.scale + self.mean
+
+
+@dataclass(frozen=True)
+class Codec:
+    """A VAE with the statistics of its latents, and what images go through on the way.
+
+    Attributes:
+        vae: None where a pipeline has none, which then makes latents only.
+        may_widen: whether the VAE's config decides if 16 bits are enough for it: SDXL's.
+        resample: the filter for PIL images.
+        latent_channels: an image of so many channels is taken for latents; those of the VAE if
+            None.
+    """
+
+    vae: AutoencoderKL | None
+    may_widen: bool = False
+    resample: Literal["lanczos", "bicubic"] = "lanczos"
+    latent_channels: int | None = None
+
+    @property
+    def model(self) -> AutoencoderKL:
+        """The VAE.
+
+        Raises:
+            ValueError: there is none.
+        """
+        if self.vae is None:
+            raise ValueError("the pipeline has no vae")
+        return self.vae
+
+    @property
+    def scale_factor(self) -> int:
+        """Pixels for each latent, on an edge; without a VAE 8, as in most of this family."""
+        return 8 if self.vae is None else int(2 ** (len(self.vae.config.block_out_channels) - 1))
+
+    @property
+    def images(self) -> VaeImageProcessor:
+        """What images go through."""
+        channels = self.latent_channels or self.model.config.latent_channels
+        return VaeImageProcessor(self.scale_factor, self.resample, vae_latent_channels=channels)
+
+    @property
+    def masks(self) -> VaeImageProcessor:
+        """What masks go through."""
+        return VaeImageProcessor(
+            self.scale_factor, do_normalize=False, do_binarize=True, do_convert_grayscale=True
+        )
+
+    @property
+    def controls(self) -> VaeImageProcessor:
+        """What the images of ControlNets go through."""
+        return VaeImageProcessor(self.scale_factor, do_normalize=False)
+
+    def pixels(self, latents: Tensor) -> Size:
+        """The height and width of what the VAE makes of latents."""
+        height, width = latents.shape[-2:]
+        return height * self.scale_factor, width * self.scale_factor
+
+    def is_encoded(self, image: Tensor) -> bool:
+        """Whether an image comes as latents."""
+        config = self.model.config
+        return bool(image.shape[1] == config.latent_channels != config.in_channels)
+
+    def statistics(self, latents: Tensor) -> Statistics:
+        """Those of the VAE's config, where and in what the latents are."""
+        config = self.model.config
+        scale = float(config.scaling_factor)
+        mean = config.get("latents_mean")
+        std = config.get("latents_std")
+        if mean is None or std is None:
+            return Statistics(0.0, 1.0, scale)
+        means = torch.tensor(mean).view(1, -1, 1, 1).to(latents)
+        deviations = torch.tensor(std).view(1, -1, 1, 1).to(latents)
+        return Statistics(means, deviations, scale)
+
+    @contextmanager
+    def _wide(self, *dtypes: torch.dtype) -> Iterator[tuple[AutoencoderKL, torch.dtype]]:
+        """The VAE and its dtype; if that is one of these, and its config asks for it, the VAE is in
+        float32 meanwhile, and no other thread has it."""
+        vae = self.model
+        if not (self.may_widen and vae.config.get("force_upcast", True)):
+            yield vae, vae.dtype
+            return
+        with _WIDENING:
+            dtype = vae.dtype
+            try:
+                yield vae.to(torch.float32) if dtype in dtypes else vae, dtype
+            finally:
+                if dtype in dtypes:
+                    vae.to(dtype)
+
+    def encode(self, image: Tensor, noise: Noise | None) -> Tensor:
+        """Pixels (b, 3, h, w) -> unscaled latents: random ones, or without noise the most
+        probable."""
+        generator = None if noise is None else noise.generator
+        seeds = generator if isinstance(generator, list) else [generator]
+        with self._wide(torch.float16, torch.bfloat16) as (vae, dtype):
+            image = image.to(vae.device, dtype)  # rounded even where the VAE computes in more
+            image = image.to(vae.dtype)
+            parts = image.chunk(len(image)) if isinstance(generator, list) else [image]
+            drawn = []
+            for part, seed in zip(parts, seeds, strict=False):
+                posterior = vae.encode(part).latent_dist
+                drawn.append(posterior.mode() if noise is None else posterior.sample(seed))
+            return torch.cat(drawn)
+
+    def to_latents(self, image: Tensor, noise: Noise, rows: int) -> Tensor:
+        """An image as scaled latents, one row for each result; what comes as latents stays what it
+        is."""
+        if not self.is_encoded(image):
+            latents = self.encode(image, noise).to(noise.dtype)
+            image = self.statistics(latents).normalise(latents)
+        return tile(image.to(noise.device, noise.dtype), rows).contiguous()
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Scaled latents -> pixels (b, 3, h, w)."""
+        with self._wide(torch.float16) as (vae, _):
+            latents = latents.to(vae.dtype)
+            return vae.decode(self.statistics(latents).restore(latents)).sample
+
+
+def tile(x: Tensor, rows: int) -> Tensor:
+    """Repeat a batch as a whole up to `rows`.
+
+    Raises:
+        ValueError: it does not divide them.
+    """
+    require(rows % len(x) == 0, f"{len(x)} images cannot be shared by {rows} results")
+    return torch.cat([x] * (rows // len(x)))
