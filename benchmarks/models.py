@@ -12,7 +12,7 @@ import numpy as np
 
 from weightport.converters.checkpoint import DTYPES, Array, Computed
 from weightport.converters.outputs.kerascv_file import write_keras
-from weightport.converters.planning.recognise import Candidate, candidates
+from weightport.converters.planning.candidates import Candidate, candidates
 from weightport.converters.writers.safetensors import Output, write_safetensors
 
 Shape = tuple[int, ...]

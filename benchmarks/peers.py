@@ -88,7 +88,7 @@ def diffusers(source: Path, out: Path, repo: Path) -> None:
 def _renames() -> dict[str, tuple[str, str, tuple[int, ...]]]:
     """Original key -> component, its key in diffusers and shape there; a script has them as string
     replacements."""
-    from weightport.converters.planning.recognise import candidates
+    from weightport.converters.planning.candidates import candidates
 
     renames = {}
     for candidate in candidates("ldm"):

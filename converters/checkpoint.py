@@ -177,6 +177,19 @@ class Computed(Tensor):
         )
 
 
+@dataclass(frozen=True)
+class Loss:
+    """Tensors that a way of saving is known to lose.
+
+    Attributes:
+        front: how their keys begin.
+        reason: what to tell who saved so; `{count}` stands for their number.
+    """
+
+    front: str
+    reason: str
+
+
 @dataclass
 class Checkpoint:
     """The tensors of one source, by key, with what the reader knows of them.
@@ -187,11 +200,13 @@ class Checkpoint:
         tensors: key -> tensor, in file order.
         skipped: names the reader left out on purpose -> the reason.
         files: every file that was opened.
-        layout: whose key names these are: that of the tables that can read it.
+        layout: whose key names these are: that of the tables that can read it; empty as long as
+            nobody knows.
         root: where inside the file the component lies, when a trainer's save nests several.
         metadata: what the file says beside its tensors, such as the training step.
         whole: the file that this is one part of, with every tensor under its own key.
         ignored_classes: classes that a pickle names; they were neither imported nor created.
+        loss: what this way of saving may have lost.
     """
 
     path: Path
@@ -199,8 +214,9 @@ class Checkpoint:
     tensors: Mapping[str, Tensor]
     skipped: dict[str, str] = field(default_factory=dict)
     files: list[SourceFile] = field(default_factory=list)
-    layout: str = "kerascv"
+    layout: str = ""
     root: str = ""
     metadata: dict[str, str] = field(default_factory=dict)
     ignored_classes: list[str] = field(default_factory=list)
     whole: Checkpoint | None = None
+    loss: Loss | None = None

@@ -12,9 +12,7 @@ from ..errors import ConversionError
 from .checkpoint import DTYPES
 from .planning.keys import brief
 from .planning.plan import PlannedComponent, PlannedTensor
-from .repo.layout import Style, output_dtype
-
-HALVES = {"decoder": "vae", "image_encoder": "vae"}  # KerasCV's parts of a VAE
+from .repo.layout import Style
 
 
 @dataclass(frozen=True)
@@ -97,4 +95,4 @@ def total_nbytes(conversion: Conversion, dtype: str) -> int:
 
 
 def _nbytes(tensor: PlannedTensor, dtype: str) -> int:
-    return math.prod(tensor.shape) * DTYPES[output_dtype(tensor, dtype)].itemsize
+    return math.prod(tensor.shape) * DTYPES[tensor.output_dtype(dtype)].itemsize

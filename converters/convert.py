@@ -9,16 +9,16 @@ from pathlib import Path
 
 from ..errors import ConversionError
 from ..io.atomic import check_apart
-from ..mappings.facts import facts
-from ..mappings.families import Family, families
+from ..mappings.families import Family, families, halves
+from ..mappings.layouts import layouts
 from .checkpoint import Checkpoint
-from .conversion import HALVES, Conversion, Settings
-from .layouts.kerascv_leaves import Lora
-from .layouts.ldm import UNET
+from .conversion import Conversion, Settings
+from .layouts.source import Source
 from .layouts.sources import open_source
 from .outputs.diffusers import output_repo
 from .outputs.kerascv import output_keras
 from .outputs.ldm import output_ldm
+from .planning.candidates import candidates
 from .planning.plan import PlannedComponent, StateDictShapes, choose_family, plan, shared
 from .planning.recognise import Recognition, complete, recognise
 from .repo.layout import lacking, named_placeholders, placeholder_notes
@@ -46,13 +46,13 @@ def convert(
     """
     check_apart(output, [*sources, *(path for path in (base, settings.vae) if path)])
     opened = open_sources(sources, settings)
-    if settings.ema and not any(checkpoint.root == UNET for checkpoint in opened):
-        raise ConversionError("--ema: no source is the UNet of an original checkpoint")
     if settings.to == "diffusers" and settings.style.hashes and not settings.dry_run:
         Later(
             lambda: [file.sha256() for checkpoint in opened for file in checkpoint.files]
         )  # while we plan and write
     parts = recognised(opened)
+    if settings.ema and not any(_has_average(part) for part in parts):
+        raise ConversionError("--ema: no source is the UNet of an original checkpoint")
     if settings.vae is not None:
         parts = _with_vae(parts, settings.vae, settings)
     family, parts = _with_base(parts, base, settings)
@@ -118,9 +118,10 @@ def gather(sources: Sequence[Path], settings: Settings) -> list[Recognition]:
 
 def open_sources(sources: Sequence[Path], settings: Settings) -> list[Checkpoint]:
     """Open every source; one checkpoint for each part."""
-    return [
-        c for path in sources for c in open_source(path, Lora(settings.lora_alpha), settings.ema)
-    ]
+    opened = []
+    for path in sources:
+        opened += open_source(Source(path, settings.lora_alpha, settings.ema))
+    return opened
 
 
 def recognised(checkpoints: Sequence[Checkpoint]) -> list[Recognition]:
@@ -147,6 +148,13 @@ def _with_vae(parts: list[Recognition], path: Path, settings: Settings) -> list[
     return [*(part for part in parts if _component(part) != "vae"), *baked]
 
 
+def _has_average(part: Recognition) -> bool:
+    """Whether files in the part's layout may hold its moving average."""
+    averages = layouts()[part.checkpoint.layout].averages
+    known = candidates(averages) if averages else ()
+    return any(candidate.part == part.part for candidate in known)
+
+
 def _component(part: Recognition) -> str:
     return part.candidates[0].component.name
 
@@ -165,26 +173,39 @@ def _with_base(
         added = gather([base], settings)
     else:
         family = choose_family(parts, settings.family)
-        stock = [base / name for name in facts("kerascv")["stock_files"][family.name]]
-        added = gather([path for path in stock if path.is_file()], settings)
-        if not added:
-            names = ", ".join(path.name for path in stock)
-            raise ConversionError(
-                f"{base}: neither a diffusers repo nor a folder with KerasCV's files ({names})"
-            )
+        added = gather(_stock_files(base, family), settings)
     added = [part for part in added if part.part not in given and not _whole(part.part, given)]
     parts = [*added, *parts]
     return choose_family(parts, settings.family), parts
 
 
+def _stock_files(base: Path, family: Family) -> list[Path]:
+    """The files in a folder that a layout's own programs download.
+
+    Raises:
+        ConversionError: there is none.
+    """
+    kinds = ["a diffusers repo"]
+    found: list[Path] = []
+    for layout in layouts().values():
+        names = layout.stock_files.get(family.name, [])
+        found += [base / name for name in names if (base / name).is_file()]
+        if names:
+            kinds.append(f"a folder with {layout.title}'s files ({', '.join(names)})")
+    if not found:
+        flaw = "neither" if len(kinds) > 1 else "not"
+        raise ConversionError(f"{base}: {flaw} {' nor '.join(kinds)}")
+    return found
+
+
 def _whole(part: str, given: set[str]) -> bool:
     """Whether the given parts leave nothing of a base's part to take."""
-    halves = {half for half, whole in HALVES.items() if whole == part}
-    return HALVES.get(part) in given or (bool(halves) and halves <= given)
+    rest = {half for half, whole in halves().items() if whole == part}
+    return halves().get(part) in given or (bool(rest) and rest <= given)
 
 
 def _only(components: dict[str, PlannedComponent], name: str) -> dict[str, PlannedComponent]:
-    whole = HALVES.get(name, name)
+    whole = halves().get(name, name)
     if whole not in components:
         raise ConversionError(f"--component {name}: the sources hold {', '.join(components)} only")
     return {whole: components[whole]}

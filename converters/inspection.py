@@ -10,8 +10,8 @@ from typing import Any
 from ..errors import ConversionError
 from ..mappings.families import families
 from .checkpoint import Checkpoint
-from .layouts.kerascv_leaves import Lora
 from .layouts.ldm_evidence import image_size, prediction, stands_alone
+from .layouts.source import Source
 from .layouts.sources import open_source
 from .planning.keys import collapse
 from .planning.recognise import Recognition, recognise
@@ -64,9 +64,8 @@ def inspect(path: Path) -> Inspection:
         ConversionError: the file cannot be read at all.
     """
     # LoRA is reported by its alpha only when it is merged: looking needs none
-    return Inspection(
-        str(path), tuple(_inspected(recognise(c)) for c in open_source(path, Lora(alpha=1.0)))
-    )
+    parts = open_source(Source(path, lora_alpha=1.0))
+    return Inspection(str(path), tuple(_inspected(recognise(part)) for part in parts))
 
 
 def _inspected(found: Recognition) -> InspectedPart:
@@ -100,7 +99,7 @@ def _evidence(found: Recognition) -> tuple[str, ...]:
     predicts."""
     if not found.known:
         return (f"nearest: {found.nearest}", *found.evidence)
-    if found.part != "unet" or not stands_alone(found.checkpoint):
+    if not found.candidates[0].is_denoiser or not stands_alone(found.checkpoint):
         return found.evidence
     facts = list(found.evidence)
     metadata = found.checkpoint.metadata

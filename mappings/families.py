@@ -60,6 +60,17 @@ class Component:
         """Whether it is no piece of a pipeline, but a model that extends others: a ControlNet."""
         return bool(self.pipelines)
 
+    def half_of(self, key: str) -> str:
+        """The half that a tensor belongs to.
+
+        Raises:
+            KeyError: to none.
+        """
+        for half, fronts in self.halves.items():
+            if any(key == front or key.startswith(f"{front}.") for front in fronts):
+                return half
+        raise KeyError(key)
+
     def manifest(self, config: Mapping[str, Any] | None = None) -> dict[str, Shape]:
         """Key -> shape of every tensor of the stock model, in the order of its state dict.
 

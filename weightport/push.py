@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .converters.conversion import HALVES
 from .converters.outputs.diffusers import pipeline_class
 from .converters.repo.card import (
     body,
@@ -23,6 +22,7 @@ from .converters.repo.card import (
 )
 from .errors import ConversionError, printable
 from .hub.upload import CARD, explain, silent_in_a_pipe, upload
+from .mappings.families import halves
 
 if TYPE_CHECKING:
     from huggingface_hub import ModelCard
@@ -227,14 +227,14 @@ def unverified(report: Mapping[str, Any], parity: Mapping[str, Any] | None) -> s
     sources = report["sources"]
     parts = [source["part"] for source in sources if not source["format"].startswith("diffusers")]
     parts = parts or [source["part"] for source in sources]
-    copied = report["components"].keys() - {HALVES.get(part, part) for part in parts}
+    copied = report["components"].keys() - {halves().get(part, part) for part in parts}
     files = {
         name: file for name, file in report["files"].items() if name.split("/")[0] not in copied
     }
     weights = {file["sha256"] for name, file in files.items() if name.endswith(".safetensors")}
     if not weights <= {file["sha256"] for file in parity["files"]}:
         return f"{PARITY} is of other weights"
-    wanted = {check for part in parts for check in (HALVES if part == "vae" else [part])}
+    wanted = {check for part in parts for check in (halves() if part == "vae" else [part])}
     if missing := sorted(wanted - {check["name"] for check in parity["checks"]}):
         return f"parity has not been run for {', '.join(missing)}"
     return None

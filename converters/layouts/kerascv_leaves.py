@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
@@ -24,17 +23,14 @@ _QUANTISED = ("I8", "U8")
 _NUMBER = re.compile(r"\d{1,9}").fullmatch
 
 
-@dataclass(frozen=True)
-class Lora:
-    """How LoRA factors found beside a kernel are treated: merged with `alpha`, or refused when it
-    is None."""
+def leaf_tensors(
+    layer: str, variables: Mapping[str, Tensor], lora_alpha: float | None
+) -> dict[str, Tensor]:
+    """`{"weight": ..., "bias": ...}` of one layer.
 
-    alpha: float | None = None
-
-
-def leaf_tensors(layer: str, variables: Mapping[str, Tensor], lora: Lora) -> dict[str, Tensor]:
-    """`{"weight": ..., "bias": ...}` of one layer from its variables, keyed by name or by position
-    (`"0"`, `"1"`, ...).
+    Args:
+        variables: by name or by position (`"0"`, `"1"`, ...).
+        lora_alpha: LoRA factors beside a kernel are merged with it, or refused where it is None.
 
     Raises:
         ConversionError: LoRA factors without `--lora-alpha`, or variables that are no known layer's
@@ -63,7 +59,7 @@ def leaf_tensors(layer: str, variables: Mapping[str, Tensor], lora: Lora) -> dic
     if quantised or weight.dtype in _QUANTISED:
         weight = _dequantised(layer, weight, quantised)
     if lora_a or lora_b:
-        weight = _merged(layer, weight, lora_a, lora_b, lora)
+        weight = _merged(layer, weight, lora_a, lora_b, lora_alpha)
     return tensors | {"weight": weight}
 
 
@@ -146,7 +142,9 @@ def _from_int4(layer: str, packed: Array, scale: Array, zero: Array, groups: Arr
     return (kernel.astype(np.float32) - zeros) * scales
 
 
-def _merged(layer: str, kernel: Tensor, a: Tensor | None, b: Tensor | None, lora: Lora) -> Tensor:
+def _merged(
+    layer: str, kernel: Tensor, a: Tensor | None, b: Tensor | None, lora_alpha: float | None
+) -> Tensor:
     """`kernel + alpha / rank * a @ b`, which Keras computes with (Hu et al., arXiv:2106.09685,
     section 4.1)."""
     if a is None or b is None or not b.shape or b.shape[0] == 0:
@@ -157,12 +155,12 @@ def _merged(layer: str, kernel: Tensor, a: Tensor | None, b: Tensor | None, lora
         raise ConversionError(
             f"{layer}: LoRA factors {shapes} do not fit a kernel {list(kernel.shape)}"
         )
-    if lora.alpha is None:
+    if lora_alpha is None:
         raise ConversionError(
             f"{layer}: holds LoRA factors `{printable(a.name)}` of rank {rank}; give --lora-alpha"
             f" to merge them (Keras's default alpha is the rank: {rank})"
         )
-    scale = np.float32(lora.alpha / rank)
+    scale = np.float32(lora_alpha / rank)
 
     def merge(base: Array, left: Array, right: Array) -> Array:
         return base.astype(np.float32) + scale * (
@@ -175,5 +173,5 @@ def _merged(layer: str, kernel: Tensor, a: Tensor | None, b: Tensor | None, lora
         kernel.shape,
         (kernel, a, b),
         merge,
-        f"LoRA, alpha {lora.alpha:g}",
+        f"LoRA, alpha {lora_alpha:g}",
     )

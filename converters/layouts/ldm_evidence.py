@@ -13,6 +13,7 @@ import numpy as np
 
 from ...errors import ConversionError
 from ...mappings.families import families
+from ...mappings.layouts import layouts
 from ..checkpoint import Array, Checkpoint
 
 # `modelspec.prediction_type` of https://github.com/Stability-AI/ModelSpec, and kohya's metadata
@@ -85,7 +86,7 @@ class Prediction:
 def stands_alone(checkpoint: Checkpoint) -> bool:
     """Whether it is one file, in which alone is evidence; a repo has a scheduler, KerasCV always
     the same."""
-    return checkpoint.layout != "kerascv" and checkpoint.path.is_file()
+    return layouts()[checkpoint.layout].scheduler is None and checkpoint.path.is_file()
 
 
 def prediction(family: str, checkpoint: Checkpoint, asked: str | None) -> Prediction | None:

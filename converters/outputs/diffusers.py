@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from ...io.atomic import check_space, staged, staged_file
-from ...mappings.facts import facts
 from ...mappings.families import Family
 from ..checkpoint import SourceFile
 from ..conversion import Conversion, Settings, check_finite, total_nbytes
@@ -72,9 +71,12 @@ def pipeline_class(folder: Path) -> str | None:
 def _base_model(conversion: Conversion, settings: Settings) -> str | None:
     """The Hub id of the model that this one comes from: as given, or the one that KerasCV starts
     from."""
-    kerascv = any(component.layout == "kerascv" for component in conversion.components.values())
-    known = facts("kerascv")["base_models"].get(conversion.family) if kerascv else None
-    return settings.base_model or known
+    known = [
+        component.layout.base_models[conversion.family]
+        for component in conversion.components.values()
+        if conversion.family in component.layout.base_models
+    ]
+    return settings.base_model or next(iter(known), None)
 
 
 @contextlib.contextmanager

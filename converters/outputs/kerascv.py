@@ -10,12 +10,12 @@ import numpy as np
 
 from ...errors import ConversionError
 from ...io.atomic import staged_file
-from ...mappings.families import Family
+from ...mappings.families import Family, halves
 from ...mappings.table import Link
 from ..checkpoint import DTYPES, Array
-from ..conversion import HALVES, Conversion, Settings, check_finite, total_nbytes
+from ..conversion import Conversion, Settings, check_finite, total_nbytes
+from ..planning.candidates import candidates
 from ..planning.plan import PlannedComponent
-from ..planning.recognise import candidates
 from ..writers.safetensors import Written
 from .kerascv_file import write_keras
 
@@ -69,7 +69,7 @@ def _keras_parts(
         component = conversion.components.get(str(candidate.table.about["component"]))
         if candidate.family.name != family.name or component is None:
             continue
-        if settings.component in HALVES and settings.component != candidate.part:
+        if settings.component in halves() and settings.component != candidate.part:
             continue
         if all(
             target in component.tensors

@@ -16,7 +16,7 @@ from ..conversion import Conversion, Settings, check_finite
 from ..layouts.ldm_evidence import prediction
 from ..planning.keys import collapse
 from ..planning.plan import PlannedComponent
-from ..repo.layout import base_file, lacking, output_dtype, read_json, scheduler_config
+from ..repo.layout import base_file, lacking, read_json, scheduler_config
 from ..writers.safetensors import Output, write_safetensors
 from .ldm_regenerate import Made, constants, markers, schedule
 from .ldm_residue import Residue, read_residue, residue_of, residue_outputs, source_repo, written_by
@@ -166,6 +166,6 @@ def _output(
     back = link.inverse
     shapes = [tensor.shape for tensor in planned]
     shape = back.op.shapes(shapes)[0] if back.op else shapes[0]
-    dtype = output_dtype(planned[0], settings.style.dtype)
+    dtype = planned[0].output_dtype(settings.style.dtype)
     key = residue.keys.get(link.sources[0], link.sources[0])
     return Output(key, dtype, shape, tuple(tensor.tensor() for tensor in planned), back.op)

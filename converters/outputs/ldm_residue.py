@@ -15,8 +15,8 @@ from pathlib import Path
 from ...errors import ConversionError
 from ...mappings.families import Family
 from ..checkpoint import Checkpoint, Tensor
+from ..planning.candidates import Candidate, candidates
 from ..planning.plan import PlannedComponent
-from ..planning.recognise import Candidate, candidates
 from ..readers.safetensors import read_safetensors
 from ..writers.safetensors import Output
 

@@ -1,5 +1,4 @@
-"""What a conversion will write, decided from headers alone: every target tensor, its sources and
-its op."""
+"""What a conversion will write, decided from headers alone: each tensor, its sources and its op."""
 
 from __future__ import annotations
 
@@ -9,10 +8,13 @@ from typing import Any, NoReturn
 
 from ...errors import ConversionError, printable
 from ...mappings.families import Component, Family, config_for, families
+from ...mappings.layouts import CANONICAL, Layout, layouts
 from ...mappings.ops import Op
+from ...mappings.table import Link
 from ..checkpoint import FLOATS, Array, Computed, Tensor
+from .candidates import Candidate
 from .keys import brief
-from .recognise import Candidate, Recognition, complete
+from .recognise import Recognition, complete
 
 Shape = tuple[int, ...]
 Config = Mapping[str, Any]
@@ -22,24 +24,35 @@ StateDictShapes = Callable[[str, Config], Mapping[str, Shape]]
 
 @dataclass(frozen=True)
 class PlannedTensor:
-    """One tensor of the canonical state dict and where it comes from."""
+    """One tensor of the canonical state dict and where it comes from.
+
+    Attributes:
+        part: which result of the op.
+        parts: how many results the op has.
+        row: the table row that says so.
+    """
 
     key: str
     shape: Shape
     sources: tuple[Tensor, ...]
     op: Op | None
-    part: int  # which result of the op
-    parts: int  # how many results it has
-    row: str  # the table row that says so
+    part: int
+    parts: int
+    row: str
 
     @property
     def dtype(self) -> str:
         """The source's dtype."""
         return self.sources[0].dtype
 
+    def output_dtype(self, wanted: str) -> str:
+        """The dtype it is written in: the one that is wanted, or its own for `keep`."""
+        if wanted == "keep" or self.dtype not in FLOATS:
+            return self.dtype
+        return wanted
+
     def tensor(self) -> Tensor:
-        """The canonical tensor: the source itself where nothing is done to it, else computed when
-        asked for."""
+        """The canonical tensor: the source itself, or computed from the sources when asked for."""
         op = self.op
         if op is None:
             return self.sources[0]
@@ -64,10 +77,11 @@ class PlannedComponent:
     parts: list[Recognition] = field(default_factory=list)
 
     @property
-    def layout(self) -> str:
+    def layout(self) -> Layout:
         """The layout it comes from; of a VAE made of a base and a given half, the given one's."""
-        layouts = {part.checkpoint.layout for part in self.parts}
-        return next((layout for layout in ("kerascv", "ldm") if layout in layouts), "diffusers")
+        found = [part.checkpoint.layout for part in self.parts]
+        given = [layout for layout in found if layout != CANONICAL]
+        return layouts()[given[0] if given else CANONICAL]
 
 
 def choose_family(parts: Sequence[Recognition], asked: str | None) -> Family:
@@ -76,19 +90,20 @@ def choose_family(parts: Sequence[Recognition], asked: str | None) -> Family:
     Raises:
         ConversionError: the parts are of different families, or none is of the one asked for.
     """
-    if asked is not None and asked not in families():
-        raise ConversionError(f"--family {asked}: unknown; one of {', '.join(families())}")
+    known = families()
+    if asked is not None and asked not in known:
+        raise ConversionError(f"--family {asked}: unknown; one of {', '.join(known)}")
     common = shared(parts)
     if asked in common:
-        return families()[asked]
+        return known[asked]
+    if common and asked is None:
+        return known[common[0]]
     described = "; ".join(
         f"{part.checkpoint.path}: {part.part} of {' or '.join(part.families)}" for part in parts
     )
     if asked is not None:
         raise ConversionError(f"--family {asked} does not fit {described}")
-    if not common:
-        raise ConversionError(f"the sources are not of one family: {described}")
-    return families()[common[0]]
+    raise ConversionError(f"the sources are not of one family: {described}")
 
 
 def shared(parts: Sequence[Recognition]) -> list[str]:
@@ -116,9 +131,7 @@ def plan(
         seen[part.part] = part
     planned = {}
     for name in family.components:
-        mine = [
-            part for part in parts if part.of_family(family.name).table.about["component"] == name
-        ]
+        mine = [part for part in parts if part.of_family(family.name).component.name == name]
         if mine:
             mine.sort(key=lambda part: part.part)  # the order of the sources does not matter
             planned[name] = _component(name, mine, family, state_dict_shapes)
@@ -130,24 +143,21 @@ def _component(
 ) -> PlannedComponent:
     tensors: dict[str, PlannedTensor] = {}
     for part in parts:
+        from_base = part.checkpoint.layout == CANONICAL
         for planned in _planned(part, part.of_family(family.name)):
-            previous = tensors.get(planned.key)
-            if (
-                previous is None or part.checkpoint.layout != "diffusers"
-            ):  # a base's half gives way to a given one
+            if planned.key not in tensors or not from_base:  # a base gives way to what is given
                 tensors[planned.key] = planned
     config, shapes = _expected(family.components[name], tensors, state_dict_shapes)
-    if name == "unet" and config["in_channels"] not in family.pipelines:
+    if name == family.denoiser and config["in_channels"] not in family.pipelines:
         known = ", ".join(map(str, family.pipelines))
         raise ConversionError(
-            f"{parts[0].checkpoint.path}: a UNet of {config['in_channels']} input channels; known:"
+            f"{parts[0].checkpoint.path}: the {name} has {config['in_channels']} input channels; known:"
             f" {known}"
         )
     for part in parts:
         _check_shapes(part, tensors, shapes)
-    return PlannedComponent(
-        name, config, {key: tensors[key] for key in shapes if key in tensors}, parts
-    )
+    ordered = {key: tensors[key] for key in shapes if key in tensors}
+    return PlannedComponent(name, config, ordered, parts)
 
 
 def _expected(
@@ -172,39 +182,53 @@ def _expected(
 
 
 def _planned(part: Recognition, candidate: Candidate) -> list[PlannedTensor]:
+    """Every canonical tensor that a part gives."""
     planned = []
     for link in dict.fromkeys(candidate.links.values()):
         sources = tuple(part.checkpoint.tensors[key] for key in link.sources)
-        shapes = [tensor.shape for tensor in sources]
-        for tensor in sources:
-            if tensor.dtype not in FLOATS:
-                _refuse(part, tensor, f"holds {tensor.dtype} numbers, not floating-point weights")
-        try:
-            results = link.op.shapes(shapes, len(link.targets)) if link.op else shapes
-        except ValueError as error:
-            _refuse(part, sources[0], f"has the wrong shape {list(shapes[0])} ({error})")
-        planned += [
-            PlannedTensor(key, shape, sources, link.op, index, len(results), link.row)
-            for index, (key, shape) in enumerate(zip(link.targets, results, strict=True))
-        ]
+        shapes = _target_shapes(part, link, sources)
+        for index, key in enumerate(link.targets):
+            planned.append(
+                PlannedTensor(key, shapes[index], sources, link.op, index, len(shapes), link.row)
+            )
     return planned
+
+
+def _target_shapes(part: Recognition, link: Link, sources: Sequence[Tensor]) -> Sequence[Shape]:
+    """The shapes of a link's targets."""
+    for tensor in sources:
+        if tensor.dtype not in FLOATS:
+            _refuse(part, tensor, f"holds {tensor.dtype} numbers, not floating-point weights")
+    shapes = [tensor.shape for tensor in sources]
+    if link.op is None:
+        return shapes
+    try:
+        return link.op.shapes(shapes, len(link.targets))
+    except ValueError as error:
+        _refuse(part, sources[0], f"has the wrong shape {list(shapes[0])} ({error})")
 
 
 def _check_shapes(
     part: Recognition, tensors: Mapping[str, PlannedTensor], shapes: Mapping[str, Shape]
 ) -> None:
+    """Refuse a tensor of a part that has not the shape it must have."""
     mine = set(map(id, part.checkpoint.tensors.values()))
-    wrong = [t for t in tensors.values() if t.shape != shapes[t.key] and id(t.sources[0]) in mine]
-    if wrong:
-        first = wrong[0]
-        expected = shapes[first.key]
-        if first.op is not None:
-            expected = first.op.inverse.shapes([expected])[0]
-        also = f"; also {brief(t.sources[0].name for t in wrong[1:])}" if wrong[1:] else ""
-        shape = list(first.sources[0].shape)
-        _refuse(
-            part, first.sources[0], f"has the wrong shape {shape}, expected {list(expected)}{also}"
-        )
+    wrong = [
+        planned
+        for planned in tensors.values()
+        if planned.shape != shapes[planned.key] and id(planned.sources[0]) in mine
+    ]
+    if not wrong:
+        return
+    first = wrong[0]
+    expected = shapes[first.key]
+    if first.op is not None:
+        expected = first.op.inverse.shapes([expected])[0]
+    source = first.sources[0]
+    flaw = f"has the wrong shape {list(source.shape)}, expected {list(expected)}"
+    if len(wrong) > 1:
+        flaw += f"; also {brief(planned.sources[0].name for planned in wrong[1:])}"
+    _refuse(part, source, flaw)
 
 
 def _refuse(part: Recognition, tensor: Tensor, why: str) -> NoReturn:

@@ -85,7 +85,6 @@ def read_torch(path: Path) -> Checkpoint:
         weights.tensors,
         skipped=weights.skipped,
         files=[file],
-        layout="ldm",
         metadata=weights.metadata,
         ignored_classes=sorted(unknown),
     )

@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import ConversionError, printable
-from ...mappings.facts import facts
 from ...mappings.families import Family
-from ..checkpoint import FLOATS, SourceFile
+from ...mappings.layouts import CANONICAL
+from ..checkpoint import SourceFile
+from ..layouts.diffusers import inside
 from ..layouts.ldm_evidence import Prediction
-from ..layouts.sources import inside
-from ..planning.plan import PlannedComponent, PlannedTensor
+from ..planning.plan import PlannedComponent
 from ..readers.safetensors import parse_json
 from ..writers.safetensors import Output, WrittenFile, write_safetensors
 from .tokenizer import placeholder_names, placeholder_warnings, write_tokenizer
@@ -117,11 +117,6 @@ def _write_pipeline(
     _write_json(folder / "model_index.json", _model_index(family, components, scheduler))
 
 
-def output_dtype(tensor: PlannedTensor, dtype: str) -> str:
-    """The dtype a tensor is written in."""
-    return tensor.dtype if dtype == "keep" or tensor.dtype not in FLOATS else dtype
-
-
 def is_extension(family: Family, components: Mapping[str, PlannedComponent]) -> bool:
     """Whether these are no pipeline or piece of one, but a model that extends others: a ControlNet
     alone."""
@@ -139,7 +134,7 @@ def lacking(family: Family, components: Mapping[str, PlannedComponent]) -> list[
         if name not in components:
             gaps.append(f"{name} (give its file, or a --base that has it)")
         elif missing := component.manifest().keys() - components[name].tensors.keys():
-            half = "image encoder" if "encoder.conv_in.weight" in missing else "decoder"
+            half = component.half_of(next(iter(missing))).replace("_", " ")
             gaps.append(
                 f"the {half} half of the {name}, {len(missing)} tensors (give its file, or a --base"
                 " that has it)"
@@ -170,7 +165,7 @@ def _write_weights(
     )
     filename = f"{stem}.{style.variant}.safetensors" if style.variant else f"{stem}.safetensors"
     outputs = [
-        Output(t.key, output_dtype(t, style.dtype), t.shape, t.sources, t.op, t.part)
+        Output(t.key, t.output_dtype(style.dtype), t.shape, t.sources, t.op, t.part)
         for t in component.tensors.values()
     ]
     result = write_safetensors(
@@ -215,17 +210,15 @@ def _config(
     if described.library == "transformers":
         config["architectures"] = [described.class_name]
         config["torch_dtype"] = _TORCH_DTYPES[
-            output_dtype(next(iter(component.tensors.values())), style.dtype)
+            next(iter(component.tensors.values())).output_dtype(style.dtype)
         ]
-        if component.layout != "kerascv":
-            return config
-        config |= facts("kerascv")["text_encoder"]
-        if family.name == "sd2":
-            config["hidden_act"] = facts("kerascv")["text_activation"][style.text_activation]
+        config |= component.layout.text_encoder
+        choice = component.layout.text_activation
+        if choice is not None and family.name in choice.families:
+            config["hidden_act"] = choice.choices[style.text_activation]
             written.notes.append(
                 f"text encoder activation: {config['hidden_act']} (--text-activation"
-                f" {style.text_activation}; keras-cv computes tanh since 0.6.4, erf before, and a"
-                " file does not say which trained it)"
+                f" {style.text_activation}; {choice.note})"
             )
         return config
     if prediction is not None and prediction.kind == "v_prediction":
@@ -245,15 +238,15 @@ def _sample_size(
     """The option for the image size that is asked for, if any, in a config that has it."""
     if style.image_size is None or "sample_size" not in config:
         return {}
-    halvings = len(family.components["vae"].config["block_out_channels"]) - 1
-    return {"sample_size": style.image_size // (2**halvings if component.name == "unet" else 1)}
+    scale = family.latent_scale if component.name == family.denoiser else 1
+    return {"sample_size": style.image_size // scale}
 
 
 def scheduler_config(unet: PlannedComponent, family: Family) -> dict[str, Any]:
     """The scheduler that a UNet comes with: a base's own, KerasCV's, or the family's."""
     theirs = base_file(unet, "scheduler/scheduler_config.json")
-    if unet.layout == "kerascv":
-        return dict(facts("kerascv")["scheduler"])
+    if unet.layout.scheduler is not None:
+        return dict(unet.layout.scheduler)
     return read_json(theirs) if theirs else dict(family.scheduler)
 
 
@@ -289,8 +282,7 @@ def _write_tokenizer(folder: Path, encoder: PlannedComponent, style: Style, pad_
             if file is not None:
                 (folder / file.name).write_bytes(file.read_bytes())
         return
-    if encoder.layout == "kerascv":
-        pad_token = facts("kerascv")["tokenizer"]["pad_token"]
+    pad_token = encoder.layout.pad_token or pad_token
     write_tokenizer(folder, placeholder_tokens=style.placeholder_tokens, pad_token=pad_token)
 
 
@@ -326,7 +318,7 @@ def placeholder_notes(tokens: tuple[str, ...]) -> list[str]:
 def base_file(component: PlannedComponent | None, name: str) -> Path | None:
     """A file of the diffusers repo that a whole component was taken from, if that is where it comes
     from."""
-    if component is None or any(part.checkpoint.layout != "diffusers" for part in component.parts):
+    if component is None or any(part.checkpoint.layout != CANONICAL for part in component.parts):
         return None
     repo = component.parts[0].checkpoint.path
     return inside(repo, repo / name) if (repo / name).is_file() else None

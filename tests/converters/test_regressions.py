@@ -14,11 +14,10 @@ import torch
 from safetensors.numpy import load_file, save_file
 
 import weightport
-from weightport.converters.layouts.ldm import flat
-from weightport.converters.planning.recognise import candidates
+from weightport.converters.planning.candidates import candidates
 from weightport.mappings.families import families
 
-from ..support.synthetic import State, weights
+from ..support.synthetic import State, average_name, weights
 
 P, V, C = "model.diffusion_model.", "first_stage_model.", "cond_stage_model.transformer."
 ONE = np.ones((), np.float32)
@@ -228,8 +227,8 @@ def test_13_averages_are_decoded_by_the_key_list(original, tmp_path):
     """LitEma removes the dots: `input_blocks11` is `1.1` or `11`; elsewhere the file is "v1" and
     has no UNet."""
     for candidate in candidates("ldm"):
-        assert len({flat(key) for key in candidate.links}) == len(candidate.links)
-    state = {flat(key): value for key, value in part(original("sd1"), P).items()}
+        assert len({average_name(key) for key in candidate.links}) == len(candidate.links)
+    state = {average_name(key): value for key, value in part(original("sd1"), P).items()}
     found = load_file(convert(state, tmp_path) / "unet" / "diffusion_pytorch_model.safetensors")
     assert all(np.array_equal(found[key], value) for key, value in weights("sd1", "unet").items())
 

@@ -153,6 +153,7 @@ INVISIBLE = {
     "kerascv_image_encoder": _ATTENTION,
     "kerascv_unet": _PROJECTIONS,
     "kerascv_unet_v2": _PROJECTIONS,
+    "ldm_ema": _EMBEDDINGS,
     "ldm_unet": _EMBEDDINGS,
     "ldm_controlnet": _EMBEDDINGS,
     "ldm_vae": _ATTENTION,

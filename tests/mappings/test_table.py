@@ -3,6 +3,7 @@
 import pytest
 
 from weightport.mappings.errors import MappingError
+from weightport.mappings.families import families
 from weightport.mappings.library import load_table
 from weightport.mappings.table import Link
 
@@ -90,3 +91,79 @@ def test_covers_limits_what_a_table_explains(table):
 def test_a_file_that_is_no_table_is_refused(table, text):
     with pytest.raises(MappingError):
         table(text).links(["a"], {})
+
+
+# --- names without dots ---------------------------------------------------------------------------
+
+
+def test_segments_are_joined_as_the_spelling_says(table):
+    rows = '[main]\n"*" = "*"\n[spelling]\nprefix = "lora_unet_"\njoin = '
+    keys = ["down_blocks.0.to_q", "mid_block.1.ff.net.0"]
+    names = {
+        "_": ("lora_unet_down_blocks_0_to_q", "lora_unet_mid_block_1_ff_net_0"),
+        "": ("lora_unet_down_blocks0to_q", "lora_unet_mid_block1ffnet0"),
+        "-": ("lora_unet_down_blocks-0-to_q", "lora_unet_mid_block-1-ff-net-0"),
+        ".": ("lora_unet_down_blocks.0.to_q", "lora_unet_mid_block.1.ff.net.0"),
+    }
+    for join, expected in names.items():
+        spelled = table(f'{rows}"{join}"')
+        assert tuple(link.sources[0] for link in spelled.links(keys, {})) == expected
+        assert spelled.beginning == "lora_unet_"
+
+
+def test_the_prefix_of_a_table_is_part_of_the_path(table):
+    rows = table('prefix = "m.n."\n[spelling]\nprefix = "ema."\njoin = ""\n[main]\n"*" = "*"')
+    (link,) = rows.links(["a.b"], {})
+    assert link.sources == ("ema.mnab",)
+
+
+def test_a_spelling_without_prefix(table):
+    rows = table('[spelling]\njoin = "_"\n[main]\n"a.{i}" = "b.{i+1}"')
+    assert rows.links(["a.0.w"], {})[0].sources == ("b_1_w",)
+    assert rows.beginning == ""
+
+
+def test_spelled_links_are_inverted_like_others(table):
+    rows = table('[spelling]\njoin = "_"\n[main]\n"{q,k}.w" = "qk.w : (p o) -> p o"')
+    (link,) = rows.links(["k.w", "q.w"], {})
+    assert link.sources == ("qk_w",)
+    assert link.inverse.targets == ("qk_w",)
+    assert link.inverse.sources == ("q.w", "k.w")
+    assert link.inverse.inverse == link
+
+
+def test_two_paths_of_one_name_are_refused(table):
+    rows = table('[spelling]\njoin = ""\n[main]\n"*" = "*"')
+    assert len(rows.links(["a.1.12", "a.2.2"], {})) == 2
+    with pytest.raises(MappingError, match=r"`a\.1\.12` and `a\.11\.2` are both spelled `a112`"):
+        rows.links(["a.1.12", "a.11.2"], {})
+    with pytest.raises(MappingError, match=r"`a\.b_c` and `a_b\.c` are both spelled `a_b_c`"):
+        table('[spelling]\njoin = "_"\n[main]\n"*" = "*"').links(["a.b_c", "a_b.c"], {})
+
+
+def test_a_spelling_is_inherited_and_replaced_as_a_whole(table):
+    table('[spelling]\nprefix = "p_"\njoin = "_"\n[main]\n"*" = "*"', "base")
+    assert table('extends = "base"').links(["a.b"], {})[0].sources == ("p_a_b",)
+    own = table('extends = "base"\n[spelling]\njoin = ""')
+    assert own.links(["a.b"], {})[0].sources == ("ab",)
+
+
+@pytest.mark.parametrize(
+    "section", ['prefix = "a"', "join = 1", 'join = "_"\nprefix = ["a"]', 'join = ""\ndots = "no"']
+)
+def test_a_spelling_that_is_none_is_refused(table, section):
+    with pytest.raises(MappingError, match=r"t: \[spelling\]"):
+        table(f"[spelling]\n{section}")
+
+
+def test_the_names_of_averages_are_those_of_the_weights_without_dots() -> None:
+    """LitEma: `name.replace('.', '')` of the parameters of `model`, in ldm/modules/ema.py."""
+    average, weight = load_table("ldm_ema"), load_table("ldm_unet")
+    for family in average.about["families"]:
+        unet = families()[family].components["unet"]
+        names = average.links(unet.manifest(), unet.config)
+        keys = weight.links(unet.manifest(), unet.config)
+        for link, known in zip(names, keys, strict=True):
+            key = known.sources[0].removeprefix("model.")
+            assert link.sources[0] == "model_ema." + key.replace(".", "")
+            assert link.targets == known.targets

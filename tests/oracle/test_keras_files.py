@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from weightport.converters.checkpoint import Computed
-from weightport.converters.layouts.kerascv_leaves import Lora
+from weightport.converters.layouts.source import Source
 from weightport.converters.layouts.sources import open_source
 from weightport.converters.planning.recognise import Recognition, complete, recognise
 from weightport.errors import ConversionError
@@ -116,7 +116,7 @@ def made_by(run: str, arguments: str) -> KerasFiles:
 
 def opened(path: Path, alpha: float | None = None) -> dict[str, Recognition]:
     """What a path holds, by part."""
-    recognitions = [recognise(checkpoint) for checkpoint in open_source(path, Lora(alpha))]
+    recognitions = [recognise(checkpoint) for checkpoint in open_source(Source(path, alpha))]
     return {recognition.part: recognition for recognition in recognitions}
 
 

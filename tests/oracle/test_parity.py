@@ -23,8 +23,8 @@ from safetensors.numpy import load_file, save_file
 
 import weightport
 from weightport.api import _runtime_state_dict
-from weightport.converters.conversion import HALVES
-from weightport.converters.planning.recognise import candidates
+from weightport.converters.planning.candidates import candidates
+from weightport.mappings.families import halves
 from weightport.parity.bench import Bench
 from weightport.parity.pairs import pairs_of
 from weightport.parity.result import Check
@@ -344,7 +344,7 @@ def laboratory(repo_of_keras, tmp_path_factory):
 def test_a_planted_fault_fails_and_is_found(laboratory, tmp_path, name):
     fault = (FAULTS | MISCONFIGURED)[name]
     shutil.copytree(laboratory.repo, tmp_path / "repo")
-    fault.spoil(tmp_path / "repo" / HALVES.get(fault.check, fault.check))
+    fault.spoil(tmp_path / "repo" / halves().get(fault.check, fault.check))
     check = laboratory.check(tmp_path / "repo", fault.check)
     assert not check.passed
     assert check.fault

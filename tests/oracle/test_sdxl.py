@@ -14,9 +14,8 @@ from torch.nn import functional as F
 from transformers import CLIPTextModelWithProjection
 
 import weightport
-from weightport.converters.layouts.ldm import flat
 
-from ..support.synthetic import config, write_controlnet
+from ..support.synthetic import average_name, config, write_controlnet
 
 FAMILIES = ("sdxl", "sdxl_refiner")
 CLASSES = {"unet": UNet2DConditionModel, "vae": AutoencoderKL}
@@ -87,7 +86,7 @@ def test_the_moving_average_of_sdxl_as_by_diffusers_single_file(original_of, tmp
         key: tensor for key, tensor in state.items() if key.startswith("model.diffusion_model.")
     }
     file = tmp_path / "model.safetensors"
-    save_file(unet | {flat(key): tensor + 0.01 for key, tensor in unet.items()}, file)
+    save_file(unet | {average_name(key): tensor + 0.01 for key, tensor in unet.items()}, file)
     weightport.convert(file, tmp_path / "repo", ema=True)
     (check,) = weightport.parity(tmp_path / "repo", file, ema=True, component="unet").checks
     assert check.passed

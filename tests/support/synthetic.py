@@ -134,6 +134,11 @@ def write_keras(repo: Path, folder: Path, suffix: str) -> dict[str, Path]:
     return {part: folder / f"model.{part}{suffix}" for part in PARTS}
 
 
+def average_name(key: str) -> str:
+    """The name that LitEma gives the average of a tensor of an original checkpoint."""
+    return "model_ema." + key.removeprefix("model.").replace(".", "")
+
+
 def write_original(repo: Path, file: Path) -> Path:
     """The original checkpoint, one `.safetensors` file, of a repo: the models' own tensors only."""
     made = weightport.convert(repo, file, to="ldm").report["regenerated"]

@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from ..converters.checkpoint import Checkpoint
-from ..converters.conversion import HALVES, Settings
+from ..converters.conversion import Settings
 from ..converters.convert import gather
 from ..converters.planning.plan import PlannedComponent, StateDictShapes, choose_family, plan
 from ..converters.planning.recognise import Recognition
 from ..errors import ConversionError
-from ..mappings.families import Family
+from ..mappings.families import Family, halves
 from .layers import watched
 from .process import can_import
 from .result import File
@@ -196,8 +196,8 @@ def _name(checkpoint: Checkpoint, path: Path) -> str:
 def _names(part: str, component: str | None) -> list[str]:
     """The checks that a part takes, two for a whole VAE; only those of a component, if one is
     named."""
-    names = list(HALVES) if part == "vae" else [part]
-    return [name for name in names if component in (None, name, HALVES.get(name))]
+    names = list(halves()) if part == "vae" else [part]
+    return [name for name in names if component in (None, name, halves().get(name))]
 
 
 def _runner(part: Recognition, family: Family, name: str, source_python: str) -> str:

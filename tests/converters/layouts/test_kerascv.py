@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 
 from weightport.converters.checkpoint import Checkpoint, Computed
-from weightport.converters.layouts.kerascv import read_keras
+from weightport.converters.layouts.kerascv import parts
 from weightport.converters.layouts.kerascv_layers import model_layers
-from weightport.converters.layouts.kerascv_leaves import Lora
-from weightport.converters.planning.recognise import Candidate, candidates, recognise
-from weightport.converters.readers.sniff import sniff
+from weightport.converters.layouts.source import Source
+from weightport.converters.planning.candidates import Candidate, candidates
+from weightport.converters.planning.recognise import recognise
 from weightport.errors import ConversionError
 
 from ...support.keras_skeletons import (
@@ -63,9 +63,7 @@ def candidate(part: str) -> Candidate:
 
 def read(path: Path) -> list[Checkpoint]:
     """The components in a file, named where the file names nothing."""
-    return [
-        recognise(checkpoint).checkpoint for checkpoint in read_keras(path, sniff(path), Lora())
-    ]
+    return [recognise(checkpoint).checkpoint for checkpoint in parts(Source(path))]
 
 
 def check(checkpoint: Checkpoint, part: str, document: Document, keys: Mapping[str, str]) -> None:
@@ -232,7 +230,7 @@ def listed(document: Document, layer: str, *names: str) -> Document:
 def test_a_second_layer_in_a_list_is_unexpected(tmp_path: Path) -> None:
     name = "layers/res_block_3/entry_flow/padded_conv2d_1/conv2d/vars/0"
     document = with_dataset(load("k2_unet_n.weights.h5"), name)
-    (checkpoint,) = read_keras(write(tmp_path / "file", document, {}), "hdf5", Lora())
+    (checkpoint,) = parts(Source(write(tmp_path / "file", document, {})))
     assert recognise(checkpoint).unexpected == (
         "res_block.3.entry_flow.padded_conv2d_1.conv2d.weight",
     )
@@ -245,7 +243,7 @@ def test_a_second_sublayer_of_a_class_is_unexpected(tmp_path: Path) -> None:
     document = listed(
         document, "resnet_block_3", "resnet_block_3/padded_conv2d_99/conv2d_99/kernel:0"
     )
-    (checkpoint,) = read_keras(write(tmp_path / "file", document, {}), "hdf5", Lora())
+    (checkpoint,) = parts(Source(write(tmp_path / "file", document, {})))
     assert recognise(checkpoint).unexpected == ("resnet_block.3.padded_conv2d_99.conv2d.weight",)
 
 
@@ -253,7 +251,7 @@ def test_a_second_sublayer_of_a_class_is_unexpected(tmp_path: Path) -> None:
 def test_two_weights_of_one_place_are_refused(name: str, tmp_path: Path) -> None:
     document = listed(with_dataset(load("k2_unet_w.h5"), f"dense/{name}"), "dense", name)
     with pytest.raises(ConversionError, match=r"`dense/kernel:0` has the place of another weight"):
-        read_keras(write(tmp_path / "file", document, {}), "hdf5", Lora())
+        parts(Source(write(tmp_path / "file", document, {})))
 
 
 def test_two_weights_of_one_name_are_refused(tmp_path: Path) -> None:
@@ -261,7 +259,7 @@ def test_two_weights_of_one_name_are_refused(tmp_path: Path) -> None:
         with_dataset(load("k2_unet_w.h5"), "head/dense/kernel:0"), "head", "dense/kernel:0"
     )
     with pytest.raises(ConversionError, match="two layers hold weights of the same name"):
-        read_keras(write(tmp_path / "file", document, {}), "hdf5", Lora())
+        parts(Source(write(tmp_path / "file", document, {})))
 
 
 def test_other_layers_of_a_trainer_are_named(tmp_path: Path) -> None:

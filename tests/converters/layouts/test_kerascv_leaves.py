@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from weightport.converters.checkpoint import Computed, Tensor
-from weightport.converters.layouts.kerascv_leaves import Lora, leaf_tensors
+from weightport.converters.layouts.kerascv_leaves import leaf_tensors
 from weightport.errors import ConversionError
 
 Array = np.ndarray[Any, Any]
@@ -23,7 +23,7 @@ def tensor(array: Array, name: str = "t") -> Tensor:
 
 def leaf(layer: str, alpha: float | None = None, **variables: Array) -> dict[str, Tensor]:
     named = {name.removeprefix("_at_"): tensor(array, name) for name, array in variables.items()}
-    return leaf_tensors(layer, named, Lora(alpha))
+    return leaf_tensors(layer, named, alpha)
 
 
 def floats(*shape: int, dtype: str = "f4") -> Array:
@@ -90,7 +90,7 @@ def test_unknown_variables_are_refused(names: list[str]) -> None:
 @pytest.mark.parametrize("name", ["²", "9" * 5000, "-1"])
 def test_names_that_are_no_positions_are_refused(name: str) -> None:
     with pytest.raises(ConversionError, match="unknown variable `0`"):
-        leaf_tensors(DENSE, {"0": tensor(floats(4)), name: tensor(floats(4))}, Lora())
+        leaf_tensors(DENSE, {"0": tensor(floats(4)), name: tensor(floats(4))}, None)
 
 
 # --- int8 and int4 --------------------------------------------------------------------------------

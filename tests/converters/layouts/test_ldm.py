@@ -15,11 +15,10 @@ from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
 import weightport
-from weightport.converters.layouts.ldm import flat
-from weightport.converters.planning.recognise import candidates
+from weightport.converters.planning.candidates import candidates
 from weightport.mappings.library import load_table
 
-from ...support.synthetic import STEMS, State, weights
+from ...support.synthetic import STEMS, State, average_name, weights
 
 P, V = "model.diffusion_model.", "first_stage_model."
 C = "cond_stage_model.transformer."
@@ -268,11 +267,11 @@ def test_ema_names_decode_through_the_manifest(family):
     """LitEma removes the dots; on the keys of one model that can be undone, `1.1` and `11`
     included."""
     (unet,) = (c for c in candidates("ldm") if (c.part, c.family.name) == ("unet", family))
-    assert len({flat(key) for key in unet.links}) == len(unet.links)
+    assert len({average_name(key) for key in unet.links}) == len(unet.links)
 
 
 def averages(state: State) -> State:
-    return {flat(key): value + np.float32(1) for key, value in part(state, P).items()}
+    return {average_name(key): value + np.float32(1) for key, value in part(state, P).items()}
 
 
 def test_ambiguous_ema_names_find_their_tensors(sd1):

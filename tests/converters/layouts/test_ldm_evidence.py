@@ -17,6 +17,7 @@ from safetensors.numpy import load_file, save_file
 
 import weightport
 from weightport.converters.layouts.ldm_evidence import prediction
+from weightport.converters.layouts.source import Source
 from weightport.converters.layouts.sources import open_source
 from weightport.mappings.families import families
 
@@ -117,7 +118,7 @@ def test_markers_metadata_and_the_schedule_are_evidence(case, unet_of, tmp_path)
     tensors, metadata, kind, zero, word = EVIDENCE[case]
     path = tmp_path / "model.safetensors"
     save_file(unet_of("sd1") | tensors, path, metadata)
-    (unet,) = open_source(path)
+    (unet,) = open_source(Source(path))
     found = prediction("sd1", unet, None)
     assert (found.kind, found.zero_snr) == (kind, zero)
     (part,) = weightport.inspect(path).parts
@@ -433,7 +434,7 @@ def test_family_and_pipeline_by_keys_and_shapes_of_the_unet_alone(
 
 def test_another_number_of_input_channels_is_refused(unet_of, tmp_path):
     with pytest.raises(
-        weightport.ConversionError, match="a UNet of 6 input channels; known: 4, 8, 9"
+        weightport.ConversionError, match="the unet has 6 input channels; known: 4, 8, 9"
     ):
         convert(widened(unet_of("sd1"), 6), tmp_path)
 

@@ -23,7 +23,7 @@ from safetensors.numpy import load_file
 from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
 import weightport
-from weightport.converters.planning.recognise import Candidate, candidates
+from weightport.converters.planning.candidates import Candidate, candidates
 
 from ...support.synthetic import State, config, weights, write_original
 

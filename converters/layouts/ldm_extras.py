@@ -1,0 +1,67 @@
+"""What single files hold beside the tensors of a model: buffers, markers, a noise schedule."""
+
+from __future__ import annotations
+
+import fnmatch
+import json
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from ...mappings.facts import facts
+from ..checkpoint import FLOATS, Array, Checkpoint, Tensor
+from .ldm_evidence import CONFIGS, FINAL_ALPHA, MARKERS, betas_config, is_marker
+
+_PRECISE = ("F32", "F64")  # half precision tells how a schedule ends, not how it began
+_STEPS = 1000
+
+
+def without_extras(tensors: Mapping[str, Tensor], skipped: dict[str, str]) -> dict[str, Tensor]:
+    """The tensors that a table may know; the reasons for the others go to `skipped`."""
+    for pattern, reason in facts("ldm")["skip"].items():
+        for key in fnmatch.filter(tensors, pattern):
+            skipped.setdefault(key, reason)
+    return {key: tensor for key, tensor in tensors.items() if key not in skipped}
+
+
+def stated(raw: Checkpoint) -> dict[str, str]:
+    """The metadata, and what tensors say of the prediction type and the schedule."""
+    found = {key: value for key, value in raw.metadata.items() if key not in MARKERS}
+    found |= {name: "present" for name in MARKERS if name in raw.tensors}
+    configs: dict[str, Any] = {}
+    for name in ("betas", "alphas_cumprod"):
+        tensor = raw.tensors.get(name)
+        if tensor is None or tensor.dtype not in FLOATS or tensor.shape != (_STEPS,):
+            continue
+        kept = _alphas_cumprod(name, tensor)
+        found[FINAL_ALPHA] = repr(float(kept[-1]))
+        if tensor.dtype in _PRECISE and 0 < kept[-1] < kept[0] < 1:
+            options = betas_config(kept)
+            configs = {f"scheduler.{option}": value for option, value in options.items()}
+    for marker, options in facts("ldm")["edm"].items():
+        if marker in raw.tensors:
+            configs = {option: _value(raw.tensors, value) for option, value in options.items()}
+    known = {option: value for option, value in configs.items() if value is not None}
+    return found | {CONFIGS: json.dumps(known)}
+
+
+def _alphas_cumprod(name: str, tensor: Tensor) -> Array:
+    """The share of signal that is left after each training step."""
+    values: Array = tensor.numpy().astype(np.float64)
+    if name == "alphas_cumprod":
+        return values
+    kept: Array = np.cumprod(1 - values)
+    return kept
+
+
+def _value(tensors: Mapping[str, Tensor], value: Any) -> Any:
+    """A value of a config; of a tensor's name the few numbers in it, or None without it."""
+    if not is_marker(value):
+        return value
+    tensor = tensors.get(value)
+    if tensor is None or tensor.dtype not in FLOATS or math.prod(tensor.shape) not in (1, 4):
+        return None
+    numbers = [float(f"{number:.7g}") for number in tensor.numpy().ravel()]
+    return numbers if len(numbers) > 1 else numbers[0]

@@ -1,0 +1,39 @@
+"""What a user names, and how it is to be read."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from ..checkpoint import Checkpoint
+from ..readers.safetensors import read_safetensors
+from ..readers.sniff import sniff
+from ..readers.torch_file import read_torch
+
+_BARE = {"safetensors": read_safetensors, "torch": read_torch}
+
+
+@dataclass(frozen=True)
+class Source:
+    """A file or folder, opened when it is asked for.
+
+    Attributes:
+        lora_alpha: LoRA factors in a Keras file are merged with it; they are refused without.
+        ema: take the moving average of an original checkpoint's weights.
+    """
+
+    path: Path
+    lora_alpha: float | None = None
+    ema: bool = False
+
+    @cached_property
+    def kind(self) -> str:
+        """What its content is, see `sniff`."""
+        return sniff(self.path)
+
+    @cached_property
+    def raw(self) -> Checkpoint | None:
+        """The tensors of a file that is a mere list of them, under its own keys; None for others."""
+        read = _BARE.get(self.kind)
+        return read(self.path) if read else None

@@ -1,0 +1,78 @@
+"""The parts that a checkpoint may be: every table of a layout, expanded over a family's keys."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache, cached_property
+
+from ...mappings.families import Component, Family, families
+from ...mappings.library import all_tables
+from ...mappings.table import Link, Table
+
+Shape = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A part that a checkpoint may be: one table, expanded over one family's keys."""
+
+    table: Table
+    family: Family
+
+    @cached_property
+    def links(self) -> Mapping[str, Link]:
+        """Source key -> the link it takes part in."""
+        links = self.table.links(self.component.manifest(), self.component.config)
+        return {source: link for link in links for source in link.sources}
+
+    @cached_property
+    def shapes(self) -> Mapping[str, Shape]:
+        """Source key -> its shape in the stock model."""
+        targets = self.component.manifest()
+        return {key: _source_shape(link, targets) for key, link in self.links.items()}
+
+    @property
+    def part(self) -> str:
+        """`text_encoder`, `unet`, `vae`, or a half of a VAE: `decoder`, `image_encoder`."""
+        return str(self.table.about["part"])
+
+    @property
+    def title(self) -> str:
+        """What the part is called."""
+        return str(self.table.about["title"])
+
+    @property
+    def component(self) -> Component:
+        """The component of the repo that the part fills."""
+        return self.family.components[str(self.table.about["component"])]
+
+    @property
+    def is_denoiser(self) -> bool:
+        """Whether the part is what predicts noise."""
+        return self.component.name == self.family.denoiser
+
+    def score(self, keys: set[str]) -> float:
+        """The share of keys that the part and a checkpoint have in common."""
+        expected = self.links.keys()
+        counted = {key for key in keys if key in expected or self.table.ignored(key) is None}
+        return len(counted & expected) / max(len(counted | expected), 1)
+
+
+@cache
+def candidates(layout: str) -> tuple[Candidate, ...]:
+    """Every part that a layout's tables can read, family by family."""
+    return tuple(
+        Candidate(table, family)
+        for table in all_tables()
+        if table.about["layout"] == layout
+        for family in families().values()
+        if family.name in table.about["families"]
+    )
+
+
+def _source_shape(link: Link, targets: Mapping[str, Shape]) -> Shape:
+    shape = targets[link.targets[0]]
+    if link.op is None:
+        return shape
+    return link.op.inverse.shapes([shape] * len(link.targets))[0]
