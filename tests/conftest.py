@@ -15,6 +15,30 @@ from .support.hub_server import HubServer
 from .support.synthetic import write_keras, write_original, write_repo
 
 
+# The longest files, which begin first, or the last one would keep one core idle.
+# `test_keras_files` makes what the other tests of Keras need.
+LONGEST = (
+    "oracle/test_keras_files.py",
+    "runtime/pipelines/test_pipelines.py",
+    "converters/outputs/test_ldm.py",
+    "converters/layouts/test_ldm_evidence.py",
+    "cli/test_cli.py",
+    "oracle/test_parity.py",
+    "oracle/test_keras_writer.py",
+    "oracle/test_ldm.py",
+    "oracle/test_sampler.py",
+    "hub/test_server.py",
+    "attacks/test_bad_output.py",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the longest files first."""
+    here = Path(__file__).parent
+    ranks = {here / name: rank for rank, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: ranks.get(item.path, len(ranks)))
+
+
 @pytest.fixture(scope="session")
 def sd1_repo(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A diffusers repo of a narrow Stable Diffusion 1 model."""

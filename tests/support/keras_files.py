@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
@@ -64,8 +65,11 @@ def made_by(script: Path, environment: str, *arguments: str) -> Path:
         "\0".join(arguments).encode(),
     ]
     folder = CACHE / hashlib.sha256(b"\0".join(parts)).hexdigest()[:16]
-    if not folder.exists():
-        _make([python, script], arguments, folder)
+    CACHE.mkdir(parents=True, exist_ok=True)
+    with folder.with_suffix(".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # what another process makes is waited for
+        if not folder.exists():
+            _make([python, script], arguments, folder)
     return folder
 
 
@@ -92,19 +96,16 @@ def _packages(python: Path) -> bytes:
 
 def _make(command: list[Path], arguments: tuple[str, ...], folder: Path) -> None:
     """Run the script into a folder of our own, which appears under its name when it is complete."""
-    building = folder.with_name(f"{folder.name}.{os.getpid()}")
+    building = folder.with_suffix(".part")
     shutil.rmtree(building, ignore_errors=True)
-    building.mkdir(parents=True)
+    building.mkdir()
     run = subprocess.run(
         [*command, building, *arguments], capture_output=True, text=True, check=False
     )
     if run.returncode != 0:
         shutil.rmtree(building, ignore_errors=True)
         raise RuntimeError(f"{command[1].name} {' '.join(arguments)} failed:\n{run.stderr[-4000:]}")
-    try:
-        building.rename(folder)
-    except OSError:  # another process was first
-        shutil.rmtree(building)
+    building.rename(folder)
 
 
 def _read(path: Path) -> dict[str, np.ndarray[Any, Any]]:
