@@ -14,7 +14,6 @@ import pytest
 from .support.hub_server import HubServer
 from .support.synthetic import write_keras, write_original, write_repo
 
-
 # The longest files, which begin first, or the last one would keep one core idle.
 # `test_keras_files` makes what the other tests of Keras need.
 LONGEST = (
