@@ -88,6 +88,7 @@ def begin(
     with _BEGINNING:
         shared.set_timesteps(device=device, **given)
         scheduler = copy.deepcopy(shared)
+    scheduler.set_timesteps(device=device, **given)  # what a copy cannot take over is its own now
     timesteps = scheduler.timesteps
     count = len(timesteps) if is_custom else steps.num_inference_steps
     first = _first(scheduler, steps, count, is_partial and not is_distilled)
