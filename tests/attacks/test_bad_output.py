@@ -72,19 +72,21 @@ LAYOUTS = {"diffusers": "out", "kerascv": "out.h5"}
 
 @pytest.mark.parametrize("make", EXISTING)
 @pytest.mark.parametrize("to", LAYOUTS)
-def test_the_output_exists(place: Path, source: Path, make, to: str) -> None:
+def test_the_output_exists(place: Path, source: Path, make: Any, to: str) -> None:
     make(place / LAYOUTS[to])
     not_written(place, place / LAYOUTS[to], "already exists.*--overwrite", source, "--to", to)
 
 
 @pytest.mark.parametrize("make", [made for made in EXISTING if made is not empty_folder])
-def test_overwrite_replaces_only_what_we_wrote(place: Path, source: Path, make) -> None:
+def test_overwrite_replaces_only_what_we_wrote(place: Path, source: Path, make: Any) -> None:
     make(place / "out")
     not_written(place, place / "out", "not overwritten", source, "--overwrite")
 
 
 @pytest.mark.parametrize("make", [made for made in EXISTING if made is not file])
-def test_overwrite_of_a_keras_file_replaces_only_files(place: Path, source: Path, make) -> None:
+def test_overwrite_of_a_keras_file_replaces_only_files(
+    place: Path, source: Path, make: Any
+) -> None:
     make(place / "out.h5")
     not_written(
         place, place / "out.h5", "not overwritten", source, "--overwrite", "--to", "kerascv"

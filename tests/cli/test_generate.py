@@ -10,24 +10,22 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
-torch = pytest.importorskip("torch")
+from weightport.converters.repo.tokenizer import write_tokenizer
+from weightport.recipe import CHUNK, Recipe, read_recipe
+from weightport.runtime.models.attention import Attention
+from weightport.runtime.models.clip import CLIPTextModel
+from weightport.runtime.models.controlnet import ControlNetModel
+from weightport.runtime.models.unet import UNet2DConditionModel
+from weightport.runtime.models.vae import AutoencoderKL
+from weightport.runtime.pipelines.stable_diffusion import StableDiffusionPipeline
+from weightport.runtime.schedulers import DDIMScheduler
+from weightport.runtime.text.tokenizer import CLIPTokenizer
 
-from PIL import Image  # noqa: E402
-from PIL.PngImagePlugin import PngInfo  # noqa: E402
-
-from weightport.converters.repo.tokenizer import write_tokenizer  # noqa: E402
-from weightport.recipe import CHUNK, Recipe, read_recipe  # noqa: E402
-from weightport.runtime.models.attention import Attention  # noqa: E402
-from weightport.runtime.models.clip import CLIPTextModel  # noqa: E402
-from weightport.runtime.models.controlnet import ControlNetModel  # noqa: E402
-from weightport.runtime.models.unet import UNet2DConditionModel  # noqa: E402
-from weightport.runtime.models.vae import AutoencoderKL  # noqa: E402
-from weightport.runtime.pipelines.stable_diffusion import StableDiffusionPipeline  # noqa: E402
-from weightport.runtime.schedulers import DDIMScheduler  # noqa: E402
-from weightport.runtime.text.tokenizer import CLIPTokenizer  # noqa: E402
-
-from ..support.command import Run, run  # noqa: E402
+from ..support.command import Run, run
 
 UNET = {
     "sample_size": 8,

@@ -11,19 +11,17 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
 import weightport
+from weightport.comparison.metrics import installed_metrics
+from weightport.comparison.report import fronts, means, write_report
+from weightport.comparison.schedulers import Experiment, compare, pareto_front
+from weightport.runtime.pipelines.base import DiffusionPipeline
+from weightport.runtime.schedulers.names import is_stochastic, named_scheduler
 
 from ..support.browser import laid_out, photographed
 from ..support.command import run
-
-torch = pytest.importorskip("torch")
-
-from weightport.comparison.metrics import installed_metrics  # noqa: E402
-from weightport.comparison.report import fronts, means, write_report  # noqa: E402
-from weightport.comparison.schedulers import Experiment, compare, pareto_front  # noqa: E402
-from weightport.runtime.pipelines.base import DiffusionPipeline  # noqa: E402
-from weightport.runtime.schedulers.names import is_stochastic, named_scheduler  # noqa: E402
 
 EXPERIMENT = Experiment(
     ("a red fox",),

@@ -17,17 +17,16 @@ from ..support.command import run
 from ..support.synthetic import State
 
 P = "model.diffusion_model."
+Change = Callable[[Callable[[State], object]], Path]
 KEY = f"{P}middle_block.1.norm.bias"
 TARGET = "mid_block.attentions.0.norm.bias"
 
 
 @pytest.fixture
-def changed(
-    original_of: Callable[[str], Path], tmp_path: Path
-) -> Callable[[Callable[[State], None]], Path]:
+def changed(original_of: Callable[[str], Path], tmp_path: Path) -> Change:
     """The UNet of an original checkpoint after some change."""
 
-    def change(edit: Callable[[State], None]) -> Path:
+    def change(edit: Callable[[State], object]) -> Path:
         state = {
             key: value for key, value in load_file(original_of("sd1")).items() if key.startswith(P)
         }
@@ -39,11 +38,16 @@ def changed(
 
 
 @pytest.fixture
-def unet(changed, tmp_path: Path) -> Path:
+def unet(changed: Change, tmp_path: Path) -> Path:
     return changed(lambda state: None).rename(tmp_path / "unet.safetensors")
 
 
-def test_the_same_in_every_layout(original_of, repo_of, sd1_keras, tmp_path):
+def test_the_same_in_every_layout(
+    original_of: Callable[[str], Path],
+    repo_of: Callable[[str], Path],
+    sd1_keras: dict[str, Path],
+    tmp_path: Path,
+) -> None:
     weightport.convert(original_of("sd1"), tmp_path / "repo")
     for a, b in ((original_of("sd1"), repo_of("sd1")), (tmp_path / "repo", original_of("sd1"))):
         ran = run("diff", a, b)
@@ -61,7 +65,9 @@ def test_the_same_in_every_layout(original_of, repo_of, sd1_keras, tmp_path):
     ],
     ids=["value", "dtype", "nan"],
 )
-def test_one_tensor_that_differs(edit, kind, detail, unet, changed):
+def test_one_tensor_that_differs(
+    edit: Callable[[State], object], kind: str, detail: str, unet: Path, changed: Change
+) -> None:
     ran = run("diff", unet, changed(edit))
     assert ran.status == 1
     assert f"{kind} ({detail}): 1 tensors" in ran.out
@@ -76,7 +82,7 @@ def test_one_tensor_that_differs(edit, kind, detail, unet, changed):
     assert found["equal"] == 685
 
 
-def test_largest_difference(unet, changed):
+def test_largest_difference(unet: Path, changed: Change) -> None:
     def edit(state: State) -> None:
         state[KEY] = state[KEY] + np.float32(0.25)
 
@@ -84,7 +90,7 @@ def test_largest_difference(unet, changed):
     assert difference.max_abs == pytest.approx(0.25, rel=1e-6)
 
 
-def test_another_shape(unet, changed):
+def test_another_shape(unet: Path, changed: Change) -> None:
     def edit(state: State) -> None:
         first = state[f"{P}input_blocks.0.0.weight"]
         state[f"{P}input_blocks.0.0.weight"] = np.resize(first, (len(first), 9, 3, 3))
@@ -93,7 +99,7 @@ def test_another_shape(unet, changed):
     assert (difference.kind, difference.detail) == ("shape", "[32, 4, 3, 3] and [32, 9, 3, 3]")
 
 
-def test_components_of_one_side_only(original_of, unet):
+def test_components_of_one_side_only(original_of: Callable[[str], Path], unet: Path) -> None:
     ran = run("diff", original_of("sd1"), unet)
     assert ran.status == 1
     assert "only in A: 444 tensors" in ran.out
@@ -101,13 +107,13 @@ def test_components_of_one_side_only(original_of, unet):
     assert "only in B: 444 tensors" in run("diff", unet, original_of("sd1")).out
 
 
-def test_other_families_differ(original_of):
+def test_other_families_differ(original_of: Callable[[str], Path]) -> None:
     ran = run("diff", original_of("sd1"), original_of("sdxl"))
     assert ran.status == 1
     assert "families: sd1 and sdxl" in ran.out
 
 
-def test_what_cannot_be_read_is_an_error(unet, tmp_path):
+def test_what_cannot_be_read_is_an_error(unet: Path, tmp_path: Path) -> None:
     ran = run("diff", unet, tmp_path / "missing.safetensors")
     assert (ran.status, ran.out) == (1, "")
     assert ran.err.startswith(f"error: {tmp_path / 'missing.safetensors'}: ")

@@ -4,6 +4,7 @@ another file."""
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -30,12 +31,12 @@ def _same(a: dict, b: dict) -> bool:
 
 
 @pytest.fixture(scope="module", params=BASES)
-def family(request):
+def family(request: pytest.FixtureRequest) -> str:
     return request.param
 
 
 @pytest.fixture(scope="module")
-def controlnet(family, tmp_path_factory):
+def controlnet(family: str, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """A folder with a ControlNet, and the original file that was written from it."""
     folder = tmp_path_factory.mktemp("controlnet")
     repo = write_controlnet(folder / "repo", family)
@@ -46,7 +47,9 @@ def controlnet(family, tmp_path_factory):
 # --- ControlNet -----------------------------------------------------------------------------------
 
 
-def test_a_controlnet_alone_becomes_a_folder_that_diffusers_loads(family, controlnet, tmp_path):
+def test_a_controlnet_alone_becomes_a_folder_that_diffusers_loads(
+    family: str, controlnet: tuple[Path, Path], tmp_path: Path
+) -> None:
     diffusers = pytest.importorskip("diffusers")
     repo, original = controlnet
     conversion = weightport.convert(original, tmp_path / "out")
@@ -64,14 +67,14 @@ def test_a_controlnet_alone_becomes_a_folder_that_diffusers_loads(family, contro
     }
 
 
-def test_the_way_back_is_exact(controlnet, tmp_path):
+def test_the_way_back_is_exact(controlnet: tuple[Path, Path], tmp_path: Path) -> None:
     _, original = controlnet
     weightport.convert(original, tmp_path / "out")
     weightport.convert(tmp_path / "out", tmp_path / "again.safetensors", to="ldm")
     assert _same(load_file(original), load_file(tmp_path / "again.safetensors"))
 
 
-def test_a_file_without_prefix(controlnet, tmp_path):
+def test_a_file_without_prefix(controlnet: tuple[Path, Path], tmp_path: Path) -> None:
     repo, original = controlnet
     bare = {
         key.removeprefix("control_model."): tensor for key, tensor in load_file(original).items()
@@ -83,7 +86,9 @@ def test_a_file_without_prefix(controlnet, tmp_path):
     assert _same(bare, load_file(tmp_path / "again.safetensors"))
 
 
-def test_a_file_with_diffusers_names(family, controlnet, tmp_path):
+def test_a_file_with_diffusers_names(
+    family: str, controlnet: tuple[Path, Path], tmp_path: Path
+) -> None:
     repo, _ = controlnet
     conversion = weightport.convert(repo / WEIGHTS, tmp_path / "out", dtype="float16")
     assert conversion.family == family
@@ -91,7 +96,7 @@ def test_a_file_with_diffusers_names(family, controlnet, tmp_path):
     assert {tensor.dtype for tensor in written.values()} == {np.dtype(np.float16)}
 
 
-def test_pairs_equal_those_of_diffusers(family):
+def test_pairs_equal_those_of_diffusers(family: str) -> None:
     """At full size, each tensor marked by its own name."""
     utils = pytest.importorskip("diffusers.loaders.single_file_utils")
     component = families()[family].components["controlnet"]
@@ -108,7 +113,9 @@ def test_pairs_equal_those_of_diffusers(family):
     assert ours == theirs
 
 
-def test_a_whole_checkpoint_with_a_controlnet_becomes_its_pipeline(controlnet, family, tmp_path):
+def test_a_whole_checkpoint_with_a_controlnet_becomes_its_pipeline(
+    controlnet: tuple[Path, Path], family: str, tmp_path: Path
+) -> None:
     """As lllyasviel published them first: the ControlNet beside the whole model."""
     repo = write_repo(tmp_path / "repo", family)
     weightport.convert(repo, tmp_path / "model.safetensors", to="ldm")
@@ -126,14 +133,18 @@ def test_a_whole_checkpoint_with_a_controlnet_becomes_its_pipeline(controlnet, f
     assert not (tmp_path / "alone.residue.safetensors").exists()
 
 
-def test_a_controlnet_needs_no_base_and_a_model_no_controlnet(repo_of, tmp_path):
+def test_a_controlnet_needs_no_base_and_a_model_no_controlnet(
+    repo_of: Callable[[str], Path], tmp_path: Path
+) -> None:
     assert weightport.convert(repo_of("sd1"), tmp_path / "out", dry_run=True).lacks == []
 
 
 # --- x4 upscaler ----------------------------------------------------------------------------------
 
 
-def test_the_upscaler_becomes_its_pipeline(repo_of, original_of, tmp_path):
+def test_the_upscaler_becomes_its_pipeline(
+    repo_of: Callable[[str], Path], original_of: Callable[[str], Path], tmp_path: Path
+) -> None:
     diffusers = pytest.importorskip("diffusers")
     conversion = weightport.convert(original_of("upscaler"), tmp_path / "out")
     assert (conversion.family, conversion.lacks) == ("upscaler", [])
@@ -153,7 +164,9 @@ def test_the_upscaler_becomes_its_pipeline(repo_of, original_of, tmp_path):
         )
 
 
-def test_the_upscaler_goes_back_with_its_buffers(original_of, tmp_path):
+def test_the_upscaler_goes_back_with_its_buffers(
+    original_of: Callable[[str], Path], tmp_path: Path
+) -> None:
     original = load_file(original_of("upscaler"))
     assert original["model.diffusion_model.label_emb.weight"].shape == (1000, 128)
     original["low_scale_model.sqrt_alphas_cumprod"] = np.linspace(1, 0, 1000, dtype=np.float32)
@@ -163,7 +176,9 @@ def test_the_upscaler_goes_back_with_its_buffers(original_of, tmp_path):
     assert _same(original, load_file(tmp_path / "again.safetensors"))
 
 
-def test_the_image_size_of_the_upscaler_counts_its_two_halvings(original_of, tmp_path):
+def test_the_image_size_of_the_upscaler_counts_its_two_halvings(
+    original_of: Callable[[str], Path], tmp_path: Path
+) -> None:
     weightport.convert(original_of("upscaler"), tmp_path / "out", image_size=256)
     sizes = [
         _json(tmp_path / "out" / name / "config.json")["sample_size"] for name in ("unet", "vae")
@@ -171,7 +186,7 @@ def test_the_image_size_of_the_upscaler_counts_its_two_halvings(original_of, tmp
     assert sizes == [64, 256]
 
 
-def test_upscaler_pairs_equal_those_of_diffusers():
+def test_upscaler_pairs_equal_those_of_diffusers() -> None:
     utils = pytest.importorskip("diffusers.loaders.single_file_utils")
     torch = pytest.importorskip("torch")
     for name, prefix in (("unet", "model.diffusion_model."), ("vae", "first_stage_model.")):
@@ -191,7 +206,7 @@ def test_upscaler_pairs_equal_those_of_diffusers():
 
 
 @pytest.fixture
-def vae_file(tmp_path):
+def vae_file(tmp_path: Path) -> Path:
     """A VAE alone, in the original layout and without its prefix, as VAEs are published for web
     UIs."""
     repo = write_repo(tmp_path / "vae_repo", "sd1", seed=7, components=["vae"])
@@ -204,7 +219,12 @@ def vae_file(tmp_path):
     return tmp_path / "vae.safetensors"
 
 
-def test_a_separate_vae_is_baked_in(original_of, repo_of, vae_file, tmp_path):
+def test_a_separate_vae_is_baked_in(
+    original_of: Callable[[str], Path],
+    repo_of: Callable[[str], Path],
+    vae_file: Path,
+    tmp_path: Path,
+) -> None:
     original = load_file(original_of("sd1")) | {"betas": np.linspace(0, 1, 1000, dtype=np.float32)}
     save_file(original, tmp_path / "original.safetensors")
     conversion = weightport.convert(
@@ -225,22 +245,28 @@ def test_a_separate_vae_is_baked_in(original_of, repo_of, vae_file, tmp_path):
 
 
 @pytest.mark.parametrize("place", ["vae_repo", "vae_repo/vae", f"vae_repo/vae/{WEIGHTS}"])
-def test_a_vae_may_come_from_a_repo(original_of, vae_file, place, tmp_path):
+def test_a_vae_may_come_from_a_repo(
+    original_of: Callable[[str], Path], vae_file: Path, place: Path, tmp_path: Path
+) -> None:
     weightport.convert(original_of("sd1"), tmp_path / "out", vae=tmp_path / place)
     assert _same(load_file(tmp_path / "out" / "vae" / WEIGHTS), weights("sd1", "vae", seed=7))
 
 
-def test_a_vae_fills_what_the_sources_lack(vae_file, tmp_path):
+def test_a_vae_fills_what_the_sources_lack(vae_file: Path, tmp_path: Path) -> None:
     repo = write_repo(tmp_path / "repo", "sd1", components=["unet", "text_encoder"])
     assert weightport.convert(repo, tmp_path / "out", vae=vae_file).lacks == []
 
 
-def test_a_file_without_vae_is_refused(original_of, controlnet, tmp_path):
+def test_a_file_without_vae_is_refused(
+    original_of: Callable[[str], Path], controlnet: tuple[Path, Path], tmp_path: Path
+) -> None:
     with pytest.raises(weightport.ConversionError, match="holds no VAE"):
         weightport.convert(original_of("sd1"), tmp_path / "out", vae=controlnet[1])
     assert not (tmp_path / "out").exists()
 
 
-def test_a_vae_of_another_family_is_refused(original_of, vae_file, tmp_path):
+def test_a_vae_of_another_family_is_refused(
+    original_of: Callable[[str], Path], vae_file: Path, tmp_path: Path
+) -> None:
     with pytest.raises(weightport.ConversionError, match="not of one family"):
         weightport.convert(original_of("upscaler"), tmp_path / "out", vae=vae_file)

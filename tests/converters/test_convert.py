@@ -10,6 +10,7 @@ import shutil
 import sys
 import types
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -39,7 +40,9 @@ def _same(a: Path, b: Path) -> bool:
 
 
 @pytest.fixture(scope="session")
-def converted(sd1_keras, tmp_path_factory):
+def converted(
+    sd1_keras: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
+) -> weightport.Conversion:
     output = tmp_path_factory.mktemp("converted") / "repo"
     return weightport.convert(list(sd1_keras.values()), output)
 
@@ -47,7 +50,7 @@ def converted(sd1_keras, tmp_path_factory):
 # --- the repo -------------------------------------------------------------------------------------
 
 
-def test_every_tensor_is_the_original(converted, sd1_repo):
+def test_every_tensor_is_the_original(converted: weightport.Conversion, sd1_repo: Path) -> None:
     """The model that the Keras files were made from comes back bit for bit, in every component."""
     for file in (UNET, VAE, TEXT):
         before, after = load_file(sd1_repo / file), load_file(converted.output / file)
@@ -55,7 +58,7 @@ def test_every_tensor_is_the_original(converted, sd1_repo):
         assert all(before[key].tobytes() == after[key].tobytes() for key in before)
 
 
-def test_the_repo_is_complete(converted):
+def test_the_repo_is_complete(converted: weightport.Conversion) -> None:
     files = {
         str(path.relative_to(converted.output))
         for path in converted.output.rglob("*")
@@ -70,7 +73,7 @@ def test_the_repo_is_complete(converted):
     assert converted.lacks == []
 
 
-def test_model_index_names_what_is_there(converted):
+def test_model_index_names_what_is_there(converted: weightport.Conversion) -> None:
     index = _json(converted.output / "model_index.json")
     assert index["_class_name"] == "StableDiffusionPipeline"
     assert index["unet"] == ["diffusers", "UNet2DConditionModel"]
@@ -82,7 +85,7 @@ def test_model_index_names_what_is_there(converted):
     assert "feature_extractor" not in index
 
 
-def test_the_scheduler_is_kerascvs(converted):
+def test_the_scheduler_is_kerascvs(converted: weightport.Conversion) -> None:
     config = _json(converted.output / "scheduler" / "scheduler_config.json")
     assert config["_class_name"] == "DDIMScheduler"
     assert (config["beta_schedule"], config["beta_start"], config["beta_end"]) == (
@@ -98,7 +101,7 @@ def test_the_scheduler_is_kerascvs(converted):
     assert config["clip_sample"] is False
 
 
-def test_configs_follow_the_tensors(converted):
+def test_configs_follow_the_tensors(converted: weightport.Conversion) -> None:
     config = _json(converted.output / "unet" / "config.json")
     assert config["_class_name"] == "UNet2DConditionModel"
     assert config["block_out_channels"] == [32, 64, 96, 96]
@@ -106,7 +109,7 @@ def test_configs_follow_the_tensors(converted):
     assert _json(converted.output / "text_encoder" / "config.json")["hidden_size"] == 64
 
 
-def test_diffusers_loads_the_pipeline(converted):
+def test_diffusers_loads_the_pipeline(converted: weightport.Conversion) -> None:
     diffusers = pytest.importorskip("diffusers")
     pipe = diffusers.StableDiffusionPipeline.from_pretrained(converted.output)
     pipe.set_progress_bar_config(disable=True)
@@ -114,7 +117,12 @@ def test_diffusers_loads_the_pipeline(converted):
     assert np.isfinite(image).all()
 
 
-def test_the_order_of_sources_does_not_matter(converted, sd1_keras, sd1_legacy, tmp_path):
+def test_the_order_of_sources_does_not_matter(
+    converted: weightport.Conversion,
+    sd1_keras: dict[str, Path],
+    sd1_legacy: dict[str, Path],
+    tmp_path: Path,
+) -> None:
     mixed = [
         sd1_keras["decoder"],
         sd1_legacy["unet"],
@@ -128,7 +136,9 @@ def test_the_order_of_sources_does_not_matter(converted, sd1_keras, sd1_legacy, 
 # --- conversion.json ------------------------------------------------------------------------------
 
 
-def test_the_report_says_where_every_tensor_comes_from(converted, sd1_keras):
+def test_the_report_says_where_every_tensor_comes_from(
+    converted: weightport.Conversion, sd1_keras: dict[str, Path]
+) -> None:
     report = _json(converted.output / "conversion.json")
     assert report == converted.report
     entry = report["components"]["unet"]["conv_in.weight"]
@@ -147,7 +157,7 @@ def test_the_report_says_where_every_tensor_comes_from(converted, sd1_keras):
     }
 
 
-def test_the_report_hashes_every_file(converted):
+def test_the_report_hashes_every_file(converted: weightport.Conversion) -> None:
     files = converted.report["files"]
     for path in converted.output.rglob("*"):
         if path.is_file() and path.name not in ("conversion.json", "README.md"):
@@ -164,7 +174,9 @@ def test_the_report_hashes_every_file(converted):
 @pytest.mark.parametrize(
     ("dtype", "name"), [("float16", "F16"), ("bfloat16", "BF16"), ("float32", "F32")]
 )
-def test_dtype(sd1_keras, sd1_repo, tmp_path, dtype, name):
+def test_dtype(
+    sd1_keras: dict[str, Path], sd1_repo: Path, tmp_path: Path, dtype: Any, name: str
+) -> None:
     torch = pytest.importorskip("torch")
     from safetensors.torch import load_file as load_torch
 
@@ -177,7 +189,7 @@ def test_dtype(sd1_keras, sd1_repo, tmp_path, dtype, name):
         assert torch.equal(found[key], expected[key].to(getattr(torch, dtype)))
 
 
-def test_shards(sd1_keras, sd1_repo, tmp_path):
+def test_shards(sd1_keras: dict[str, Path], sd1_repo: Path, tmp_path: Path) -> None:
     output = weightport.convert(sd1_keras["unet"], tmp_path / "repo", max_shard_size="8MB").output
     index = _json(output / "unet" / "diffusion_pytorch_model.safetensors.index.json")
     names = sorted(set(index["weight_map"].values()))
@@ -194,14 +206,14 @@ def test_shards(sd1_keras, sd1_repo, tmp_path):
     assert load_file(again / UNET).keys() == merged.keys()
 
 
-def test_dry_run_plans_and_writes_nothing(sd1_keras, tmp_path):
+def test_dry_run_plans_and_writes_nothing(sd1_keras: dict[str, Path], tmp_path: Path) -> None:
     conversion = weightport.convert(sd1_keras["unet"], tmp_path / "repo", dry_run=True)
     assert conversion.output is None
     assert len(conversion.components["unet"].tensors) == 686
     assert list(tmp_path.iterdir()) == []
 
 
-def test_component_converts_one_only(sd1_repo, tmp_path):
+def test_component_converts_one_only(sd1_repo: Path, tmp_path: Path) -> None:
     output = weightport.convert(sd1_repo, tmp_path / "repo", component="vae").output
     assert (output / VAE).is_file()
     assert not (output / "unet").exists()
@@ -209,7 +221,7 @@ def test_component_converts_one_only(sd1_repo, tmp_path):
         weightport.convert(output, tmp_path / "other", component="unet")
 
 
-def test_placeholder_tokens_need_a_text_encoder(sd1_keras, tmp_path):
+def test_placeholder_tokens_need_a_text_encoder(sd1_keras: dict[str, Path], tmp_path: Path) -> None:
     with pytest.raises(weightport.ConversionError, match="--placeholder-token"):
         weightport.convert(sd1_keras["unet"], tmp_path / "repo", placeholder_tokens=["<extra>"])
 
@@ -217,7 +229,9 @@ def test_placeholder_tokens_need_a_text_encoder(sd1_keras, tmp_path):
 @pytest.mark.parametrize(
     ("activation", "hidden_act"), [("tanh", "gelu_pytorch_tanh"), ("erf", "gelu")]
 )
-def test_text_activation_of_v2(sd2_keras, tmp_path, activation, hidden_act):
+def test_text_activation_of_v2(
+    sd2_keras: dict[str, Path], tmp_path: Path, activation: str, hidden_act: str | None
+) -> None:
     conversion = weightport.convert(
         sd2_keras["text_encoder"], tmp_path / "repo", text_activation=activation
     )
@@ -225,7 +239,9 @@ def test_text_activation_of_v2(sd2_keras, tmp_path, activation, hidden_act):
     assert any(hidden_act in note for note in conversion.report["notes"])
 
 
-def test_v2_is_recognised_and_pads_as_kerascv_does(sd2_keras, tmp_path):
+def test_v2_is_recognised_and_pads_as_kerascv_does(
+    sd2_keras: dict[str, Path], tmp_path: Path
+) -> None:
     conversion = weightport.convert(list(sd2_keras.values()), tmp_path / "repo")
     assert conversion.family == "sd2"
     assert _json(conversion.output / "unet" / "config.json")["use_linear_projection"] is True
@@ -234,7 +250,7 @@ def test_v2_is_recognised_and_pads_as_kerascv_does(sd2_keras, tmp_path):
     assert tokenizer("a", padding="max_length").input_ids[3:] == [49407] * 74
 
 
-def test_family_is_checked(sd1_keras, tmp_path):
+def test_family_is_checked(sd1_keras: dict[str, Path], tmp_path: Path) -> None:
     decoder = weightport.convert(sd1_keras["decoder"], tmp_path / "sd2", family="sd2")
     assert decoder.family == "sd2"
     with pytest.raises(weightport.ConversionError, match="--family sd2 does not fit"):
@@ -245,7 +261,7 @@ def test_family_is_checked(sd1_keras, tmp_path):
 
 
 @pytest.fixture
-def inverted(sd1_repo, tmp_path):
+def inverted(sd1_repo: Path, tmp_path: Path) -> Path:
     """A text encoder with two more token rows, as a Keras file."""
     repo = tmp_path / "inverted"
     shutil.copytree(sd1_repo / "text_encoder", repo / "text_encoder")
@@ -259,7 +275,7 @@ def inverted(sd1_repo, tmp_path):
     return output
 
 
-def test_placeholder_tokens_are_named(inverted, tmp_path):
+def test_placeholder_tokens_are_named(inverted: Path, tmp_path: Path) -> None:
     conversion = weightport.convert(
         inverted, tmp_path / "repo", placeholder_tokens=["<my-cat>", "<her-dog>"]
     )
@@ -273,7 +289,9 @@ def test_placeholder_tokens_are_named(inverted, tmp_path):
     assert 49408 in tokenizer("a photo of <my-cat>").input_ids
 
 
-def test_placeholder_tokens_must_match_the_rows(inverted, sd1_keras, tmp_path):
+def test_placeholder_tokens_must_match_the_rows(
+    inverted: Path, sd1_keras: dict[str, Path], tmp_path: Path
+) -> None:
     with pytest.raises(weightport.ConversionError, match="2"):
         weightport.convert(
             inverted, tmp_path / "repo", placeholder_tokens=["<only-one>"], dry_run=True
@@ -288,7 +306,7 @@ def test_placeholder_tokens_must_match_the_rows(inverted, sd1_keras, tmp_path):
 
 
 @pytest.fixture
-def other_repo(tmp_path):
+def other_repo(tmp_path: Path) -> Path:
     """A base with other weights, its own scheduler and tokenizer, and the older VAE attention
     names."""
     base = write_repo(tmp_path / "base", "sd1", seed=7)
@@ -309,7 +327,9 @@ def other_repo(tmp_path):
     return base
 
 
-def test_a_repo_fills_in_what_is_lacking(sd1_keras, sd1_repo, other_repo, tmp_path):
+def test_a_repo_fills_in_what_is_lacking(
+    sd1_keras: dict[str, Path], sd1_repo: Path, other_repo: Path, tmp_path: Path
+) -> None:
     conversion = weightport.convert(
         [sd1_keras["unet"], sd1_keras["decoder"]], tmp_path / "repo", base=other_repo
     )
@@ -335,7 +355,9 @@ def test_a_repo_fills_in_what_is_lacking(sd1_keras, sd1_repo, other_repo, tmp_pa
     )
 
 
-def test_a_base_keeps_its_scheduler_with_its_unet(sd1_keras, other_repo, tmp_path):
+def test_a_base_keeps_its_scheduler_with_its_unet(
+    sd1_keras: dict[str, Path], other_repo: Path, tmp_path: Path
+) -> None:
     conversion = weightport.convert(sd1_keras["text_encoder"], tmp_path / "repo", base=other_repo)
     assert (
         _json(conversion.output / "scheduler" / "scheduler_config.json")["_class_name"]
@@ -347,7 +369,12 @@ def test_a_base_keeps_its_scheduler_with_its_unet(sd1_keras, other_repo, tmp_pat
     ]
 
 
-def test_a_folder_of_stock_files_is_a_base(sd1_keras, sd1_legacy, converted, tmp_path):
+def test_a_folder_of_stock_files_is_a_base(
+    sd1_keras: dict[str, Path],
+    sd1_legacy: dict[str, Path],
+    converted: weightport.Conversion,
+    tmp_path: Path,
+) -> None:
     names = {
         "text_encoder": "kcv_encoder.h5",
         "decoder": "kcv_decoder.h5",
@@ -363,12 +390,14 @@ def test_a_folder_of_stock_files_is_a_base(sd1_keras, sd1_legacy, converted, tmp
     )
 
 
-def test_a_hub_id_is_downloaded(sd1_keras, sd1_repo, tmp_path, monkeypatch):
+def test_a_hub_id_is_downloaded(
+    sd1_keras: dict[str, Path], sd1_repo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Only safetensors, configs and the tokenizer are asked for; the Hub itself is not needed
     here."""
     asked = {}
 
-    def snapshot_download(repo_id, **arguments):
+    def snapshot_download(repo_id: str, **arguments: Any) -> str:
         asked.update(arguments, repo_id=repo_id)
         return str(sd1_repo)
 
@@ -379,7 +408,9 @@ def test_a_hub_id_is_downloaded(sd1_keras, sd1_repo, tmp_path, monkeypatch):
     assert conversion.lacks == []
 
 
-def test_a_hub_error_is_one_line(sd1_keras, tmp_path, monkeypatch):
+def test_a_hub_error_is_one_line(
+    sd1_keras: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setitem(sys.modules, "huggingface_hub", types.ModuleType("huggingface_hub"))
     with pytest.raises(weightport.ConversionError, match=r"weightport\[hub\]"):
@@ -388,7 +419,7 @@ def test_a_hub_error_is_one_line(sd1_keras, tmp_path, monkeypatch):
         weightport.convert(sd1_keras["unet"], tmp_path / "repo", base="./nowhere")
 
 
-def test_without_a_base_the_gaps_are_named(sd1_keras, tmp_path):
+def test_without_a_base_the_gaps_are_named(sd1_keras: dict[str, Path], tmp_path: Path) -> None:
     conversion = weightport.convert(sd1_keras["decoder"], tmp_path / "repo")
     assert [gap.split(" (")[0] for gap in conversion.lacks] == [
         "unet", "the image encoder half of the vae, 108 tensors", "text_encoder"
@@ -403,7 +434,9 @@ def test_without_a_base_the_gaps_are_named(sd1_keras, tmp_path):
 
 @pytest.mark.parametrize("suffix", [".weights.h5", ".h5"])
 @pytest.mark.parametrize("family", ["sd1", "sd2"])
-def test_keras_to_repo_to_keras_is_exact(family, suffix, tmp_path, request):
+def test_keras_to_repo_to_keras_is_exact(
+    family: str, suffix: str, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
     source = request.getfixturevalue(f"{family}_keras")
     output = weightport.convert(list(source.values()), tmp_path / "repo").output
     weightport.convert(output, tmp_path / f"back{suffix}", to="kerascv")
@@ -420,7 +453,7 @@ def test_keras_to_repo_to_keras_is_exact(family, suffix, tmp_path, request):
                 assert after.get_tensor(key).tobytes() == before.get_tensor(key).tobytes()
 
 
-def test_one_part_is_written_under_the_given_name(sd1_repo, tmp_path):
+def test_one_part_is_written_under_the_given_name(sd1_repo: Path, tmp_path: Path) -> None:
     weightport.convert(sd1_repo, tmp_path / "mine.weights.h5", to="kerascv", component="unet")
     assert [path.name for path in tmp_path.iterdir()] == ["mine.weights.h5"]
     (part,) = weightport.inspect(tmp_path / "mine.weights.h5").parts
@@ -429,7 +462,7 @@ def test_one_part_is_written_under_the_given_name(sd1_repo, tmp_path):
         weightport.convert(sd1_repo, tmp_path / "folder", to="kerascv")
 
 
-def test_bfloat16_survives_the_way_back(sd1_repo, tmp_path):
+def test_bfloat16_survives_the_way_back(sd1_repo: Path, tmp_path: Path) -> None:
     weightport.convert(
         sd1_repo, tmp_path / "b.weights.h5", to="kerascv", component="decoder", dtype="bfloat16"
     )
@@ -440,7 +473,7 @@ def test_bfloat16_survives_the_way_back(sd1_repo, tmp_path):
 # --- inspect --------------------------------------------------------------------------------------
 
 
-def test_inspect_describes_a_file(sd1_legacy):
+def test_inspect_describes_a_file(sd1_legacy: dict[str, Path]) -> None:
     (part,) = weightport.inspect(sd1_legacy["unet"]).parts
     assert (part.part, part.families, part.format) == (
         "unet",
@@ -454,20 +487,22 @@ def test_inspect_describes_a_file(sd1_legacy):
     assert sum(patterns.values()) == 686
 
 
-def test_inspect_of_a_repo(sd1_repo):
+def test_inspect_of_a_repo(sd1_repo: Path) -> None:
     parts = weightport.inspect(sd1_repo).parts
     assert {part.part for part in parts} == {"unet", "vae", "text_encoder"}
     assert all(part.format == "diffusers repo" for part in parts)
 
 
-def test_inspect_reads_no_weights(sd1_legacy, monkeypatch):
+def test_inspect_reads_no_weights(
+    sd1_legacy: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Structure only: under a tenth of the file, and no tensor."""
     from weightport.converters.checkpoint import SourceFile, Stored
 
     total = 0
     read = SourceFile.read
 
-    def counted(self, offset, nbytes):
+    def counted(self: SourceFile, offset: int, nbytes: int) -> bytes:
         nonlocal total
         total += nbytes
         return read(self, offset, nbytes)
@@ -482,7 +517,9 @@ def test_inspect_reads_no_weights(sd1_legacy, monkeypatch):
 # --- without checksums, without waiting for the disk ----------------------------------------------
 
 
-def test_hashes_and_sync_can_be_left_out(sd1_keras, tmp_path, monkeypatch):
+def test_hashes_and_sync_can_be_left_out(
+    sd1_keras: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The files are the same; the report has no sha256, and nothing waits for the disk."""
     source = sd1_keras["decoder"]
     weightport.convert(source, tmp_path / "with")

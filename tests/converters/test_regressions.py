@@ -64,7 +64,7 @@ def scheduler(repo: Path) -> dict[str, Any]:
     return json.loads((repo / "scheduler" / "scheduler_config.json").read_text())
 
 
-def test_01_a_text_encoder_with_nai_prefixes_loads(original, tmp_path):
+def test_01_a_text_encoder_with_nai_prefixes_loads(original: Original, tmp_path: Path) -> None:
     """Elsewhere: "weights appear to be missing"."""
     state = {
         key.replace("text_model.", ""): value for key, value in part(original("sd1"), C).items()
@@ -75,7 +75,9 @@ def test_01_a_text_encoder_with_nai_prefixes_loads(original, tmp_path):
     )
 
 
-def test_02_a_missing_layer_of_the_text_encoder_fails_with_names(original, tmp_path):
+def test_02_a_missing_layer_of_the_text_encoder_fails_with_names(
+    original: Original, tmp_path: Path
+) -> None:
     """Elsewhere it succeeds, and 16 parameters stay uninitialised."""
     state = {
         key: value for key, value in part(original("sd1"), C).items() if ".layers.7." not in key
@@ -83,7 +85,9 @@ def test_02_a_missing_layer_of_the_text_encoder_fails_with_names(original, tmp_p
     refused(state, tmp_path, r"16 tensors of the CLIP .* are missing: .*layers\.7")
 
 
-def test_03_one_missing_tensor_of_the_unet_fails_with_its_name(original, tmp_path):
+def test_03_one_missing_tensor_of_the_unet_fails_with_its_name(
+    original: Original, tmp_path: Path
+) -> None:
     """Elsewhere: "cannot copy out of meta tensor"."""
     state = part(original("sd1"), P)
     del state[f"{P}middle_block.1.norm.weight"]
@@ -92,7 +96,7 @@ def test_03_one_missing_tensor_of_the_unet_fails_with_its_name(original, tmp_pat
     )
 
 
-def test_04_markers_set_the_scheduler(original, tmp_path):
+def test_04_markers_set_the_scheduler(original: Original, tmp_path: Path) -> None:
     """Elsewhere v-prediction models come out as epsilon; EDM models, whose schedule is another, as
     well."""
     state = part(original("sdxl"), P)
@@ -129,7 +133,9 @@ def test_04_markers_set_the_scheduler(original, tmp_path):
         ("upscaler", 7, "StableDiffusionUpscalePipeline"),
     ],
 )
-def test_05_variants_are_told_by_their_unet_alone(family, channels, pipeline, original, tmp_path):
+def test_05_variants_are_told_by_their_unet_alone(
+    family: str, channels: int, pipeline: str, original: Original, tmp_path: Path
+) -> None:
     """Elsewhere depth models are "v2", SDXL's instruct-pix2pix is "xl_base"."""
     state = part(original(family), P)
     first = state[f"{P}input_blocks.0.0.weight"]
@@ -144,13 +150,15 @@ def test_05_variants_are_told_by_their_unet_alone(family, channels, pipeline, or
     ("label_emb.0.0.weight", (4, 768), "Stable Video Diffusion"),
     ("input_blocks.1.0.time_mixer.mix_factor", (1,), "Stable Video Diffusion"),
 ])  # fmt: skip
-def test_05_unclip_and_svd_are_refused_by_name(key, shape, model, original, tmp_path):
+def test_05_unclip_and_svd_are_refused_by_name(
+    key: str, shape: tuple[int, ...], model: str, original: Original, tmp_path: Path
+) -> None:
     """Elsewhere they are "v2", because their cross-attention is 1024 wide."""
     refused(part(original("sd2"), P) | {P + key: np.ones(shape, np.float32)}, tmp_path, model)
 
 
 @pytest.mark.parametrize("prefix", [P, ""], ids=["usual", "bare"])
-def test_06_an_sdxl_unet_alone_is_sdxl(prefix, original, tmp_path):
+def test_06_an_sdxl_unet_alone_is_sdxl(prefix: str, original: Original, tmp_path: Path) -> None:
     """Elsewhere it is "v1", the default."""
     state = {
         prefix + key.removeprefix(P): value for key, value in part(original("sdxl"), P).items()
@@ -159,7 +167,7 @@ def test_06_an_sdxl_unet_alone_is_sdxl(prefix, original, tmp_path):
 
 
 @pytest.mark.parametrize("length", [36864, 147456, 12345])
-def test_07_sd3_of_any_size_is_refused_by_name(length, tmp_path):
+def test_07_sd3_of_any_size_is_refused_by_name(length: int, tmp_path: Path) -> None:
     """Elsewhere an unexpected length raises UnboundLocalError."""
     state = {
         f"{P}pos_embed": np.ones((1, length, 1), np.float32),
@@ -168,7 +176,9 @@ def test_07_sd3_of_any_size_is_refused_by_name(length, tmp_path):
     refused(state, tmp_path, "looks like Stable Diffusion 3")
 
 
-def test_08_a_vae_alone_is_shared_or_refused_by_its_channels(original, tmp_path):
+def test_08_a_vae_alone_is_shared_or_refused_by_its_channels(
+    original: Original, tmp_path: Path
+) -> None:
     """Elsewhere it is "v1", or its base is read from the file's name."""
     convert(part(original("sd1"), V), tmp_path, residue=False)
     (found,) = weightport.inspect(tmp_path / "model.safetensors").parts
@@ -183,7 +193,7 @@ def test_08_a_vae_alone_is_shared_or_refused_by_its_channels(original, tmp_path)
         convert({f"{V}decoder.conv_in.weight": np.ones((8, 16, 3, 3), np.float32)}, tmp_path)
 
 
-def test_09_the_text_projection_is_turned_round(original, tmp_path):
+def test_09_the_text_projection_is_turned_round(original: Original, tmp_path: Path) -> None:
     """OpenCLIP computes `x @ W`, a linear layer `x @ W.T`; elsewhere one is taken for the other, of
     the same shape."""
     state = part(original("sdxl"), "conditioner.embedders.1.")
@@ -197,13 +207,13 @@ def test_09_the_text_projection_is_turned_round(original, tmp_path):
 @pytest.mark.parametrize(
     "key", ["single_blocks.0.linear1.weight", "double_blocks.0.img_attn.qkv.weight"]
 )
-def test_10_flux_is_refused_rather_than_split_wrongly(key, tmp_path):
+def test_10_flux_is_refused_rather_than_split_wrongly(key: str, tmp_path: Path) -> None:
     """Elsewhere its unequal parts are cut into equal ones."""
     state = {P + key: np.ones((7, 2), np.float32), f"{P}double_blocks.0.img_mod.lin.bias": ONE}
     refused(state, tmp_path, "looks like Flux")
 
 
-def test_11_models_with_swapped_scale_and_shift_are_refused(tmp_path):
+def test_11_models_with_swapped_scale_and_shift_are_refused(tmp_path: Path) -> None:
     """Elsewhere `norm_out` is renamed and its halves are not swapped."""
     state = {
         f"{P}final_layer.adaLN_modulation.1.weight": ONE,
@@ -213,7 +223,9 @@ def test_11_models_with_swapped_scale_and_shift_are_refused(tmp_path):
 
 
 @pytest.mark.parametrize("family", families())
-def test_12_flattened_names_are_unambiguous_and_a_lora_is_refused(family, tmp_path):
+def test_12_flattened_names_are_unambiguous_and_a_lora_is_refused(
+    family: str, tmp_path: Path
+) -> None:
     """kohya writes `_` for every dot: that can be undone by look-up only, and elsewhere is
     guessed."""
     for component in families()[family].components.values():
@@ -223,7 +235,7 @@ def test_12_flattened_names_are_unambiguous_and_a_lora_is_refused(family, tmp_pa
     refused({f"{name}.lora_up.weight": ONE, f"{name}.alpha": ONE}, tmp_path, "looks like a LoRA")
 
 
-def test_13_averages_are_decoded_by_the_key_list(original, tmp_path):
+def test_13_averages_are_decoded_by_the_key_list(original: Original, tmp_path: Path) -> None:
     """LitEma removes the dots: `input_blocks11` is `1.1` or `11`; elsewhere the file is "v1" and
     has no UNet."""
     for candidate in candidates("ldm"):
@@ -233,7 +245,9 @@ def test_13_averages_are_decoded_by_the_key_list(original, tmp_path):
     assert all(np.array_equal(found[key], value) for key, value in weights("sd1", "unet").items())
 
 
-def test_14_rounded_position_ids_become_whole_numbers_again(original, tmp_path):
+def test_14_rounded_position_ids_become_whole_numbers_again(
+    original: Original, tmp_path: Path
+) -> None:
     """Mergers average them as if they were weights; elsewhere 75.9975 becomes 75."""
     ids = (np.arange(77) * 0.9999).astype(np.float16)[None]
     repo = convert(original("sd1") | {f"{C}text_model.embeddings.position_ids": ids}, tmp_path)
@@ -243,7 +257,7 @@ def test_14_rounded_position_ids_become_whole_numbers_again(original, tmp_path):
     assert made.tolist() == [list(range(77))]
 
 
-def test_15_two_conversions_do_not_influence_each_other(original, tmp_path):
+def test_15_two_conversions_do_not_influence_each_other(original: Original, tmp_path: Path) -> None:
     """Elsewhere the first model's prediction type stays in a shared default."""
     state = part(original("sdxl"), P)
     before = scheduler(convert(state, tmp_path))
@@ -251,7 +265,7 @@ def test_15_two_conversions_do_not_influence_each_other(original, tmp_path):
     assert scheduler(convert(state, tmp_path)) == before
 
 
-def test_16_original_to_repo_to_original_is_exact(original, tmp_path):
+def test_16_original_to_repo_to_original_is_exact(original: Original, tmp_path: Path) -> None:
     """Elsewhere it fails: layers, buffers and prefixes are gone."""
     state = original("sd2") | {
         "cond_stage_model.model.logit_scale": ONE,
@@ -269,7 +283,7 @@ def test_16_original_to_repo_to_original_is_exact(original, tmp_path):
     }
 
 
-def test_17_half_leaves_integers_alone(original, tmp_path):
+def test_17_half_leaves_integers_alone(original: Original, tmp_path: Path) -> None:
     """Elsewhere `--half` turns every tensor into float16."""
     ids = {
         f"{C}text_model.embeddings.position_ids": np.arange(77)[None],
@@ -286,7 +300,9 @@ def test_17_half_leaves_integers_alone(original, tmp_path):
 
 
 @pytest.mark.parametrize("suffix", ["lora_down.weight", "lora_A.weight", "hada_w1_a", "lokr_w1"])
-def test_18_a_lora_of_fused_weights_is_refused_rather_than_approximated(suffix, tmp_path):
+def test_18_a_lora_of_fused_weights_is_refused_rather_than_approximated(
+    suffix: str, tmp_path: Path
+) -> None:
     """Elsewhere it is cut apart as if its halves were shared, or left out without a word."""
     refused(
         {f"transformer.double_blocks_0_img_attn_qkv.{suffix}": np.ones((4, 4), "f4")},
@@ -295,7 +311,9 @@ def test_18_a_lora_of_fused_weights_is_refused_rather_than_approximated(suffix, 
     )
 
 
-def test_19_a_pickle_that_names_a_function_is_refused_and_not_run(original, tmp_path):
+def test_19_a_pickle_that_names_a_function_is_refused_and_not_run(
+    original: Original, tmp_path: Path
+) -> None:
     """Elsewhere users are told to switch the check off."""
 
     class Payload:
@@ -319,7 +337,9 @@ def test_19_a_pickle_that_names_a_function_is_refused_and_not_run(original, tmp_
     assert "system" in str(caught.value)
 
 
-def test_20_nothing_asks_the_network(original, tmp_path, monkeypatch):
+def test_20_nothing_asks_the_network(
+    original: Original, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Elsewhere configs and tokenizers are downloaded from repos that may be gone."""
 
     def refuse(*arguments: object, **options: object) -> None:

@@ -1,5 +1,7 @@
 """The arithmetic of rows: what it can do, and that it can do nothing else."""
 
+from typing import Any
+
 import pytest
 
 from weightport.mappings.errors import MappingError
@@ -20,7 +22,7 @@ NAMES = {"i": 2, "n": 3, "kinds": ["a", "b", "c"]}
         ("len(kinds)", 3),
     ],
 )
-def test_values(text, value):
+def test_values(text: str, value: Any) -> None:
     assert evaluate(text, NAMES) == value
 
 
@@ -46,6 +48,6 @@ def test_values(text, value):
         "f'{i}'",
     ],
 )
-def test_everything_else_is_refused(text):
+def test_everything_else_is_refused(text: str) -> None:
     with pytest.raises(MappingError):
         evaluate(text, NAMES)

@@ -42,7 +42,7 @@ def _source_shapes(links: list[Link], targets: Shapes) -> Shapes:
 
 
 @pytest.mark.parametrize(("table", "family"), SERVED, ids=IDS)
-def test_every_target_is_explained_exactly_once(table, family):
+def test_every_target_is_explained_exactly_once(table: Table, family: str) -> None:
     explained = [target for link in _links(table, family) for target in link.targets]
     assert len(explained) == len(set(explained))
     assert set(explained) == {key for key in _target_shapes(table, family) if table.covers(key)}
@@ -53,7 +53,7 @@ def test_every_target_is_explained_exactly_once(table, family):
     [("kerascv", "sd1"), ("kerascv", "sd2")]
     + [(layout, family) for layout in ("diffusers", "ldm") for family in families()],
 )
-def test_the_tables_of_a_layout_fill_every_component(layout, family):
+def test_the_tables_of_a_layout_fill_every_component(layout: str, family: str) -> None:
     """A VAE takes two KerasCV tables, which together explain each of its tensors once."""
     base = [
         t for t in all_tables() if t.about["layout"] == layout and family in t.about["families"]
@@ -71,7 +71,7 @@ def test_the_tables_of_a_layout_fill_every_component(layout, family):
 
 
 @pytest.mark.parametrize(("table", "family"), SERVED, ids=IDS)
-def test_inverse_after_forward_is_the_identity(table, family):
+def test_inverse_after_forward_is_the_identity(table: Table, family: str) -> None:
     """Bit for bit, on shapes shrunk to at most 6 a side (a kernel's ranks and places stay)."""
     rng = np.random.default_rng(0)
     for link in _links(table, family):
@@ -84,7 +84,7 @@ def test_inverse_after_forward_is_the_identity(table, family):
         assert back.inverse == link
 
 
-def test_every_row_is_used_by_some_family():
+def test_every_row_is_used_by_some_family() -> None:
     unused = {
         (table.name, str(row))
         for table in all_tables()
@@ -177,6 +177,6 @@ def _invisible(table: Table, family: str) -> set[frozenset[str]]:
 @pytest.mark.parametrize(
     "table", [t for t in all_tables() if t.about["layout"] != "diffusers"], ids=lambda t: t.name
 )
-def test_swapped_rows_are_caught_by_names_and_shapes_or_listed(table):
+def test_swapped_rows_are_caught_by_names_and_shapes_or_listed(table: Table) -> None:
     found = set().union(*(_invisible(table, family) for family in table.about["families"]))
     assert found == INVISIBLE.get(table.name, set())

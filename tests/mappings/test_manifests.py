@@ -8,13 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from weightport.mappings import families as module
 from weightport.mappings.families import Component, config_for, families, read_manifest
-
-torch = pytest.importorskip("torch")
-
-from weightport.runtime.manifest import manifest  # noqa: E402
+from weightport.runtime.manifest import manifest
 
 COMPONENTS = [
     pytest.param(component, id=f"{family.name} {name}")

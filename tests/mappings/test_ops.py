@@ -1,6 +1,7 @@
 """The op language: einops notation, shapes, inverses, refusals."""
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -25,7 +26,9 @@ def _array(*shape: int) -> np.ndarray:
         ("(h d) i -> (d h) i", None, None),
     ],
 )
-def test_apply_matches_numpy(text, shape, expected):
+def test_apply_matches_numpy(
+    text: str, shape: tuple[int, ...], expected: np.ndarray[Any, Any]
+) -> None:
     op = Op.parse(text)
     if shape is None:
         with pytest.raises(MappingError, match="does not fit"):
@@ -46,7 +49,7 @@ def test_apply_matches_numpy(text, shape, expected):
         ("o i -> 1 1 i o", (5, 7)),
     ],
 )
-def test_permutation_and_reshape_are_the_op(text, shape):
+def test_permutation_and_reshape_are_the_op(text: str, shape: tuple[int, ...]) -> None:
     op = Op.parse(text)
     permutation = op.permutation(len(shape))
     (expected,) = op.apply([_array(*shape)])
@@ -55,7 +58,7 @@ def test_permutation_and_reshape_are_the_op(text, shape):
     )
 
 
-def test_fused_tensors_split_and_merge():
+def test_fused_tensors_split_and_merge() -> None:
     split = Op.parse("(p o) i -> p o i")
     fused = _array(6, 4)
     parts = split.apply([fused], 3)
@@ -71,7 +74,7 @@ def test_fused_tensors_split_and_merge():
 
 
 @given(st.permutations(range(4)), st.lists(st.integers(0, 4), min_size=4, max_size=4))
-def test_inverse_restores_every_permutation(order, shape):
+def test_inverse_restores_every_permutation(order: list[int], shape: tuple[int, ...]) -> None:
     names = "abcd"
     op = Op.parse(f"{' '.join(names)} -> {' '.join(names[i] for i in order)}")
     array = _array(*shape)
@@ -91,12 +94,12 @@ def test_inverse_restores_every_permutation(order, shape):
         "2 o -> o 2",
     ],
 )
-def test_nonsense_is_refused(text):
+def test_nonsense_is_refused(text: str) -> None:
     with pytest.raises(MappingError):
         Op.parse(text)
 
 
-def test_a_shape_that_does_not_fit_is_refused():
+def test_a_shape_that_does_not_fit_is_refused() -> None:
     with pytest.raises(MappingError, match="does not fit shape"):
         Op.parse("1 1 i o -> o i").apply([_array(3, 3, 2, 2)])
     with pytest.raises(MappingError, match="does not fit shape"):

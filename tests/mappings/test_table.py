@@ -1,16 +1,21 @@
 """Expanding rows: what wins, what is carried over, and that mistakes are refused."""
 
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
 import pytest
 
 from weightport.mappings.errors import MappingError
 from weightport.mappings.families import families
 from weightport.mappings.library import load_table
-from weightport.mappings.table import Link
+from weightport.mappings.table import Link, Table
+
+Load = Callable[..., Table]
 
 
 @pytest.fixture
-def table(tmp_path):
-    def load(text: str, name: str = "t"):
+def table(tmp_path: Path) -> Iterator[Load]:
+    def load(text: str, name: str = "t") -> Table:
         (tmp_path / f"{name}.toml").write_text(text)
         load_table.cache_clear()
         return load_table(name, tmp_path)
@@ -23,21 +28,21 @@ def _pairs(links: list[Link]) -> dict[tuple[str, ...], tuple[str, ...]]:
     return {link.targets: link.sources for link in links}
 
 
-def test_prefix_is_matched_and_the_rest_carried_over(table):
+def test_prefix_is_matched_and_the_rest_carried_over(table: Load) -> None:
     links = table('prefix = "m."\n[main]\n"a.{i}" = "b.{2*i+1}"').links(
         ["a.3.weight", "a.0.x.bias"], {}
     )
     assert _pairs(links) == {("a.3.weight",): ("m.b.7.weight",), ("a.0.x.bias",): ("m.b.1.x.bias",)}
 
 
-def test_more_segments_win_then_fewer_wildcards(table):
+def test_more_segments_win_then_fewer_wildcards(table: Load) -> None:
     rows = table('[main]\n"a.*" = "star.*"\n"a.b" = "exact"\n"a.b.c" = "longest"')
     assert _pairs(rows.links(["a.z.w", "a.b.w", "a.b.c.w"], {})) == {
         ("a.z.w",): ("star.z.w",), ("a.b.w",): ("exact.w",), ("a.b.c.w",): ("longest.w",)
     }  # fmt: skip
 
 
-def test_sections_and_ops_finish_a_key(table):
+def test_sections_and_ops_finish_a_key(table: Load) -> None:
     rows = table('[main]\nconv = "c : kernel"\n[kernel]\nweight = "k : i o -> o i"\nbias = "b"')
     links = rows.links(["conv.weight", "conv.bias"], {})
     assert _pairs(links) == {("conv.weight",): ("c.k",), ("conv.bias",): ("c.b",)}
@@ -49,12 +54,12 @@ def test_sections_and_ops_finish_a_key(table):
         rows.links(["conv.weight.extra"], {})
 
 
-def test_let_and_config_enter_the_arithmetic(table):
+def test_let_and_config_enter_the_arithmetic(table: Load) -> None:
     rows = table('[let]\nn = "layers + 1"\n[main]\n"d.{i}" = "in.{n*i}.{kinds[i] == \'X\'}"')
     assert rows.links(["d.1"], {"layers": 2, "kinds": ["Y", "X"]})[0].sources == ("in.3.True",)
 
 
-def test_parts_of_a_fused_tensor_become_one_link(table):
+def test_parts_of_a_fused_tensor_become_one_link(table: Load) -> None:
     rows = table('[main]\n"{q,k,v}_proj.weight" = "in_proj : (p o) i -> p o i"')
     (link,) = rows.links(["k_proj.weight", "v_proj.weight", "q_proj.weight"], {})  # in any order
     assert link.sources == ("in_proj",)
@@ -62,7 +67,7 @@ def test_parts_of_a_fused_tensor_become_one_link(table):
     assert link.inverse.inverse == link
 
 
-def test_extends_overrides_row_by_row(table):
+def test_extends_overrides_row_by_row(table: Load) -> None:
     table('[main]\na = "x"\nb = "y"\n[ignore]\n"z*" = "no use"', "base")
     rows = table('extends = "base"\n[main]\nb = "z"')
     assert _pairs(rows.links(["a", "b"], {})) == {("a",): ("x",), ("b",): ("z",)}
@@ -70,17 +75,17 @@ def test_extends_overrides_row_by_row(table):
     assert rows.ignored("a") is None
 
 
-def test_two_targets_from_one_source_are_refused(table):
+def test_two_targets_from_one_source_are_refused(table: Load) -> None:
     with pytest.raises(MappingError, match="claimed by"):
         table('[main]\na = "x"\nb = "x"').links(["a", "b"], {})
 
 
-def test_a_key_without_a_row_is_refused(table):
+def test_a_key_without_a_row_is_refused(table: Load) -> None:
     with pytest.raises(MappingError, match="no row explains b"):
         table('[main]\na = "x"').links(["a", "b"], {})
 
 
-def test_covers_limits_what_a_table_explains(table):
+def test_covers_limits_what_a_table_explains(table: Load) -> None:
     rows = table('[about]\ncovers = ["dec"]\n[main]\ndec = "d"')
     assert [link.targets for link in rows.links(["dec.w", "enc.w", "decoder.w"], {})] == [
         ("dec.w",)
@@ -88,7 +93,7 @@ def test_covers_limits_what_a_table_explains(table):
 
 
 @pytest.mark.parametrize("text", ["[main\n", '[main]\na = "x"\na = "y"', ""])
-def test_a_file_that_is_no_table_is_refused(table, text):
+def test_a_file_that_is_no_table_is_refused(table: Load, text: str) -> None:
     with pytest.raises(MappingError):
         table(text).links(["a"], {})
 
@@ -96,7 +101,7 @@ def test_a_file_that_is_no_table_is_refused(table, text):
 # --- names without dots ---------------------------------------------------------------------------
 
 
-def test_segments_are_joined_as_the_spelling_says(table):
+def test_segments_are_joined_as_the_spelling_says(table: Load) -> None:
     rows = '[main]\n"*" = "*"\n[spelling]\nprefix = "lora_unet_"\njoin = '
     keys = ["down_blocks.0.to_q", "mid_block.1.ff.net.0"]
     names = {
@@ -111,19 +116,19 @@ def test_segments_are_joined_as_the_spelling_says(table):
         assert spelled.beginning == "lora_unet_"
 
 
-def test_the_prefix_of_a_table_is_part_of_the_path(table):
+def test_the_prefix_of_a_table_is_part_of_the_path(table: Load) -> None:
     rows = table('prefix = "m.n."\n[spelling]\nprefix = "ema."\njoin = ""\n[main]\n"*" = "*"')
     (link,) = rows.links(["a.b"], {})
     assert link.sources == ("ema.mnab",)
 
 
-def test_a_spelling_without_prefix(table):
+def test_a_spelling_without_prefix(table: Load) -> None:
     rows = table('[spelling]\njoin = "_"\n[main]\n"a.{i}" = "b.{i+1}"')
     assert rows.links(["a.0.w"], {})[0].sources == ("b_1_w",)
     assert rows.beginning == ""
 
 
-def test_spelled_links_are_inverted_like_others(table):
+def test_spelled_links_are_inverted_like_others(table: Load) -> None:
     rows = table('[spelling]\njoin = "_"\n[main]\n"{q,k}.w" = "qk.w : (p o) -> p o"')
     (link,) = rows.links(["k.w", "q.w"], {})
     assert link.sources == ("qk_w",)
@@ -132,7 +137,7 @@ def test_spelled_links_are_inverted_like_others(table):
     assert link.inverse.inverse == link
 
 
-def test_two_paths_of_one_name_are_refused(table):
+def test_two_paths_of_one_name_are_refused(table: Load) -> None:
     rows = table('[spelling]\njoin = ""\n[main]\n"*" = "*"')
     assert len(rows.links(["a.1.12", "a.2.2"], {})) == 2
     with pytest.raises(MappingError, match=r"`a\.1\.12` and `a\.11\.2` are both spelled `a112`"):
@@ -141,7 +146,7 @@ def test_two_paths_of_one_name_are_refused(table):
         table('[spelling]\njoin = "_"\n[main]\n"*" = "*"').links(["a.b_c", "a_b.c"], {})
 
 
-def test_a_spelling_is_inherited_and_replaced_as_a_whole(table):
+def test_a_spelling_is_inherited_and_replaced_as_a_whole(table: Load) -> None:
     table('[spelling]\nprefix = "p_"\njoin = "_"\n[main]\n"*" = "*"', "base")
     assert table('extends = "base"').links(["a.b"], {})[0].sources == ("p_a_b",)
     own = table('extends = "base"\n[spelling]\njoin = ""')
@@ -151,7 +156,7 @@ def test_a_spelling_is_inherited_and_replaced_as_a_whole(table):
 @pytest.mark.parametrize(
     "section", ['prefix = "a"', "join = 1", 'join = "_"\nprefix = ["a"]', 'join = ""\ndots = "no"']
 )
-def test_a_spelling_that_is_none_is_refused(table, section):
+def test_a_spelling_that_is_none_is_refused(table: Load, section: str) -> None:
     with pytest.raises(MappingError, match=r"t: \[spelling\]"):
         table(f"[spelling]\n{section}")
 

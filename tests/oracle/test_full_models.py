@@ -10,14 +10,13 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import pytest
+import torch
 
-torch = pytest.importorskip("torch")
-
-from weightport.runtime.models.clip import CLIPTextModel, CLIPTextModelWithProjection  # noqa: E402
-from weightport.runtime.models.controlnet import ControlNetModel  # noqa: E402
-from weightport.runtime.models.safety_checker import StableDiffusionSafetyChecker  # noqa: E402
-from weightport.runtime.models.unet import UNet2DConditionModel  # noqa: E402
-from weightport.runtime.models.vae import AutoencoderKL  # noqa: E402
+from weightport.runtime.models.clip import CLIPTextModel, CLIPTextModelWithProjection
+from weightport.runtime.models.controlnet import ControlNetModel
+from weightport.runtime.models.safety_checker import StableDiffusionSafetyChecker
+from weightport.runtime.models.unet import UNet2DConditionModel
+from weightport.runtime.models.vae import AutoencoderKL
 
 TOLERANCE = 1e-5  # of the largest value
 

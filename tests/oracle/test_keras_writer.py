@@ -28,7 +28,7 @@ LOADED = [("v1", part) for part in PARTS] + [
 
 
 @pytest.fixture(scope="module")
-def written(tmp_path_factory) -> Path:
+def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Keras's own files, made a repo, and back: `<version>/keras.<part>.weights.h5` and `.h5`."""
     folder = tmp_path_factory.mktemp("written")
     for version, run in MADE.items():

@@ -9,26 +9,24 @@ off by far more: query and key swapped give 0.4.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from copy import deepcopy
 from functools import cache
 from pathlib import Path
 
+import diffusers
 import pytest
+import torch
+import transformers
+from ldm.modules.ema import LitEma
+from safetensors.torch import load_file, save_file
 
 import weightport
 from weightport.mappings.families import families
 from weightport.mappings.library import load_table
 
-torch = pytest.importorskip("torch")
-pytest.importorskip("ldm", reason="the package stable-diffusion-sdkit")
-diffusers = pytest.importorskip("diffusers")
-transformers = pytest.importorskip("transformers")
-
-from ldm.modules.ema import LitEma  # noqa: E402
-from safetensors.torch import load_file, save_file  # noqa: E402
-
-from ..support.keras_files import interpreter  # noqa: E402
-from . import run_ldm  # noqa: E402
+from ..support.keras_files import interpreter
+from . import run_ldm
 
 EQUAL = {
     "unet": 3e-6,
@@ -85,7 +83,7 @@ def checkpoint(family: str) -> dict[str, torch.Tensor]:
 
 
 @pytest.fixture(scope="module")
-def repo(tmp_path_factory):
+def repo(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, str], Path]:
     @cache
     def convert(family: str, suffix: str) -> Path:
         folder = tmp_path_factory.mktemp(f"{family}{suffix}")
@@ -152,7 +150,9 @@ def _in_our_runtime(repo: Path, component: str) -> torch.nn.Module:
 
 @pytest.mark.parametrize("component", COMPONENTS)
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_repo_computes_what_the_original_does(repo, family, component):
+def test_a_repo_computes_what_the_original_does(
+    repo: Callable[[str, str], Path], family: str, component: str
+) -> None:
     expected = _outputs(family, component, original(family, component), is_original=True)
     for load in (_as_users_load_it, _in_our_runtime):
         outputs = _outputs(
@@ -162,7 +162,9 @@ def test_a_repo_computes_what_the_original_does(repo, family, component):
 
 
 @pytest.mark.parametrize(("family", "suffix"), [("sd1", ".safetensors"), ("sd2", ".ckpt")])
-def test_the_parity_command_runs_the_real_modules(repo, family, suffix):
+def test_the_parity_command_runs_the_real_modules(
+    repo: Callable[[str, str], Path], family: str, suffix: str
+) -> None:
     folder = repo(family, suffix)
     found = weightport.parity(folder, folder.with_name(f"model{suffix}"), layers=True)
     assert found.passed
@@ -182,7 +184,9 @@ def test_the_parity_command_runs_the_real_modules(repo, family, suffix):
         assert len(check.layers) > 60
 
 
-def test_the_text_encoder_of_sd2_runs_in_the_real_open_clip(repo):
+def test_the_text_encoder_of_sd2_runs_in_the_real_open_clip(
+    repo: Callable[[str, str], Path],
+) -> None:
     folder, python = repo("sd2", ".ckpt"), interpreter("openclip")
     found = weightport.parity(
         folder,
@@ -199,7 +203,7 @@ def test_the_text_encoder_of_sd2_runs_in_the_real_open_clip(repo):
     assert len(check.layers) > 60
 
 
-def test_the_moving_average_is_run_by_the_real_modules(tmp_path):
+def test_the_moving_average_is_run_by_the_real_modules(tmp_path: Path) -> None:
     """The file as ldm's trainer saves it, weights and `LitEma`'s averages; the repo has the
     averages."""
     averaged = run_ldm.randomise(_build("sd1", "unet"), seed=9)
@@ -222,7 +226,7 @@ def test_the_moving_average_is_run_by_the_real_modules(tmp_path):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_ckpt_becomes_the_same_repo(repo, family):
+def test_a_ckpt_becomes_the_same_repo(repo: Callable[[str, str], Path], family: str) -> None:
     ours, theirs = (
         sorted(repo(family, suffix).rglob("*.safetensors")) for suffix in (".ckpt", ".safetensors")
     )
@@ -235,7 +239,9 @@ def test_a_ckpt_becomes_the_same_repo(repo, family):
 
 @pytest.mark.parametrize("residue", [True, False])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_the_way_back_loads_strictly_into_the_original_modules(repo, tmp_path, family, residue):
+def test_the_way_back_loads_strictly_into_the_original_modules(
+    repo: Callable[[str, str], Path], tmp_path: Path, family: str, residue: bool
+) -> None:
     file = tmp_path / "back.safetensors"
     weightport.convert(repo(family, ".ckpt"), file, to="ldm", residue=residue)
     back = load_file(file)
@@ -264,7 +270,7 @@ def test_the_way_back_loads_strictly_into_the_original_modules(repo, tmp_path, f
 
 
 @pytest.mark.parametrize(("family", "context"), [("sd1", 768), ("sd2", 1024)])
-def test_the_tables_know_every_tensor_of_the_full_size_modules(family, context):
+def test_the_tables_know_every_tensor_of_the_full_size_modules(family: str, context: int) -> None:
     with torch.device("meta"):
         modules = {
             "unet": run_ldm.unet(family, (320, 640, 1280, 1280), context),

@@ -32,8 +32,6 @@ from weightport.parity.result import Check
 from ..support.command import assert_refused, run
 from ..support.keras_files import ROOT, interpreter, keras_files
 
-pytest.importorskip("torch")
-
 PARTS = ("text_encoder", "unet", "decoder", "image_encoder")
 TOLERANCES = {"text_encoder": 3e-6, "unet": 3e-6, "decoder": 5e-6, "image_encoder": 5e-6}
 COUNTS = {"text_encoder": {196, 372}, "unet": {686}, "decoder": {140}, "image_encoder": {108}}
@@ -60,7 +58,7 @@ def _full_size(version: str) -> list[Path]:
 
 
 @pytest.fixture(scope="session")
-def repo_of_keras(tmp_path_factory):
+def repo_of_keras(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, str, str], Path]:
     """(environment, version, format) -> the repo that KerasCV's narrow models become."""
 
     @cache
@@ -77,7 +75,13 @@ def repo_of_keras(tmp_path_factory):
     ("environment", "version", "kind"),
     [("k2", "v1", "ckpt"), ("k3", "v1", "weights.h5"), ("k3", "v2", "model.h5")],
 )
-def test_a_repo_computes_what_keras_cv_does(repo_of_keras, tmp_path, environment, version, kind):
+def test_a_repo_computes_what_keras_cv_does(
+    repo_of_keras: Callable[[str, str, str], Path],
+    tmp_path: Path,
+    environment: str,
+    version: str,
+    kind: str,
+) -> None:
     repo, python = repo_of_keras(environment, version, kind), interpreter(environment)
     found = weightport.parity(
         repo,
@@ -335,13 +339,17 @@ class Laboratory:
 
 
 @pytest.fixture(scope="module")
-def laboratory(repo_of_keras, tmp_path_factory):
+def laboratory(
+    repo_of_keras: Callable[[str, str, str], Path], tmp_path_factory: pytest.TempPathFactory
+) -> Laboratory:
     source = ("k3", "v1", "weights.h5")
     return Laboratory(_sources(*source), repo_of_keras(*source), tmp_path_factory.mktemp("bench"))
 
 
 @pytest.mark.parametrize("name", [*FAULTS, *MISCONFIGURED])
-def test_a_planted_fault_fails_and_is_found(laboratory, tmp_path, name):
+def test_a_planted_fault_fails_and_is_found(
+    laboratory: Laboratory, tmp_path: Path, name: str
+) -> None:
     fault = (FAULTS | MISCONFIGURED)[name]
     shutil.copytree(laboratory.repo, tmp_path / "repo")
     fault.spoil(tmp_path / "repo" / halves().get(fault.check, fault.check))
@@ -360,7 +368,7 @@ def test_a_planted_fault_fails_and_is_found(laboratory, tmp_path, name):
     assert check.matched.relative_l2 > check.tolerance
 
 
-def test_the_repo_without_a_fault_passes_with_every_layer_compared(laboratory):
+def test_the_repo_without_a_fault_passes_with_every_layer_compared(laboratory: Laboratory) -> None:
     for name, count in (
         ("unet", 400),
         ("decoder", 80),
@@ -374,7 +382,9 @@ def test_the_repo_without_a_fault_passes_with_every_layer_compared(laboratory):
         assert max(layer.relative_l2 for layer in check.layers) < 1e-5
 
 
-def test_a_wrong_table_is_different_maths_not_wrong_weights(laboratory, tmp_path, monkeypatch):
+def test_a_wrong_table_is_different_maths_not_wrong_weights(
+    laboratory: Laboratory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Two rows of a table swapped: the inverse gives the source back all the same, and only running
     it tells."""
     (candidate,) = (c for c in candidates("kerascv") if c.table.name == "kerascv_unet")
@@ -398,7 +408,9 @@ def test_a_wrong_table_is_different_maths_not_wrong_weights(laboratory, tmp_path
 # --- the command ----------------------------------------------------------------------------------
 
 
-def test_the_command_prints_a_table_and_the_fault(original_of, repo_of, tmp_path):
+def test_the_command_prints_a_table_and_the_fault(
+    original_of: Callable[[str], Path], repo_of: Callable[[str], Path], tmp_path: Path
+) -> None:
     pytest.importorskip("diffusers")
     run_ok = run(
         "parity",
@@ -430,7 +442,9 @@ def test_the_command_prints_a_table_and_the_fault(original_of, repo_of, tmp_path
     assert failed.out.splitlines()[-1] == "FAILED"
 
 
-def test_a_missing_framework_is_one_line_with_a_hint(sd1_repo, sd1_keras):
+def test_a_missing_framework_is_one_line_with_a_hint(
+    sd1_repo: Path, sd1_keras: dict[str, Path]
+) -> None:
     ended = run(
         "parity", sd1_repo, "--source", sd1_keras["decoder"]
     )  # this interpreter has no keras-cv
@@ -439,14 +453,16 @@ def test_a_missing_framework_is_one_line_with_a_hint(sd1_repo, sd1_keras):
     )
 
 
-def test_an_interpreter_that_is_none(sd1_repo, sd1_keras, tmp_path):
+def test_an_interpreter_that_is_none(
+    sd1_repo: Path, sd1_keras: dict[str, Path], tmp_path: Path
+) -> None:
     ended = run(
         "parity", sd1_repo, "--source", sd1_keras["decoder"], "--source-python", tmp_path / "python"
     )
     assert_refused(ended, tmp_path / "python", "cannot be started")
 
 
-def test_a_file_that_keras_cannot_load(repo_of_keras):
+def test_a_file_that_keras_cannot_load(repo_of_keras: Callable[[str, str, str], Path]) -> None:
     made = _sources("k2", "v1", "ckpt")[PARTS.index("decoder")]
     ended = run(
         "parity",
@@ -459,7 +475,9 @@ def test_a_file_that_keras_cannot_load(repo_of_keras):
     assert_refused(ended, made, r"Keras 3\.\S+ cannot load it \(")
 
 
-def test_sources_of_another_family(repo_of, sd2_keras):
+def test_sources_of_another_family(
+    repo_of: Callable[[str], Path], sd2_keras: dict[str, Path]
+) -> None:
     assert_refused(
         run("parity", repo_of("sd1"), "--source", sd2_keras["unet"]),
         sd2_keras["unet"],
@@ -467,7 +485,7 @@ def test_sources_of_another_family(repo_of, sd2_keras):
     )
 
 
-def test_a_component_that_is_not_there(sd1_repo, sd1_keras):
+def test_a_component_that_is_not_there(sd1_repo: Path, sd1_keras: dict[str, Path]) -> None:
     ended = run("parity", sd1_repo, "--source", sd1_keras["decoder"], "--component", "unet")
     assert_refused(ended, "--component unet", "not in the sources")
 
@@ -477,7 +495,7 @@ def test_a_component_that_is_not_there(sd1_repo, sd1_keras):
 
 @pytest.mark.full
 @pytest.mark.parametrize("version", ["v1", "v2"])
-def test_full_size_models_match_keras(tmp_path, version):
+def test_full_size_models_match_keras(tmp_path: Path, version: str) -> None:
     """860 M parameters: the figures of docs/parity.md."""
     sources = _full_size(version)
     weightport.convert(sources, tmp_path / "repo")
@@ -498,7 +516,7 @@ def test_full_size_models_match_keras(tmp_path, version):
 
 @pytest.mark.full
 @pytest.mark.parametrize("component", ["unet", "image_encoder"])
-def test_full_size_models_in_float64(tmp_path, component):
+def test_full_size_models_in_float64(tmp_path: Path, component: str) -> None:
     source = _full_size("v1")[PARTS.index(component)]
     weightport.convert(source, tmp_path / "repo")
     options = {"component": component, "dtype": "float64", "image_size": 64}

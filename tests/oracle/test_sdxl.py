@@ -71,7 +71,12 @@ def assert_equal(ours: torch.nn.Module, theirs: torch.nn.Module, family: str) ->
 
 @pytest.mark.parametrize("component", CLASSES)
 @pytest.mark.parametrize("family", FAMILIES)
-def test_sdxl_as_by_diffusers_single_file(family, component, original_of, repo):
+def test_sdxl_as_by_diffusers_single_file(
+    family: str,
+    component: str,
+    original_of: Callable[[str], Path],
+    repo: Callable[[str, str], Path],
+) -> None:
     folder, kind = repo(family), CLASSES[component]
     ours = kind.from_pretrained(folder, subfolder=component).eval()
     theirs = kind.from_single_file(
@@ -80,7 +85,9 @@ def test_sdxl_as_by_diffusers_single_file(family, component, original_of, repo):
     assert_equal(ours, theirs, family)
 
 
-def test_the_moving_average_of_sdxl_as_by_diffusers_single_file(original_of, tmp_path):
+def test_the_moving_average_of_sdxl_as_by_diffusers_single_file(
+    original_of: Callable[[str], Path], tmp_path: Path
+) -> None:
     state = load_file(original_of("sdxl"))
     unet = {
         key: tensor for key, tensor in state.items() if key.startswith("model.diffusion_model.")
@@ -95,7 +102,7 @@ def test_the_moving_average_of_sdxl_as_by_diffusers_single_file(original_of, tmp
 
 @pytest.mark.parametrize("naming", ["original", "diffusers"])
 @pytest.mark.parametrize("family", ["sd1", "sd2"])
-def test_a_controlnet_as_by_diffusers_single_file(family, naming, tmp_path):
+def test_a_controlnet_as_by_diffusers_single_file(family: str, naming: str, tmp_path: Path) -> None:
     source = write_controlnet(tmp_path / "source", family)
     file = source / "diffusion_pytorch_model.safetensors"
     if naming == "original":
@@ -108,7 +115,7 @@ def test_a_controlnet_as_by_diffusers_single_file(family, naming, tmp_path):
 
 
 @pytest.mark.parametrize("family", ["sd1", "sd2"])
-def test_parity_runs_a_controlnet_beside_diffusers(family, tmp_path):
+def test_parity_runs_a_controlnet_beside_diffusers(family: str, tmp_path: Path) -> None:
     weightport.convert(
         write_controlnet(tmp_path / "source", family), tmp_path / "control.safetensors", to="ldm"
     )
@@ -119,7 +126,7 @@ def test_parity_runs_a_controlnet_beside_diffusers(family, tmp_path):
     assert check.against == "diffusers"
 
 
-def test_an_sdxl_controlnet_is_complete(tmp_path):
+def test_an_sdxl_controlnet_is_complete(tmp_path: Path) -> None:
     """diffusers' single-file loader leaves out `label_emb`, so only files under diffusers' names
     compare."""
     source = write_controlnet(tmp_path / "source", "sdxl")
@@ -160,7 +167,9 @@ def openclip(
 
 
 @pytest.mark.parametrize(("family", "embedder"), [("sdxl", 1), ("sdxl_refiner", 0)])
-def test_the_second_text_encoder_as_openclip(family, embedder, original_of, repo):
+def test_the_second_text_encoder_as_openclip(
+    family: str, embedder: int, original_of: Callable[[str], Path], repo: Callable[[str, str], Path]
+) -> None:
     prefix = f"conditioner.embedders.{embedder}.model."
     state = {
         k.removeprefix(prefix): v

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,8 +16,6 @@ from weightport.parity.weights import Weights, WrongTensor
 from weightport.reports.page import data_uri
 
 from ..support.browser import laid_out, photographed
-
-pytest.importorskip("matplotlib")
 
 GOOD = Error(max_abs=4e-6, relative_l2=1.5e-6, cosine=0.999999999, psnr=133.0)
 BAD = Error(max_abs=4e-1, relative_l2=1.5e-1, cosine=0.9, psnr=20.0)
@@ -78,7 +77,7 @@ def _parity(wrong: bool = False) -> Parity:
     )
 
 
-def test_measure():
+def test_measure() -> None:
     a = np.array([1.0, 2.0, 2.0], np.float32)
     assert measure([a], [a]) == Error(0.0, 0.0, 1.0, None)
     error = measure([a[:1], a[1:]], [np.array([1.0]), np.array([2.0, 5.0])])
@@ -91,14 +90,14 @@ def test_measure():
         measure([a], [a[None]])
 
 
-def test_tolerances_follow_what_is_computed():
+def test_tolerances_follow_what_is_computed() -> None:
     assert tolerance("unet", "float32", []) == tolerance("text_encoder", "float32", []) == 3e-6
     assert tolerance("decoder", "float32", []) == tolerance("image_encoder", "float32", []) == 5e-6
     assert tolerance("unet", "float64", []) == 1e-12
     assert tolerance("unet", "float32", ["F16"]) == 5e-3
 
 
-def test_the_first_leap_is_the_fault_and_growth_is_none():
+def test_the_first_leap_is_the_fault_and_growth_is_none() -> None:
     rows = {BLOCKS[2]: "row"}
     assert first_fault(_layers([1e-7, 2e-6, 1e-3, 1e-1, 1e-2]), 3e-6, rows) == Fault(
         *BLOCKS[2:3] * 2, "row", 1e-3, 2e-6
@@ -109,7 +108,7 @@ def test_the_first_leap_is_the_fault_and_growth_is_none():
     assert nan.module == BLOCKS[2]
 
 
-def test_modules_are_found_through_the_tables():
+def test_modules_are_found_through_the_tables() -> None:
     from weightport.mappings.families import families
     from weightport.mappings.library import load_table
 
@@ -125,7 +124,7 @@ def test_modules_are_found_through_the_tables():
         assert rows["down_blocks.1.resnets.0.conv2"].startswith("down_blocks.{i}.resnets.{j} = ")
 
 
-def test_lines_for_people():
+def test_lines_for_people() -> None:
     good, bad = "\n".join(describe(_parity())), "\n".join(describe(_parity(wrong=True)))
     assert "gives all 686 tensors of the source back, bit for bit" in good
     assert good.endswith("\npassed")
@@ -135,7 +134,7 @@ def test_lines_for_people():
     assert bad.endswith("\nFAILED")
 
 
-def test_the_json_is_plain(tmp_path):
+def test_the_json_is_plain(tmp_path: Path) -> None:
     write_report(_parity(wrong=True), tmp_path)
     report = json.loads((tmp_path / "parity.json").read_text())
     assert report["passed"] is False
@@ -143,7 +142,7 @@ def test_the_json_is_plain(tmp_path):
     assert report["images"]["pictures"] == {}
 
 
-def test_the_page_is_self_contained_and_escapes_names():
+def test_the_page_is_self_contained_and_escapes_names() -> None:
     page = html(_parity(wrong=True))
     assert "<unet>" not in page
     assert "&lt;unet&gt;.weights.h5" in page
@@ -162,7 +161,7 @@ COLOURS = {
 
 
 @pytest.mark.browser
-def test_a_browser_shows_plots_and_images(tmp_path):
+def test_a_browser_shows_plots_and_images(tmp_path: Path) -> None:
     """The browser itself says how large plots and images came out, and its screenshot has their
     colours."""
     image = pytest.importorskip("PIL.Image")
@@ -183,7 +182,7 @@ def test_a_browser_shows_plots_and_images(tmp_path):
     assert counts["marked block"] > 1000
 
 
-def test_images_are_png():
+def test_images_are_png() -> None:
     from base64 import b64decode
     from io import BytesIO
 

@@ -17,7 +17,6 @@ from weightport.reports import page
 from weightport.reports.plots import Line, Series, log_plot, scatter_plot
 
 pytest.importorskip("jinja2")
-pytest.importorskip("matplotlib")
 
 ROOT = Path(__file__).resolve().parents[2]
 TAGS = (

@@ -9,12 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
-torch = pytest.importorskip("torch")
-
-from weightport.runtime.models.attention import Attention, constant_context  # noqa: E402
-from weightport.runtime.models.unet import UNet2DConditionModel  # noqa: E402
-from weightport.runtime.speed import (  # noqa: E402
+from weightport.runtime.models.attention import Attention, constant_context
+from weightport.runtime.models.unet import UNet2DConditionModel
+from weightport.runtime.speed import (
     PackedConvolution,
     compile_model,
     compile_steps,

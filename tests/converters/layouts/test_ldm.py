@@ -65,7 +65,7 @@ def sd2(original_of: Callable[[str], Path]) -> State:
 # --- what else is in them -------------------------------------------------------------------------
 
 
-def test_sd2_leaves_out_what_stable_diffusion_2_does_not_use(sd2, tmp_path):
+def test_sd2_leaves_out_what_stable_diffusion_2_does_not_use(sd2: State, tmp_path: Path) -> None:
     """The last layer, the projection and the temperature of OpenCLIP are not part of the text
     encoder."""
     encoder = "cond_stage_model.model."
@@ -83,7 +83,9 @@ def test_sd2_leaves_out_what_stable_diffusion_2_does_not_use(sd2, tmp_path):
     assert len(more) == 12 + 3
 
 
-def test_schedule_buffers_and_training_leftovers_are_left_out_with_a_reason(sd1, tmp_path):
+def test_schedule_buffers_and_training_leftovers_are_left_out_with_a_reason(
+    sd1: State, tmp_path: Path
+) -> None:
     numbers = np.linspace(1, 0.01, 1000, dtype=np.float32)
     more = dict.fromkeys(
         ["betas", "alphas_cumprod", "sqrt_recip_alphas_cumprod", "posterior_variance"], numbers
@@ -101,7 +103,9 @@ def test_schedule_buffers_and_training_leftovers_are_left_out_with_a_reason(sd1,
     assert all(left_out)
 
 
-def test_a_projection_beside_the_clip_encoder_is_left_out(original_of, tmp_path):
+def test_a_projection_beside_the_clip_encoder_is_left_out(
+    original_of: Callable[[str], Path], tmp_path: Path
+) -> None:
     """Web UIs save SDXL's first encoder with the projection that transformers' class has and SDXL
     does not use."""
     prefix = "conditioner.embedders.0."
@@ -121,14 +125,16 @@ SPELLINGS = (
 
 @pytest.mark.parametrize("dtype", ["int64", "float16"])
 @pytest.mark.parametrize("spelling", SPELLINGS)
-def test_rounded_position_ids_do_not_matter(sd1, spelling, dtype, tmp_path):
+def test_rounded_position_ids_do_not_matter(
+    sd1: State, spelling: str, dtype: Any, tmp_path: Path
+) -> None:
     """Merging averages them as if they were weights; a model rebuilds them as 0, 1, 2, ..."""
     ids = (np.arange(77) * 0.9999).astype(dtype)[None]
     repo = convert(part(sd1, C) | {C + spelling: ids}, tmp_path).output
     assert_same(written(repo, "text_encoder"), weights("sd1", "text_encoder"))
 
 
-def test_an_integer_weight_is_refused_by_name(sd1, tmp_path):
+def test_an_integer_weight_is_refused_by_name(sd1: State, tmp_path: Path) -> None:
     """Nothing turns integers into weights, or the reverse, on the way."""
     state = part(sd1, C)
     key = f"{C}text_model.final_layer_norm.bias"
@@ -140,7 +146,7 @@ def test_an_integer_weight_is_refused_by_name(sd1, tmp_path):
 
 
 @pytest.mark.parametrize("ids", [True, False])
-def test_nai_prefixes_load(sd1, tmp_path, ids):
+def test_nai_prefixes_load(sd1: State, tmp_path: Path, ids: list[int]) -> None:
     """The text encoder without `text_model.`, which diffusers reports as missing."""
     state = part(sd1, P) | part(sd1, V)
     state |= {key.replace("text_model.", ""): value for key, value in part(sd1, C).items()}
@@ -155,7 +161,9 @@ def test_nai_prefixes_load(sd1, tmp_path, ids):
     ("family", "prefix"),
     [*((family, "") for family in FAMILIES), ("sd1", "model.model.diffusion_model.")],
 )
-def test_a_unet_alone(family, prefix, original_of, tmp_path):
+def test_a_unet_alone(
+    family: str, prefix: str, original_of: Callable[[str], Path], tmp_path: Path
+) -> None:
     """Without its prefix, or with it twice; every family is told from the UNet's keys and
     shapes."""
     state = {prefix + key: value for key, value in bare(load_file(original_of(family)), P).items()}
@@ -169,7 +177,9 @@ def test_a_unet_alone(family, prefix, original_of, tmp_path):
 
 
 @pytest.mark.parametrize("prefix", [V, ""], ids=["usual", "bare"])
-def test_a_vae_alone_is_shared_and_the_choice_is_told(sd1, prefix, tmp_path):
+def test_a_vae_alone_is_shared_and_the_choice_is_told(
+    sd1: State, prefix: str, tmp_path: Path
+) -> None:
     """The VAEs of all families have the same keys and shapes; the scaling factor is another in
     SDXL."""
     state = {prefix + key: value for key, value in bare(sd1, V).items()}
@@ -207,7 +217,9 @@ ENCODERS = {
 
 
 @every_family
-def test_a_text_encoder_alone(family, original_of, tmp_path):
+def test_a_text_encoder_alone(
+    family: str, original_of: Callable[[str], Path], tmp_path: Path
+) -> None:
     prefix, name = ENCODERS[family]
     conversion = convert(part(load_file(original_of(family)), prefix), tmp_path)
     assert conversion.family == family
@@ -216,7 +228,9 @@ def test_a_text_encoder_alone(family, original_of, tmp_path):
 
 @pytest.mark.parametrize("image_half", [False, True])
 @pytest.mark.parametrize("family", ["sd2", "sdxl"])
-def test_an_openclip_file(family, image_half, original_of, tmp_path):
+def test_an_openclip_file(
+    family: str, image_half: bool, original_of: Callable[[str], Path], tmp_path: Path
+) -> None:
     """OpenCLIP's own checkpoints have no prefix; ViT-H and ViT-bigG are told apart by their
     layers."""
     prefix = {"sd2": "cond_stage_model.model.", "sdxl": "conditioner.embedders.1.model."}[family]
@@ -234,7 +248,7 @@ def test_an_openclip_file(family, image_half, original_of, tmp_path):
 
 
 @pytest.mark.parametrize("prefix", ["text_model.", ""], ids=["until transformers 5.5", "since"])
-def test_a_text_encoder_as_transformers_saves_it(sd1, prefix, tmp_path):
+def test_a_text_encoder_as_transformers_saves_it(sd1: State, prefix: str, tmp_path: Path) -> None:
     """Without prefix its `encoder.layers` must not be taken for a VAE's encoder."""
     state = {prefix + key: value for key, value in bare(sd1, f"{C}text_model.").items()}
     assert_same(
@@ -242,7 +256,7 @@ def test_a_text_encoder_as_transformers_saves_it(sd1, prefix, tmp_path):
     )
 
 
-def test_one_part_of_a_whole(original_of, tmp_path):
+def test_one_part_of_a_whole(original_of: Callable[[str], Path], tmp_path: Path) -> None:
     repo = weightport.convert(
         original_of("sdxl"), tmp_path / "repo", component="vae", residue=False
     ).output
@@ -250,7 +264,7 @@ def test_one_part_of_a_whole(original_of, tmp_path):
     assert not (repo / "unet").exists()
 
 
-def test_a_separate_vae_takes_its_place_beside_a_unet(sd1, tmp_path):
+def test_a_separate_vae_takes_its_place_beside_a_unet(sd1: State, tmp_path: Path) -> None:
     save_file(part(sd1, P), tmp_path / "unet.safetensors")
     save_file(bare(sd1, V), tmp_path / "vae.safetensors")
     sources = [tmp_path / "unet.safetensors", tmp_path / "vae.safetensors"]
@@ -263,7 +277,7 @@ def test_a_separate_vae_takes_its_place_beside_a_unet(sd1, tmp_path):
 
 
 @every_family
-def test_ema_names_decode_through_the_manifest(family):
+def test_ema_names_decode_through_the_manifest(family: str) -> None:
     """LitEma removes the dots; on the keys of one model that can be undone, `1.1` and `11`
     included."""
     (unet,) = (c for c in candidates("ldm") if (c.part, c.family.name) == ("unet", family))
@@ -274,7 +288,7 @@ def averages(state: State) -> State:
     return {average_name(key): value + np.float32(1) for key, value in part(state, P).items()}
 
 
-def test_ambiguous_ema_names_find_their_tensors(sd1):
+def test_ambiguous_ema_names_find_their_tensors(sd1: State) -> None:
     """`input_blocks11...` is `1.1` (an attention) or `11` (a resnet): both are in SD 1.x."""
     names = averages(sd1)
     for key in (f"{P}input_blocks.1.1.norm.weight", f"{P}input_blocks.11.0.in_layers.0.weight"):
@@ -284,7 +298,9 @@ def test_ambiguous_ema_names_find_their_tensors(sd1):
 
 
 @pytest.mark.parametrize("family", ["sd1", "sdxl"])
-def test_ema_alone_is_taken(family, original_of, tmp_path):
+def test_ema_alone_is_taken(
+    family: str, original_of: Callable[[str], Path], tmp_path: Path
+) -> None:
     state = load_file(original_of(family))
     repo = convert(averages(state), tmp_path).output
     assert_same(
@@ -292,7 +308,7 @@ def test_ema_alone_is_taken(family, original_of, tmp_path):
     )
 
 
-def test_ema_beside_the_weights_is_taken_on_demand(sd1, tmp_path):
+def test_ema_beside_the_weights_is_taken_on_demand(sd1: State, tmp_path: Path) -> None:
     state = part(sd1, P) | averages(sd1) | {"model_ema.decay": np.zeros((), "f4")}
     plain = convert(state, tmp_path)
     assert_same(written(plain.output, "unet"), weights("sd1", "unet"))
@@ -307,7 +323,7 @@ def test_ema_beside_the_weights_is_taken_on_demand(sd1, tmp_path):
 
 
 @pytest.mark.parametrize("baked", [True, False], ids=["--vae", "a second source"])
-def test_ema_needs_an_average_of_the_unet_only(sd1, baked, tmp_path):
+def test_ema_needs_an_average_of_the_unet_only(sd1: State, baked: bool, tmp_path: Path) -> None:
     save_file(part(sd1, P) | averages(sd1), tmp_path / "unet.safetensors")
     save_file(
         sd1 if baked else part(sd1, V), tmp_path / "vae.safetensors"
@@ -321,7 +337,7 @@ def test_ema_needs_an_average_of_the_unet_only(sd1, baked, tmp_path):
     assert_same(written(repo, "vae"), weights("sd1", "vae"))
 
 
-def test_ema_that_is_not_there_or_not_known_is_refused(sd1, tmp_path):
+def test_ema_that_is_not_there_or_not_known_is_refused(sd1: State, tmp_path: Path) -> None:
     with pytest.raises(
         weightport.ConversionError, match="--ema, but the file holds no moving average"
     ):
@@ -348,7 +364,7 @@ def test_ema_that_is_not_there_or_not_known_is_refused(sd1, tmp_path):
 # --- containers -----------------------------------------------------------------------------------
 
 
-def test_every_container_of_one_state_dict_gives_the_same_repo(sd1, tmp_path):
+def test_every_container_of_one_state_dict_gives_the_same_repo(sd1: State, tmp_path: Path) -> None:
     """Torch zip and legacy pickles, nested as trainers nest them or not, and sharded
     safetensors."""
     state = {key: torch.from_numpy(value) for key, value in (part(sd1, P) | part(sd1, V)).items()}
@@ -401,7 +417,9 @@ def sharded(keys: set[str], state: State, folder: Path) -> None:
 
 
 @every_family
-def test_original_to_repo_to_original_is_exact(family, original_of, tmp_path):
+def test_original_to_repo_to_original_is_exact(
+    family: str, original_of: Callable[[str], Path], tmp_path: Path
+) -> None:
     """Every tensor, byte for byte, with what a repo cannot hold, under names of another spelling,
     in any dtype."""
     state = load_file(original_of(family))
@@ -445,7 +463,9 @@ POSITIONS = {
     ],
     ids=["unet", "text encoder", "vae"],
 )
-def test_one_missing_tensor_fails_with_its_name(sd1, key, named, tmp_path):
+def test_one_missing_tensor_fails_with_its_name(
+    sd1: State, key: str, named: str, tmp_path: Path
+) -> None:
     """Elsewhere it stays uninitialised without a word, or fails without saying which."""
     del sd1[key]
     with pytest.raises(
@@ -455,7 +475,7 @@ def test_one_missing_tensor_fails_with_its_name(sd1, key, named, tmp_path):
     assert not (tmp_path / "repo").exists()
 
 
-def test_a_missing_layer_of_the_text_encoder_fails_with_names(sd1, tmp_path):
+def test_a_missing_layer_of_the_text_encoder_fails_with_names(sd1: State, tmp_path: Path) -> None:
     lost = part(sd1, f"{C}text_model.encoder.layers.7.")
     with pytest.raises(
         weightport.ConversionError, match=r"16 tensors of the CLIP .* are missing: .*layers\.7"
@@ -464,12 +484,14 @@ def test_a_missing_layer_of_the_text_encoder_fails_with_names(sd1, tmp_path):
 
 
 @pytest.mark.parametrize("key", [f"{P}junk.weight", f"{V}junk", "junk.weight"])
-def test_a_stray_tensor_is_refused_by_name(sd1, key, tmp_path):
+def test_a_stray_tensor_is_refused_by_name(sd1: State, key: str, tmp_path: Path) -> None:
     with pytest.raises(weightport.ConversionError, match=r"1 tensors .*junk"):
         convert(sd1 | {key: np.ones(3, np.float32)}, tmp_path)
 
 
-def test_parts_of_different_families_are_refused(sd1, original_of, tmp_path):
+def test_parts_of_different_families_are_refused(
+    sd1: State, original_of: Callable[[str], Path], tmp_path: Path
+) -> None:
     mixed = part(load_file(original_of("sdxl")), P) | part(sd1, C)
     with pytest.raises(
         weightport.ConversionError, match=r"not of one family: .*text_encoder of sd1.*unet of sdxl"

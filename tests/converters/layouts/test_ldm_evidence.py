@@ -114,7 +114,9 @@ EVIDENCE: dict[str, tuple[State, dict[str, str], str, bool, str]] = {
 
 
 @pytest.mark.parametrize("case", EVIDENCE)
-def test_markers_metadata_and_the_schedule_are_evidence(case, unet_of, tmp_path):
+def test_markers_metadata_and_the_schedule_are_evidence(
+    case: str, unet_of: Unet, tmp_path: Path
+) -> None:
     tensors, metadata, kind, zero, word = EVIDENCE[case]
     path = tmp_path / "model.safetensors"
     save_file(unet_of("sd1") | tensors, path, metadata)
@@ -150,7 +152,7 @@ SCHEDULES: dict[
 
 
 @pytest.mark.parametrize("case", SCHEDULES)
-def test_the_schedule_is_the_one_in_the_file(case, unet_of, tmp_path):
+def test_the_schedule_is_the_one_in_the_file(case: str, unet_of: Unet, tmp_path: Path) -> None:
     tensors, said = SCHEDULES[case]
     stock = scheduler(convert(unet_of("sd1"), tmp_path))
     config = scheduler(convert(unet_of("sd1") | tensors, tmp_path))
@@ -199,7 +201,9 @@ EDM: dict[
 
 
 @pytest.mark.parametrize("case", EDM)
-def test_markers_of_an_edm_schedule(case, original_of, tmp_path):
+def test_markers_of_an_edm_schedule(
+    case: str, original_of: Callable[[str], Path], tmp_path: Path
+) -> None:
     """The configs are those of diffusers' own conversion; the markers come back, with residue and
     without."""
     tensors, name, config, vae = EDM[case]
@@ -236,7 +240,9 @@ FILES = {  # tensors and metadata beside an SD 2.x UNet -> what it predicts
 
 
 @pytest.mark.parametrize("case", FILES)
-def test_a_file_with_diffusers_names_is_held_to_the_same_evidence(case, tmp_path):
+def test_a_file_with_diffusers_names_is_held_to_the_same_evidence(
+    case: str, tmp_path: Path
+) -> None:
     """It has no scheduler beside it either: nothing may be taken for granted."""
     tensors, metadata, kind = FILES[case]
     save_file(weights("sd2", "unet") | tensors, tmp_path / "model.safetensors", metadata)
@@ -247,7 +253,7 @@ def test_a_file_with_diffusers_names_is_held_to_the_same_evidence(case, tmp_path
     assert _json(repo / "unet" / "config.json")["sample_size"] == (96 if kind == V else 64)
 
 
-def test_a_file_with_diffusers_names_and_no_evidence(tmp_path):
+def test_a_file_with_diffusers_names_and_no_evidence(tmp_path: Path) -> None:
     save_file(weights("sd2", "unet"), tmp_path / "model.safetensors")
     with pytest.raises(weightport.ConversionError, match="nothing in the file says"):
         weightport.convert(tmp_path / "model.safetensors", tmp_path / "repo")
@@ -257,7 +263,9 @@ def test_a_file_with_diffusers_names_and_no_evidence(tmp_path):
     assert scheduler(repo)["prediction_type"] == V
 
 
-def test_what_is_asked_for_holds_for_a_repo_too(repo_of, tmp_path):
+def test_what_is_asked_for_holds_for_a_repo_too(
+    repo_of: Callable[[str], Path], tmp_path: Path
+) -> None:
     asked = {"prediction_type": V, "image_size": 768}
     repo = weightport.convert(repo_of("sd1"), tmp_path / "repo", **asked).output
     assert scheduler(repo)["prediction_type"] == V
@@ -272,7 +280,9 @@ def test_what_is_asked_for_holds_for_a_repo_too(repo_of, tmp_path):
 
 @pytest.mark.parametrize("markers", [(), ("v_pred", "ztsnr")], ids=" ".join)
 @pytest.mark.parametrize("family", ["sd1", "sd2", "sdxl"])
-def test_markers_set_a_scheduler_that_knows_its_options(family, markers, unet_of, tmp_path):
+def test_markers_set_a_scheduler_that_knows_its_options(
+    family: str, markers: tuple[str, ...], unet_of: Unet, tmp_path: Path
+) -> None:
     """PNDM, for one, cannot end at zero signal: it would ignore that it is asked to."""
     asked = {} if markers else {"prediction_type": EPSILON}
     written = scheduler(convert(unet_of(family) | dict.fromkeys(markers, ONE), tmp_path, **asked))
@@ -286,7 +296,7 @@ def test_markers_set_a_scheduler_that_knows_its_options(family, markers, unet_of
     assert (written.get("timestep_spacing") == "trailing") == ("ztsnr" in markers)
 
 
-def test_the_refiner_has_the_scheduler_of_the_base():
+def test_the_refiner_has_the_scheduler_of_the_base() -> None:
     assert families()["sdxl_refiner"].scheduler == families()["sdxl"].scheduler
 
 
@@ -294,7 +304,7 @@ STEPS = {875000: EPSILON, 220000: EPSILON, 110000: V, 140000: V}
 
 
 @pytest.mark.parametrize("step", STEPS)
-def test_the_step_of_stabilitys_files_is_evidence(step, unet_of, tmp_path):
+def test_the_step_of_stabilitys_files_is_evidence(step: int, unet_of: Unet, tmp_path: Path) -> None:
     """It lies beside the nested weights, where it is lost to those that unwrap them first."""
     state = {key: torch.from_numpy(value) for key, value in unet_of("sd2").items()}
     torch.save({"state_dict": state, "global_step": step}, tmp_path / "model.ckpt")
@@ -304,7 +314,9 @@ def test_the_step_of_stabilitys_files_is_evidence(step, unet_of, tmp_path):
 
 
 @pytest.mark.parametrize("metadata", [{}, {"global_step": "470000"}], ids=["none", "another step"])
-def test_sd2_without_evidence_is_refused(metadata, unet_of, tmp_path):
+def test_sd2_without_evidence_is_refused(
+    metadata: dict[str, str], unet_of: Unet, tmp_path: Path
+) -> None:
     advice = (
         r"nothing in the file says .* --prediction-type epsilon \(512-pixel models\) or"
         r" v_prediction \(768"
@@ -317,7 +329,9 @@ def test_sd2_without_evidence_is_refused(metadata, unet_of, tmp_path):
     assert "nothing says what it predicts" in part.evidence
 
 
-def test_what_is_asked_for_overrides_the_evidence_and_is_recorded(unet_of, tmp_path):
+def test_what_is_asked_for_overrides_the_evidence_and_is_recorded(
+    unet_of: Unet, tmp_path: Path
+) -> None:
     state = unet_of("sd2") | {"v_pred": ONE}
     repo = convert(state, tmp_path, prediction_type=EPSILON, image_size=512, family="sd2")
     assert scheduler(repo)["prediction_type"] == EPSILON
@@ -332,12 +346,12 @@ def test_what_is_asked_for_overrides_the_evidence_and_is_recorded(unet_of, tmp_p
     )
 
 
-def test_the_report_tells_the_evidence(unet_of, tmp_path):
+def test_the_report_tells_the_evidence(unet_of: Unet, tmp_path: Path) -> None:
     report = _json(convert(unet_of("sd1") | {"v_pred": ONE}, tmp_path) / "conversion.json")
     assert "the UNet predicts v_prediction: the marker `v_pred`" in report["notes"]
 
 
-def test_two_conversions_do_not_influence_each_other(unet_of, tmp_path):
+def test_two_conversions_do_not_influence_each_other(unet_of: Unet, tmp_path: Path) -> None:
     """A tool that keeps its defaults in one shared dict gives the second model the first one's
     scheduler."""
     before = scheduler(convert(unet_of("sd1"), tmp_path))
@@ -357,7 +371,7 @@ SIZES = {
 
 
 @pytest.mark.parametrize("case", SIZES)
-def test_the_header_tells_the_image_size(case, unet_of, tmp_path):
+def test_the_header_tells_the_image_size(case: str, unet_of: Unet, tmp_path: Path) -> None:
     metadata, pixels = SIZES[case]
     repo = convert(unet_of("sd1"), tmp_path, metadata)
     assert _json(repo / "unet" / "config.json")["sample_size"] == pixels // 8
@@ -377,7 +391,9 @@ def test_the_header_tells_the_image_size(case, unet_of, tmp_path):
 @pytest.mark.parametrize(
     ("family", "kind", "upcast"), [("sd2", V, True), ("sd2", EPSILON, None), ("sd1", V, None)]
 )
-def test_attention_is_upcast_where_sd2_predicts_v(family, kind, upcast, unet_of, tmp_path):
+def test_attention_is_upcast_where_sd2_predicts_v(
+    family: str, kind: str, upcast: bool | None, unet_of: Unet, tmp_path: Path
+) -> None:
     """As in the configs of Stable Diffusion 2.1: in float16 its attention overflows."""
     config = _json(
         convert(unet_of(family), tmp_path, prediction_type=kind) / "unet" / "config.json"
@@ -385,7 +401,9 @@ def test_attention_is_upcast_where_sd2_predicts_v(family, kind, upcast, unet_of,
     assert config.get("upcast_attention") == upcast
 
 
-def test_a_depth_model_says_that_it_lacks_its_depth_estimator(unet_of, tmp_path):
+def test_a_depth_model_says_that_it_lacks_its_depth_estimator(
+    unet_of: Unet, tmp_path: Path
+) -> None:
     save_file(widened(unet_of("sd2"), 5), tmp_path / "model.safetensors")
     planned = weightport.convert(tmp_path / "model.safetensors", tmp_path / "repo", dry_run=True)
     assert any("depth_estimator" in gap and "DPTForDepthEstimation" in gap for gap in planned.lacks)
@@ -421,8 +439,8 @@ def widened(state: State, channels: int) -> State:
 
 @pytest.mark.parametrize(("family", "channels", "pipeline"), PIPELINES)
 def test_family_and_pipeline_by_keys_and_shapes_of_the_unet_alone(
-    family, channels, pipeline, unet_of, tmp_path
-):
+    family: str, channels: int, pipeline: str, unet_of: Unet, tmp_path: Path
+) -> None:
     """Text to image (4), depth (5), instruct-pix2pix (8), inpainting (9), of every family that has
     them."""
     repo = convert(widened(unet_of(family), channels), tmp_path, prediction_type=EPSILON)
@@ -432,14 +450,14 @@ def test_family_and_pipeline_by_keys_and_shapes_of_the_unet_alone(
     assert _json(repo / "unet" / "config.json")["in_channels"] == channels
 
 
-def test_another_number_of_input_channels_is_refused(unet_of, tmp_path):
+def test_another_number_of_input_channels_is_refused(unet_of: Unet, tmp_path: Path) -> None:
     with pytest.raises(
         weightport.ConversionError, match="the unet has 6 input channels; known: 4, 8, 9"
     ):
         convert(widened(unet_of("sd1"), 6), tmp_path)
 
 
-def test_a_family_that_does_not_fit_is_refused(unet_of, tmp_path):
+def test_a_family_that_does_not_fit_is_refused(unet_of: Unet, tmp_path: Path) -> None:
     with pytest.raises(
         weightport.ConversionError, match=r"--family sdxl does not fit .*unet of sd1"
     ):
@@ -465,7 +483,7 @@ NAMED = {
 
 
 @pytest.mark.parametrize("key", NAMED)
-def test_other_models_are_refused_by_name(key, unet_of, tmp_path):
+def test_other_models_are_refused_by_name(key: str, unet_of: Unet, tmp_path: Path) -> None:
     """Each holds a UNet, or something like one, that might be taken for one of ours."""
     state = unet_of("sd2") | {key: ONE}
     with pytest.raises(weightport.ConversionError, match=NAMED[key]) as caught:
@@ -479,7 +497,9 @@ WIDTHS = {2048: "Stable unCLIP", 1536: "Stable unCLIP", 768: "Stable Video Diffu
 
 
 @pytest.mark.parametrize("width", WIDTHS)
-def test_other_models_are_refused_by_their_unet_alone(width, unet_of, tmp_path):
+def test_other_models_are_refused_by_their_unet_alone(
+    width: int, unet_of: Unet, tmp_path: Path
+) -> None:
     """An SD 2.x UNet with one more embedding, whose width tells whose it is."""
     state = unet_of("sd2") | {f"{P}label_emb.0.0.weight": np.ones((4, width), "f4")}
     with pytest.raises(weightport.ConversionError, match=WIDTHS[width]):
@@ -487,7 +507,7 @@ def test_other_models_are_refused_by_their_unet_alone(width, unet_of, tmp_path):
 
 
 @pytest.mark.parametrize("prefix", ["", "first_stage_model."])
-def test_a_vae_of_16_channels_is_refused_by_name(prefix, tmp_path):
+def test_a_vae_of_16_channels_is_refused_by_name(prefix: str, tmp_path: Path) -> None:
     state = {f"{prefix}decoder.conv_in.weight": np.ones((8, 16, 3, 3), "f4")}
     with pytest.raises(
         weightport.ConversionError, match="the VAE of Stable Diffusion 3 or Flux, of 16 channels"
@@ -518,7 +538,7 @@ UNKNOWN: dict[str, State] = {
 
 
 @pytest.mark.parametrize("what", UNKNOWN)
-def test_unknown_says_unknown(what, tmp_path):
+def test_unknown_says_unknown(what: str, tmp_path: Path) -> None:
     """With the nearest part and what is missing; none is "the default", Stable Diffusion 1."""
     save_file(UNKNOWN[what], tmp_path / "model.safetensors")
     for part in weightport.inspect(tmp_path / "model.safetensors").parts:
@@ -533,7 +553,7 @@ def test_unknown_says_unknown(what, tmp_path):
     assert not (tmp_path / "repo").exists()
 
 
-def test_a_textual_inversion_pickle_is_unknown(tmp_path):
+def test_a_textual_inversion_pickle_is_unknown(tmp_path: Path) -> None:
     torch.save(
         {"string_to_token": {"*": 265}, "string_to_param": {"*": torch.ones(2, 768)}},
         tmp_path / "ti.pt",
@@ -542,14 +562,14 @@ def test_a_textual_inversion_pickle_is_unknown(tmp_path):
     assert (part.part, part.families) == ("unknown", ())
 
 
-def test_a_stray_part_of_a_model_is_shown_as_unknown(unet_of, tmp_path):
+def test_a_stray_part_of_a_model_is_shown_as_unknown(unet_of: Unet, tmp_path: Path) -> None:
     save_file(unet_of("sd1") | {"mystery.weight": ONE}, tmp_path / "model.safetensors")
     known, unknown = weightport.inspect(tmp_path / "model.safetensors").parts
     assert (known.part, known.unexpected) == ("unet", ())
     assert (unknown.part, unknown.unexpected) == ("unknown", ("mystery.weight",))
 
 
-def test_a_damaged_unet_says_what_is_missing(unet_of, tmp_path):
+def test_a_damaged_unet_says_what_is_missing(unet_of: Unet, tmp_path: Path) -> None:
     state = {key: value for key, value in unet_of("sd1").items() if "output_blocks.3." not in key}
     save_file(state, tmp_path / "model.safetensors")
     (part,) = weightport.inspect(tmp_path / "model.safetensors").parts

@@ -84,7 +84,7 @@ def read(file: Path, prefix: str) -> Tensors:
 
 
 @every_table
-def test_same_pairs_as_diffusers(candidate):
+def test_same_pairs_as_diffusers(candidate: Candidate) -> None:
     """Every key at full size. Each tensor is one number, or three if it is fused: numbers tell
     where they went."""
     links = list(dict.fromkeys(candidate.links.values()))
@@ -111,7 +111,9 @@ def test_same_pairs_as_diffusers(candidate):
 
 
 @every_table
-def test_same_tensors_as_diffusers(candidate, original_of):
+def test_same_tensors_as_diffusers(
+    candidate: Candidate, original_of: Callable[[str], Path]
+) -> None:
     family = candidate.family.name
     converted = by_diffusers(
         candidate, read(original_of(family), candidate.table.prefix), config(family, candidate.part)
@@ -122,7 +124,9 @@ def test_same_tensors_as_diffusers(candidate, original_of):
 
 
 @pytest.mark.parametrize(("folder", "encoder"), [("sdxl", "1"), ("sdxl_refiner", "0")])
-def test_sdxl_text_projection_is_turned_round(folder, encoder, original_of):
+def test_sdxl_text_projection_is_turned_round(
+    folder: Path, encoder: str, original_of: Callable[[str], Path]
+) -> None:
     """OpenCLIP computes `x @ W`, `nn.Linear` computes `x @ W.T`: the pooled vector must be the
     same."""
     w = load_file(original_of(folder))[f"conditioner.embedders.{encoder}.model.text_projection"]
@@ -135,7 +139,7 @@ def test_sdxl_text_projection_is_turned_round(folder, encoder, original_of):
     )
 
 
-def test_a_square_text_projection_is_turned_round_too():
+def test_a_square_text_projection_is_turned_round_too() -> None:
     """At full size both ways round have the same shape, so nothing but the numbers tells them
     apart."""
     for name in ("openclip_sdxl", "openclip_refiner"):
@@ -148,7 +152,12 @@ def test_a_square_text_projection_is_turned_round_too():
 
 
 @pytest.mark.parametrize("family", ["sd2", "sdxl", "sdxl_refiner"])
-def test_fused_qkv_is_split_and_fused_again_bit_for_bit(family, original_of, converted, tmp_path):
+def test_fused_qkv_is_split_and_fused_again_bit_for_bit(
+    family: str,
+    original_of: Callable[[str], Path],
+    converted: weightport.Conversion,
+    tmp_path: Path,
+) -> None:
     part = "text_encoder" if family == "sd2" else "text_encoder_2"
     before, parts = load_file(original_of(family)), weights(family, part)
     fused = [key for key in before if key.endswith((".in_proj_weight", ".in_proj_bias"))]
@@ -171,7 +180,9 @@ def assert_same(found: State, expected: State) -> None:
 
 
 @every_family
-def test_diffusers_and_transformers_load_it_strictly(family, converted):
+def test_diffusers_and_transformers_load_it_strictly(
+    family: str, converted: weightport.Conversion
+) -> None:
     """Nothing is missing, nothing unexpected, and every tensor is the one that the original
     held."""
     repo = converted[family]
@@ -191,7 +202,7 @@ def test_diffusers_and_transformers_load_it_strictly(family, converted):
         assert_same(state, expected)
 
 
-def test_an_sdxl_pipeline_runs(converted):
+def test_an_sdxl_pipeline_runs(converted: weightport.Conversion) -> None:
     pipeline = StableDiffusionXLPipeline.from_pretrained(converted["sdxl"], add_watermarker=False)
     pipeline.set_progress_bar_config(disable=True)
     image = pipeline("a cat", num_inference_steps=1, height=64, width=64, output_type="np").images[

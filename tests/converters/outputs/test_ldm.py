@@ -50,7 +50,9 @@ def there_and_back(
     ("family", "form"),
     [("sd1", form) for form in FORMS] + [(family, "variant") for family in FAMILIES[1:]],
 )
-def test_from_every_form_of_a_repo(family, form, original_of, tmp_path):
+def test_from_every_form_of_a_repo(
+    family: str, form: str, original_of: Callable[[str], Path], tmp_path: Path
+) -> None:
     """Shards, variants and halves: the same tensors, in the precision that the repo has."""
     state = load_file(original_of(family)) | {"alphas_cumprod": np.linspace(1, 0.01, 1000)}
     again = there_and_back(state, tmp_path, prediction_type="epsilon", **FORMS[form])
@@ -69,7 +71,7 @@ def test_from_every_form_of_a_repo(family, form, original_of, tmp_path):
 @pytest.mark.parametrize(
     ("family", "form"), [("sd1", "sharded"), ("sd2", "float16"), ("sdxl", "variant")]
 )
-def test_a_controlnet_from_every_form(family, form, tmp_path):
+def test_a_controlnet_from_every_form(family: str, form: str, tmp_path: Path) -> None:
     write_controlnet(tmp_path / "source", family)
     weightport.convert(tmp_path / "source", tmp_path / "control.safetensors", to="ldm")
     state = load_file(tmp_path / "control.safetensors")
@@ -87,7 +89,9 @@ CHANNELS = [
 
 
 @pytest.mark.parametrize(("family", "channels"), CHANNELS)
-def test_inpainting_editing_and_depth_models(family, channels, original_of, tmp_path):
+def test_inpainting_editing_and_depth_models(
+    family: str, channels: int, original_of: Callable[[str], Path], tmp_path: Path
+) -> None:
     state = load_file(original_of(family))
     first = state[f"{P}input_blocks.0.0.weight"]
     rng = np.random.default_rng(channels)
@@ -109,7 +113,9 @@ PARTS = {
 
 @pytest.mark.parametrize("alone", [True, False], ids=["without prefix", "with prefix"])
 @pytest.mark.parametrize("part", ["UNet", "VAE"])
-def test_files_of_one_part(part, alone, original_of, tmp_path):
+def test_files_of_one_part(
+    part: str, alone: str, original_of: Callable[[str], Path], tmp_path: Path
+) -> None:
     """The prefix comes back if it was there, and only then."""
     mine = {
         key: value
@@ -121,7 +127,9 @@ def test_files_of_one_part(part, alone, original_of, tmp_path):
 
 
 @pytest.mark.parametrize("nai", [True, False], ids=["NAI naming", "usual naming"])
-def test_files_of_a_text_encoder(nai, original_of, tmp_path):
+def test_files_of_a_text_encoder(
+    nai: bool, original_of: Callable[[str], Path], tmp_path: Path
+) -> None:
     state = {
         key: value for key, value in load_file(original_of("sd1")).items() if key.startswith(C)
     }
@@ -130,7 +138,9 @@ def test_files_of_a_text_encoder(nai, original_of, tmp_path):
     assert same(there_and_back(state, tmp_path), state)
 
 
-def test_metadata_and_training_step_come_back(original_of, tmp_path):
+def test_metadata_and_training_step_come_back(
+    original_of: Callable[[str], Path], tmp_path: Path
+) -> None:
     state = load_file(original_of("sd1"))
     there_and_back(state, tmp_path, {"modelspec.title": "mine", "global_step": "470000"})
     with safe_open(tmp_path / "again.safetensors", "np") as file:
@@ -147,7 +157,9 @@ def back(repo: Path, folder: Path, **options) -> tuple[State, weightport.Convers
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_everything_regenerated_is_listed(family, repo_of, original_of, tmp_path):
+def test_everything_regenerated_is_listed(
+    family: str, repo_of: Callable[[str], Path], original_of: Callable[[str], Path], tmp_path: Path
+) -> None:
     state, conversion = back(repo_of(family), tmp_path)
     made = conversion.report["regenerated"]
     assert state.keys() == load_file(original_of(family)).keys() | made.keys()
@@ -162,7 +174,9 @@ def test_everything_regenerated_is_listed(family, repo_of, original_of, tmp_path
     assert not any(key in note and how not in note for note in listed for key, how in made.items())
 
 
-def test_a_residue_leaves_nothing_to_regenerate(original_of, tmp_path):
+def test_a_residue_leaves_nothing_to_regenerate(
+    original_of: Callable[[str], Path], tmp_path: Path
+) -> None:
     weightport.convert(original_of("sd1"), tmp_path / "repo")
     kept, conversion = back(tmp_path / "repo", tmp_path)
     assert conversion.report["regenerated"] == {}
@@ -171,7 +185,9 @@ def test_a_residue_leaves_nothing_to_regenerate(original_of, tmp_path):
     assert made.keys() - kept.keys() == conversion.report["regenerated"].keys()
 
 
-def test_position_ids_and_the_schedule_are_those_of_the_original(repo_of, tmp_path):
+def test_position_ids_and_the_schedule_are_those_of_the_original(
+    repo_of: Callable[[str], Path], tmp_path: Path
+) -> None:
     state, _ = back(repo_of("sd1"), tmp_path)
     ids = state[f"{C}text_model.embeddings.position_ids"]
     assert (ids.dtype, ids.tolist()) == (np.int64, [list(range(77))])
@@ -186,7 +202,7 @@ def test_position_ids_and_the_schedule_are_those_of_the_original(repo_of, tmp_pa
     assert state["posterior_variance"][0] == 0
 
 
-def test_openclips_unused_layer_is_made_up(repo_of, tmp_path):
+def test_openclips_unused_layer_is_made_up(repo_of: Callable[[str], Path], tmp_path: Path) -> None:
     state, conversion = back(repo_of("sd2"), tmp_path)
     layers = "cond_stage_model.model.transformer.resblocks."
     unused = {key for key in state if key.startswith(f"{layers}23.")}
@@ -200,7 +216,9 @@ def test_openclips_unused_layer_is_made_up(repo_of, tmp_path):
 
 @pytest.mark.parametrize("markers", [("v_pred",), ("v_pred", "ztsnr")], ids=" ".join)
 @pytest.mark.parametrize("family", ["sd1", "sd2", "sdxl"])
-def test_what_it_predicts_survives_without_residue(family, markers, original_of, tmp_path):
+def test_what_it_predicts_survives_without_residue(
+    family: str, markers: tuple[str, ...], original_of: Callable[[str], Path], tmp_path: Path
+) -> None:
     state = load_file(original_of(family)) | dict.fromkeys(markers, np.zeros(0, np.float32))
     save_file(state, tmp_path / "model.safetensors")
     weightport.convert(tmp_path / "model.safetensors", tmp_path / "repo", residue=False)
@@ -213,7 +231,9 @@ def test_what_it_predicts_survives_without_residue(family, markers, original_of,
 
 @pytest.mark.parametrize("markers", [("v_pred",), ("v_pred", "ztsnr")], ids=" ".join)
 @pytest.mark.parametrize("family", ["sd1", "sd2", "sdxl"])
-def test_what_it_predicts_survives_from_file_to_file(family, markers, original_of, tmp_path):
+def test_what_it_predicts_survives_from_file_to_file(
+    family: str, markers: tuple[str, ...], original_of: Callable[[str], Path], tmp_path: Path
+) -> None:
     save_file(
         load_file(original_of(family)) | dict.fromkeys(markers, np.zeros(0, "f4")),
         tmp_path / "model.safetensors",
@@ -227,20 +247,22 @@ def test_what_it_predicts_survives_from_file_to_file(family, markers, original_o
     assert (tmp_path / "back" / config).read_text() == (tmp_path / "model" / config).read_text()
 
 
-def test_a_file_that_does_not_say_what_it_predicts_makes_none_that_does(original_of, tmp_path):
+def test_a_file_that_does_not_say_what_it_predicts_makes_none_that_does(
+    original_of: Callable[[str], Path], tmp_path: Path
+) -> None:
     weightport.convert(original_of("sd2"), tmp_path / "back.safetensors", to="ldm", residue=False)
     with safe_open(tmp_path / "back.safetensors", "np") as file:
         assert file.metadata() == {"format": "pt"}
 
 
-def test_a_repo_of_some_components_gets_no_schedule(tmp_path):
+def test_a_repo_of_some_components_gets_no_schedule(tmp_path: Path) -> None:
     state, _ = back(write_repo(tmp_path / "repo", "sd1", components=["vae"]), tmp_path)
     assert all(key.startswith(V) for key in state)
 
 
 def test_any_layout_reaches_any_other(
-    sd1_keras: dict[str, Path], original_of: Callable[[str], Path], tmp_path
-):
+    sd1_keras: dict[str, Path], original_of: Callable[[str], Path], tmp_path: Path
+) -> None:
     """KerasCV -> original -> KerasCV, and original -> KerasCV -> original, the models' tensors bit
     for bit."""
     weightport.convert(list(sd1_keras.values()), tmp_path / "one.safetensors", to="ldm")
@@ -253,6 +275,6 @@ def test_any_layout_reaches_any_other(
 
 
 @pytest.mark.parametrize("to", ["ldm", "kerascv"])
-def test_a_variant_is_of_a_repo(to, repo_of, tmp_path):
+def test_a_variant_is_of_a_repo(to: str, repo_of: Callable[[str], Path], tmp_path: Path) -> None:
     with pytest.raises(weightport.ConversionError, match="--variant fp16: names files of a repo"):
         weightport.convert(repo_of("sd1"), tmp_path / "back.safetensors", to=to, variant="fp16")

@@ -4,6 +4,7 @@ import base64
 import os
 import random
 from pathlib import Path
+from typing import Any
 
 import ml_dtypes
 import numpy as np
@@ -79,7 +80,7 @@ FROM_TENSORFLOW = {
 }
 
 
-def test_a_checkpoint_of_tensorflow_itself(tmp_path):
+def test_a_checkpoint_of_tensorflow_itself(tmp_path: Path) -> None:
     for name, text in FROM_TENSORFLOW.items():
         (tmp_path / name).write_bytes(base64.b85decode(text))
     bundle = read_bundle(tmp_path / "ckpt")
@@ -88,11 +89,11 @@ def test_a_checkpoint_of_tensorflow_itself(tmp_path):
     assert bundle.tensors[key].numpy().tolist() == [[1, 2, 3], [4, 5, 6]]
 
 
-def test_crc32c_of_the_standards_example():
+def test_crc32c_of_the_standards_example() -> None:
     assert crc32c(b"123456789") == 0xE3069283
 
 
-def test_tensors_graph_and_order_survive(tmp_path):
+def test_tensors_graph_and_order_survive(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     tensors = {
         f"weights/{i}": rng.normal(size=(i % 4, 2, 3)[i % 3 :]).astype(dtype)
@@ -110,7 +111,7 @@ def test_tensors_graph_and_order_survive(tmp_path):
         assert tensor.numpy().tobytes() == array.tobytes()
 
 
-def test_several_data_files_and_gaps_between_tensors(tmp_path):
+def test_several_data_files_and_gaps_between_tensors(tmp_path: Path) -> None:
     entries = {
         "a": index_entry(4, (2,), 4, 2, shard=1),
         "b": index_entry(4, (), 0, 1),
@@ -128,7 +129,7 @@ def test_several_data_files_and_gaps_between_tensors(tmp_path):
     assert len(bundle.files) == 3
 
 
-def test_what_is_not_weights_is_listed(tmp_path):
+def test_what_is_not_weights_is_listed(tmp_path: Path) -> None:
     bundle = read_bundle(
         damaged(tmp_path, {"config": index_entry(7, (), 0, 9), "w": index_entry(22, (2,), 16, 8)})
     )
@@ -144,19 +145,19 @@ def test_what_is_not_weights_is_listed(tmp_path):
 
 
 @pytest.mark.parametrize("named", ["ckpt.index", "ckpt.data-00000-of-00001", "ckpt", ""])
-def test_a_bundle_is_found_by_any_of_its_names(tmp_path, named):
+def test_a_bundle_is_found_by_any_of_its_names(tmp_path: Path, named: str) -> None:
     small_bundle(tmp_path / "ckpt")
     assert find_bundle(tmp_path / named) == tmp_path / "ckpt"
 
 
-def test_a_saved_model_is_found(tmp_path):
+def test_a_saved_model_is_found(tmp_path: Path) -> None:
     (tmp_path / "variables").mkdir()
     small_bundle(tmp_path / "variables" / "variables")
     small_bundle(tmp_path / "other")
     assert find_bundle(tmp_path) == tmp_path / "variables" / "variables"
 
 
-def test_only_content_makes_an_index(tmp_path):
+def test_only_content_makes_an_index(tmp_path: Path) -> None:
     for name in ("ckpt.index", "empty.index"):
         (tmp_path / name).write_text("an index of something else" * (name == "ckpt.index"))
     os.mkfifo(tmp_path / "pipe.index")
@@ -166,7 +167,7 @@ def test_only_content_makes_an_index(tmp_path):
     ] == [None] * 6
 
 
-def test_the_newest_of_several(tmp_path):
+def test_the_newest_of_several(tmp_path: Path) -> None:
     for name in ("ckpt-1", "ckpt-2", "ckpt-3"):
         small_bundle(tmp_path / name)
     with pytest.raises(
@@ -184,7 +185,7 @@ def test_the_newest_of_several(tmp_path):
     "named",
     ["../secret/ckpt", "{folder}/secret/ckpt", "secret\\ckpt", "..", "", "\x1b[31m", "a" * 5000],
 )
-def test_a_checkpoint_file_leads_nowhere_else(tmp_path, named, present):
+def test_a_checkpoint_file_leads_nowhere_else(tmp_path: Path, named: str, present: Any) -> None:
     folder, secret = tmp_path / "in", tmp_path / "secret"
     folder.mkdir()
     secret.mkdir()
@@ -233,7 +234,7 @@ def test_a_checkpoint_file_leads_nowhere_else(tmp_path, named, present):
         (number(2, 1), "field 2 is not a message"),
     ],
 )
-def test_bad_entries_are_refused(tmp_path, entry, reason):
+def test_bad_entries_are_refused(tmp_path: Path, entry: bytes, reason: str) -> None:
     with pytest.raises(ConversionError, match=rf"ckpt\.index: .*{reason}"):
         read_bundle(damaged(tmp_path, {"w": entry}))
 
@@ -247,13 +248,13 @@ def test_bad_entries_are_refused(tmp_path, entry, reason):
         (b"w\x80", "is not printable"),
     ],
 )
-def test_bad_keys_are_refused(tmp_path, key, reason):
+def test_bad_keys_are_refused(tmp_path: Path, key: str, reason: str) -> None:
     with pytest.raises(ConversionError, match=reason) as caught:
         read_bundle(damaged_table(tmp_path, table([HEAD, (key, W)])))
     assert str(caught.value).isprintable()
 
 
-def test_tensors_do_not_share_bytes(tmp_path):
+def test_tensors_do_not_share_bytes(tmp_path: Path) -> None:
     with pytest.raises(ConversionError, match="'v' and 'w' share bytes"):
         read_bundle(damaged(tmp_path, {"w": index_entry(1, (2, 3), 20, 24), "v": W}))
 
@@ -268,12 +269,12 @@ def test_tensors_do_not_share_bytes(tmp_path):
         (number(1, 2), "data-00000-of-00002: missing"),
     ],
 )
-def test_bad_headers_are_refused(tmp_path, header, reason):
+def test_bad_headers_are_refused(tmp_path: Path, header: bytes, reason: str) -> None:
     with pytest.raises(ConversionError, match=reason):
         read_bundle(damaged(tmp_path, {"w": W}, header=header))
 
 
-def test_data_files_are_regular_files_of_the_same_folder(tmp_path):
+def test_data_files_are_regular_files_of_the_same_folder(tmp_path: Path) -> None:
     prefix, shard = small_bundle(tmp_path / "ckpt"), tmp_path / "ckpt.data-00000-of-00001"
     (tmp_path / "blobs").mkdir()
     moved = shard.rename(tmp_path / "blobs" / "1")
@@ -350,12 +351,12 @@ EXPANDING = (
         (bytes(1 << 22) + table([HEAD]), r"an index of 4194\d+ bytes is no checkpoint's"),
     ],
 )
-def test_bad_tables_are_refused(tmp_path, index, reason):
+def test_bad_tables_are_refused(tmp_path: Path, index: bytes, reason: str) -> None:
     with pytest.raises(ConversionError, match=rf"ckpt\.index: .*({reason})"):
         read_bundle(damaged_table(tmp_path, index))
 
 
-def test_the_damaged_tables_come_from_a_good_one(tmp_path):
+def test_the_damaged_tables_come_from_a_good_one(tmp_path: Path) -> None:
     assert list(read_bundle(damaged_table(tmp_path, one_block(GOOD))).tensors) == ["w"]
 
 
@@ -378,7 +379,7 @@ def with_graph(tmp_path: Path, entry: bytes, data: bytes) -> Path:
         ),
     ],
 )
-def test_bad_graphs_are_refused(tmp_path, node, reason):
+def test_bad_graphs_are_refused(tmp_path: Path, node: Any, reason: str) -> None:
     with pytest.raises(ConversionError, match=reason) as caught:
         read_bundle(with_graph(tmp_path, *graph_entry([node], 24)))
     assert str(caught.value).isprintable()
@@ -392,7 +393,7 @@ def test_bad_graphs_are_refused(tmp_path, node, reason):
         (length(1, number(2, 7)), "field 2 is not one string"),
     ],
 )
-def test_a_name_is_given_once(tmp_path, node, reason):
+def test_a_name_is_given_once(tmp_path: Path, node: Any, reason: str) -> None:
     with pytest.raises(ConversionError, match=reason):
         read_bundle(with_graph(tmp_path, *string_entry(length(1, node), 24)))
 
@@ -405,7 +406,7 @@ def test_a_name_is_given_once(tmp_path, node, reason):
         (lambda data: bytes([data[0] + 1]) + data[1:], "bytes, not "),
     ],
 )
-def test_a_damaged_graph_is_refused(tmp_path, change, reason):
+def test_a_damaged_graph_is_refused(tmp_path: Path, change: Any, reason: str) -> None:
     entry, data = graph_entry(GRAPH, 24)
     assert read_bundle(with_graph(tmp_path, entry, data)).graph == GRAPH
     with pytest.raises(ConversionError, match=f"'{GRAPH_KEY}' .*{reason}"):
@@ -415,7 +416,7 @@ def test_a_damaged_graph_is_refused(tmp_path, change, reason):
 @pytest.mark.parametrize(
     "entry", [index_entry(7, (2,), 0, 9), index_entry(7, (), 0, (1 << 22) + 1)]
 )
-def test_only_one_short_graph_is_read(tmp_path, entry):
+def test_only_one_short_graph_is_read(tmp_path: Path, entry: bytes) -> None:
     prefix = damaged(tmp_path, {GRAPH_KEY: entry})
     os.truncate(tmp_path / "ckpt.data-00000-of-00001", 1 << 23)
     with pytest.raises(ConversionError, match="one short string is expected"):
@@ -429,7 +430,7 @@ def open_files() -> int:
     return sum(1 for _ in Path("/proc/self/fd").iterdir())
 
 
-def test_nothing_stays_open_after_a_refusal(tmp_path):
+def test_nothing_stays_open_after_a_refusal(tmp_path: Path) -> None:
     prefix = damaged(tmp_path, {"w": index_entry(1, (9,), 0, 24)})
     before = open_files()
     for _ in range(3):
@@ -465,7 +466,7 @@ def outcome(prefix: Path) -> str:
     return "read"
 
 
-def test_mutated_files_raise_nothing_but_conversion_errors(tmp_path):
+def test_mutated_files_raise_nothing_but_conversion_errors(tmp_path: Path) -> None:
     prefix = small_bundle(tmp_path / "ckpt")
     files = {path: path.read_bytes() for path in tmp_path.iterdir()}
     rng, outcomes = random.Random(0), set()
@@ -476,7 +477,7 @@ def test_mutated_files_raise_nothing_but_conversion_errors(tmp_path):
     assert outcomes == {"read", "refused"}
 
 
-def test_mutations_under_good_checksums_raise_nothing_but_conversion_errors(tmp_path):
+def test_mutations_under_good_checksums_raise_nothing_but_conversion_errors(tmp_path: Path) -> None:
     text = b"".join(length(1, object_message(node)) for node in GRAPH)
     rng, outcomes = random.Random(0), set()
     for _ in range(600):

@@ -10,10 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
-torch = pytest.importorskip("torch")
-
-from weightport import DiffusionPipeline, UNet2DConditionModel  # noqa: E402
+from weightport import DiffusionPipeline, UNet2DConditionModel
 
 ONE_STEP = '''
 import torch

@@ -15,16 +15,14 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import pytest
+import torch
+import transformers
+from safetensors.torch import load_file, save_file
 
-torch = pytest.importorskip("torch")
-
-import diffusers  # noqa: E402
-import transformers  # noqa: E402
-from safetensors.torch import load_file, save_file  # noqa: E402
-
-import weightport  # noqa: E402
-from weightport import (  # noqa: E402
+import weightport
+from weightport import (
     AutoencoderKL,
     AutoModel,
     CLIPTextModel,
@@ -32,10 +30,10 @@ from weightport import (  # noqa: E402
     ControlNetModel,
     UNet2DConditionModel,
 )
-from weightport.converters.repo.layout import DIFFUSERS_VERSION  # noqa: E402
-from weightport.runtime.loading import config as runtime_config  # noqa: E402
+from weightport.converters.repo.layout import DIFFUSERS_VERSION
+from weightport.runtime.loading import config as runtime_config
 
-from ...support.synthetic import write_controlnet, write_repo  # noqa: E402
+from ...support.synthetic import write_controlnet, write_repo
 
 D = "diffusion_pytorch_model"
 

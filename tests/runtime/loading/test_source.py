@@ -11,16 +11,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
-torch = pytest.importorskip("torch")
+from weightport import DDIMScheduler, DiffusionPipeline, UNet2DConditionModel
+from weightport.hub.download import HubOptions
+from weightport.runtime.loading.source import Source, open_source, split_options
 
-from weightport import DDIMScheduler, DiffusionPipeline, UNet2DConditionModel  # noqa: E402
-from weightport.hub.download import HubOptions  # noqa: E402
-from weightport.runtime.loading.source import Source, open_source, split_options  # noqa: E402
-
-from ...support.command import run_python  # noqa: E402
-from ...support.hub_server import HubServer  # noqa: E402
-from .test_custom_code import HELPERS, MORE, ONE_STEP, UNET, write_files  # noqa: E402
+from ...support.command import run_python
+from ...support.hub_server import HubServer
+from .test_custom_code import HELPERS, MORE, ONE_STEP, UNET, write_files
 
 Client = Callable[..., str]
 SETUP = """

@@ -9,13 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
 
-torch = pytest.importorskip("torch")
-
-from safetensors.torch import load_file, save_file  # noqa: E402
-from torch import nn  # noqa: E402
-
-from weightport.runtime.loading.weights import NoInit, load_weights, read_tensors, write_weights  # noqa: E402
+from weightport.runtime.loading.weights import NoInit, load_weights, read_tensors, write_weights
 
 Write = Callable[..., Path]
 DTYPES = {

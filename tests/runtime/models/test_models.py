@@ -8,15 +8,14 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+import torch
 
-torch = pytest.importorskip("torch")
-
-from weightport.runtime.models.clip import CLIPTextModel, CLIPTextModelWithProjection  # noqa: E402
-from weightport.runtime.models.controlnet import ControlNetModel  # noqa: E402
-from weightport.runtime.models.layers import GEGLU  # noqa: E402
-from weightport.runtime.models.unet import UNet2DConditionModel  # noqa: E402
-from weightport.runtime.models.vae import AutoencoderKL  # noqa: E402
-from weightport.runtime.semantics import apply_semantics, kerascv_gelu  # noqa: E402
+from weightport.runtime.models.clip import CLIPTextModel, CLIPTextModelWithProjection
+from weightport.runtime.models.controlnet import ControlNetModel
+from weightport.runtime.models.layers import GEGLU
+from weightport.runtime.models.unet import UNet2DConditionModel
+from weightport.runtime.models.vae import AutoencoderKL
+from weightport.runtime.semantics import apply_semantics, kerascv_gelu
 
 # Both sides call the same kernels on the same values, so outputs are bit-equal where the memory
 # layout of every intermediate agrees too. A kernel may sum in another order for another layout: a

@@ -8,19 +8,16 @@ from typing import Any
 
 import numpy as np
 import pytest
-
-torch = pytest.importorskip("torch")
-pytest.importorskip("diffusers")
-
-from diffusers.pipelines.stable_diffusion.safety_checker import (  # noqa: E402
+import torch
+from diffusers.pipelines.stable_diffusion.safety_checker import (
     StableDiffusionSafetyChecker as Theirs,
 )
-from PIL import Image  # noqa: E402
-from safetensors.torch import load_file, save_file  # noqa: E402
-from transformers import CLIPConfig  # noqa: E402
-from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil  # noqa: E402
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from transformers import CLIPConfig
+from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
-from weightport.runtime.models.safety_checker import (  # noqa: E402
+from weightport.runtime.models.safety_checker import (
     CLIPImageProcessor,
     StableDiffusionSafetyChecker,
 )

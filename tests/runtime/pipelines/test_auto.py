@@ -6,14 +6,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import pytest
+import torch
 
-torch = pytest.importorskip("torch")
-
-import diffusers  # noqa: E402
-
-import weightport  # noqa: E402
-from weightport import (  # noqa: E402
+import weightport
+from weightport import (
     AutoPipelineForImage2Image,
     AutoPipelineForInpainting,
     AutoPipelineForText2Image,
@@ -21,7 +19,7 @@ from weightport import (  # noqa: E402
     DiffusionPipeline,
 )
 
-from .test_base import UNET, copy, dtypes, edit_index, repo  # noqa: E402, F401
+from .test_base import UNET, copy, dtypes, edit_index, repo  # noqa: F401
 
 TASKS = {
     "Text2Image": AutoPipelineForText2Image,

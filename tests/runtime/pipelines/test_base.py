@@ -11,13 +11,11 @@ import warnings
 from pathlib import Path
 from typing import Any, ClassVar
 
+import diffusers
 import pytest
+import torch
 
-torch = pytest.importorskip("torch")
-
-import diffusers  # noqa: E402
-
-from weightport import (  # noqa: E402
+from weightport import (
     AutoencoderKL,
     CLIPTextModel,
     CLIPTokenizer,
@@ -26,9 +24,9 @@ from weightport import (  # noqa: E402
     EulerDiscreteScheduler,
     UNet2DConditionModel,
 )
-from weightport.converters.repo.tokenizer import write_tokenizer  # noqa: E402
-from weightport.runtime.loading.components import correct_sample_size  # noqa: E402
-from weightport.runtime.loading.config import Config  # noqa: E402
+from weightport.converters.repo.tokenizer import write_tokenizer
+from weightport.runtime.loading.components import correct_sample_size
+from weightport.runtime.loading.config import Config
 
 D = "diffusion_pytorch_model"
 NAMES = ["vae", "text_encoder", "tokenizer", "unet", "scheduler"]

@@ -15,19 +15,16 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import diffusers
 import numpy as np
 import pytest
+import torch
+from PIL import Image
 
-torch = pytest.importorskip("torch")
-diffusers = pytest.importorskip("diffusers")
-pytest.importorskip("transformers")
+import weightport
+from weightport.runtime.registry import PIPELINES
 
-from PIL import Image  # noqa: E402
-
-import weightport  # noqa: E402
-from weightport.runtime.registry import PIPELINES  # noqa: E402
-
-from ...support import pipeline_pairs as pairs  # noqa: E402
+from ...support import pipeline_pairs as pairs
 
 ROUNDING = 1e-6  # of our schedulers, relative, after four steps
 

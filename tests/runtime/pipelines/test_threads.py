@@ -9,12 +9,9 @@ from threading import Barrier
 from typing import Any
 
 import pytest
+import torch
 
-torch = pytest.importorskip("torch")
-pytest.importorskip("diffusers")
-pytest.importorskip("transformers")
-
-from ...support import pipeline_pairs as pairs  # noqa: E402
+from ...support import pipeline_pairs as pairs
 
 FIRST = {"prompt": "a cat", "num_inference_steps": 4, "guidance_scale": 3.0, "seed": 1}
 SECOND = {

@@ -8,19 +8,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from diffusers.loaders import TextualInversionLoaderMixin
+from safetensors.torch import save_file
+from transformers import CLIPTextModel as TheirEncoder
+from transformers import CLIPTokenizer as TheirTokenizer
 
-torch = pytest.importorskip("torch")
-pytest.importorskip("diffusers")
-
-from diffusers.loaders import TextualInversionLoaderMixin  # noqa: E402
-from safetensors.torch import save_file  # noqa: E402
-from transformers import CLIPTextModel as TheirEncoder  # noqa: E402
-from transformers import CLIPTokenizer as TheirTokenizer  # noqa: E402
-
-from weightport.converters.repo.tokenizer import write_tokenizer  # noqa: E402
-from weightport.runtime.models.clip import CLIPTextModel  # noqa: E402
-from weightport.runtime.text.textual_inversion import load_textual_inversion  # noqa: E402
-from weightport.runtime.text.tokenizer import CLIPTokenizer  # noqa: E402
+from weightport.converters.repo.tokenizer import write_tokenizer
+from weightport.runtime.models.clip import CLIPTextModel
+from weightport.runtime.text.textual_inversion import load_textual_inversion
+from weightport.runtime.text.tokenizer import CLIPTokenizer
 
 DIM = 8
 CONFIG = {

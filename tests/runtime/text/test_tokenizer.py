@@ -9,12 +9,11 @@ from functools import cache
 from pathlib import Path
 
 import pytest
+import torch
+import transformers
 
-torch = pytest.importorskip("torch")
-transformers = pytest.importorskip("transformers")
-
-from weightport.converters.repo.tokenizer import write_tokenizer  # noqa: E402
-from weightport.runtime.text.tokenizer import CLIPTokenizer  # noqa: E402
+from weightport.converters.repo.tokenizer import write_tokenizer
+from weightport.runtime.text.tokenizer import CLIPTokenizer
 
 PLACEHOLDERS = ("<my-cat>", "<my-cat>_1", "<my-cat>_2", "Zeb", "sks", "back\\slash")
 HARD = [
