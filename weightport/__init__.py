@@ -31,6 +31,7 @@ if TYPE_CHECKING:
         parity,
         push,
     )
+    from .runtime.public import *  # noqa: F403
 
     __version__: str
 

@@ -3,21 +3,20 @@ a pipeline is."""
 
 from __future__ import annotations
 
-import re
 from typing import Any, ClassVar
 
 from ...hub.download import HubOptions
 from ..loading.source import StrPath, open_source, split_options
 from ..registry import PIPELINES, public_class
+from ..sampling.starts import Task
 from .base import INDEX, DiffusionPipeline
+from .latent import LatentDiffusionPipeline
 
 
 class AutoPipeline:
-    """The base of the three classes; `task` is what their pipelines do, `ending` how their names
-    end."""
+    """The base of the three classes; `task` is what their pipelines do."""
 
-    task: ClassVar[str]
-    ending: ClassVar[str]
+    task: ClassVar[Task]
 
     @classmethod
     def from_pretrained(
@@ -47,31 +46,33 @@ class AutoPipeline:
     def _find(cls, name: str, options: dict[str, Any]) -> type[DiffusionPipeline]:
         """The class for the task, of the family that a pipeline belongs to; `controlnet` given or
         None changes it."""
-        family = re.sub("(Img2Img|Inpaint)?Pipeline$", "", name)
-        if "controlnet" in options:
-            family = family.removesuffix("ControlNet") + (
-                "ControlNet" if options["controlnet"] is not None else ""
-            )
-        # a family has image-to-image; a single pipeline, such as the one that enlarges images, is
-        # none
-        if not {name, f"{family}Img2ImgPipeline", family + cls.ending} <= {*PIPELINES}:
-            raise ValueError(f"there is no pipeline for {cls.task} that takes what {name} has")
-        return public_class(family + cls.ending)
+        known: dict[str, type[LatentDiffusionPipeline]]
+        known = {one: public_class(one) for one in PIPELINES}
+        own = known.get(name)
+        if own is not None and own.family:
+            is_led = own.control_argument is not None
+            if "controlnet" in options:
+                is_led = options["controlnet"] is not None
+            for kind in known.values():
+                fits = kind.family == own.family and kind.start.task == cls.task
+                if fits and is_led == (kind.control_argument is not None):
+                    return kind
+        raise ValueError(f"there is no pipeline for {cls.task} that takes what {name} has")
 
 
 class AutoPipelineForText2Image(AutoPipeline):
     """A pipeline that makes images of text."""
 
-    task, ending = "text-to-image", "Pipeline"
+    task = "text-to-image"
 
 
 class AutoPipelineForImage2Image(AutoPipeline):
     """A pipeline that changes an image as a text says."""
 
-    task, ending = "image-to-image", "Img2ImgPipeline"
+    task = "image-to-image"
 
 
 class AutoPipelineForInpainting(AutoPipeline):
     """A pipeline that fills a part of an image as a text says."""
 
-    task, ending = "inpainting", "InpaintPipeline"
+    task = "inpainting"
