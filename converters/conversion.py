@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import ConversionError
+from ..mappings.families import Family, families
 from .checkpoint import DTYPES
 from .planning.keys import brief
 from .planning.plan import PlannedComponent, PlannedTensor
-from .repo.layout import Style
+from .repo.style import Style
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,16 @@ class Conversion:
     report: dict[str, Any] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     lacks: list[str] = field(default_factory=list)
+
+    @property
+    def architecture(self) -> Family:
+        """The family itself."""
+        return families()[self.family]
+
+    @property
+    def denoiser(self) -> PlannedComponent | None:
+        """The component that predicts noise, if there is one."""
+        return self.components.get(self.architecture.denoiser)
 
 
 def check_finite(

@@ -15,16 +15,13 @@ from .checkpoint import Checkpoint
 from .conversion import Conversion, Settings
 from .layouts.source import Source
 from .layouts.sources import open_source
-from .outputs.diffusers import output_repo
-from .outputs.kerascv import output_keras
-from .outputs.ldm import output_ldm
+from .outputs import OUTPUTS
 from .planning.candidates import candidates
 from .planning.plan import PlannedComponent, StateDictShapes, choose_family, plan, shared
 from .planning.recognise import Recognition, complete, recognise
-from .repo.layout import lacking, named_placeholders, placeholder_notes
+from .repo.index import lacking
+from .repo.tokenizer import named_placeholders, placeholder_notes
 from .writers.background import Later
-
-_OUTPUTS = {"diffusers": output_repo, "kerascv": output_keras, "ldm": output_ldm}
 
 
 def convert(
@@ -45,11 +42,10 @@ def convert(
         ConversionError: anything a user can act on; nothing is left behind.
     """
     check_apart(output, [*sources, *(path for path in (base, settings.vae) if path)])
+    writer = OUTPUTS[settings.to]
     opened = open_sources(sources, settings)
-    if settings.to == "diffusers" and settings.style.hashes and not settings.dry_run:
-        Later(
-            lambda: [file.sha256() for checkpoint in opened for file in checkpoint.files]
-        )  # while we plan and write
+    if writer.is_repo and settings.style.hashes and not settings.dry_run:
+        Later(lambda: _hash(opened))  # while we plan and write
     parts = recognised(opened)
     if settings.ema and not any(_has_average(part) for part in parts):
         raise ConversionError("--ema: no source is the UNet of an original checkpoint")
@@ -60,31 +56,48 @@ def convert(
     if settings.component is not None:
         components = _only(components, settings.component)
     conversion = Conversion(family.name, components, None if settings.dry_run else output)
-    if settings.to == "diffusers":
-        tokens = named_placeholders(components, settings.style.placeholder_tokens)
-        settings = replace(settings, style=replace(settings.style, placeholder_tokens=tokens))
-        conversion.notes += [
-            *_choice_notes(family, parts, settings),
-            *_width_notes(family, components),
-            *placeholder_notes(tokens),
-        ]
-    conversion.lacks = (
-        lacking(family, components)
-        if settings.component is None and settings.to == "diffusers"
-        else []
-    )
+    if writer.is_repo:
+        settings = _with_tokens(conversion, settings)
+        _take_notes(conversion, parts, settings)
     if not settings.dry_run:
-        _OUTPUTS[settings.to](conversion, family, output, settings, progress)
+        writer.write(conversion, output, settings, progress)
     for part in parts:
         for file in part.checkpoint.files:
             file.check_unchanged()
     return conversion
 
 
-def _choice_notes(family: Family, parts: Sequence[Recognition], settings: Settings) -> list[str]:
-    """Which families the sources fit as well, if nobody chose."""
+def _hash(checkpoints: Sequence[Checkpoint]) -> None:
+    for checkpoint in checkpoints:
+        for file in checkpoint.files:
+            file.sha256()
+
+
+# --- what is said of a repo -----------------------------------------------------------------------
+
+
+def _with_tokens(conversion: Conversion, settings: Settings) -> Settings:
+    """The settings with a name for each token row that textual inversion added."""
+    given = settings.style.placeholder_tokens
+    tokens = named_placeholders(conversion.architecture, conversion.components, given)
+    return replace(settings, style=replace(settings.style, placeholder_tokens=tokens))
+
+
+def _take_notes(conversion: Conversion, parts: Sequence[Recognition], settings: Settings) -> None:
+    """What the user should know of the repo, and what it lacks."""
+    family = conversion.architecture
+    if not settings.family:
+        conversion.notes += _choice_notes(family, parts)
+    conversion.notes += _width_notes(family, conversion.components)
+    conversion.notes += placeholder_notes(settings.style.placeholder_tokens)
+    if settings.component is None:
+        conversion.lacks = lacking(family, conversion.components)
+
+
+def _choice_notes(family: Family, parts: Sequence[Recognition]) -> list[str]:
+    """Which families the sources fit as well."""
     others = [families()[name].title for name in shared(parts) if name != family.name]
-    if settings.family or not others:
+    if not others:
         return []
     return [
         f"configured for {family.title}, but the weights fit {', '.join(others)} as well: --family"
@@ -105,6 +118,9 @@ def _width_notes(family: Family, components: Mapping[str, PlannedComponent]) -> 
         if own:
             notes.append(f"{name} has sizes of its own: {', '.join(own)}")
     return notes
+
+
+# --- sources --------------------------------------------------------------------------------------
 
 
 def gather(sources: Sequence[Path], settings: Settings) -> list[Recognition]:
@@ -138,14 +154,13 @@ def recognised(checkpoints: Sequence[Checkpoint]) -> list[Recognition]:
 
 def _with_vae(parts: list[Recognition], path: Path, settings: Settings) -> list[Recognition]:
     """The parts with the VAE of another file in place of their own."""
-    baked = [
-        part for part in gather([path], replace(settings, ema=False)) if _component(part) == "vae"
-    ]
+    found = gather([path], replace(settings, ema=False))
+    baked = [part for part in found if _is_autoencoder(part)]
     if not baked:
         raise ConversionError(f"--vae {path}: holds no VAE")
     # what else its file holds is not of this model
-    baked = [replace(part, checkpoint=replace(part.checkpoint, whole=None)) for part in baked]
-    return [*(part for part in parts if _component(part) != "vae"), *baked]
+    alone = [replace(part, checkpoint=replace(part.checkpoint, whole=None)) for part in baked]
+    return [part for part in parts if not _is_autoencoder(part)] + alone
 
 
 def _has_average(part: Recognition) -> bool:
@@ -155,8 +170,9 @@ def _has_average(part: Recognition) -> bool:
     return any(candidate.part == part.part for candidate in known)
 
 
-def _component(part: Recognition) -> str:
-    return part.candidates[0].component.name
+def _is_autoencoder(part: Recognition) -> bool:
+    first = part.candidates[0]
+    return first.component.name == first.family.autoencoder
 
 
 # --- base -----------------------------------------------------------------------------------------

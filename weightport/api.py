@@ -16,7 +16,7 @@ from .converters.convert import convert as _convert
 from .converters.inspection import Inspection
 from .converters.inspection import inspect as _inspect
 from .converters.repo.card import check_base_model, check_license
-from .converters.repo.layout import Style
+from .converters.repo.style import Style
 from .errors import ConversionError
 from .parity.result import Parity
 from .push import Push, Reference, fetch, push

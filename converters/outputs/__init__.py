@@ -1,1 +1,34 @@
-"""One module for each layout that is written."""
+"""One module for each layout that is written; each has a function `write`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..conversion import Conversion, Settings
+from . import diffusers, kerascv, ldm
+
+Write = Callable[[Conversion, Path, Settings, Callable[[int, int], None]], None]
+"""(conversion, output, settings, progress): writes the output, fills in the conversion's report."""
+
+
+@dataclass(frozen=True)
+class Output:
+    """How a layout is written.
+
+    Attributes:
+        is_repo: whether a repository is: its files are named by variant, and it reports its sources
+            and says what it lacks.
+    """
+
+    write: Write
+    is_repo: bool = False
+
+
+OUTPUTS = {
+    "diffusers": Output(diffusers.write, is_repo=True),
+    "kerascv": Output(kerascv.write),
+    "ldm": Output(ldm.write),
+}
+"""Name of a layout -> how it is written."""

@@ -1,5 +1,4 @@
-"""The output that most want: a whole diffusers repo with its report, staged so that it appears at
-once."""
+"""A diffusers repo with its report, staged so that it appears at once: what most people want."""
 
 from __future__ import annotations
 
@@ -11,11 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from ...io.atomic import check_space, staged, staged_file
-from ...mappings.families import Family
 from ..checkpoint import SourceFile
 from ..conversion import Conversion, Settings, check_finite, total_nbytes
 from ..layouts.ldm_evidence import Prediction, image_size, prediction, stands_alone
-from ..planning.plan import PlannedComponent
 from ..repo.card import model_card
 from ..repo.layout import write_repo
 from ..repo.report import conversion_report
@@ -23,25 +20,24 @@ from ..writers.safetensors import WrittenFile, write_safetensors
 from .ldm_residue import residue_of, residue_outputs, residue_path
 
 
-def output_repo(
+def write(
     conversion: Conversion,
-    family: Family,
     output: Path,
     settings: Settings,
     progress: Callable[[int, int], None],
 ) -> None:
     """Write the repo and its `conversion.json`; fills in the conversion's report and notes."""
     total = total_nbytes(conversion, settings.style.dtype)
-    predicted = _prediction(conversion, family, settings)
+    predicted = _prediction(conversion, settings)
     settings = _with_image_size(conversion, settings)
     with (
-        _residue(conversion, family, output, settings),
+        _residue(conversion, output, settings),
         staged(output, settings.overwrite, settings.style.sync) as folder,
     ):
         check_space(output.absolute().parent, total)
         written = write_repo(
             folder,
-            family,
+            conversion.architecture,
             conversion.components,
             settings.style,
             predicted,
@@ -49,17 +45,7 @@ def output_repo(
         )
         check_finite(conversion, written.nonfinite, written.overflowed, settings)
         conversion.notes += written.notes
-        conversion.report = conversion_report(
-            family=family.name,
-            components=conversion.components,
-            sha256=_digests(conversion.components) if settings.style.hashes else {},
-            options=_options(replace(settings, base_model=_base_model(conversion, settings))),
-            files=_files(folder, written.files, settings.style.hashes),
-            notes=[*conversion.notes, *(f"lacks {gap}" for gap in conversion.lacks)],
-        )
-        text = json.dumps(conversion.report, indent=1, ensure_ascii=False)
-        (folder / "conversion.json").write_text(text + "\n")
-        (folder / "README.md").write_text(model_card(conversion.report, pipeline_class(folder)))
+        _write_report(conversion, folder, settings, written.files)
 
 
 def pipeline_class(folder: Path) -> str | None:
@@ -68,25 +54,51 @@ def pipeline_class(folder: Path) -> str | None:
     return json.loads(index.read_text())["_class_name"] if index.is_file() else None
 
 
-def _base_model(conversion: Conversion, settings: Settings) -> str | None:
-    """The Hub id of the model that this one comes from: as given, or the one that KerasCV starts
-    from."""
-    known = [
-        component.layout.base_models[conversion.family]
-        for component in conversion.components.values()
-        if conversion.family in component.layout.base_models
-    ]
-    return settings.base_model or next(iter(known), None)
+# --- what the file of the denoiser says -----------------------------------------------------------
+
+
+def _prediction(conversion: Conversion, settings: Settings) -> Prediction | None:
+    """What the UNet of a single file predicts, or what is asked for.
+
+    None for others, whose schedulers are known.
+    """
+    denoiser = conversion.denoiser
+    if denoiser is None:
+        return None
+    checkpoint = denoiser.parts[0].checkpoint
+    found = prediction(conversion.family, checkpoint, settings.prediction_type)
+    if found:
+        conversion.notes.append(f"the UNet predicts {found.kind}: {found.evidence}")
+    if found and found.configs:
+        conversion.notes.append(f"the file says of its schedule: {found.told}")
+    return found
+
+
+def _with_image_size(conversion: Conversion, settings: Settings) -> Settings:
+    """The settings with the image size that a single file states, unless one was asked for."""
+    denoiser = conversion.denoiser
+    if denoiser is None or settings.style.image_size is not None:
+        return settings
+    checkpoint = denoiser.parts[0].checkpoint
+    found = image_size(checkpoint.metadata) if stands_alone(checkpoint) else None
+    if found is None:
+        return settings
+    size, evidence = found
+    conversion.notes.append(f"made for {size} pixels: {evidence}")
+    return replace(settings, style=replace(settings.style, image_size=size))
+
+
+# --- what lies beside the weights -----------------------------------------------------------------
 
 
 @contextlib.contextmanager
-def _residue(
-    conversion: Conversion, family: Family, output: Path, settings: Settings
-) -> Iterator[None]:
-    """Beside the repo, what it cannot hold of an original checkpoint; appears after the repo, if at
-    all."""
+def _residue(conversion: Conversion, output: Path, settings: Settings) -> Iterator[None]:
+    """Beside the repo, what it cannot hold of an original checkpoint.
+
+    Appears after the repo, if at all.
+    """
     wanted = settings.residue and settings.component is None
-    rest = residue_of(conversion.components, family) if wanted else None
+    rest = residue_of(conversion.components, conversion.architecture) if wanted else None
     if rest is None:
         yield
         return
@@ -103,47 +115,46 @@ def _residue(
         )
 
 
-def _prediction(conversion: Conversion, family: Family, settings: Settings) -> Prediction | None:
-    """What the UNet of a single file predicts, or what is asked for; None for others, whose
-    schedulers are known."""
-    unet = conversion.components.get("unet")
-    if unet is None:
-        return None
-    found = prediction(family.name, unet.parts[0].checkpoint, settings.prediction_type)
-    if found:
-        conversion.notes.append(f"the UNet predicts {found.kind}: {found.evidence}")
-    if found and found.configs:
-        conversion.notes.append(f"the file says of its schedule: {found.told}")
-    return found
+def _write_report(
+    conversion: Conversion, folder: Path, settings: Settings, weights: Mapping[str, WrittenFile]
+) -> None:
+    """`conversion.json` and the model card."""
+    hashes = settings.style.hashes
+    conversion.report = conversion_report(
+        family=conversion.family,
+        components=conversion.components,
+        sha256=_digests(conversion) if hashes else {},
+        options=_options(replace(settings, base_model=_base_model(conversion, settings))),
+        files=_files(folder, weights, hashes),
+        notes=[*conversion.notes, *(f"lacks {gap}" for gap in conversion.lacks)],
+    )
+    text = json.dumps(conversion.report, indent=1, ensure_ascii=False)
+    (folder / "conversion.json").write_text(text + "\n")
+    (folder / "README.md").write_text(model_card(conversion.report, pipeline_class(folder)))
 
 
-def _with_image_size(conversion: Conversion, settings: Settings) -> Settings:
-    """The settings with the image size that a single file states, unless another one was asked
-    for."""
-    unet = conversion.components.get("unet")
-    if (
-        unet is None
-        or not stands_alone(unet.parts[0].checkpoint)
-        or settings.style.image_size is not None
-    ):
-        return settings
-    found = image_size(unet.parts[0].checkpoint.metadata)
-    if found is None:
-        return settings
-    size, evidence = found
-    conversion.notes.append(f"made for {size} pixels: {evidence}")
-    return replace(settings, style=replace(settings.style, image_size=size))
+def _base_model(conversion: Conversion, settings: Settings) -> str | None:
+    """The Hub id of the model that this one comes from.
+
+    As given, or the one that the source layout's programs start from.
+    """
+    if settings.base_model:
+        return settings.base_model
+    for component in conversion.components.values():
+        known = component.layout.base_models.get(conversion.family)
+        if known is not None:
+            return known
+    return None
 
 
-def _digests(components: Mapping[str, PlannedComponent]) -> dict[str, str]:
+def _digests(conversion: Conversion) -> dict[str, str]:
     """sha256 of every source file that was used."""
-    files = {
-        str(file.path): file
-        for c in components.values()
-        for part in c.parts
-        for file in part.checkpoint.files
-    }
-    return {path: file.sha256() for path, file in files.items()}
+    digests = {}
+    for component in conversion.components.values():
+        for part in component.parts:
+            for file in part.checkpoint.files:
+                digests[str(file.path)] = file.sha256()
+    return digests
 
 
 def _files(
@@ -154,10 +165,10 @@ def _files(
     for path in sorted(file for file in folder.rglob("*") if file.is_file()):
         name = str(path.relative_to(folder))
         described[name] = {"nbytes": path.stat().st_size}
-        if hashes:
-            described[name]["sha256"] = (
-                weights[name].sha256 if name in weights else SourceFile(path).sha256()
-            )
+        if hashes and name in weights:
+            described[name]["sha256"] = weights[name].sha256
+        elif hashes:
+            described[name]["sha256"] = SourceFile(path).sha256()
     return described
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -10,28 +10,34 @@ import numpy as np
 
 from ...errors import ConversionError
 from ...io.atomic import staged_file
-from ...mappings.families import Family, halves
+from ...mappings.families import halves
 from ...mappings.table import Link
 from ..checkpoint import DTYPES, Array
 from ..conversion import Conversion, Settings, check_finite, total_nbytes
-from ..planning.candidates import candidates
+from ..planning.candidates import Candidate, candidates
 from ..planning.plan import PlannedComponent
 from ..writers.safetensors import Written
-from .kerascv_file import write_keras
+from .kerascv_file import Compute, write_keras
+
+_SUFFIXES = (".weights.h5", ".h5")
 
 
-def output_keras(
+def write(
     conversion: Conversion,
-    family: Family,
     output: Path,
     settings: Settings,
     progress: Callable[[int, int], None],
 ) -> None:
-    """One Keras file a part: `output` itself for a single part, `name.<part>.h5` for several, or
-    files in a folder."""
+    """One Keras file a part.
+
+    `output` itself for a single part, `name.<part>.h5` beside it for several.
+
+    Raises:
+        ConversionError: the name is no Keras file's, or KerasCV has none of these models.
+    """
     seen = Written()
-    parts = _keras_parts(conversion, family, settings, seen)
-    targets = _keras_targets(output, list(parts))
+    parts = _parts(conversion, settings, seen)
+    targets = _targets(output, list(parts))
     total = total_nbytes(conversion, settings.style.dtype)
     with ExitStack() as stack:
         for part, tensors in parts.items():
@@ -43,8 +49,9 @@ def output_keras(
         check_finite(conversion, seen.nonfinite, seen.overflow, settings)
 
 
-def _keras_targets(output: Path, parts: Sequence[str]) -> dict[str, Path]:
-    suffix = next((s for s in (".weights.h5", ".h5") if output.name.endswith(s)), None)
+def _targets(output: Path, parts: Sequence[str]) -> dict[str, Path]:
+    """Part -> the file that it is written to."""
+    suffix = next((suffix for suffix in _SUFFIXES if output.name.endswith(suffix)), None)
     if suffix is None:
         raise ConversionError(
             f"{output}: name the Keras file `something.weights.h5` (Keras 2.15 and 3) or"
@@ -56,56 +63,73 @@ def _keras_targets(output: Path, parts: Sequence[str]) -> dict[str, Path]:
     return {part: output.with_name(f"{stem}.{part}{suffix}") for part in parts}
 
 
-def _keras_parts(
-    conversion: Conversion, family: Family, settings: Settings, seen: Written
-) -> dict[str, dict[str, Callable[[], Array]]]:
-    """Part -> canonical Keras key -> how to compute it, for every KerasCV part the components can
-    fill.
+def _parts(
+    conversion: Conversion, settings: Settings, seen: Written
+) -> dict[str, Mapping[str, Compute]]:
+    """Part -> canonical Keras key -> how to compute it, for every part that there is.
 
     What is NaN, Inf or overflows then is counted in `seen`.
     """
-    parts = {}
+    parts: dict[str, Mapping[str, Compute]] = {}
     for candidate in candidates("kerascv"):
-        component = conversion.components.get(str(candidate.table.about["component"]))
-        if candidate.family.name != family.name or component is None:
+        if candidate.family.name != conversion.family or not _is_wanted(candidate.part, settings):
             continue
-        if settings.component in halves() and settings.component != candidate.part:
+        component = conversion.components.get(candidate.component.name)
+        if component is None or not _is_whole(candidate, component):
             continue
-        if all(
-            target in component.tensors
-            for link in candidate.links.values()
-            for target in link.targets
-        ):
-            parts[candidate.part] = {
-                key: _inverted(link, key, component, settings.style.dtype, seen)
-                for key, link in candidate.links.items()
-            }
+        parts[candidate.part] = {
+            key: _inverted(link, key, component, settings.style.dtype, seen)
+            for key, link in candidate.links.items()
+        }
     if not parts:
         raise ConversionError("nothing to write: KerasCV has no model for these components")
     return parts
 
 
+def _is_wanted(part: str, settings: Settings) -> bool:
+    """Whether a part is asked for; who names a half wants that half only."""
+    return settings.component not in halves() or settings.component == part
+
+
+def _is_whole(candidate: Candidate, component: PlannedComponent) -> bool:
+    """Whether a component has every tensor that a part takes."""
+    links = candidate.links.values()
+    return all(target in component.tensors for link in links for target in link.targets)
+
+
 def _inverted(
     link: Link, key: str, component: PlannedComponent, dtype: str, seen: Written
-) -> Callable[[], Array]:
+) -> Compute:
+    """How to compute a Keras tensor."""
+
     def compute() -> Array:
         arrays = [component.tensors[target].tensor().numpy() for target in link.targets]
         back = link.inverse
-        array = (back.op.apply(arrays, len(back.targets)) if back.op else arrays)[
-            back.targets.index(key)
-        ]
+        if back.op is not None:
+            arrays = back.op.apply(arrays, len(back.targets))
+        array = arrays[back.targets.index(key)]
         return _cast(array, dtype, f"{component.name} {link.targets[0]}", seen)
 
     return compute
 
 
 def _cast(array: Array, dtype: str, name: str, seen: Written) -> Array:
-    """The array in a dtype (or as it is, for "keep"); what is not finite before and after is
-    counted by name."""
+    """The array in a dtype (or as it is, for "keep").
+
+    What is not finite before and after is counted by name.
+    """
     with np.errstate(over="ignore"):  # counted instead
         cast = array if dtype == "keep" else array.astype(DTYPES[dtype])
-    before, after = (int(np.count_nonzero(~np.isfinite(values))) for values in (array, cast))
-    for counts, count in ((seen.nonfinite, before), (seen.overflow, after - before)):
-        if count:
-            counts[name] = counts.get(name, 0) + count
+    before = _nonfinite(array)
+    _count(seen.nonfinite, name, before)
+    _count(seen.overflow, name, _nonfinite(cast) - before)
     return cast
+
+
+def _nonfinite(array: Array) -> int:
+    return int(np.count_nonzero(~np.isfinite(array)))
+
+
+def _count(counts: dict[str, int], name: str, number: int) -> None:
+    if number:
+        counts[name] = counts.get(name, 0) + number

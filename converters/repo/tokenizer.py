@@ -17,18 +17,29 @@ import hashlib
 import itertools
 import json
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
 from ... import mappings
 from ...errors import ConversionError, printable
+from ...mappings.families import Family
+from ..planning.plan import PlannedComponent
+from .base import base_file
 
 VOCABULARY_SIZE = 49_408
 MAX_LENGTH = 77
 START, END = "<|startoftext|>", "<|endoftext|>"  # 49406, 49407
 
+_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "vocab.json",
+    "merges.txt",
+    "special_tokens_map.json",
+    "added_tokens.json",
+)
 _SHA256 = {  # of the packaged data, unpacked
     "clip_vocab.json": "e089ad92ba36837a0d31433e555c8f45fe601ab5c221d4f607ded32d9f7a4349",
     "clip_bpe_merges.txt": "d308b7377a8ceaa9707a21614fe8c831b9196e197b7aeb69833359362907af02",
@@ -161,6 +172,58 @@ def write_tokenizer(
         with (folder / name).open("wb") as file:
             file.writelines(pieces)
     return [folder / name for name in contents]
+
+
+def copy_or_write_tokenizer(
+    folder: Path,
+    encoder: PlannedComponent,
+    *,
+    placeholder_tokens: Sequence[str],
+    pad_token: str,
+) -> None:
+    """The tokenizer of a text encoder: a base's own files, or else CLIP's.
+
+    Args:
+        folder: must not be there yet.
+        pad_token: of the family; the layout that the encoder comes from may have its own.
+    """
+    folder.mkdir()
+    given = [base_file(encoder, f"{folder.name}/{name}") for name in _FILES]
+    theirs = [file for file in given if file is not None]
+    for file in theirs:
+        (folder / file.name).write_bytes(file.read_bytes())
+    if not theirs:
+        pad_token = encoder.layout.pad_token or pad_token
+        write_tokenizer(folder, placeholder_tokens=placeholder_tokens, pad_token=pad_token)
+
+
+def named_placeholders(
+    family: Family, components: Mapping[str, PlannedComponent], given: tuple[str, ...]
+) -> tuple[str, ...]:
+    """Names for the token rows beyond CLIP's vocabulary, in order.
+
+    Raises:
+        ConversionError: there are not as many names as rows, or one cannot be a token.
+    """
+    folder, tokenizer = next(iter(family.tokenizers.items()))
+    encoder = components.get(tokenizer.encoder)
+    if encoder is None or base_file(encoder, f"{folder}/tokenizer_config.json"):
+        if given:
+            raise ConversionError(
+                "--placeholder-token: no source is a text encoder, so there is no token row to name"
+            )
+        return ()
+    return placeholder_names(encoder.config["vocab_size"], given)
+
+
+def placeholder_notes(tokens: tuple[str, ...]) -> list[str]:
+    """What the user should know about placeholder tokens."""
+    if not tokens:
+        return []
+    return [
+        f"placeholder tokens: {', '.join(tokens)} (ids from {VOCABULARY_SIZE} on)",
+        *placeholder_warnings(tokens),
+    ]
 
 
 def _config(pad_token: str) -> dict[str, Any]:

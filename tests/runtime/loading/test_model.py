@@ -30,7 +30,7 @@ from weightport import (
     ControlNetModel,
     UNet2DConditionModel,
 )
-from weightport.converters.repo.layout import DIFFUSERS_VERSION
+from weightport.io.config_files import DIFFUSERS_VERSION
 from weightport.runtime.loading import config as runtime_config
 
 from ...support.synthetic import write_controlnet, write_repo
