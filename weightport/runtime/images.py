@@ -1,5 +1,7 @@
-"""Images and masks on their way into a pipeline and out of it. Tensors are (b, c, h, w), arrays (b,
-h, w, c)."""
+"""Images and masks on their way into a pipeline and out of it.
+
+Tensors are (b, c, h, w), arrays (b, h, w, c).
+"""
 
 from __future__ import annotations
 
@@ -46,7 +48,7 @@ class VaeImageProcessor:
 
     def preprocess(
         self,
-        image: Any,
+        image: ImageInput | None,
         height: int | None = None,
         width: int | None = None,
         resize_mode: ResizeMode = "default",
@@ -70,23 +72,15 @@ class VaeImageProcessor:
         images = self._listed(image)
         first = images[0]
         if isinstance(first, Image.Image):
-            images = [one.crop(crops_coords) if crops_coords else one for one in images]
-            target = self._size(images[0].height, images[0].width, height, width)
-            pixels = torch.cat(
-                [self._from_pil(self.resize(one, *target, resize_mode)) for one in images]
-            )
+            pixels = self._from_pictures(images, height, width, resize_mode, crops_coords)
         else:
-            images = [one if one.ndim == 4 else one[None] for one in images]
-            pixels = (
-                _to_tensor(np.concatenate(images))
-                if isinstance(first, np.ndarray)
-                else torch.cat(images)
-            )
-            if isinstance(first, Tensor) and pixels.shape[1] == self.vae_latent_channels:
+            batches = [one if one.ndim == 4 else one[None] for one in images]
+            is_array = isinstance(first, np.ndarray)
+            pixels = _to_tensor(np.concatenate(batches)) if is_array else torch.cat(batches)
+            if not is_array and pixels.shape[1] == self.vae_latent_channels:
                 return pixels
-            pixels = F.interpolate(
-                pixels, self._size(pixels.shape[-2], pixels.shape[-1], height, width)
-            )
+            target = self._size(pixels.shape[-2], pixels.shape[-1], height, width)
+            pixels = F.interpolate(pixels, target)
         if self.do_normalize and pixels.min() < 0:
             warnings.warn(
                 "the image has negative values: it is taken to be in [-1, 1] already", stacklevel=2
@@ -95,23 +89,32 @@ class VaeImageProcessor:
             pixels = 2.0 * pixels - 1.0
         return (pixels >= 0.5).to(pixels.dtype) if self.do_binarize else pixels
 
+    def _from_pictures(
+        self,
+        images: list[Image.Image],
+        height: int | None,
+        width: int | None,
+        resize_mode: ResizeMode,
+        crop: Box | None,
+    ) -> Tensor:
+        """PIL images -> (b, c, h, w), cropped and at one size."""
+        if crop:
+            images = [one.crop(crop) for one in images]
+        target = self._size(images[0].height, images[0].width, height, width)
+        return torch.cat([self._from_pil(self.resize(one, *target, resize_mode)) for one in images])
+
     def _listed(self, image: Any) -> list[Any]:
-        if (
-            self.do_convert_grayscale
-            and isinstance(image, (Tensor, np.ndarray))
-            and image.ndim == 3
-        ):
-            channel = 1 if isinstance(image, Tensor) else 0 if image.shape[-1] == 1 else -1
-            image = (
-                image.unsqueeze(1) if isinstance(image, Tensor) else np.expand_dims(image, channel)
-            )
+        """The images that are given, which are of one kind.
+
+        Raises:
+            ValueError: they are not.
+        """
+        if self.do_convert_grayscale and isinstance(image, (Tensor, np.ndarray)):
+            image = _with_channel(image)
         images = list(image) if isinstance(image, (list, tuple)) else [image]
         kinds = {type(one) for one in images if isinstance(one, (Tensor, np.ndarray))}
-        if (
-            not images
-            or len(kinds) > 1
-            or (not kinds and not all(isinstance(one, Image.Image) for one in images))
-        ):
+        are_pictures = all(isinstance(one, Image.Image) for one in images)
+        if not images or len(kinds) > 1 or not (kinds or are_pictures):
             raise ValueError(
                 "an image must be a PIL image, a numpy array, a tensor, or a list of one of these"
             )
@@ -121,7 +124,9 @@ class VaeImageProcessor:
         self, height: int, width: int, want_height: int | None, want_width: int | None
     ) -> tuple[int, int]:
         unit = self.vae_scale_factor
-        return (want_height or height) // unit * unit, (want_width or width) // unit * unit
+        height = want_height or height
+        width = want_width or width
+        return height // unit * unit, width // unit * unit
 
     def _from_pil(self, image: Image.Image) -> Tensor:
         image = image.convert("L" if self.do_convert_grayscale else "RGB")
@@ -136,20 +141,22 @@ class VaeImageProcessor:
         if resize_mode == "default":
             return image.resize((width, height), Image.Resampling[self.resample.upper()])
         w, h = image.size
-        fits_width = (width / height < w / h) == (resize_mode == "fill")
+        fills = resize_mode == "fill"
+        fits_width = (width / height < w / h) == fills
         size = (width, h * width // w) if fits_width else (w * height // h, height)
-        scaled, result = (
-            image.resize(size, Image.Resampling.LANCZOS),
-            Image.new("RGB", (width, height)),
-        )
-        left, top = width // 2 - size[0] // 2, height // 2 - size[1] // 2
+        scaled = image.resize(size, Image.Resampling.LANCZOS)
+        left = width // 2 - size[0] // 2
+        top = height // 2 - size[1] // 2
+        result = Image.new("RGB", (width, height))
         result.paste(scaled, (left, top))
-        if top > 0 and resize_mode == "fill":
+        if top > 0 and fills:
             for y, edge in ((0, 0), (top + size[1], size[1])):
-                result.paste(scaled.resize((width, top), box=(0, edge, width, edge)), (0, y))
-        elif left > 0 and resize_mode == "fill":
+                row = scaled.resize((width, top), box=(0, edge, width, edge))
+                result.paste(row, (0, y))
+        elif left > 0 and fills:
             for x, edge in ((0, 0), (left + size[0], size[0])):
-                result.paste(scaled.resize((left, height), box=(edge, 0, edge, height)), (x, 0))
+                column = scaled.resize((left, height), box=(edge, 0, edge, height))
+                result.paste(column, (x, 0))
         return result
 
     def postprocess(
@@ -166,19 +173,25 @@ class VaeImageProcessor:
         if output_type == "latent":
             return image
         flags = do_denormalize or [True] * len(image)
-        image = torch.stack(
-            [
-                (x * 0.5 + 0.5).clamp(0, 1) if flag else x
-                for x, flag in zip(image, flags, strict=True)
-            ]
-        )
+        pairs = zip(image, flags, strict=True)
+        image = torch.stack([(x * 0.5 + 0.5).clamp(0, 1) if flag else x for x, flag in pairs])
         if output_type == "pt":
             return image
         array = image.cpu().permute(0, 2, 3, 1).float().numpy()
         if output_type == "np":
             return array
         pixels = (array * 255).round().astype("uint8")
-        return [Image.fromarray(one.squeeze(-1) if one.shape[-1] == 1 else one) for one in pixels]
+        is_grey = pixels.shape[-1] == 1
+        return [Image.fromarray(one.squeeze(-1) if is_grey else one) for one in pixels]
+
+
+def _with_channel(image: Tensor | np.ndarray[Any, Any]) -> Tensor | np.ndarray[Any, Any]:
+    """(b, h, w) with the channel that it lacks; an array that ends in one channel is (h, w, 1)."""
+    if image.ndim != 3:
+        return image
+    if isinstance(image, Tensor):
+        return image.unsqueeze(1)
+    return np.expand_dims(image, 0 if image.shape[-1] == 1 else -1)
 
 
 def _to_tensor(array: np.ndarray[Any, Any]) -> Tensor:
@@ -194,13 +207,16 @@ def crop_region(mask: Image.Image, width: int, height: int, pad: int) -> Box:
     the image.
     """
     left, top, right, bottom = mask.convert("L").getbbox() or (0, 0, 0, 0)
-    x = max(left - pad, 0), min(right + pad, mask.width)
-    y = max(top - pad, 0), min(bottom + pad, mask.height)
-    if (x[1] - x[0]) / (y[1] - y[0]) > width / height:
-        y = _grown(*y, int((x[1] - x[0]) / (width / height)), mask.height)
+    left = max(left - pad, 0)
+    right = min(right + pad, mask.width)
+    top = max(top - pad, 0)
+    bottom = min(bottom + pad, mask.height)
+    ratio = width / height
+    if (right - left) / (bottom - top) > ratio:
+        top, bottom = _grown(top, bottom, int((right - left) / ratio), mask.height)
     else:
-        x = _grown(*x, int((y[1] - y[0]) * (width / height)), mask.width)
-    return x[0], y[0], x[1], y[1]
+        left, right = _grown(left, right, int((bottom - top) * ratio), mask.width)
+    return left, top, right, bottom
 
 
 def _grown(start: int, stop: int, length: int, limit: int) -> tuple[int, int]:
@@ -221,9 +237,11 @@ def apply_overlay(
     where it is black."""
     left, top, right, bottom = box
     kept = Image.new("RGBa", original.size)
-    kept.paste(original.convert("RGBA").convert("RGBa"), mask=ImageOps.invert(mask.convert("L")))
+    outside = ImageOps.invert(mask.convert("L"))
+    kept.paste(original.convert("RGBA").convert("RGBa"), mask=outside)
     result = Image.new("RGBA", original.size)
-    result.paste(processor.resize(image, bottom - top, right - left, "crop"), (left, top))
+    painted = processor.resize(image, bottom - top, right - left, "crop")
+    result.paste(painted, (left, top))
     result = result.convert("RGB").convert("RGBA")
     result.alpha_composite(kept.convert("RGBA"))
     return result.convert("RGB")

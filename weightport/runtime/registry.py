@@ -9,50 +9,84 @@ from __future__ import annotations
 from importlib import import_module
 from typing import Any
 
-_NAMES = {  # modules of weightport.runtime -> public classes
-    "models.unet": "UNet2DConditionModel",
-    "models.controlnet": "ControlNetModel MultiControlNetModel",
-    "models.vae": "AutoencoderKL",
-    "models.clip": "CLIPTextModel CLIPTextModelWithProjection",
-    "text.tokenizer": "CLIPTokenizer",
-    "models.safety_checker": "CLIPImageProcessor StableDiffusionSafetyChecker",
-    "loading.model": "AutoModel",
-    "pipelines.base": "DiffusionPipeline",
-    "pipelines.auto": "AutoPipelineForText2Image AutoPipelineForImage2Image AutoPipelineForInpainting",
+MODULES: dict[str, tuple[str, ...]] = {  # modules of weightport.runtime -> public classes
+    "models.unet": ("UNet2DConditionModel",),
+    "models.controlnet": (
+        "ControlNetModel",
+        "MultiControlNetModel",
+    ),
+    "models.vae": ("AutoencoderKL",),
+    "models.clip": (
+        "CLIPTextModel",
+        "CLIPTextModelWithProjection",
+    ),
+    "text.tokenizer": ("CLIPTokenizer",),
+    "models.safety_checker": (
+        "CLIPImageProcessor",
+        "StableDiffusionSafetyChecker",
+    ),
+    "loading.model": ("AutoModel",),
+    "pipelines.base": ("DiffusionPipeline",),
+    "pipelines.auto": (
+        "AutoPipelineForText2Image",
+        "AutoPipelineForImage2Image",
+        "AutoPipelineForInpainting",
+    ),
     "pipelines.stable_diffusion": (
-        """
-        StableDiffusionPipeline StableDiffusionImg2ImgPipeline StableDiffusionInpaintPipeline
-        StableDiffusionInstructPix2PixPipeline LatentConsistencyModelPipeline
-        LatentConsistencyModelImg2ImgPipeline StableDiffusionUpscalePipeline
-        StableDiffusionDepth2ImgPipeline
-        """
+        "StableDiffusionPipeline",
+        "StableDiffusionImg2ImgPipeline",
+        "StableDiffusionInpaintPipeline",
+        "StableDiffusionInstructPix2PixPipeline",
+        "LatentConsistencyModelPipeline",
+        "LatentConsistencyModelImg2ImgPipeline",
+        "StableDiffusionUpscalePipeline",
+        "StableDiffusionDepth2ImgPipeline",
     ),
     "pipelines.stable_diffusion_xl": (
-        """
-        StableDiffusionXLPipeline StableDiffusionXLImg2ImgPipeline StableDiffusionXLInpaintPipeline
-        StableDiffusionXLInstructPix2PixPipeline
-        """
+        "StableDiffusionXLPipeline",
+        "StableDiffusionXLImg2ImgPipeline",
+        "StableDiffusionXLInpaintPipeline",
+        "StableDiffusionXLInstructPix2PixPipeline",
     ),
     "pipelines.controlnet": (
-        """
-        StableDiffusionControlNetPipeline StableDiffusionControlNetImg2ImgPipeline
-        StableDiffusionControlNetInpaintPipeline StableDiffusionXLControlNetPipeline
-        StableDiffusionXLControlNetImg2ImgPipeline StableDiffusionXLControlNetInpaintPipeline
-        """
+        "StableDiffusionControlNetPipeline",
+        "StableDiffusionControlNetImg2ImgPipeline",
+        "StableDiffusionControlNetInpaintPipeline",
+        "StableDiffusionXLControlNetPipeline",
+        "StableDiffusionXLControlNetImg2ImgPipeline",
+        "StableDiffusionXLControlNetInpaintPipeline",
     ),
     "schedulers": (
-        """
-        CMStochasticIterativeScheduler CosineDPMSolverMultistepScheduler DDIMScheduler DDIMInverseScheduler
-        DDPMScheduler DEISMultistepScheduler DPMSolverMultistepScheduler DPMSolverMultistepInverseScheduler
-        DPMSolverSDEScheduler DPMSolverSinglestepScheduler EDMDPMSolverMultistepScheduler EDMEulerScheduler
-        EulerAncestralDiscreteScheduler EulerDiscreteScheduler FlowMatchEulerDiscreteScheduler
-        FlowMatchHeunDiscreteScheduler FlowMatchLCMScheduler HeunDiscreteScheduler IPNDMScheduler
-        KDPM2AncestralDiscreteScheduler KDPM2DiscreteScheduler KerasCVScheduler LCMScheduler LMSDiscreteScheduler
-        PNDMScheduler SASolverScheduler TCDScheduler UniPCMultistepScheduler
-    """
+        "CMStochasticIterativeScheduler",
+        "CosineDPMSolverMultistepScheduler",
+        "DDIMScheduler",
+        "DDIMInverseScheduler",
+        "DDPMScheduler",
+        "DEISMultistepScheduler",
+        "DPMSolverMultistepScheduler",
+        "DPMSolverMultistepInverseScheduler",
+        "DPMSolverSDEScheduler",
+        "DPMSolverSinglestepScheduler",
+        "EDMDPMSolverMultistepScheduler",
+        "EDMEulerScheduler",
+        "EulerAncestralDiscreteScheduler",
+        "EulerDiscreteScheduler",
+        "FlowMatchEulerDiscreteScheduler",
+        "FlowMatchHeunDiscreteScheduler",
+        "FlowMatchLCMScheduler",
+        "HeunDiscreteScheduler",
+        "IPNDMScheduler",
+        "KDPM2AncestralDiscreteScheduler",
+        "KDPM2DiscreteScheduler",
+        "KerasCVScheduler",
+        "LCMScheduler",
+        "LMSDiscreteScheduler",
+        "PNDMScheduler",
+        "SASolverScheduler",
+        "TCDScheduler",
+        "UniPCMultistepScheduler",
     ),
 }
-MODULES = {module: tuple(names.split()) for module, names in _NAMES.items()}
 PUBLIC = {name: module for module, names in MODULES.items() for name in names}
 PIPELINES = (
     *MODULES["pipelines.stable_diffusion"],
@@ -95,12 +129,15 @@ def public_class(name: str) -> type[Any]:
 
 def component_class(library: str, name: str) -> type[Any] | None:
     """Our class for an entry of `model_index.json`; None if there is none."""
-    name = ALIASES.get(plain := name.removeprefix("FlashPack"), plain)
-    return public_class(name) if name in COMPONENTS.get(library, ()) and name in PUBLIC else None
+    name = name.removeprefix("FlashPack")
+    name = ALIASES.get(name, name)
+    is_known = name in COMPONENTS.get(library, ()) and name in PUBLIC
+    return public_class(name) if is_known else None
 
 
 def library_of(kind: type) -> str:
     """What `model_index.json` calls the library of a class: diffusers' names for ours, or the
     package it is from."""
     package = kind.__module__.split(".")[0]
-    return str(getattr(kind, "library", package)) if package == __name__.split(".")[0] else package
+    is_ours = package == __name__.split(".")[0]
+    return str(getattr(kind, "library", package)) if is_ours else package

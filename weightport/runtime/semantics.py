@@ -24,14 +24,13 @@ def apply_semantics(model: nn.Module, semantics: Semantics) -> None:
     """
     if semantics not in ("diffusers", "kerascv"):
         raise ValueError(f"semantics must be 'diffusers' or 'kerascv', not {semantics!r}")
-    if semantics == "kerascv":
-        for module in model.modules():
-            if isinstance(module, GEGLU):
-                module.gelu = kerascv_gelu
-            elif (
-                isinstance(module, nn.GroupNorm) and module.eps == 1e-6
-            ):  # not one that the config has set
-                module.eps = 1e-5
+    if semantics == "diffusers":
+        return
+    for module in model.modules():
+        if isinstance(module, GEGLU):
+            module.gelu = kerascv_gelu
+        elif isinstance(module, nn.GroupNorm) and module.eps == 1e-6:  # not one of the config
+            module.eps = 1e-5
 
 
 def kerascv_gelu(x: Tensor) -> Tensor:

@@ -1,5 +1,4 @@
-"""`DiffusionPipeline`: the base of the pipelines, which holds components and knows how to load and
-save them."""
+"""`DiffusionPipeline`: the base of the pipelines, which holds components, loads and saves them."""
 
 from __future__ import annotations
 
@@ -66,16 +65,12 @@ class DiffusionPipeline(HasConfig):
     def parameters(self) -> dict[str, Any]:
         """The constructor's arguments that are no components: `Other(**pipe.components,
         **pipe.parameters)`."""
-        return {
-            name: self._options[name]
-            for name in read_signature(type(self))[1]
-            if name in self._options
-        }
+        _, names = read_signature(type(self))
+        return {name: self._options[name] for name in names if name in self._options}
 
     @property
     def config(self) -> Config:
-        """What `model_index.json` says of this pipeline: the class of each component, and
-        options."""
+        """What `model_index.json` says: the class of each component, and options."""
         entries = {name: _entry(component) for name, component in self.components.items()}
         head = {"_class_name": type(self).__name__, "_diffusers_version": DIFFUSERS_VERSION}
         return Config({**head, **entries, **self._options})
@@ -86,23 +81,22 @@ class DiffusionPipeline(HasConfig):
     # --- devices ----------------------------------------------------------------------------------
 
     def _models(self) -> list[nn.Module]:
-        return [
-            component for component in self.components.values() if isinstance(component, nn.Module)
-        ]
+        components = self.components.values()
+        return [component for component in components if isinstance(component, nn.Module)]
+
+    def _parameters(self) -> Iterator[nn.Parameter]:
+        for model in self._models():
+            yield from model.parameters()
 
     @property
     def device(self) -> torch.device:
         """Where the first model is."""
-        return next(
-            (p.device for model in self._models() for p in model.parameters()), torch.device("cpu")
-        )
+        return next((one.device for one in self._parameters()), torch.device("cpu"))
 
     @property
     def dtype(self) -> torch.dtype:
         """The dtype of the first model."""
-        return next(
-            (p.dtype for model in self._models() for p in model.parameters()), torch.float32
-        )
+        return next((one.dtype for one in self._parameters()), torch.float32)
 
     def to(self, *arguments: Any, device: Any = None, dtype: torch.dtype | None = None) -> Self:
         """Move and cast every model: `to(device)`, `to(dtype)`, `to(device, dtype)`.
@@ -110,13 +104,10 @@ class DiffusionPipeline(HasConfig):
         Raises:
             ValueError: the arguments are something else.
         """
-        given = [*arguments, *(value for value in (device, dtype) if value is not None)]
-        if [isinstance(value, torch.dtype) for value in given] not in (
-            [],
-            [False],
-            [True],
-            [False, True],
-        ):
+        named = [value for value in (device, dtype) if value is not None]
+        given = [*arguments, *named]
+        are_dtypes = [isinstance(value, torch.dtype) for value in given]
+        if are_dtypes not in ([], [False], [True], [False, True]):
             raise ValueError(f"to() takes a device, a dtype, or a device and a dtype, not {given}")
         for model in self._models():
             model.to(*given)
@@ -126,7 +117,8 @@ class DiffusionPipeline(HasConfig):
 
     def progress_bar(self, iterable: Iterable[Any] | None = None, total: int | None = None) -> Any:
         """A tqdm bar over `iterable`, or for `total` steps; shown on a terminal only."""
-        return tqdm(iterable, total=total, **{"disable": None, **self._progress_bar_config})
+        options = {"disable": None, **self._progress_bar_config}
+        return tqdm(iterable, total=total, **options)
 
     def set_progress_bar_config(self, **options: Any) -> None:
         """Arguments of tqdm for `progress_bar`, such as `disable=True`."""
@@ -188,8 +180,7 @@ class DiffusionPipeline(HasConfig):
     def _find_class(
         cls, source: Source, name: Any, custom: Any, trust: bool, hub: Mapping[str, Any]
     ) -> Any:
-        """The class to load: that of the custom code, this one, or the one of the name in the
-        index."""
+        """The class to load: of the custom code, this one, or the one that the index names."""
         if custom is not None and Path(custom).suffix == ".py":
             file = Path(custom).expanduser().absolute()
             return load_class(Source(file.parent), file.stem, None, trust)
@@ -197,12 +188,9 @@ class DiffusionPipeline(HasConfig):
             return load_class(open_source(custom, **hub), "pipeline", None, trust)
         if cls is not DiffusionPipeline:
             return cls
-        if (
-            isinstance(name, list)
-            and len(name) == 2
-            and all(isinstance(part, str) for part in name)
-        ):
-            return load_class(source, name[0], name[1], trust)
+        if isinstance(name, list) and [type(part) for part in name] == [str, str]:
+            module, custom_class = name
+            return load_class(source, module, custom_class, trust)
         if name not in PIPELINES:
             raise ValueError(
                 f"{source.name}: the runtime has no pipeline {name!r}; load it with a class that"
@@ -224,7 +212,8 @@ class DiffusionPipeline(HasConfig):
         """
         kind = type(pipeline) if cls is DiffusionPipeline else cls
         known = {**pipeline.config, **pipeline.components}
-        result: Self = kind(**choose_arguments(kind, type(pipeline).__name__, known, options))  # type: ignore[assignment]
+        arguments = choose_arguments(kind, type(pipeline).__name__, known, options)
+        result: Self = kind(**arguments)  # type: ignore[assignment]
         result.name_or_path = pipeline.name_or_path
         return result
 
@@ -269,9 +258,8 @@ class DiffusionPipeline(HasConfig):
                         " save_pretrained"
                     )
                 known = inspect.signature(component.save_pretrained).parameters
-                component.save_pretrained(
-                    staging / name, **{key: given[key] for key in given if key in known}
-                )
+                taken = {key: value for key, value in given.items() if key in known}
+                component.save_pretrained(staging / name, **taken)
                 if custom_file(type(component)):
                     copy_code(type(component), staging / name)
                 if isinstance(component, Model):
@@ -282,8 +270,11 @@ class DiffusionPipeline(HasConfig):
             write_json(staging / INDEX, self._saved_config())
 
     def _saved_config(self) -> dict[str, Any]:
-        saved, module = super()._saved_config(), custom_file(type(self))
-        return saved | ({"_class_name": [module, type(self).__name__]} if module else {})
+        saved = super()._saved_config()
+        module = custom_file(type(self))
+        if module:
+            saved["_class_name"] = [module, type(self).__name__]
+        return saved
 
     def _folders(self) -> Iterator[tuple[str, Any]]:
         """What is saved, and into which folder: several ControlNets into `controlnet`,
@@ -296,9 +287,7 @@ class DiffusionPipeline(HasConfig):
 
 def _entry(component: Any) -> list[str | None]:
     """The library and class of a component, as `model_index.json` has them."""
+    if component is None:
+        return [None, None]
     kind = type(component)
-    return (
-        [None, None]
-        if component is None
-        else [custom_file(kind) or library_of(kind), kind.__name__]
-    )
+    return [custom_file(kind) or library_of(kind), kind.__name__]

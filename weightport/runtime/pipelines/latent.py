@@ -75,7 +75,7 @@ class LatentDiffusionPipeline(DiffusionPipeline):
             led = () if cls.control_argument is None else (cls.control_argument,)
             cls._callback_tensor_inputs = (*cls.tensors, *cls.start.tensors, *led)
 
-    # --- what callbacks see of the run of their thread ---------------------------------------------
+    # --- what callbacks see of the run of their thread --------------------------------------------
 
     @property
     def _runs(self) -> dict[int, Run]:

@@ -1,5 +1,7 @@
-"""The pipelines of SDXL, with diffusers' names and call arguments. `add_watermarker` is accepted and
-ignored: nothing is ever watermarked."""
+"""The pipelines of SDXL, with diffusers' names and call arguments.
+
+`add_watermarker` is accepted and ignored: nothing is ever watermarked.
+"""
 
 from __future__ import annotations
 
@@ -57,8 +59,7 @@ class StableDiffusionXLBase(LatentDiffusionPipeline):
         lora_scale: None = None,
         clip_skip: int | None = None,
     ) -> Embeddings:
-        """The embeddings of prompts and of negative prompts, (b, tokens, d), and the pooled ones of both,
-        (b, d)."""
+        """Embeddings of prompts and negative prompts, (b, tokens, d), and the pooled ones, (b, d)."""
         return self._encode(locals())
 
     @property

@@ -53,8 +53,9 @@ def _check_numbers(arguments: Arguments) -> None:
         require(value is None or value >= bound, f"{name} = {value} must be at least {bound}")
     edges = {"height": arguments.beginning.height, "width": arguments.beginning.width}
     for name, edge in edges.items():
-        is_whole = edge is None or (not isinstance(edge, float) and edge % 8 == 0)
-        require(is_whole, f"{name} = {edge} must be a whole multiple of 8")
+        if edge is not None:
+            is_whole = not isinstance(edge, float) and edge % 8 == 0
+            require(is_whole, f"{name} = {edge} must be a whole multiple of 8")
 
 
 def _check_prompts(prompts: Prompts, is_pooled: bool) -> None:

@@ -61,7 +61,7 @@ def lead(
     beginning = run.arguments.beginning
     guesses = control.guess_mode or bool(nets[0].config.get("global_pool_conditions"))
     rows = run.batch * (1 if guesses else run.guide.branches)
-    given = control.control_image
+    given: Any = control.control_image  # an image, or one for each of several
     images = []
     for image in per_net(given, len(nets), argument) if len(nets) > 1 else [given]:
         pixels = processor.preprocess(image, beginning.height, beginning.width)

@@ -83,7 +83,8 @@ def embed_guidance(guidance_scale: float, dim: int) -> Tensor:
     LCM's.
     """
     half = dim // 2
-    exponents = torch.arange(half, dtype=torch.float32)
-    frequencies = torch.exp(exponents * -(math.log(10000) / (half - 1)))
+    rate = -(math.log(10000) / (half - 1))
+    frequencies = torch.exp(torch.arange(half, dtype=torch.float32) * rate)
     angles = (torch.tensor([guidance_scale - 1]) * 1000)[:, None] * frequencies
-    return F.pad(torch.cat([angles.sin(), angles.cos()], dim=1), (0, dim % 2))
+    waves = torch.cat([angles.sin(), angles.cos()], dim=1)
+    return F.pad(waves, (0, dim % 2))

@@ -68,7 +68,10 @@ class Codec:
     @property
     def scale_factor(self) -> int:
         """Pixels for each latent, on an edge; without a VAE 8, as in most of this family."""
-        return 8 if self.vae is None else int(2 ** (len(self.vae.config.block_out_channels) - 1))
+        if self.vae is None:
+            return 8
+        halvings = len(self.vae.config.block_out_channels) - 1
+        return int(2**halvings)
 
     @property
     def images(self) -> VaeImageProcessor:

@@ -38,7 +38,8 @@ class Noise:
         """Normal noise, drawn on the generator's device. With a list of generators, each draws one
         row."""
         if isinstance(self.generator, list):
-            return torch.cat([self._draw((1, *shape[1:]), one) for one in self.generator])
+            row = (1, *shape[1:])
+            return torch.cat([self._draw(row, one) for one in self.generator])
         return self._draw(tuple(shape), self.generator)
 
     def _draw(self, shape: tuple[int, ...], generator: torch.Generator | None) -> Tensor:

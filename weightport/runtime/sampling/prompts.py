@@ -175,9 +175,11 @@ def listed(text: Texts | None, count: int, what: str = "negative prompts") -> li
     Raises:
         ValueError: there is another number of them.
     """
-    texts = [text or ""] * count if text is None or isinstance(text, str) else text
-    require(count == 1 or len(texts) == count, f"{len(texts)} {what} are given for {count} prompts")
-    return texts
+    if text is None or isinstance(text, str):
+        return [text or ""] * count
+    fits = count == 1 or len(text) == count
+    require(fits, f"{len(text)} {what} are given for {count} prompts")
+    return text
 
 
 def tokenize(tokenizer: Tokenizer, prompts: list[str]) -> Tensor:

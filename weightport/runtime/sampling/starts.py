@@ -85,7 +85,8 @@ def from_depth(run: Run, codec: Codec, channels: Channels) -> None:
     depth = F.interpolate(depth, run.latents.shape[-2:], mode="bicubic", align_corners=False)
     low = depth.amin((1, 2, 3), keepdim=True)
     high = depth.amax((1, 2, 3), keepdim=True)
-    depth = 2.0 * (depth - low) / (high - low).clamp_min(torch.finfo(depth.dtype).eps) - 1.0
+    extent = (high - low).clamp_min(torch.finfo(depth.dtype).eps)
+    depth = 2.0 * (depth - low) / extent - 1.0
     run.beside.depth_mask = _everywhere(run, depth)
 
 
