@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ..errors import ConversionError
 from ..io.atomic import check_apart
-from ..mappings.families import Family, families, halves
+from ..mappings.families import Family, families, halves, halves_of
 from ..mappings.layouts import layouts
 from .checkpoint import Checkpoint
 from .conversion import Conversion, Settings
@@ -216,8 +216,8 @@ def _stock_files(base: Path, family: Family) -> list[Path]:
 
 def _whole(part: str, given: set[str]) -> bool:
     """Whether the given parts leave nothing of a base's part to take."""
-    rest = {half for half, whole in halves().items() if whole == part}
-    return halves().get(part) in given or (bool(rest) and rest <= given)
+    rest = halves_of(part)
+    return halves().get(part) in given or (bool(rest) and given.issuperset(rest))
 
 
 def _only(components: dict[str, PlannedComponent], name: str) -> dict[str, PlannedComponent]:

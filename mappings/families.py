@@ -168,6 +168,11 @@ def halves() -> dict[str, str]:
     return {half: component.name for component in components for half in component.halves}
 
 
+def halves_of(component: str) -> list[str]:
+    """The parts of a component that may lie in a file without the rest."""
+    return [half for half, whole in halves().items() if whole == component]
+
+
 def config_for(component: Component, shapes: Mapping[str, Shape]) -> dict[str, Any]:
     """The stock config with the sizes that a model of these shapes has.
 

@@ -15,6 +15,7 @@ from .converters.conversion import Conversion, Settings
 from .converters.convert import convert as _convert
 from .converters.inspection import Inspection
 from .converters.inspection import inspect as _inspect
+from .converters.outputs import OUTPUTS
 from .converters.repo.card import check_base_model, check_license
 from .converters.repo.style import Style
 from .errors import ConversionError
@@ -354,7 +355,7 @@ def _hub_id(base: StrPath | None) -> str | None:
 
 
 def _variant(variant: str | None, to: str) -> str | None:
-    if variant is not None and to != "diffusers":
+    if variant is not None and not OUTPUTS[to].is_repo:
         raise ConversionError(
             f"--variant {variant}: names files of a repo, and --to {to} writes none"
         )

@@ -22,7 +22,8 @@ from .converters.repo.card import (
 )
 from .errors import ConversionError, printable
 from .hub.upload import CARD, explain, silent_in_a_pipe, upload
-from .mappings.families import halves
+from .mappings.families import component_names, halves, halves_of
+from .mappings.layouts import CANONICAL
 
 if TYPE_CHECKING:
     from huggingface_hub import ModelCard
@@ -33,12 +34,11 @@ REPORT, PARITY = "conversion.json", "parity.json"
 
 # What a conversion can use of a diffusers repo: main safetensors files, configs and tokenizers,
 # nothing that runs.
-_MODELS = ("unet", "vae", "text_encoder", "text_encoder_2", "controlnet")
 _REPO = (
     "model_index.json",
     *(
         f"{model}/{name}"
-        for model in _MODELS
+        for model in component_names()
         for name in ("*.safetensors", "*.index.json", "config.json")
     ),
     *("*scheduler/*.json", "tokenizer*/*.json", "tokenizer*/merges.txt"),
@@ -225,7 +225,7 @@ def unverified(report: Mapping[str, Any], parity: Mapping[str, Any] | None) -> s
     if not parity["passed"]:
         return "parity has failed"
     sources = report["sources"]
-    parts = [source["part"] for source in sources if not source["format"].startswith("diffusers")]
+    parts = [source["part"] for source in sources if not source["format"].startswith(CANONICAL)]
     parts = parts or [source["part"] for source in sources]
     copied = report["components"].keys() - {halves().get(part, part) for part in parts}
     files = {
@@ -234,7 +234,7 @@ def unverified(report: Mapping[str, Any], parity: Mapping[str, Any] | None) -> s
     weights = {file["sha256"] for name, file in files.items() if name.endswith(".safetensors")}
     if not weights <= {file["sha256"] for file in parity["files"]}:
         return f"{PARITY} is of other weights"
-    wanted = {check for part in parts for check in (halves() if part == "vae" else [part])}
+    wanted = {check for part in parts for check in halves_of(part) or [part]}
     if missing := sorted(wanted - {check["name"] for check in parity["checks"]}):
         return f"parity has not been run for {', '.join(missing)}"
     return None

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ...io.config_files import write_json
+from ...io.weight_files import STEMS
 from ...mappings.families import Family
 from ..layouts.ldm_evidence import Prediction
 from ..planning.plan import PlannedComponent
@@ -17,8 +18,6 @@ from .index import is_extension, model_index
 from .style import Style
 from .tokenizer import copy_or_write_tokenizer
 from .written import WrittenRepo
-
-_STEMS = {"transformers": "model", "diffusers": "diffusion_pytorch_model"}
 
 
 def write_repo(
@@ -132,6 +131,6 @@ class _Repo:
             self.written.add(name, place, written)
 
     def _weights_name(self, component: str) -> str:
-        stem = _STEMS[self.family.components[component].library]
+        stem = STEMS[self.family.components[component].library][0]
         variant = f".{self.style.variant}" if self.style.variant else ""
         return f"{stem}{variant}.safetensors"

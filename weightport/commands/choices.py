@@ -1,12 +1,9 @@
 """What several commands offer as choices."""
 
-FAMILIES = ("sd1", "sd2", "sdxl", "sdxl_refiner", "upscaler")
-COMPONENTS = (
-    "unet",
-    "text_encoder",
-    "text_encoder_2",
-    "vae",
-    "decoder",
-    "image_encoder",
-    "controlnet",
-)
+from ..mappings.families import NAMES as FAMILIES
+from ..mappings.families import component_names, halves
+from ..mappings.layouts import NAMES as LAYOUTS
+
+COMPONENTS = (*component_names(), *halves())
+
+__all__ = ["COMPONENTS", "FAMILIES", "LAYOUTS"]

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from . import without_blas
-from .choices import COMPONENTS, FAMILIES
+from .choices import COMPONENTS, FAMILIES, LAYOUTS
 from .terminal import print_result, progress_bar
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ def add(commands: Any, common: argparse.ArgumentParser) -> None:
     )
     option(
         "--to",
-        choices=["diffusers", "kerascv", "ldm"],
+        choices=LAYOUTS,
         default="diffusers",
         help="the layout to write (default: diffusers)",
     )
