@@ -1,5 +1,4 @@
-"""The bench: a folder through which the frameworks get the same inputs and hand in what they make
-of them."""
+"""The bench: where the frameworks get the same inputs and hand in what they make of them."""
 
 from __future__ import annotations
 
@@ -12,6 +11,8 @@ from typing import Any
 
 import numpy as np
 
+from ..differences import Array
+from .frameworks import OURS, frameworks
 from .inputs import Arrays, inputs
 from .layers import Layer, compare_layers, first_fault
 from .measure import measure, tolerance
@@ -45,33 +46,35 @@ class Bench:
     def run_theirs(self, pairs: Sequence[Pair], layers: bool, step: Callable[[], None]) -> None:
         """Run the other side of pairs, one framework after the other."""
         for pair in pairs:
-            self.give(pair.name, inputs(pair.name, pair.config, self.latent_side))
-        for runner in dict.fromkeys(pair.against for pair in pairs):
-            checks = [
-                pair.their_check(self.latent_side) for pair in pairs if pair.against == runner
-            ]
-            self.run(runner, runner, checks, layers, step)
+            self.give(pair.name, inputs(pair.call, pair.config, self.latent_side))
+        for name in dict.fromkeys(pair.framework.name for pair in pairs):
+            own = [pair for pair in pairs if pair.framework.name == name]
+            checks = [pair.their_check(self.latent_side) for pair in own]
+            self.run(name, name, checks, layers, step)
 
     def run_ours(self, pairs: Sequence[Pair], layers: bool, step: Callable[[], None]) -> None:
         """Run our side of pairs, once with the source's maths and once with that of diffusers."""
-        for semantics in ("kerascv", "diffusers"):
+        for semantics in _in_order([pair.semantics for pair in pairs]):
             checks = [pair.our_check(semantics) for pair in pairs if semantics in pair.semantics]
-            if checks:
-                self.run("weightport", _label(semantics), checks, layers, step)
+            self.run(OURS, _label(semantics), checks, layers, step)
 
     def check(self, pair: Pair) -> Check:
         """The verdict, from what both sides wrote."""
         weights = weights_of(pair)
-        allowed = tolerance(pair.name, self.dtype, list(weights.rounded) if weights else [])
-        expected = self.outputs(pair.against, pair.name)
-        errors, layers = [], []
+        rounded = list(weights.rounded) if weights else []
+        allowed = tolerance(pair.name, self.dtype, rounded)
+        expected = self.outputs(pair.framework.name, pair.name)
+        errors = []
+        layers = []
         for label in map(_label, pair.semantics):
-            errors.append(measure(self.outputs(label, pair.name)[: len(expected)], expected))
+            ours = self.outputs(label, pair.name)
+            errors.append(measure(ours[: len(expected)], expected))
             layers.append(self._layers(label, pair))
+        good = errors[0].relative_l2 <= allowed
         return Check(
             name=pair.name,
             component=pair.component.name,
-            against=pair.against,
+            against=pair.framework.name,
             source=pair.source.absolute().name,
             weights=weights,
             tolerance=allowed,
@@ -79,49 +82,59 @@ class Bench:
             as_diffusers=errors[1] if len(errors) > 1 else None,
             layers=layers[0],
             diffusers_layers=layers[1] if len(layers) > 1 else (),
-            fault=None
-            if errors[0].relative_l2 <= allowed
-            else first_fault(layers[0], allowed, pair.rows),
+            fault=None if good else first_fault(layers[0], allowed, pair.rows),
         )
 
     def give(self, name: str, arrays: Arrays) -> None:
         """The inputs of a check."""
-        np.savez(self.folder / f"{name}.inputs.npz", allow_pickle=False, **arrays)
+        np.savez(self._inputs(name), allow_pickle=False, **arrays)
 
     def run(
         self,
-        runner: str,
+        framework: str,
         label: str,
         checks: Sequence[dict[str, Any]],
         layers: bool,
         step: Callable[[], None],
     ) -> None:
-        """Run a framework on checks, in a process of its own; what it reports is kept under the
-        label."""
-        for check in checks:
-            name = check["name"]
-            check |= {kind: str(self._file(label, name, kind)) for kind in ("outputs", "layers")}
-            check |= {"inputs": str(self.folder / f"{name}.inputs.npz"), "dtype": self.dtype}
-            check["watch"] = check["watch"] if layers else {}
+        """Run a framework on checks, in a process of its own.
+
+        What it reports is kept under the label.
+        """
+        job = self.folder / "job.json"
         report = self.folder / "report.json"
-        (self.folder / "job.json").write_text(json.dumps({"checks": checks, "report": str(report)}))
-        run_process(runner, self.folder / "job.json", self.source_python, step)
+        given = [self._placed(check, label, layers) for check in checks]
+        job.write_text(json.dumps({"checks": given, "report": str(report)}))
+        run_process(frameworks()[framework], job, self.source_python, step)
         self.reports[label] = json.loads(report.read_text())
 
-    def outputs(self, label: str, name: str) -> list[np.ndarray[Any, Any]]:
+    def outputs(self, label: str, name: str) -> list[Array]:
         """What the run with this label handed in for a check."""
         with np.load(self._file(label, name, "outputs")) as arrays:
             return [arrays[f"output {i}"] for i in range(len(arrays.files))]
 
+    def _placed(self, check: dict[str, Any], label: str, layers: bool) -> dict[str, Any]:
+        """A check with the places of its inputs and of what is to be written."""
+        name = check["name"]
+        return {
+            **check,
+            "dtype": self.dtype,
+            "inputs": str(self._inputs(name)),
+            "outputs": str(self._file(label, name, "outputs")),
+            "layers": str(self._file(label, name, "layers")),
+            "watch": check["watch"] if layers else {},
+        }
+
     def _layers(self, label: str, pair: Pair) -> tuple[Layer, ...]:
-        paths = (
-            self._file(label, pair.name, "layers"),
-            self._file(pair.against, pair.name, "layers"),
-        )
-        if not all(path.exists() for path in paths):
+        our_file = self._file(label, pair.name, "layers")
+        their_file = self._file(pair.framework.name, pair.name, "layers")
+        if not (our_file.exists() and their_file.exists()):
             return ()
-        with np.load(paths[0]) as ours, np.load(paths[1]) as theirs:
+        with np.load(our_file) as ours, np.load(their_file) as theirs:
             return tuple(compare_layers(ours, theirs))
+
+    def _inputs(self, name: str) -> Path:
+        return self.folder / f"{name}.inputs.npz"
 
     def _file(self, label: str, name: str, kind: str) -> Path:
         return self.folder / f"{name}.{label}.{kind}.npz"
@@ -129,9 +142,16 @@ class Bench:
 
 def weights_of(pair: Pair) -> Weights | None:
     """The comparison of the source with the repo, if both sides do not read the repo."""
-    return (
-        compare_weights(pair.part, pair.family.name, pair.component.tensors) if pair.part else None
-    )
+    if pair.part is None:
+        return None
+    return compare_weights(pair.part, pair.family.name, pair.component.tensors)
+
+
+def _in_order(semantics: Sequence[Sequence[str]]) -> list[str]:
+    """Each kind of maths once: those of sources, then the others."""
+    first = [kinds[0] for kinds in semantics]
+    others = [kind for kinds in semantics for kind in kinds[1:]]
+    return list(dict.fromkeys([*first, *others]))
 
 
 def _label(semantics: str) -> str:

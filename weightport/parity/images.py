@@ -10,45 +10,52 @@ import numpy as np
 
 from ..differences import Array
 from .bench import Bench
+from .frameworks import OURS
 from .inputs import pipeline_inputs
 from .measure import measure
 from .pairs import Pair
 from .result import Images
 
-PARTS = ("text_encoder", "unet", "decoder")
-STEPS, GUIDANCE_SCALE = 5, 7.5
-TOLERANCE = (
-    3e-5  # guidance multiplies the rounding of the UNet by 14, and every step builds on the last
-)
+NAME = "pipeline"
+STEPS = 5
+GUIDANCE_SCALE = 7.5
+# Guidance multiplies the rounding of the denoiser by 14, and every step builds on the last.
+TOLERANCE = 3e-5
 THEIRS = "KerasCV, generate_image"
 
 
 def compare_images(bench: Bench, pairs: Sequence[Pair]) -> Images | None:
     """Run both pipelines; None if KerasCV's files do not make one."""
-    parts = {pair.name: pair for pair in pairs if pair.against == "kerascv" and pair.name in PARTS}
-    if len(parts) < len(PARTS):
+    parts = {pair.call: pair for pair in pairs if pair.call in pair.framework.draws}
+    if not parts or parts.keys() < set(next(iter(parts.values())).framework.draws):
         return None
+    denoiser = parts["denoise"]
+    framework = denoiser.framework
     side = -(-bench.latent_side // 16) * 16  # KerasCV makes sizes multiples of 128 pixels
-    encoder, unet = parts["text_encoder"].config, parts["unet"].config
-    bench.give("pipeline", pipeline_inputs(encoder["vocab_size"], unet["in_channels"], side))
+    vocabulary = parts["embed"].config["vocab_size"]
+    channels = denoiser.config["in_channels"]
+    bench.give(NAME, pipeline_inputs(vocabulary, channels, side))
     common: dict[str, Any] = {
-        "name": "pipeline",
+        "name": NAME,
+        "call": "draw",
         "watch": {},
         "steps": STEPS,
         "guidance_scale": GUIDANCE_SCALE,
+        "family": denoiser.family.name,
+        "image_size": denoiser.family.latent_scale * side,
     }
-    common |= {"family": parts["unet"].family.name, "image_size": 8 * side}
     step = partial(bench.progress, 1, 3)
-    theirs = common | {"parts": {name: pair.their_check(side) for name, pair in parts.items()}}
-    bench.run("kerascv", THEIRS, [theirs], False, step)
-    expected, expected_uint8 = bench.outputs(THEIRS, "pipeline")
+    theirs = {**common, "parts": {call: pair.their_check(side) for call, pair in parts.items()}}
+    bench.run(framework.name, THEIRS, [theirs], False, step)
+    expected, expected_uint8 = bench.outputs(THEIRS, NAME)
     version = bench.reports[THEIRS]["versions"]["keras-cv"]
-    common |= {"generation": _generation(version), "repo": str(parts["unet"].repo)}
+    common["generation"] = _generation(version)
+    common["repo"] = str(denoiser.repo)
     found = []
-    for semantics in ("kerascv", "diffusers"):
+    for semantics in (framework.maths, "diffusers"):
         label = f"weightport, pipeline, {semantics} semantics"
-        bench.run("weightport", label, [common | {"semantics": semantics}], False, step)
-        found.append(bench.outputs(label, "pipeline"))
+        bench.run(OURS, label, [{**common, "semantics": semantics}], False, step)
+        found.append(bench.outputs(label, NAME))
     (matched, pixels), (diffusers, diffusers_pixels) = found
     distance = np.abs(pixels.astype(int) - expected_uint8)
     return Images(
@@ -60,8 +67,8 @@ def compare_images(bench: Bench, pairs: Sequence[Pair]) -> Images | None:
         differing=float((distance > 0).mean()),
         levels=int(distance.max()),
         pictures={
-            "KerasCV": _picture(expected_uint8),
-            "weightport, KerasCV's maths": _picture(pixels),
+            framework.title: _picture(expected_uint8),
+            f"weightport, {framework.title}'s maths": _picture(pixels),
             "difference, 100 times": _picture(_magnified(matched - expected)),
             "weightport, as diffusers runs it": _picture(diffusers_pixels),
             "its difference, 100 times": _picture(_magnified(diffusers - expected)),
@@ -71,7 +78,8 @@ def compare_images(bench: Bench, pairs: Sequence[Pair]) -> Images | None:
 
 def _generation(version: str) -> str:
     """Which sampler a version of keras-cv has, as `KerasCVScheduler` calls it."""
-    return "0.7" if tuple(map(int, version.split(".")[:2])) < (0, 8) else "0.8"
+    major, minor, *_ = version.split(".")
+    return "0.7" if (int(major), int(minor)) < (0, 8) else "0.8"
 
 
 def _picture(images: Array) -> Array:

@@ -9,11 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..differences import Array, max_abs, psnr
+from ..mappings.facts import facts
 
-# Relative L2 that float32 programs with the same maths stay below; measured figures are in
-# docs/parity.md.
-TOLERANCES = {"decoder": 5e-6, "image_encoder": 5e-6}
-TOLERANCE = 3e-6
 FLOAT64 = 1e-12
 # The repo's weights are rounded: about ten units in the last place.
 ROUNDED = {"F16": 5e-3, "BF16": 4e-2}
@@ -87,6 +84,7 @@ def tolerance(name: str, dtype: str, weights: Sequence[str]) -> float:
         dtype: what both sides compute in.
         weights: dtypes of the repo's weights that are rounded from the source's.
     """
-    exact = FLOAT64 if dtype == "float64" else TOLERANCES.get(name, TOLERANCE)
+    float32 = facts("parity")["tolerances"]
+    exact = FLOAT64 if dtype == "float64" else float32.get(name, float32["every"])
     rounded = [ROUNDED[kind] for kind in weights if kind in ROUNDED]
     return max([exact, *rounded])

@@ -1,11 +1,10 @@
-"""What can be compared: each model of a repo with the source that it came from, and what a runner
-must know of it."""
+"""What can be compared: each model of a repo with the source that it came from."""
 
 from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,15 +15,12 @@ from ..converters.convert import gather
 from ..converters.planning.plan import PlannedComponent, StateDictShapes, choose_family, plan
 from ..converters.planning.recognise import Recognition
 from ..errors import ConversionError
-from ..mappings.families import Family, halves
+from ..mappings.facts import facts
+from ..mappings.families import Component, Family, halves
+from ..mappings.library import all_tables
+from .frameworks import Framework, call_of, framework_of
 from .layers import watched
-from .process import can_import
 from .result import File
-
-LDM = {
-    "sd1": ("unet", "decoder", "image_encoder", "text_encoder"),
-    "sd2": ("unet", "decoder", "image_encoder"),
-}
 
 
 @dataclass(frozen=True)
@@ -32,15 +28,15 @@ class Pair:
     """One model of the repo, and where the other side finds it.
 
     Attributes:
-        name: of the check.
-        against: the runner of the other side.
+        name: of the check: the component's, or that of a half of it.
+        framework: the other side.
         part: of a source; None to read the repo.
         watch: their module -> ours.
         rows: our module -> the table row that filled it.
     """
 
     name: str
-    against: str
+    framework: Framework
     component: PlannedComponent
     family: Family
     part: Recognition | None
@@ -53,6 +49,11 @@ class Pair:
         return [*self.component.parts, *([self.part] if self.part else [])]
 
     @property
+    def stock(self) -> Component:
+        """The component as the family has it."""
+        return self.family.components[self.component.name]
+
+    @property
     def config(self) -> dict[str, Any]:
         """The stock config with what the repo's own says.
 
@@ -63,7 +64,12 @@ class Pair:
         own = json.loads(path.read_text())
         if not isinstance(own, dict):
             raise ConversionError(f"{path}: not a config")
-        return {**self.family.components[self.component.name].config, **own}
+        return {**self.stock.config, **own}
+
+    @property
+    def call(self) -> str:
+        """How the model is called."""
+        return call_of(self.name, self.stock.class_name)
 
     @property
     def repo(self) -> Path:
@@ -82,45 +88,40 @@ class Pair:
 
     @property
     def semantics(self) -> tuple[str, ...]:
-        """Whose maths our runtime follows: first the source's, then diffusers' if that may
-        differ."""
-        if self.against != "kerascv":
-            return ("diffusers",)
-        return ("kerascv",) if self.name == "text_encoder" else ("kerascv", "diffusers")
+        """Whose maths our runtime follows."""
+        return self.framework.semantics(self.name)
 
     def our_check(self, semantics: str) -> dict[str, Any]:
         """What our runner needs to know."""
         return {
             "name": self.name,
+            "call": self.call,
             "folder": str(self.repo / self.folder),
-            "class": self.family.components[self.component.name].class_name,
+            "class": self.stock.class_name,
             "semantics": semantics,
-            "watch": {module: module for module in self.watch.values()},
+            "watch": self._ours_watched(),
         }
 
     def their_check(self, latent_side: int) -> dict[str, Any]:
         """What the runner of the other side needs to know."""
-        tensors = self.part.checkpoint.tensors.values() if self.part else ()
-        config = self.config
         return {
             "name": self.name,
-            "component": self.component.name,
+            "call": self.call,
             "family": self.family.name,
-            "class": self.family.components[self.component.name].class_name,
-            "config": config,
+            "class": self.stock.class_name,
+            "config": self.config,
+            "stock_config": self.stock.config,
             "source": str(self.source),
             "repo": str(self.repo),
             "subfolder": self.folder,
             "prefix": self.part.of_family(self.family.name).table.prefix if self.part else "",
-            "ema": any(tensor.name.startswith("model_ema.") for tensor in tensors),
-            "watch": dict(self.watch)
-            if self.against != "diffusers"
-            else {m: m for m in self.watch.values()},
-            "image_size": 8 * latent_side,
-            "vocab": config.get("vocab_size"),
-            "features": config.get("block_out_channels", [0])[0],
-            "widths": _kerascv_widths(config, self.family, self.component.name),
+            "ema": self.part is not None and _is_moving_average(self.part.checkpoint),
+            "watch": self._ours_watched() if self.framework.renames else dict(self.watch),
+            "image_size": self.family.latent_scale * latent_side,
         }
+
+    def _ours_watched(self) -> dict[str, str]:
+        return {module: module for module in self.watch.values()}
 
 
 def pairs_of(
@@ -139,40 +140,63 @@ def pairs_of(
     """
     if ema and not sources:
         raise ConversionError("--ema: there is no source whose moving average could be taken")
-    mine, theirs = gather([repo], Settings()), gather(sources, Settings(ema=ema))
+    mine = gather([repo], Settings())
+    theirs = gather(sources, Settings(ema=ema))
     family = choose_family([*mine, *theirs], None)
     components = plan(mine, family, state_dict_shapes)
     plan(theirs, family, state_dict_shapes)  # refuses what does not fit
-    pairs = []
+    pairs = list[Pair]()
     for name, planned in components.items():
         if not sources:
-            modules = {key.rpartition(".")[0] for key in planned.tensors}
-            same = {module: module for module in modules}
-            pairs += [
-                Pair(check, "diffusers", planned, family, None, same, {})
-                for check in _names(name, component)
-            ]
+            pairs += _with_itself(planned, family, component, source_python)
         for part in theirs:
-            candidate = part.of_family(family.name)
-            if candidate.component.name == name:
-                watch, rows = watched(
-                    dict.fromkeys(candidate.links.values()), candidate.table.prefix
-                )
-                pairs += [
-                    Pair(
-                        check,
-                        _runner(part, family, check, source_python),
-                        planned,
-                        family,
-                        part,
-                        watch,
-                        rows,
-                    )
-                    for check in _names(part.part, component)
-                ]
+            if part.of_family(family.name).component.name == name:
+                pairs += _with_source(planned, family, part, component, source_python)
     if not pairs:
         raise ConversionError(f"--component {component}: not in the sources, or not in {repo}")
     return pairs
+
+
+def _with_itself(
+    planned: PlannedComponent, family: Family, wanted: str | None, python: str
+) -> Iterator[Pair]:
+    """The checks of a component whose other side reads the repo as well."""
+    modules = {key.rpartition(".")[0] for key in planned.tensors}
+    watch = {module: module for module in modules}
+    layout = planned.parts[0].checkpoint.layout
+    for check in _checks(family.components[planned.name], planned.name, wanted):
+        framework = framework_of(layout, family.name, check, python)
+        yield Pair(check, framework, planned, family, None, watch, {})
+
+
+def _with_source(
+    planned: PlannedComponent, family: Family, part: Recognition, wanted: str | None, python: str
+) -> Iterator[Pair]:
+    """The checks of a component whose other side reads a source."""
+    candidate = part.of_family(family.name)
+    links = dict.fromkeys(candidate.links.values())
+    watch, rows = watched(links, candidate.table.prefix)
+    for check in _checks(candidate.component, part.part, wanted):
+        framework = framework_of(part.checkpoint.layout, family.name, check, python)
+        yield Pair(check, framework, planned, family, part, watch, rows)
+
+
+def _checks(component: Component, part: str, wanted: str | None) -> list[str]:
+    """The checks that a part takes, one for each half of a whole that has halves.
+
+    Args:
+        wanted: only those of this component, if one is named.
+    """
+    names = list(component.halves) if part == component.name and component.halves else [part]
+    return [name for name in names if wanted in (None, name, halves().get(name))]
+
+
+def _is_moving_average(checkpoint: Checkpoint) -> bool:
+    """Whether tensors come from the moving average that a file holds beside its weights."""
+    layout = facts("parity")["moving_averages"].get(checkpoint.layout)
+    tables = [table for table in all_tables() if table.about["layout"] == layout]
+    beginnings = tuple(table.beginning for table in tables)
+    return any(tensor.name.startswith(beginnings) for tensor in checkpoint.tensors.values())
 
 
 def files_of(pairs: Sequence[Pair]) -> tuple[File, ...]:
@@ -187,43 +211,10 @@ def files_of(pairs: Sequence[Pair]) -> tuple[File, ...]:
 
 
 def _name(checkpoint: Checkpoint, path: Path) -> str:
-    """The name of a file, from what the user named on: nothing of the folders above is for others
-    to see."""
-    above, file = checkpoint.path.absolute().parent, path.absolute()
+    """The name of a file, from what the user named on.
+
+    Nothing of the folders above is for others to see.
+    """
+    above = checkpoint.path.absolute().parent
+    file = path.absolute()
     return file.relative_to(above).as_posix() if file.is_relative_to(above) else file.name
-
-
-def _names(part: str, component: str | None) -> list[str]:
-    """The checks that a part takes, two for a whole VAE; only those of a component, if one is
-    named."""
-    names = list(halves()) if part == "vae" else [part]
-    return [name for name in names if component in (None, name, halves().get(name))]
-
-
-def _runner(part: Recognition, family: Family, name: str, source_python: str) -> str:
-    """The runner of a source; where there are no original modules to run, diffusers loads the
-    file."""
-    layout = part.checkpoint.layout
-    if layout != "ldm" or name in LDM.get(family.name, ()):
-        return layout
-    is_openclip = (family.name, name) == ("sd2", "text_encoder")
-    return "openclip" if is_openclip and can_import("open_clip", source_python) else "diffusers"
-
-
-def _kerascv_widths(
-    config: Mapping[str, Any], family: Family, component: str
-) -> dict[str, dict[int, int]]:
-    """Stock width -> the repo's, for each kind of model, or nothing for a stock one."""
-    stock = family.components[component].config
-    context: Any = config.get("cross_attention_dim", config.get("hidden_size"))
-    widths: dict[str, dict[int, int]] = {
-        "unet": {320: 320, 640: 640, 1280: 1280},
-        "vae": {128: 128, 256: 256, 512: 512},
-        "context": {768: context, 1024: context},
-    }
-    if component in widths:
-        widths[component] = dict(
-            zip(stock["block_out_channels"], config["block_out_channels"], strict=True)
-        )
-    keys = ("block_out_channels", "cross_attention_dim", "hidden_size")
-    return widths if any(config.get(key) != stock.get(key) for key in keys) else {}

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..reports.page import render
 from ..reports.plots import Line, log_plot
+from .frameworks import frameworks
 from .layers import Layer
 from .measure import Error
 from .result import Check, Parity
@@ -19,32 +20,13 @@ from .weights import Weights
 if TYPE_CHECKING:
     from markupsafe import Markup
 
-TITLES = {
-    "kerascv": "KerasCV",
-    "ldm": "the original modules",
-    "openclip": "OpenCLIP",
-    "diffusers": "diffusers",
-}
-# What diffusers computes differently from KerasCV: docs/parity.md, keras_cv/models/stable_diffusion
-DIFFERENCES = {
-    "unet": (
-        "tanh approximation of GELU in the feed-forward (diffusers: erf); eps of the transformers'"
-        " GroupNorm 1e-5 (diffusers: 1e-6)"
-    ),
-    "decoder": "eps of every GroupNorm 1e-5 (diffusers: 1e-6)",
-    "image_encoder": "eps of every GroupNorm 1e-5 (diffusers: 1e-6)",
-}
-
 SHOWN_WEIGHTS = 5
 SHOWN_LAYERS = 40
 
 
 def describe(parity: Parity) -> Iterator[str]:
     """The result in lines for people."""
-    yield (
-        f"{'':14} {'relative L2':>11} {'max abs':>9} {'cosine':>11} {'PSNR dB':>8}"
-        f" {'tolerance':>10}"
-    )
+    yield f"{'':14} relative L2   max abs      cosine  PSNR dB  tolerance"
     for check in parity.checks:
         yield f"{check.name:14} {_columns(check.matched)} {check.tolerance:10.0e}  {check.verdict}"
         if check.as_diffusers:
@@ -146,24 +128,34 @@ def html(parity: Parity) -> str:
     return render(
         "parity.html",
         parity=parity,
-        against=" and ".join(dict.fromkeys(TITLES[check.against] for check in parity.checks)),
+        against=" and ".join(dict.fromkeys(_title(check.against) for check in parity.checks)),
         summary=f"{sum(verdicts)} of {len(verdicts)} checks passed",
-        explained=[
-            (check, DIFFERENCES[check.name])
-            for check in parity.checks
-            if check.as_diffusers and check.name in DIFFERENCES
-        ],
+        explained=list(_explained(parity.checks)),
         sections=[_section(check) for check in parity.checks],
         environment=_environment(parity.environment),
         decibels=_decibels,
     )
 
 
+def _explained(checks: Sequence[Check]) -> Iterator[tuple[Check, str]]:
+    """The checks with two errors, and what lies between them."""
+    for check in checks:
+        differs = frameworks()[check.against].differs
+        if check.as_diffusers and check.name in differs:
+            yield check, differs[check.name]
+
+
+def _title(label: str) -> str:
+    """Of a framework; any other label is its own."""
+    known = frameworks()
+    return known[label].title if label in known else label
+
+
 def _section(check: Check) -> Section:
     worst = sorted(check.layers, key=lambda layer: -layer.relative_l2)
     return Section(
         check=check,
-        against=TITLES[check.against],
+        against=_title(check.against),
         findings=list(_findings(check)),
         plot=_plot(check) if check.layers else None,
         worst=worst[:SHOWN_LAYERS],
@@ -194,7 +186,7 @@ def _environment(environment: Mapping[str, Any]) -> dict[str, str]:
     entries = {}
     for name, value in environment.items():
         if isinstance(value, Mapping):
-            entries[TITLES.get(name, name)] = _process(value)
+            entries[_title(name)] = _process(value)
         else:
             entries[name] = str(value)
     return entries

@@ -1,5 +1,7 @@
-"""What the runners share: they read a job and write arrays, a line for each check that is done, and
-a report."""
+"""What the runners share: they read a job, write arrays, and report.
+
+They print a line for each check that is done.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,8 @@ from typing import Any, NoReturn
 
 import numpy as np
 
-MISSING, REFUSED = 3, 4  # exit statuses: the framework is not installed; it does not take the file
+MISSING = 3  # exit status: the framework is not installed
+REFUSED = 4  # it does not take the file
 Arrays = dict[str, np.ndarray[Any, Any]]
 Outputs = Sequence[np.ndarray[Any, Any]]
 
@@ -38,7 +41,8 @@ def refuse(why: str) -> NoReturn:
 
 def save(path: str, arrays: Arrays) -> None:
     """Write arrays by name."""
-    np.savez(path, **arrays)  # type: ignore[arg-type]  # numpy 1 would store allow_pickle as one more array
+    # numpy 1 would store allow_pickle as one more array
+    np.savez(path, **arrays)  # type: ignore[arg-type]
 
 
 def serve(
@@ -63,12 +67,15 @@ def serve(
         if layers:
             save(check["layers"], layers)
         print(f"done {check['name']}", flush=True)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (
-        1 if sys.platform == "darwin" else 1024
-    )
     report = {
         "versions": {"python": platform.python_version(), **versions},
         "seconds": seconds,
-        "peak_rss": peak,
+        "peak_rss": peak_memory(),
     }
     Path(job["report"]).write_text(json.dumps(report))
+
+
+def peak_memory() -> int:
+    """The largest resident memory of this process so far, in bytes."""
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

@@ -1,5 +1,7 @@
-"""Runs diffusers and transformers: on a repo, or on an original file as they load it.
-run_diffusers.py JOB.json"""
+"""Runs diffusers and transformers: run_diffusers.py JOB.json
+
+On a repo, or on an original file as they load it.
+"""
 
 from __future__ import annotations
 
@@ -22,45 +24,53 @@ with exchange.needs("diffusers"):
 PACKAGES = ("diffusers", "transformers", "torch", "numpy")
 
 
+def load(check: Mapping[str, Any]) -> Any:
+    """The check's model, from a file or from a repo."""
+    kind = getattr(diffusers, check["class"], None) or getattr(transformers, check["class"])
+    source = check["source"]
+    try:
+        if Path(source).is_dir():
+            return load_repo(kind, check)
+        return load_file(kind, check)
+    except Exception as error:
+        library = kind.__module__.partition(".")[0]
+        exchange.refuse(f"{source}: {kind.__name__} of {library} cannot load it ({error})")
+
+
+def load_file(kind: Any, check: Mapping[str, Any]) -> Any:
+    """A model of an original file, with the config of the repo."""
+    source = check["source"]
+    options = {"config": check["repo"], "subfolder": check["subfolder"], "local_files_only": True}
+    if check["call"] == "control":
+        refuse_controlnet(check)
+    if check["call"] == "embed":
+        state = load_single_file_checkpoint(source)
+        return create_diffusers_clip_model_from_ldm(kind, state, **options)
+    if check["ema"]:
+        options["extract_ema"] = True
+    return kind.from_single_file(source, **options)
+
+
+def load_repo(kind: Any, check: Mapping[str, Any]) -> Any:
+    """A model of a repo, strictly."""
+    source = check["source"]
+    folder = check["subfolder"]
+    model, info = kind.from_pretrained(
+        source, subfolder=folder, output_loading_info=True, local_files_only=True
+    )
+    if any(info.values()):
+        exchange.refuse(f"{source}: not a strict load of {folder}: {info}")
+    return model
+
+
 def refuse_controlnet(check: Mapping[str, Any]) -> None:
-    """diffusers leaves two layers of an SDXL ControlNet's file out: what it loads cannot be the
-    measure."""
-    if check["class"] == "ControlNetModel" and check["config"].get("addition_embed_type"):
+    """diffusers leaves two layers of an SDXL ControlNet's file out: it cannot be the measure."""
+    if check["config"].get("addition_embed_type"):
         version = importlib.metadata.version("diffusers")
         exchange.refuse(
             f"{check['source']}: diffusers {version} leaves `label_emb` out when it loads an SDXL"
             " ControlNet from a file; compare with --against diffusers"
         )
-
-
-def load(check: Mapping[str, Any]) -> Any:
-    """The check's model: from a file by `from_single_file`, with the config of the repo; from a
-    repo strictly."""
-    kind = getattr(diffusers, check["class"], None) or getattr(transformers, check["class"])
-    repo, folder, source = check["repo"], check["subfolder"], check["source"]
-    try:
-        if not Path(source).is_dir():
-            refuse_controlnet(check)
-            if check["class"].startswith("CLIP"):
-                state = load_single_file_checkpoint(source)
-                return create_diffusers_clip_model_from_ldm(
-                    kind, state, subfolder=folder, config=repo, local_files_only=True
-                )
-            ema = {"extract_ema": True} if check["ema"] else {}
-            return kind.from_single_file(
-                source, config=repo, subfolder=folder, local_files_only=True, **ema
-            )
-        model, info = kind.from_pretrained(
-            source, subfolder=folder, output_loading_info=True, local_files_only=True
-        )
-    except Exception as error:
-        exchange.refuse(
-            f"{source}: {kind.__name__} of {kind.__module__.partition('.')[0]} cannot load it"
-            f" ({error})"
-        )
-    if any(info.values()):
-        exchange.refuse(f"{source}: not a strict load of {folder}: {info}")
-    return model
 
 
 def run(

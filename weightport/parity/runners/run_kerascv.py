@@ -1,5 +1,7 @@
-"""Runs the real keras-cv, whose Keras loads the weights from the user's file itself: run_kerascv.py
-JOB.json"""
+"""Runs the real keras-cv: run_kerascv.py JOB.json
+
+Its Keras loads the weights from the user's file itself.
+"""
 
 from __future__ import annotations
 
@@ -26,24 +28,49 @@ with exchange.needs("keras-cv"):
 
 PACKAGES = ("keras-cv", "keras", "numpy")
 KERAS = f"Keras {importlib.metadata.version('keras')}"
+VERSIONS = {"sd1": "v1", "sd2": "v2"}  # as kerascv_build calls them
+GENERATORS = {"sd1": StableDiffusion, "sd2": StableDiffusionV2}
+PARTS = {"embed": "_text_encoder", "denoise": "_diffusion_model", "decode": "_decoder"}
 
 
 def build(check: Mapping[str, Any]) -> Any:
     """The check's model, at the widths that its config says."""
-    version = {"sd1": "v1", "sd2": "v2"}[check["family"]]
     with contextlib.ExitStack() as stack:
-        if check["widths"]:
-            widths = {
-                name: {int(full): width for full, width in by.items()}
-                for name, by in check["widths"].items()
-            }
-            stack.enter_context(kerascv_build.narrow(**widths))
-        return kerascv_build.build(check["name"], version, check["image_size"], check["vocab"])
+        if is_narrow(check):
+            stack.enter_context(kerascv_build.narrow(**widths(check)))
+        vocabulary = check["config"].get("vocab_size")
+        return kerascv_build.build(
+            check["name"], VERSIONS[check["family"]], check["image_size"], vocabulary
+        )
+
+
+def is_narrow(check: Mapping[str, Any]) -> bool:
+    """Whether the model has other widths than stock ones."""
+    config = check["config"]
+    stock = check["stock_config"]
+    keys = ("block_out_channels", "cross_attention_dim", "hidden_size")
+    return any(config.get(key) != stock.get(key) for key in keys)
+
+
+def widths(check: Mapping[str, Any]) -> dict[str, dict[int, int]]:
+    """Stock width -> the model's, for each kind of model that `kerascv_build.narrow` asks about."""
+    config = check["config"]
+    context = config.get("cross_attention_dim", config.get("hidden_size"))
+    stages = check["stock_config"].get("block_out_channels", ())
+    own = dict(zip(stages, config.get("block_out_channels", ()), strict=True))
+    denoises = check["call"] == "denoise"
+    return {
+        "unet": own if denoises else {width: width for width in (320, 640, 1280)},
+        "vae": own if own and not denoises else {width: width for width in (128, 256, 512)},
+        "context": {768: context, 1024: context},
+    }
 
 
 def load(model: Any, path: Path) -> Any:
-    """The model with the weights of a file, read by Keras; a SavedModel is what Keras makes of
-    it."""
+    """The model with the weights of a file, read by Keras.
+
+    A SavedModel is what Keras makes of it.
+    """
     try:
         if (path / "saved_model.pb").exists():
             return keras.models.load_model(path, compile=False)
@@ -56,8 +83,7 @@ def load(model: Any, path: Path) -> Any:
 
 @contextlib.contextmanager
 def recorded(model: Any, watch: Mapping[str, str]) -> Iterator[dict[str, Any]]:
-    """What the layers of a model return while it is called, under the names that `watch` gives
-    their paths."""
+    """What layers return while their model is called, by the names that `watch` gives paths."""
     found: dict[str, Any] = {}
     watched = [(watch[path], layer) for path, layer in kerascv_build.layers(model) if path in watch]
 
@@ -83,26 +109,28 @@ def channels_first(array: Any) -> np.ndarray[Any, Any]:
     return found.transpose(0, 3, 1, 2) if found.ndim == 4 else found
 
 
+def channels_last(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """Images (b, c, h, w) as (b, h, w, c); anything else as it is."""
+    return array.transpose(0, 2, 3, 1) if array.ndim == 4 else array
+
+
 def arguments(check: Mapping[str, Any], inputs: exchange.Arrays, dtype: str) -> list[Any]:
     """The inputs in Keras's order, layout and dtype."""
-    if check["name"] == "text_encoder":
+    if check["call"] == "embed":
         tokens = inputs["tokens"].astype("i4")
         return [tokens, np.broadcast_to(np.arange(tokens.shape[1], dtype="i4"), tokens.shape)]
-    images = {
-        name: array.transpose(0, 2, 3, 1) for name, array in inputs.items() if array.ndim == 4
-    }
-    if check["name"] != "unet":
-        return [array.astype(dtype) for array in images.values()]
-    return [
-        array.astype(dtype) for array in (images["sample"], inputs["features"], inputs["context"])
-    ]
+    if check["call"] == "denoise":
+        names = ("sample", "features", "context")
+        return [channels_last(inputs[name]).astype(dtype) for name in names]
+    return [channels_last(array).astype(dtype) for array in inputs.values()]
 
 
 class Recording:
     """A model that keeps what it predicted last."""
 
     def __init__(self, model: Any) -> None:
-        self.model, self.output = model, None
+        self.model = model
+        self.output: Any = None
 
     def predict_on_batch(self, *args: Any) -> Any:
         """The model's prediction."""
@@ -111,21 +139,19 @@ class Recording:
 
 
 def pipeline(check: Mapping[str, Any], inputs: exchange.Arrays) -> exchange.Outputs:
-    """KerasCV's own `generate_image` from token ids and noise: the image in [0, 1], and as it
-    comes, in uint8."""
-    kind = {"sd1": StableDiffusion, "sd2": StableDiffusionV2}[check["family"]]
+    """KerasCV's own `generate_image` from token ids and noise.
+
+    Returns the image in [0, 1], and as it comes, in uint8.
+    """
     size = check["image_size"]
-    generator = kind(size, size, jit_compile=True)
-    for part, attribute in (
-        ("text_encoder", "_text_encoder"),
-        ("unet", "_diffusion_model"),
-        ("decoder", "_decoder"),
-    ):
-        model = load(build(check["parts"][part]), Path(check["parts"][part]["source"]))
+    generator = GENERATORS[check["family"]](size, size, jit_compile=True)
+    for call, attribute in PARTS.items():
+        part = check["parts"][call]
+        model = load(build(part), Path(part["source"]))
         model.compile(jit_compile=True)
         setattr(generator, attribute, model)
     generator._decoder = Recording(generator.decoder)
-    features = check["parts"]["unet"]["features"]
+    features = check["parts"]["denoise"]["config"]["block_out_channels"][0]
     generator._get_timestep_embedding = partial(generator._get_timestep_embedding, dim=features)
     tokens = inputs["tokens"].astype("i4")
     positions = np.arange(tokens.shape[1], dtype="i4")[None]
@@ -136,20 +162,23 @@ def pipeline(check: Mapping[str, Any], inputs: exchange.Arrays) -> exchange.Outp
             batch_size=1,
             num_steps=check["steps"],
             unconditional_guidance_scale=check["guidance_scale"],
-            diffusion_noise=inputs["noise"].transpose(0, 2, 3, 1),
+            diffusion_noise=channels_last(inputs["noise"]),
         )
-    return [channels_first(((generator.decoder.output + 1) / 2).clip(0, 1)), channels_first(image)]
+    decoded = (generator.decoder.output + 1) / 2
+    return [channels_first(decoded.clip(0, 1)), channels_first(image)]
 
 
 def run(
     check: Mapping[str, Any], inputs: exchange.Arrays
 ) -> tuple[exchange.Outputs, exchange.Arrays]:
-    """Under XLA, as KerasCV compiles its models: TensorFlow's own GroupNormalization loses ten
-    times as much."""
+    """Under XLA, as KerasCV compiles its models.
+
+    TensorFlow's own GroupNormalization loses ten times as much.
+    """
     keras.backend.clear_session()
     keras.backend.set_floatx(check["dtype"])  # of the inputs
     keras.mixed_precision.set_global_policy(check["dtype"])  # of the layers
-    if check["name"] == "pipeline":
+    if check["call"] == "draw":
         return pipeline(check, inputs), {}
     model = load(build(check), Path(check["source"]))
     given = [tf.constant(array) for array in arguments(check, inputs, check["dtype"])]
@@ -166,9 +195,8 @@ def run(
     output = channels_first(compiled(predict)(*given))
     if not check["watch"]:
         return [output], {}
-    found = compiled(predict_recorded)(
-        *given
-    )  # apart: XLA fuses, and rounds, otherwise where layers are to be seen
+    # apart: XLA fuses, and rounds, otherwise where layers are to be seen
+    found = compiled(predict_recorded)(*given)
     return [output], {name: channels_first(array) for name, array in found.items()}
 
 

@@ -1,5 +1,4 @@
-"""Runs the models inside an original checkpoint of SD 1.x or 2.x as their first authors do:
-run_ldm.py JOB.json
+"""Runs the models of an original checkpoint as their first authors do: run_ldm.py JOB.json
 
 UNet and VAE are the real `ldm` modules, in the copy that `stable-diffusion-sdkit` on PyPI carries.
 The text encoder of SD 1.x is that of transformers, as CompVis used it.
@@ -27,19 +26,11 @@ PACKAGES = ("stable-diffusion-sdkit", "torch", "transformers", "numpy")
 
 
 def unet(config: Mapping[str, Any]) -> nn.Module:
-    """The UNet of CompVis's v1-inference.yaml and Stability-AI's v2-inference.yaml, at the widths
-    of a config."""
-    widths, heads = config["block_out_channels"], config["attention_head_dim"]
-    attention = {"num_heads": heads}
-    if not isinstance(heads, int):
-        attention = {"num_head_channels": widths[0] // heads[0]}
-        if any(
-            width != count * attention["num_head_channels"]
-            for width, count in zip(widths, heads, strict=True)
-        ):
-            exchange.refuse(
-                f"ldm has no UNet with {heads} heads at widths {widths}: its heads are of one width"
-            )
+    """The UNet at the widths of a config.
+
+    As CompVis's v1-inference.yaml and Stability-AI's v2-inference.yaml have it.
+    """
+    widths = config["block_out_channels"]
     model: nn.Module = UNetModel(
         image_size=32,  # not used
         in_channels=config["in_channels"],
@@ -52,9 +43,21 @@ def unet(config: Mapping[str, Any]) -> nn.Module:
         context_dim=config["cross_attention_dim"],
         use_linear_in_transformer=config.get("use_linear_projection", False),
         legacy=False,
-        **attention,
+        **heads(widths, config["attention_head_dim"]),
     )
     return model
+
+
+def heads(widths: Sequence[int], counts: int | Sequence[int]) -> dict[str, int]:
+    """How attention is split: into a number of heads, or into heads of one width."""
+    if isinstance(counts, int):
+        return {"num_heads": counts}
+    width = widths[0] // counts[0]
+    if any(whole != count * width for whole, count in zip(widths, counts, strict=True)):
+        exchange.refuse(
+            f"ldm has no UNet with {counts} heads at widths {widths}: its heads are of one width"
+        )
+    return {"num_head_channels": width}
 
 
 class Autoencoder(nn.Module):
@@ -72,8 +75,10 @@ class Autoencoder(nn.Module):
             "resolution": 256,
             "z_channels": 4,
         }
-        self.encoder, self.decoder = Encoder(double_z=True, **sizes), Decoder(**sizes)
-        self.quant_conv, self.post_quant_conv = nn.Conv2d(8, 8, 1), nn.Conv2d(4, 4, 1)
+        self.encoder = Encoder(double_z=True, **sizes)
+        self.decoder = Decoder(**sizes)
+        self.quant_conv = nn.Conv2d(8, 8, 1)
+        self.post_quant_conv = nn.Conv2d(4, 4, 1)
 
     def encode(self, image: Tensor) -> Tensor:
         """Image (b, 3, h, w) -> mean and log variance (b, 8, h/8, w/8)."""
@@ -97,16 +102,16 @@ def clip(config: Mapping[str, Any]) -> nn.Module:
 def build(check: Mapping[str, Any]) -> nn.Module:
     """The check's model, at the widths that its config says."""
     config = check["config"]
-    if check["component"] == "unet":
-        return unet(config)
-    if check["component"] == "vae":
-        return Autoencoder(config["block_out_channels"])
-    return clip(config)
+    match check["call"]:
+        case "denoise":
+            return unet(config)
+        case "embed":
+            return clip(config)
+    return Autoencoder(config["block_out_channels"])
 
 
 def averages(unet: nn.Module) -> dict[str, str]:
-    """Name of a parameter -> that of its moving average in a checkpoint, as ldm's own `LitEma`
-    gives it."""
+    """Name of a parameter -> that of its moving average, as ldm's own `LitEma` gives it."""
     average = LitEma(nn.ModuleDict({"diffusion_model": unet}))
     return {
         key.removeprefix("diffusion_model."): f"model_ema.{name}"
@@ -116,25 +121,19 @@ def averages(unet: nn.Module) -> dict[str, str]:
 
 def state_dict(model: nn.Module, check: Mapping[str, Any]) -> dict[str, Tensor]:
     """What a checkpoint has for the model: its weights, or their moving average."""
-    names = averages(model) if check["ema"] else {}
     state = torch_models.read(Path(check["source"]))
-    return {key: state[name] for key, name in names.items()} or torch_models.below(
-        state, check["prefix"]
-    )
+    if check["ema"]:
+        return {key: state[name] for key, name in averages(model).items()}
+    return torch_models.below(state, check["prefix"])
 
 
 def load(model: nn.Module, state: Mapping[str, Tensor]) -> None:
-    """Load strictly; whether there is a level `text_model.` and which buffers are saved depends on
-    transformers."""
-    wanted = model.state_dict()
-    lacks_level = not any(key.startswith("text_model.") for key in wanted)
-    named = {
-        key.removeprefix("text_model.") if lacks_level else key: tensor
-        for key, tensor in state.items()
-    }
-    named = {
-        key: tensor.float() for key, tensor in named.items() if not key.endswith("position_ids")
-    }
+    """Load strictly; there may be a level `text_model.`, and saved buffers, by the transformers."""
+    has_level = any(key.startswith("text_model.") for key in model.state_dict())
+    named = {}
+    for key, tensor in state.items():
+        if not key.endswith("position_ids"):
+            named[key if has_level else key.removeprefix("text_model.")] = tensor.float()
     model.load_state_dict(named, strict=True)
 
 
@@ -156,14 +155,15 @@ def run(
 
 def call(check: Mapping[str, Any], model: Any, x: Mapping[str, Tensor]) -> list[Tensor]:
     """The outputs of a check."""
-    if check["name"] == "unet":
-        torch_models.give_features(model.time_embed, x["features"])
-        return [model(x["sample"], x["timestep"], x["context"])]
-    if check["name"] == "decoder":
-        return [model.decode(x["latent"] / check["config"]["scaling_factor"])]
-    if check["name"] == "image_encoder":
-        mean, logvar = model.encode(x["image"]).chunk(2, dim=1)
-        return [mean * check["config"]["scaling_factor"], logvar.clamp(-30, 20)]
+    match check["call"]:
+        case "denoise":
+            torch_models.give_features(model.time_embed, x["features"])
+            return [model(x["sample"], x["timestep"], x["context"])]
+        case "decode":
+            return [model.decode(x["latent"] / check["config"]["scaling_factor"])]
+        case "encode":
+            mean, logvar = model.encode(x["image"]).chunk(2, dim=1)
+            return [mean * check["config"]["scaling_factor"], logvar.clamp(-30, 20)]
     return [model(x["tokens"]).last_hidden_state]
 
 

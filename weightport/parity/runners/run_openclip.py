@@ -1,5 +1,4 @@
-"""Runs the text encoder of SD 2.x as its authors do, in the real open_clip: run_openclip.py
-JOB.json"""
+"""Runs the text encoder of SD 2.x as its authors do: run_openclip.py JOB.json"""
 
 from __future__ import annotations
 
@@ -20,20 +19,18 @@ NOT_OF_THE_TOWER = ("logit_scale", "attn_mask")  # of the whole CLIP; a constant
 
 
 def load(check: Mapping[str, Any]) -> Any:
-    """The text tower with the weights of a checkpoint, at the widths of a config, with all layers
-    that the file has."""
+    """The text tower of a checkpoint, at the widths of a config, with all layers of the file."""
     config = check["config"]
-    state = torch_models.below(torch_models.read(Path(check["source"])), check["prefix"])
-    state = {key: tensor.float() for key, tensor in state.items() if key not in NOT_OF_THE_TOWER}
+    whole = torch_models.below(torch_models.read(Path(check["source"])), check["prefix"])
+    state = {key: tensor.float() for key, tensor in whole.items() if key not in NOT_OF_THE_TOWER}
+    layers = {key.split(".")[2] for key in state if key.startswith("transformer.resblocks.")}
     model = TextTransformer(
         context_length=config["max_position_embeddings"],
         vocab_size=config["vocab_size"],
         width=config["hidden_size"],
         heads=config["num_attention_heads"],
         mlp_ratio=config["intermediate_size"] / config["hidden_size"],
-        layers=len(
-            {key.split(".")[2] for key in state if key.startswith("transformer.resblocks.")}
-        ),
+        layers=len(layers),
         output_dim=state["text_projection"].shape[1] if "text_projection" in state else None,
     )
     try:

@@ -28,8 +28,7 @@ def load(check: Mapping[str, Any], semantics: Any) -> Any:
 
 @torch.no_grad()
 def pipeline(check: Mapping[str, Any], inputs: exchange.Arrays) -> exchange.Outputs:
-    """Token ids and noise to an image in [0, 1] and in uint8, by our pipeline with KerasCV's
-    sampler."""
+    """Token ids and noise to an image in [0, 1] and in uint8, with KerasCV's sampler."""
     pipe: Any = StableDiffusionPipeline.from_pretrained(
         check["repo"],
         scheduler=KerasCVScheduler(generation=check["generation"]),
@@ -39,9 +38,8 @@ def pipeline(check: Mapping[str, Any], inputs: exchange.Arrays) -> exchange.Outp
     for model in (pipe.text_encoder, pipe.unet, pipe.vae):
         apply_semantics(model, check["semantics"])
     x = torch_models.tensors(inputs, "float32")
-    context, empty = (
-        pipe.text_encoder(x[name]).last_hidden_state for name in ("tokens", "no_tokens")
-    )
+    context = pipe.text_encoder(x["tokens"]).last_hidden_state
+    empty = pipe.text_encoder(x["no_tokens"]).last_hidden_state
     image = pipe(
         prompt_embeds=context,
         negative_prompt_embeds=empty,
@@ -52,17 +50,15 @@ def pipeline(check: Mapping[str, Any], inputs: exchange.Arrays) -> exchange.Outp
         guidance_scale=check["guidance_scale"],
         output_type="pt",
     ).images
-    return [
-        torch_models.numpy(image),
-        torch_models.numpy((255 * image).to(torch.uint8)),
-    ]  # KerasCV truncates
+    truncated = (255 * image).to(torch.uint8)  # as KerasCV does
+    return [torch_models.numpy(image), torch_models.numpy(truncated)]
 
 
 def run(
     check: Mapping[str, Any], inputs: exchange.Arrays
 ) -> tuple[exchange.Outputs, exchange.Arrays]:
     """One model or the whole pipeline, by the maths that the check names."""
-    if check["name"] == "pipeline":
+    if check["call"] == "draw":
         return pipeline(check, inputs), {}
     return torch_models.run(check, load(check, check["semantics"]), inputs)
 

@@ -1,5 +1,4 @@
-"""What the runners on PyTorch share: inputs in, hooks on modules, and the call of models that have
-diffusers' names."""
+"""What the runners on PyTorch share: inputs in, hooks on modules, calls as in diffusers."""
 
 from __future__ import annotations
 
@@ -43,17 +42,16 @@ def below(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
 
 def tensors(inputs: exchange.Arrays, dtype: str) -> dict[str, Tensor]:
     """The inputs of a check; floating-point ones in `dtype`."""
-    given = {name: torch.from_numpy(array) for name, array in inputs.items()}
-    return {
-        name: x.to(getattr(torch, dtype)) if x.is_floating_point() else x
-        for name, x in given.items()
-    }
+    found = {}
+    for name, array in inputs.items():
+        x = torch.from_numpy(array)
+        found[name] = x.to(getattr(torch, dtype)) if x.is_floating_point() else x
+    return found
 
 
 @contextlib.contextmanager
 def recorded(model: nn.Module, watch: Mapping[str, str]) -> Iterator[exchange.Arrays]:
-    """What modules return while the model is called, under the names that `watch` gives their
-    paths."""
+    """What modules return while their model is called, by the names that `watch` gives paths."""
     found: exchange.Arrays = {}
     modules = dict(model.named_modules())
 
@@ -65,9 +63,8 @@ def recorded(model: nn.Module, watch: Mapping[str, str]) -> Iterator[exchange.Ar
 
     handles = []
     for path, name in watch.items():
-        module = modules.get(
-            path, modules.get(path.removeprefix("text_model."))
-        )  # transformers 5 has no such level
+        bare = path.removeprefix("text_model.")  # a level that transformers 5 has not
+        module = modules.get(path, modules.get(bare))
         if module is not None:
             handles.append(module.register_forward_hook(spy(name)))
     try:
@@ -78,12 +75,13 @@ def recorded(model: nn.Module, watch: Mapping[str, str]) -> Iterator[exchange.Ar
 
 
 def give_features(time_embedding: nn.Module, features: Tensor) -> None:
-    """Let these sinusoidal features (b, d) enter `time_embedding` in place of the model's own, if
-    they are the same."""
+    """Let these sinusoidal features (b, d) enter in place of the model's own, if they agree."""
 
     def replaced(module: nn.Module, arguments: Any) -> Any:
         own, *rest = arguments
-        same = own.shape == features.shape and bool((own - features).abs().max() < SAME_FEATURES)
+        if own.shape != features.shape:
+            return None
+        same = (own - features).abs().max() < SAME_FEATURES
         return (features, *rest) if same else None
 
     time_embedding.register_forward_pre_hook(replaced)
@@ -96,31 +94,42 @@ def numpy(tensor: Tensor) -> np.ndarray[Any, Any]:
 
 
 @torch.no_grad()
-def call(name: str, model: Any, x: Mapping[str, Tensor]) -> exchange.Outputs:
-    """The outputs of a check, from a model called as in diffusers and transformers. Latents are
-    scaled."""
-    match name:
-        case "decoder":
+def call(how: str, model: Any, x: Mapping[str, Tensor]) -> exchange.Outputs:
+    """The outputs of a model called as in diffusers and transformers. Latents are scaled."""
+    match how:
+        case "embed":
+            return embed(model, x)
+        case "decode":
             return [numpy(model.decode(x["latent"] / model.config.scaling_factor).sample)]
-        case "image_encoder":
+        case "encode":
             latents = model.encode(x["image"]).latent_dist
             return [numpy(latents.mean * model.config.scaling_factor), numpy(latents.logvar)]
-        case "unet" | "controlnet":
-            give_features(model.time_embedding, x["features"])
-            options: dict[str, Any] = (
-                {"class_labels": x["class_labels"]} if "class_labels" in x else {}
-            )
-            if "text_embeds" in x:
-                options["added_cond_kwargs"] = {key: x[key] for key in ("text_embeds", "time_ids")}
-            if name == "unet":
-                return [numpy(model(x["sample"], x["timestep"], x["context"], **options).sample)]
-            output = model(
-                x["sample"], x["timestep"], x["context"], controlnet_cond=x["image"], **options
-            )
-            return [*map(numpy, output.down_block_res_samples), numpy(output.mid_block_res_sample)]
+        case "denoise":
+            return [numpy(denoise(model, x).sample)]
+        case "control":
+            output = denoise(model, x, controlnet_cond=x["image"])
+            down = output.down_block_res_samples
+            return [*map(numpy, down), numpy(output.mid_block_res_sample)]
+    raise ValueError(how)
+
+
+def embed(model: Any, x: Mapping[str, Tensor]) -> exchange.Outputs:
+    """The states of a text encoder, and the pooled ones if it has them."""
     output = model(x["tokens"])
-    pooled = [numpy(output.text_embeds)] if hasattr(output, "text_embeds") else []
-    return [numpy(output.last_hidden_state), *pooled]
+    states = [numpy(output.last_hidden_state)]
+    if hasattr(output, "text_embeds"):
+        states.append(numpy(output.text_embeds))
+    return states
+
+
+def denoise(model: Any, x: Mapping[str, Tensor], **options: Any) -> Any:
+    """What a denoiser, or a model that steers one, makes of a noised sample."""
+    give_features(model.time_embedding, x["features"])
+    if "class_labels" in x:
+        options["class_labels"] = x["class_labels"]
+    if "text_embeds" in x:
+        options["added_cond_kwargs"] = {name: x[name] for name in ("text_embeds", "time_ids")}
+    return model(x["sample"], x["timestep"], x["context"], **options)
 
 
 def run(
@@ -129,5 +138,5 @@ def run(
     """The outputs of a check and the activations it asks for."""
     model = model.to(getattr(torch, check["dtype"])).eval()
     with recorded(model, check["watch"]) as found:
-        outputs = call(check["name"], model, tensors(inputs, check["dtype"]))
+        outputs = call(check["call"], model, tensors(inputs, check["dtype"]))
     return outputs, found
