@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -43,16 +42,16 @@ def installed_metrics() -> tuple[list[Metric], list[str]]:
     CLIP score (Hessel et al. 2021, https://arxiv.org/abs/2104.08718) from `open_clip`; both fetch
     weights of their own when first used.
     """
-    metrics, reasons = [], []
+    metrics = []
+    reasons = []
     for name, make in (("LPIPS", _lpips), ("CLIP score", _clip_score)):
         try:
             metrics.append(make(name))
         except ImportError:
             reasons.append(f'{name} is not measured: `pip install "weightport[quality]"`')
         except Exception as error:  # their downloads fail in as many ways as there are networks
-            reasons.append(
-                f"{name} is not measured: {str(error).splitlines()[0] if str(error) else error!r}"
-            )
+            lines = str(error).splitlines() or [repr(error)]
+            reasons.append(f"{name} is not measured: {lines[0]}")
     return metrics, reasons
 
 
@@ -62,7 +61,8 @@ def _lpips(name: str) -> Metric:
     network = lpips.LPIPS(net="alex", verbose=False).eval()
 
     def signed(image: Image.Image) -> Tensor:
-        return torch.from_numpy(np.asarray(image, np.float32)).permute(2, 0, 1)[None] / 127.5 - 1
+        pixels = torch.from_numpy(np.asarray(image, np.float32))
+        return pixels.permute(2, 0, 1)[None] / 127.5 - 1
 
     @torch.inference_mode()
     def score(image: Image.Image, reference: Image.Image, prompt: str) -> float:
@@ -80,10 +80,8 @@ def _clip_score(name: str) -> Metric:
 
     @torch.inference_mode()
     def score(image: Image.Image, reference: Image.Image, prompt: str) -> float:
-        features: list[Any] = [
-            model.encode_image(preprocess(image)[None]),
-            model.encode_text(tokenize([prompt])),
-        ]
-        return 100 * max(float(torch.cosine_similarity(*features)), 0.0)
+        drawn = model.encode_image(preprocess(image)[None])
+        asked = model.encode_text(tokenize([prompt]))
+        return 100 * max(float(torch.cosine_similarity(drawn, asked)), 0.0)
 
     return Metric(name, score)

@@ -19,6 +19,8 @@ from .schedulers import REFERENCE, Run, SchedulerComparison, pareto_front
 if TYPE_CHECKING:
     from markupsafe import Markup
 
+COLUMNS = ("prompt", "scheduler", "steps", "stochastic", "seconds", "model_calls", "rmse", "psnr")
+
 
 @dataclass(frozen=True)
 class Mean:
@@ -40,7 +42,7 @@ def means(comparison: SchedulerComparison) -> list[Mean]:
     for scheduler in comparison.experiment.schedulers:
         for steps in comparison.experiment.steps:
             runs = [
-                run for run in comparison.runs if (run.scheduler, run.steps) == (scheduler, steps)
+                run for run in comparison.runs if run.scheduler == scheduler and run.steps == steps
             ]
             found.append(_mean(runs))
     return found
@@ -49,28 +51,26 @@ def means(comparison: SchedulerComparison) -> list[Mean]:
 def _mean(runs: Sequence[Run]) -> Mean:
     first = runs[0]
     return Mean(
-        first.scheduler,
-        first.steps,
-        first.stochastic,
-        fmean(run.seconds for run in runs),
-        fmean(run.model_calls for run in runs),
-        math.sqrt(fmean(run.rmse**2 for run in runs)),
-        fmean(run.psnr for run in runs),
-        {name: fmean(run.scores[name] for run in runs) for name in first.scores},
+        scheduler=first.scheduler,
+        steps=first.steps,
+        stochastic=first.stochastic,
+        seconds=fmean(run.seconds for run in runs),
+        model_calls=fmean(run.model_calls for run in runs),
+        rmse=math.sqrt(fmean(run.rmse**2 for run in runs)),
+        psnr=fmean(run.psnr for run in runs),
+        scores={name: fmean(run.scores[name] for run in runs) for name in first.scores},
     )
 
 
 def fronts(rows: Sequence[Mean]) -> tuple[set[int], set[int]]:
-    """Which rows no other one beats in error and seconds, and in error and model calls; only those
-    of one equation."""
+    """Which rows no other one beats in error and seconds, and in error and model calls.
+
+    Only those of one equation are compared.
+    """
     own = [index for index, row in enumerate(rows) if not row.stochastic]
-    return (
-        {own[i] for i in pareto_front([(rows[index].seconds, rows[index].rmse) for index in own])},
-        {
-            own[i]
-            for i in pareto_front([(rows[index].model_calls, rows[index].rmse) for index in own])
-        },
-    )
+    fast = pareto_front([(rows[index].seconds, rows[index].rmse) for index in own])
+    few = pareto_front([(rows[index].model_calls, rows[index].rmse) for index in own])
+    return {own[i] for i in fast}, {own[i] for i in few}
 
 
 def describe(comparison: SchedulerComparison, notes: Sequence[str] = ()) -> Iterator[str]:
@@ -78,13 +78,14 @@ def describe(comparison: SchedulerComparison, notes: Sequence[str] = ()) -> Iter
     rows = means(comparison)
     fastest, _ = fronts(rows)
     names = list(rows[0].scores) if rows else []
+    titles = "".join(f" {name:>10}" for name in names)
     yield (
         f"{'':2}{'scheduler':16} {'steps':>5} {'s/image':>8} {'calls':>6} {'latent RMSE':>12}"
-        f" {'PSNR dB':>8}" + "".join(f" {name:>10}" for name in names)
+        f" {'PSNR dB':>8}{titles}"
     )
     for index, row in enumerate(rows):
-        scores = "".join(f" {row.scores[name]:10.4f}" for name in names)
         mark = "*" if index in fastest else "~" if row.stochastic else ""
+        scores = "".join(f" {row.scores[name]:10.4f}" for name in names)
         yield (
             f"{mark:2}{row.scheduler:16} {row.steps:5} {row.seconds:8.3f} {row.model_calls:6.0f}"
             f" {row.rmse:12.4f} {row.psnr:8.2f}{scores}"
@@ -116,19 +117,9 @@ def _csv(comparison: SchedulerComparison) -> str:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     scores = list(comparison.runs[0].scores) if comparison.runs else []
-    columns = [
-        "prompt",
-        "scheduler",
-        "steps",
-        "stochastic",
-        "seconds",
-        "model_calls",
-        "rmse",
-        "psnr",
-    ]
-    writer.writerow([*columns, *scores, "image"])
+    writer.writerow([*COLUMNS, *scores, "image"])
     for run in comparison.runs:
-        values = [getattr(run, column) for column in columns]
+        values = [getattr(run, column) for column in COLUMNS]
         writer.writerow([*values, *run.scores.values(), run.image])
     return text.getvalue()
 

@@ -1,5 +1,4 @@
-"""Schedulers side by side on one model: speed, and distance to the exact solution of the same
-equation.
+"""Schedulers side by side on one model: speed, and distance to the exact solution.
 
 Every run starts from the same noise, so that all deterministic schedulers approach one image, the
 solution of the probability flow ODE (Song et al. 2021, https://arxiv.org/abs/2011.13456); what is
@@ -15,6 +14,7 @@ stopped.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import math
 import time
@@ -26,7 +26,7 @@ from typing import Any
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..runtime.schedulers.names import is_stochastic, named_scheduler
 from .metrics import Metric, psnr, rmse
@@ -90,6 +90,10 @@ class Run:
     scores: dict[str, float]
     image: str
 
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data; the PSNR of equal images, which is infinite, is None."""
+        return {**asdict(self), "psnr": self.psnr if math.isfinite(self.psnr) else None}
+
 
 @dataclass(frozen=True)
 class Sample:
@@ -103,8 +107,7 @@ class Sample:
 
 @dataclass(frozen=True)
 class SchedulerComparison:
-    """The outcome: every run, the references by prompt, and how far the references are from
-    themselves.
+    """The outcome.
 
     Attributes:
         references: prompt -> image file.
@@ -119,17 +122,13 @@ class SchedulerComparison:
     uncertainty: dict[str, float]
 
     def to_dict(self) -> dict[str, Any]:
-        """The content of `results.json`; the PSNR of equal images, which is infinite, is None."""
-        runs = [
-            asdict(run) | {"psnr": run.psnr if math.isfinite(run.psnr) else None}
-            for run in self.runs
-        ]
+        """The content of `results.json`."""
         return {
             "model": self.model,
             "experiment": asdict(self.experiment),
             "references": self.references,
             "uncertainty": self.uncertainty,
-            "runs": runs,
+            "runs": [run.to_dict() for run in self.runs],
         }
 
 
@@ -140,8 +139,9 @@ def compare(
     metrics: Sequence[Metric] = (),
     progress: Callable[[int, int], None] = lambda count, total: None,
 ) -> SchedulerComparison:
-    """Run every scheduler with every number of steps on every prompt; finished runs are taken from
-    `output`.
+    """Run every scheduler with every number of steps on every prompt.
+
+    Finished runs are taken from `output`.
 
     Args:
         pipe: a text-to-image pipeline.
@@ -150,44 +150,37 @@ def compare(
     Raises:
         ValueError: an unknown scheduler, or one that cannot serve the model.
     """
-    stochastic = {  # before the long work: do they exist, can they serve the model
-        name: is_stochastic(named_scheduler(name, _from_noise(pipe.scheduler.config)))
-        for name in experiment.schedulers
-    }
+    stochastic = _stochastic(pipe, experiment)  # refuses before the long work
     session = Session(pipe, experiment, output)
-    jobs = [
-        (p, s, n)
-        for p in experiment.prompts
-        for s in experiment.schedulers
-        for n in experiment.steps
-    ]
+    jobs = list(itertools.product(experiment.prompts, experiment.schedulers, experiment.steps))
     total = len(jobs) + 2 * len(experiment.prompts)
-    references: dict[str, Sample] = {}
-    uncertainty = {}
+    references = dict[str, Sample]()
+    uncertainty = dict[str, float]()
     for prompt in experiment.prompts:
         half = session.sample(prompt, REFERENCE, experiment.reference_steps // 2)
-        references[prompt] = session.sample(prompt, REFERENCE, experiment.reference_steps)
-        uncertainty[prompt] = rmse(half.latents, references[prompt].latents)
+        whole = session.sample(prompt, REFERENCE, experiment.reference_steps)
+        references[prompt] = whole
+        uncertainty[prompt] = rmse(half.latents, whole.latents)
         progress(2, total)
     runs = []
     for prompt, scheduler, steps in jobs:
-        sample, reference = session.sample(prompt, scheduler, steps), references[prompt]
-        runs.append(
-            Run(
-                prompt=prompt,
-                scheduler=scheduler,
-                steps=steps,
-                stochastic=stochastic[scheduler],
-                seconds=sample.seconds,
-                model_calls=sample.model_calls,
-                rmse=rmse(sample.latents, reference.latents),
-                psnr=psnr(sample.image, reference.image),
-                scores={
-                    metric.name: metric(sample.image, reference.image, prompt) for metric in metrics
-                },
-                image=session.image_name(prompt, scheduler, steps),
-            )
+        sample = session.sample(prompt, scheduler, steps)
+        reference = references[prompt]
+        run = Run(
+            prompt=prompt,
+            scheduler=scheduler,
+            steps=steps,
+            stochastic=stochastic[scheduler],
+            seconds=sample.seconds,
+            model_calls=sample.model_calls,
+            rmse=rmse(sample.latents, reference.latents),
+            psnr=psnr(sample.image, reference.image),
+            scores={
+                metric.name: metric(sample.image, reference.image, prompt) for metric in metrics
+            },
+            image=session.image_name(prompt, scheduler, steps),
         )
+        runs.append(run)
         progress(1, total)
     images = {
         prompt: session.image_name(prompt, REFERENCE, experiment.reference_steps)
@@ -196,14 +189,25 @@ def compare(
     return SchedulerComparison(pipe.name_or_path, experiment, runs, images, uncertainty)
 
 
+def _stochastic(pipe: Any, experiment: Experiment) -> dict[str, bool]:
+    """Which schedulers are; all of them exist and can serve the model."""
+    config = _from_noise(pipe.scheduler.config)
+    return {name: is_stochastic(named_scheduler(name, config)) for name in experiment.schedulers}
+
+
 class Session:
-    """Samples a pipeline, and remembers in a folder what was sampled before with the same
-    experiment and weights."""
+    """Samples a pipeline, and remembers in a folder what it sampled before.
+
+    That is what has the same experiment and the same weights.
+    """
 
     def __init__(self, pipe: Any, experiment: Experiment, output: Path) -> None:
-        self.pipe, self.experiment, self.folder = pipe, experiment, output / "runs"
-        self.own = pipe.scheduler
+        self.pipe = pipe
+        self.experiment = experiment
+        self.folder = output / "runs"
         self.folder.mkdir(parents=True, exist_ok=True)
+        self.own = pipe.scheduler
+        self.warm = False
         shared = [
             experiment.seed,
             experiment.size,
@@ -211,7 +215,7 @@ class Session:
             str(pipe.dtype),
             _fingerprint(pipe),
         ]
-        self.shared, self.warm = json.dumps(shared), False
+        self.shared = json.dumps(shared)
 
     def image_name(self, prompt: str, scheduler: str, steps: int) -> str:
         """The image file of a run, relative to the output folder."""
@@ -229,12 +233,12 @@ class Session:
         return Sample(latents, image, kept["seconds"], kept["model_calls"])
 
     def _stem(self, prompt: str, scheduler: str, steps: int) -> str:
-        digest = hashlib.sha256(f"{self.shared} {scheduler} {steps} {prompt}".encode()).hexdigest()
+        run = f"{self.shared} {scheduler} {steps} {prompt}"
+        digest = hashlib.sha256(run.encode()).hexdigest()
         return f"{scheduler}-{steps}-{digest[:12]}"
 
     def _keep(self, path: Path, sample: Sample) -> None:
-        """Write the three files of a sample; the last to appear is the one that says it is
-        whole."""
+        """Write the three files of a sample; the last one says that it is whole."""
         save_file(
             {"latents": sample.latents.contiguous()}, _beside(path.with_suffix(".safetensors"))
         )
@@ -252,9 +256,8 @@ class Session:
         return self._sample(prompt, scheduler, steps)
 
     def _sample(self, prompt: str, scheduler: str, steps: int) -> Sample:
-        pipe, experiment = self.pipe, self.experiment
-        pipe.scheduler = named_scheduler(scheduler, _from_noise(self.own.config))
-        last: list[Tensor] = []
+        pipe = self.pipe
+        last = list[Tensor]()
         calls = 0
 
         def count(*_: Any) -> None:
@@ -267,7 +270,8 @@ class Session:
             last[:] = [tensors["latents"]]
             return {}
 
-        width, height = experiment.size or (None, None)
+        width, height = self.experiment.size or (None, None)
+        pipe.scheduler = named_scheduler(scheduler, _from_noise(self.own.config))
         counting = pipe.unet.register_forward_pre_hook(count)
         start = time.perf_counter()
         try:
@@ -276,24 +280,25 @@ class Session:
                 width=width,
                 height=height,
                 num_inference_steps=steps,
-                guidance_scale=experiment.guidance_scale,
-                generator=torch.Generator().manual_seed(experiment.seed),
+                guidance_scale=self.experiment.guidance_scale,
+                generator=torch.Generator().manual_seed(self.experiment.seed),
                 callback_on_step_end=keep,
             ).images
         finally:
             counting.remove()
             pipe.scheduler = self.own
-        return Sample(last[0].float().cpu(), image, time.perf_counter() - start, calls)
+        seconds = time.perf_counter() - start
+        return Sample(last[0].float().cpu(), image, seconds, calls)
 
 
 def _from_noise(config: Mapping[str, Any]) -> dict[str, Any]:
-    """A scheduler's config with timesteps that begin at the last one of training, however few they
-    are."""
-    unset = config.get("_use_default_values", ())
-    given = {
-        key: value for key, value in config.items() if key not in (*unset, "_use_default_values")
-    }
-    return given | {"timestep_spacing": "trailing"}
+    """A scheduler's config with timesteps that begin at the last one of training.
+
+    They do so however few they are.
+    """
+    unset = {*config.get("_use_default_values", ()), "_use_default_values"}
+    given = {key: value for key, value in config.items() if key not in unset}
+    return {**given, "timestep_spacing": "trailing"}
 
 
 def _beside(path: Path) -> Path:
@@ -304,20 +309,23 @@ def _fingerprint(pipe: Any) -> str:
     """A digest of the models' configs and of the first numbers of every tensor."""
     digest = hashlib.sha256()
     for name, module in sorted(pipe.components.items()):
-        if isinstance(module, torch.nn.Module):
-            digest.update(
-                f"{name} {json.dumps(module.config, default=str, sort_keys=True)}".encode()
-            )
+        if isinstance(module, nn.Module):
+            config: Any = module.config
+            digest.update(f"{name} {json.dumps(config, default=str, sort_keys=True)}".encode())
             for key, tensor in module.state_dict().items():
-                head = tensor.flatten()[:16].double().cpu().numpy().tobytes()
-                digest.update(f"{key} {tuple(tensor.shape)} {tensor.dtype}".encode() + head)
+                head = tensor.flatten()[:16].double().cpu().numpy()
+                digest.update(f"{key} {tuple(tensor.shape)} {tensor.dtype}".encode())
+                digest.update(head.tobytes())
     return digest.hexdigest()
 
 
 def pareto_front(points: Sequence[tuple[float, float]]) -> list[int]:
-    """Which points no other one beats in both numbers, smaller being better, in the order of the
-    first number."""
-    front, best = [], math.inf
+    """Which points no other one beats in both numbers, smaller being better.
+
+    They are in the order of the first number.
+    """
+    front = []
+    best = math.inf
     for index in sorted(range(len(points)), key=lambda i: points[i]):
         if points[index][1] < best:
             front.append(index)
