@@ -1,14 +1,17 @@
-"""How fast, and in how much memory, full-size models are converted, beside `cp` of the same bytes
-and other programs.
+"""How fast, and in how much memory, full-size models are converted, beside `cp` and others.
 
-    python benchmarks/convert.py [--model NAME] [--work TEXT] [--rows TEXT] [--repeat N] [--folder
-    DIR]
+    python benchmarks/convert.py [--model NAME] [--work TEXT] [--rows TEXT] [--repeat N]
+        [--folder DIR] [--against REVISION]
 
 Works on a Stable Diffusion 1.x UNet of KerasCV (3.4 GB; every kernel has to be transposed), on a
 whole Stable Diffusion 1.5 checkpoint (4.3 GB, as `.safetensors`, `.ckpt` and repo; tensors are
 renamed), and on SDXL in float16 (6.9 GB), all with random weights. The rows of one work take turns,
 N times; medians are printed. The ratio is to `cp` and `sync` of the source in the same round, and
 every row ends with its output on the disk; rows that say `no sync` compare with the plain `cp`.
+
+With `--against REVISION` a worktree of that commit takes part: only the rows of weightport run,
+each beside itself at that commit, in turns, and its ratio is to that. Nothing is installed for it.
+
 Needs h5py, safetensors, torch and, for its row, diffusers; takes 12 GB of disk for the UNet, 18 GB
 for the checkpoint, 28 GB for SDXL.
 """
@@ -16,19 +19,21 @@ for the checkpoint, 28 GB for SDXL.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import shlex
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
 import models
+import trees
 from measure import Command, rounds, table
 
-WEIGHTPORT = [sys.executable, "-m", "weightport"]
+WEIGHTPORT = [*trees.python(trees.ROOT), "-m", "weightport"]
 PEERS = [sys.executable, str(Path(__file__).with_name("peers.py"))]
 Works = dict[str, dict[str, Command]]  # title -> name of a row -> command
 
@@ -109,48 +114,89 @@ def _help() -> dict[str, Command]:
     return {"--help": [*WEIGHTPORT, "--help"]}
 
 
-def main() -> None:
-    """Make the sources, run the rows, print the tables, clean up."""
+MODELS: dict[str, Callable[[Path, Path], Works]] = {
+    "kerascv": kerascv,
+    "original": original,
+    "sdxl": sdxl,
+}
+
+
+def chosen(rows: dict[str, Command], text: str) -> tuple[dict[str, Command], dict[str, str]]:
+    """The rows whose name contains a text, and `cp`.
+
+    Also what a ratio is to, if not to the first.
+    """
+    found = {name: row for name, row in rows.items() if text in name or "cp" in name}
+    return found, {name: "cp" for name in found if "no sync" in name}
+
+
+def beside(
+    rows: dict[str, Command], text: str, tree: Path, revision: str
+) -> tuple[dict[str, Command], dict[str, str]]:
+    """weightport's rows whose name contains a text, each after itself in another tree.
+
+    Also what a ratio is to: that.
+    """
+    found = {}
+    bases = {}
+    for name, row in rows.items():
+        if text in name and row[: len(WEIGHTPORT)] == WEIGHTPORT:
+            before = f"{name} @ {revision}"
+            found[before] = trees.moved(row, tree)
+            found[name] = row
+            bases[name] = before
+            bases[before] = before
+    return found, bases
+
+
+def parse() -> argparse.Namespace:
+    """The command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument(
-        "--model", choices=["kerascv", "original", "sdxl"], help="default: all, one after the other"
+    option = parser.add_argument
+    option("--model", choices=MODELS, help="default: all, one after the other")
+    option("--work", default="", metavar="TEXT", help="only work whose title contains this text")
+    option("--rows", default="", metavar="TEXT", help="only rows whose name contains this text")
+    option("--repeat", type=int, default=5, metavar="N")
+    option(
+        "--folder", type=Path, metavar="DIR", help="where to work (default: for temporary files)"
     )
-    parser.add_argument(
-        "--work", default="", metavar="TEXT", help="only work whose title contains this text"
-    )
-    parser.add_argument(
-        "--rows",
-        default="",
-        metavar="TEXT",
-        help="only rows whose name contains it (cp always runs)",
-    )
-    parser.add_argument("--repeat", type=int, default=5, metavar="N")
-    parser.add_argument(
-        "--folder", type=Path, metavar="DIR", help="where to work (default: the temporary folder)"
-    )
-    arguments = parser.parse_args()
-    os.environ.pop(
-        "PYTHONDONTWRITEBYTECODE", None
-    )  # installed programs are compiled, so all rows are after their first
-    for make in (kerascv, original, sdxl):
-        if arguments.model in (None, make.__name__):
-            with tempfile.TemporaryDirectory(
-                prefix="weightport-bench-", dir=arguments.folder
-            ) as folder:
-                outputs = Path(folder, "outputs")
-                for title, rows in make(Path(folder), outputs).items():
-                    chosen = {
-                        name: row
-                        for name, row in rows.items()
-                        if arguments.rows in name or "cp" in name
-                    }
-                    if arguments.work in title:
-                        print(f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}")
-                        unsynced = {name: "cp" for name in chosen if "no sync" in name}
-                        measured = list(rounds(chosen, outputs, arguments.repeat))
-                        print(table(title, measured, unsynced), flush=True)
+    option("--against", metavar="REVISION", help="measure beside this commit")
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Make the sources, run the rows, print the tables, clean up."""
+    arguments = parse()
+    # Installed programs are compiled, so all rows are after their first.
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+    with contextlib.ExitStack() as stack:
+        tree = None
+        if arguments.against:
+            tree = stack.enter_context(trees.checkout(arguments.against))
+        for model, make in MODELS.items():
+            if arguments.model in (None, model):
+                run(make, tree, arguments)
+
+
+def run(
+    make: Callable[[Path, Path], Works], tree: Path | None, arguments: argparse.Namespace
+) -> None:
+    """Measure the works of one model."""
+    place = tempfile.TemporaryDirectory(prefix="weightport-bench-", dir=arguments.folder)
+    with place as folder:
+        outputs = Path(folder, "outputs")
+        for title, rows in make(Path(folder), outputs).items():
+            if arguments.work not in title:
+                continue
+            if tree is None:
+                commands, bases = chosen(rows, arguments.rows)
+            else:
+                commands, bases = beside(rows, arguments.rows, tree, arguments.against)
+            print(f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}")
+            measured = list(rounds(commands, outputs, arguments.repeat))
+            print(table(title, measured, bases), flush=True)
 
 
 if __name__ == "__main__":

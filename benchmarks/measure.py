@@ -1,5 +1,4 @@
-"""Runs commands, one after another in turns, and prints what they took: wall and CPU time, memory,
-ratio to the first.
+"""Runs commands in turns, and prints what they took: wall and CPU time, memory, ratios.
 
 `anon` is the highest anonymous memory seen, which leaves out mapped files.
 """
@@ -10,12 +9,12 @@ import contextlib
 import os
 import shlex
 import shutil
-import statistics
 import subprocess
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 from types import MappingProxyType
 
 Command = list[str]
@@ -31,13 +30,18 @@ class Run:
     anon: int  # kB, at its highest
 
 
+Round = dict[str, Run]
+COLUMNS = ("wall s", "CPU s", "ratio", "RSS MB", "anon MB")
+
+
 def measure(command: Command) -> Run:
     """Run a command to its end, sampling its memory.
 
     Raises:
         SystemExit: the command failed.
     """
-    start, peak = time.perf_counter(), {"VmHWM": 0, "RssAnon": 0}
+    peak = {"VmHWM": 0, "RssAnon": 0}
+    start = time.perf_counter()
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
     while True:
         pid, status, usage = os.wait4(process.pid, os.WNOHANG)
@@ -45,12 +49,11 @@ def measure(command: Command) -> Run:
             break
         _sample(process.pid, peak)
         time.sleep(0.005)
+    wall = time.perf_counter() - start
     process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:
         raise SystemExit(f"{shlex.join(command)}: exit status {process.returncode}")
-    return Run(
-        time.perf_counter() - start, usage.ru_utime + usage.ru_stime, peak["VmHWM"], peak["RssAnon"]
-    )
+    return Run(wall, usage.ru_utime + usage.ru_stime, peak["VmHWM"], peak["RssAnon"])
 
 
 def _sample(pid: int, peak: dict[str, int]) -> None:
@@ -62,7 +65,7 @@ def _sample(pid: int, peak: dict[str, int]) -> None:
                 peak[name] = max(peak[name], int(value.split()[0]))
 
 
-def rounds(commands: Mapping[str, Command], outputs: Path, repeat: int) -> Iterator[dict[str, Run]]:
+def rounds(commands: Mapping[str, Command], outputs: Path, repeat: int) -> Iterator[Round]:
     """Every row once a round, so that a change of the machine's load meets all of them.
 
     `outputs` is the folder that the commands write to; it is emptied after each.
@@ -77,20 +80,21 @@ def rounds(commands: Mapping[str, Command], outputs: Path, repeat: int) -> Itera
 
 
 def table(
-    title: str, measured: list[dict[str, Run]], bases: Mapping[str, str] = MappingProxyType({})
+    title: str, measured: list[Round], bases: Mapping[str, str] = MappingProxyType({})
 ) -> str:
-    """Medians, one line a row; the ratio is to the row that `bases` names, or the first, in the
-    same round."""
+    """Medians, one line a row.
+
+    The ratio of wall times is to the row that `bases` names, or the first, in the same round.
+    """
     first = next(iter(measured[0]))
-    lines = [f"{title:34}{'wall s':>8}{'CPU s':>8}{'ratio':>8}{'RSS MB':>8}{'anon MB':>8}"]
+    lines = [f"{title:44}" + "".join(f"{column:>8}" for column in COLUMNS)]
     for name in measured[0]:
-        runs, base = [round_[name] for round_ in measured], bases.get(name, first)
-        ratio = statistics.median(round_[name].wall / round_[base].wall for round_ in measured)
-        wall, cpu = (
-            statistics.median(values) for values in ([r.wall for r in runs], [r.cpu for r in runs])
-        )
-        rss, anon = (
-            max(values) / 1000 for values in ([r.rss for r in runs], [r.anon for r in runs])
-        )
-        lines.append(f"  {name:32}{wall:8.2f}{cpu:8.2f}{ratio:8.2f}{rss:8.0f}{anon:8.0f}")
+        runs = [one[name] for one in measured]
+        others = [one[bases.get(name, first)] for one in measured]
+        wall = median(run.wall for run in runs)
+        cpu = median(run.cpu for run in runs)
+        ratio = median(run.wall / other.wall for run, other in zip(runs, others, strict=True))
+        rss = max(run.rss for run in runs) / 1000
+        anon = max(run.anon for run in runs) / 1000
+        lines.append(f"  {name:42}{wall:8.2f}{cpu:8.2f}{ratio:8.2f}{rss:8.0f}{anon:8.0f}")
     return "\n".join(lines)

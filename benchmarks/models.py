@@ -19,9 +19,12 @@ Shape = tuple[int, ...]
 
 
 def keras_unet(path: Path) -> None:
-    """A KerasCV UNet of Stable Diffusion 1.x as `.weights.h5`, 3.4 GB; every kernel has to be
-    transposed."""
-    (unet,) = (c for c in candidates("kerascv") if (c.family.name, c.part) == ("sd1", "unet"))
+    """A KerasCV UNet of Stable Diffusion 1.x as `.weights.h5`, 3.4 GB.
+
+    Every kernel has to be transposed.
+    """
+    parts = {(known.family.name, known.part): known for known in candidates("kerascv")}
+    unet = parts["sd1", "unet"]
     random = _random()
     tensors = {key: functools.partial(random, shape) for key, shape in _shapes(unet).items()}
     write_keras(path, "unet", tensors, lambda nbytes: None)
@@ -33,12 +36,8 @@ def original(path: Path, family: str, dtype: str) -> None:
     random = _random()
     shapes = {"alphas_cumprod": (1000,), "betas": (1000,)}
     for candidate in candidates("ldm"):
-        extends = bool(candidate.component.pipelines)  # a ControlNet
-        if (
-            candidate.family.name == family
-            and not extends
-            and not candidate.table.about.get("read_only")
-        ):
+        written = not candidate.table.about.get("read_only")
+        if candidate.family.name == family and written and not candidate.component.extends:
             shapes |= _shapes(candidate)
 
     def compute(shape: Shape) -> Array:
@@ -64,7 +63,8 @@ def pickled(source: Path, path: Path) -> None:
 
 def _shapes(candidate: Candidate) -> dict[str, Shape]:
     """Source key -> shape of a whole part of stock size."""
-    targets, shapes = candidate.component.manifest(), {}
+    targets = candidate.component.manifest()
+    shapes = {}
     for key, link in candidate.links.items():
         stored = [targets[name] for name in link.targets]
         shapes[key] = link.op.inverse.shapes(stored)[0] if link.op else stored[0]
@@ -72,7 +72,6 @@ def _shapes(candidate: Candidate) -> dict[str, Shape]:
 
 
 def _random() -> Callable[[Shape], Array]:
-    """A function that makes weights: slices of a million random numbers, which is quicker than new
-    ones."""
+    """A function that makes weights: slices of a million random numbers, quicker than new ones."""
     pool = np.random.default_rng(0).standard_normal(1 << 20, np.float32) * np.float32(0.02)
     return lambda shape: np.resize(pool[math.prod(shape) % 1000 :], shape)

@@ -1,5 +1,7 @@
-"""What people use instead, each a program: peers.py NAME SOURCE OUT [REPO]. The output is on the
-disk when it ends."""
+"""What people use instead, each a program: peers.py NAME SOURCE OUT [REPO]
+
+The output is on the disk when it ends.
+"""
 
 from __future__ import annotations
 
@@ -16,6 +18,8 @@ FILES = {
     "vae": "vae/diffusion_pytorch_model.safetensors",
     "text_encoder": "text_encoder/model.safetensors",
 }
+PROJECTIONS = ("q", "k", "v", "proj_out")  # 1x1 convolutions in the original VAE
+ORDERS = {2: (1, 0), 4: (3, 2, 0, 1)}  # of the axes of kernels
 
 
 def keras_script(source: Path, out: Path) -> None:
@@ -27,7 +31,7 @@ def keras_script(source: Path, out: Path) -> None:
 
     def add(name: str, node: object) -> None:
         if isinstance(node, h5py.Dataset):
-            order = {2: (1, 0), 4: (3, 2, 0, 1)}.get(node.ndim, range(node.ndim))
+            order = ORDERS.get(node.ndim, range(node.ndim))
             tensors[name] = np.ascontiguousarray(node[...].transpose(*order))
 
     with h5py.File(source) as file:
@@ -36,13 +40,14 @@ def keras_script(source: Path, out: Path) -> None:
 
 
 def rename_script(source: Path, out: Path) -> None:
-    """`load_file` or `torch.load`, rename, reshape, `save_file`; no hashes, no checks, no
-    configs."""
+    """`load_file` or `torch.load`, rename, reshape, `save_file`; no hashes, checks, configs."""
     import torch
     from safetensors.torch import load_file, save_file
 
-    pickle = source.suffix == ".ckpt"
-    weights = torch.load(source, weights_only=True)["state_dict"] if pickle else load_file(source)
+    if source.suffix == ".ckpt":
+        weights = torch.load(source, weights_only=True)["state_dict"]
+    else:
+        weights = load_file(source)
     components: dict[str, dict[str, torch.Tensor]] = defaultdict(dict)
     for key, (component, target, shape) in _renames().items():
         components[component][target] = weights[key].reshape(shape)
@@ -57,18 +62,16 @@ def rename_back_script(source: Path, out: Path) -> None:
     from safetensors.torch import load_file, save_file
 
     repo = {component: load_file(source / file) for component, file in FILES.items()}
-    projections = ("q", "k", "v", "proj_out")  # 1x1 convolutions in the original VAE
     weights = {}
     for key, (component, target, _) in _renames().items():
         tensor = repo[component][target]
-        pointwise = tensor.ndim == 2 and ".mid.attn_1." in key and key.split(".")[-2] in projections
-        weights[key] = tensor[:, :, None, None] if pointwise else tensor
+        projection = ".mid.attn_1." in key and key.split(".")[-2] in PROJECTIONS
+        weights[key] = tensor[:, :, None, None] if projection and tensor.ndim == 2 else tensor
     save_file(weights, out)
 
 
 def diffusers(source: Path, out: Path, repo: Path) -> None:
-    """diffusers' single-file loader, offline and in the precision of the file: the configs of a
-    repo at hand."""
+    """diffusers' single-file loader, offline, in the file's precision, with a repo's configs."""
     import diffusers as library
     import torch
     from safetensors import safe_open
@@ -86,31 +89,30 @@ def diffusers(source: Path, out: Path, repo: Path) -> None:
 
 
 def _renames() -> dict[str, tuple[str, str, tuple[int, ...]]]:
-    """Original key -> component, its key in diffusers and shape there; a script has them as string
-    replacements."""
+    """Original key -> component, its key in diffusers and shape there.
+
+    A script has them as string replacements.
+    """
     from weightport.converters.planning.candidates import candidates
 
     renames = {}
     for candidate in candidates("ldm"):
-        if (
-            candidate.family.name == "sd1"
-            and candidate.part in FILES
-            and not candidate.table.about.get("read_only")
-        ):
+        written = not candidate.table.about.get("read_only")
+        if candidate.family.name == "sd1" and candidate.part in FILES and written:
             shapes = candidate.component.manifest()
             for key, link in candidate.links.items():
-                renames[key] = (candidate.part, link.targets[0], shapes[link.targets[0]])
+                (target, *_) = link.targets
+                renames[key] = (candidate.part, target, shapes[target])
     return renames
 
 
 def main() -> None:
     """Run one of them and bring its output to the disk."""
-    programs = {
-        function.__name__: function
-        for function in (keras_script, rename_script, rename_back_script, diffusers)
-    }
-    source, out, *repo = map(Path, sys.argv[2:])
-    programs[sys.argv[1]](source, out, *repo)
+    functions = (keras_script, rename_script, rename_back_script, diffusers)
+    programs = {function.__name__: function for function in functions}
+    name, *paths = sys.argv[1:]
+    source, out, *repo = map(Path, paths)
+    programs[name](source, out, *repo)
     for file in [out] if out.is_file() else out.rglob("*"):
         descriptor = os.open(file, os.O_RDONLY)
         os.fsync(descriptor)

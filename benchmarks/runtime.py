@@ -1,9 +1,8 @@
-"""The runtime beside diffusers, in the same run and in turns: runtime.py [start] [load] [step]
-[cuda]
+"""The runtime beside diffusers, in turns: runtime.py [start] [load] [step] [cuda]
 
 start    import, and process start to a loaded pipeline
-load     a UNet of Stable Diffusion 1.5 in float32 cast to float16 and bfloat16, from the page cache and from the disk,
-         without what imports take
+load     a UNet of Stable Diffusion 1.5 in float32 cast to float16 and bfloat16, from the page cache
+         and from the disk, without what imports take
 step     one step of that UNet on the CPU, eager, batch 2; float32 at 256x256, on one thread
 cuda     eager and compiled steps on a GPU, float16 and bfloat16, at 512x512 and 1024x1024
 
@@ -11,6 +10,9 @@ Weights are random; they are written to a temporary folder. Ratios are of ours t
 same round, and the median over rounds; CPU seconds are user and system time, which a busy machine
 disturbs less than wall time. Memory is resident, or that allocated on the GPU, at its highest. Of
 steps also: the first one, and the relative L2 difference of the output.
+
+With `--against REVISION` a worktree of that commit takes the place of diffusers: ratios and
+differences are to weightport as it was there. Nothing is installed for it.
 """
 
 from __future__ import annotations
@@ -20,30 +22,82 @@ import contextlib
 import itertools
 import json
 import os
-import statistics
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 from types import MappingProxyType
 
-from measure import Run, measure
+import trees
+from measure import Command, Round, Run, measure
 
 UNET = {"cross_attention_dim": 768, "attention_head_dim": 8, "sample_size": 64}
-START = {
-    "import torch": "import torch",
-    "import weightport": "import weightport, sys; assert 'torch' not in sys.modules",
-    "from weightport import DiffusionPipeline": "from weightport import DiffusionPipeline",
-    "from diffusers import DiffusionPipeline": "from diffusers import DiffusionPipeline",
-    "diffusers, loaded": (
-        "from diffusers import StableDiffusionPipeline as P; P.from_pretrained({repo!r})"
-    ),
-    "weightport, loaded": (
-        "from weightport import DiffusionPipeline as P; P.from_pretrained({repo!r})"
-    ),
+VAE = {
+    "block_out_channels": [128, 256, 512, 512],
+    "layers_per_block": 2,
+    "down_block_types": ["DownEncoderBlock2D"] * 4,
+    "up_block_types": ["UpDecoderBlock2D"] * 4,
 }
+CLIP = {
+    "hidden_size": 768,
+    "intermediate_size": 3072,
+    "num_attention_heads": 12,
+    "hidden_act": "quick_gelu",
+    "projection_dim": 768,
+}
+PEER = "diffusers"
+OURS = "weightport"
+COLUMNS = ("wall s", "ratio", "CPU s", "ratio", "MB", "ratio")
+TORCH = "import torch"
+LOADED = "loaded"
+# What a process does in `start`, package by package.
+START = {
+    OURS: {
+        "import weightport": "import weightport, sys; assert 'torch' not in sys.modules",
+        "from weightport import DiffusionPipeline": "from weightport import DiffusionPipeline",
+        LOADED: "from weightport import DiffusionPipeline as P; P.from_pretrained({repo!r})",
+    },
+    PEER: {
+        "from diffusers import DiffusionPipeline": "from diffusers import DiffusionPipeline",
+        LOADED: "from diffusers import StableDiffusionPipeline as P; P.from_pretrained({repo!r})",
+    },
+}
+
+
+@dataclass(frozen=True)
+class Side:
+    """A program that takes part: a package, and the tree whose code it is if it is ours."""
+
+    name: str
+    package: str
+    tree: Path = trees.ROOT
+
+    def python(self, *arguments: object) -> Command:
+        """A command that runs Python with it."""
+        return [*trees.python(self.tree), *map(str, arguments)]
+
+    def worker(self, *arguments: object) -> Command:
+        """A process that stays alive; a tree has a worker that knows its code."""
+        return self.python(self.tree / "benchmarks" / "worker.py", *arguments)
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What is measured: a side, beside a peer."""
+
+    ours: Side
+    peer: Side
+    unet: Path
+    repo: Path
+    options: argparse.Namespace
+
+    @property
+    def sides(self) -> tuple[Side, Side]:
+        """Both, the peer first."""
+        return self.peer, self.ours
 
 
 def write_repo(folder: Path) -> None:
@@ -55,21 +109,9 @@ def write_repo(folder: Path) -> None:
 
     torch.manual_seed(0)
     write_tokenizer(folder / "tokenizer")
-    clip = {
-        "hidden_size": 768,
-        "intermediate_size": 3072,
-        "num_attention_heads": 12,
-        "hidden_act": "quick_gelu",
-    }
-    blocks = {
-        "down_block_types": ["DownEncoderBlock2D"] * 4,
-        "up_block_types": ["UpDecoderBlock2D"] * 4,
-    }
     weightport.StableDiffusionPipeline(
-        vae=weightport.AutoencoderKL(
-            {"block_out_channels": [128, 256, 512, 512], "layers_per_block": 2, **blocks}
-        ),
-        text_encoder=weightport.CLIPTextModel({**clip, "projection_dim": 768}),
+        vae=weightport.AutoencoderKL(VAE),
+        text_encoder=weightport.CLIPTextModel(CLIP),
         tokenizer=weightport.CLIPTokenizer.from_pretrained(folder / "tokenizer"),
         unet=weightport.UNet2DConditionModel(UNET),
         scheduler=weightport.DDIMScheduler(),
@@ -77,47 +119,57 @@ def write_repo(folder: Path) -> None:
     ).save_pretrained(folder / "repo")
 
 
-Round = dict[str, Run]
-
-
 def show(
-    title: str, rounds: list[Round], peer: str, notes: Mapping[str, str] = MappingProxyType({})
+    title: str,
+    rounds: list[Round],
+    peers: Mapping[str, str],
+    notes: Mapping[str, str] = MappingProxyType({}),
 ) -> None:
-    """One line a program: medians, and ratios to the peer of the same round."""
-    print(f"\n{title:44}{'wall s':>8}{'ratio':>8}{'CPU s':>8}{'ratio':>8}{'MB':>8}{'ratio':>8}")
+    """One line a program: medians, and ratios to its peer in the same round."""
+    print(f"\n{title:52}" + "".join(f"{column:>8}" for column in COLUMNS))
     for name in rounds[0]:
-        line = f"  {name:42}"
-        for kind in ("wall", "cpu"):
-            times = [getattr(one[name], kind) for one in rounds]
-            ratios = [
-                time / getattr(one[peer], kind) for time, one in zip(times, rounds, strict=True)
-            ]
-            line += f"{statistics.median(times):8.4f}{statistics.median(ratios):8.2f}"
-        memory, theirs = (max(one[who].rss for one in rounds) for who in (name, peer))
-        print(f"{line}{memory / 1000:8.0f}{memory / theirs:8.2f}{notes.get(name, '')}", flush=True)
+        runs = [one[name] for one in rounds]
+        others = [one[peers[name]] for one in rounds]
+        pairs = list(zip(runs, others, strict=True))
+        wall = median(run.wall for run in runs)
+        wall_ratio = median(run.wall / other.wall for run, other in pairs)
+        cpu = median(run.cpu for run in runs)
+        cpu_ratio = median(run.cpu / other.cpu for run, other in pairs)
+        memory = max(run.rss for run in runs)
+        memory_ratio = memory / max(other.rss for other in others)
+        print(
+            f"  {name:50}"
+            f"{wall:8.4f}{wall_ratio:8.2f}"
+            f"{cpu:8.4f}{cpu_ratio:8.2f}"
+            f"{memory / 1000:8.0f}{memory_ratio:8.2f}"
+            f"{notes.get(name, '')}",
+            flush=True,
+        )
 
 
-def start(folder: Path, options: argparse.Namespace) -> None:
+def start(bench: Bench) -> None:
     """Imports, and process start to a loaded pipeline; the first round warms the caches."""
-    programs = {name: code.format(repo=str(folder / "repo")) for name, code in START.items()}
+    programs = {TORCH: bench.ours.python("-c", TORCH)}
+    peers = {TORCH: f"{bench.peer.name}: {LOADED}"}
+    for side in bench.sides:
+        for title, code in START[side.package].items():
+            name = f"{side.name}: {title}"
+            twin = f"{bench.peer.name}: {title}"
+            programs[name] = side.python("-c", code.format(repo=str(bench.repo)))
+            peers[name] = twin if twin in programs else peers[TORCH]
     rounds = [
-        {name: measure([sys.executable, "-c", code]) for name, code in programs.items()}
-        for _ in range(options.repeat + 1)
+        {name: measure(command) for name, command in programs.items()}
+        for _ in range(bench.options.repeat + 1)
     ]
-    show("start", rounds[1:], "diffusers, loaded")
+    show("start", rounds[1:], peers)
 
 
 @contextlib.contextmanager
-def living(programs: Mapping[str, Sequence[object]]) -> Iterator[dict[str, subprocess.Popen[str]]]:
-    """Workers with these arguments, all ready; they end at the end."""
+def living(commands: Mapping[str, Command]) -> Iterator[dict[str, subprocess.Popen[str]]]:
+    """Workers, all ready; they end at the end."""
     with contextlib.ExitStack() as stack:
         workers = {}
-        for name, arguments in programs.items():
-            command = [
-                sys.executable,
-                str(Path(__file__).with_name("worker.py")),
-                *map(str, arguments),
-            ]
+        for name, command in commands.items():
             worker = subprocess.Popen(
                 command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
             )
@@ -138,31 +190,31 @@ def ask(worker: subprocess.Popen[str], count: int = 1) -> Run:
     return Run(wall, cpu, peak, 0)
 
 
-def load(folder: Path, options: argparse.Namespace) -> None:
-    """float32 file -> float16 and bfloat16, each in a new process; the first round warms the
-    caches.
+def load(bench: Bench) -> None:
+    """float32 file -> float16 and bfloat16; the first round warms the caches."""
+    peers = {side.name: bench.peer.name for side in bench.sides}
+    dtypes = bench.options.dtype or ["float16", "bfloat16"]
+    for cold, dtype in itertools.product((False, True), dtypes):
+        rounds = [load_once(bench, cold, dtype, turn) for turn in range(bench.options.repeat + 1)]
+        place = "on the disk" if cold else "in the page cache"
+        show(f"float32, {place} -> {dtype}", rounds[1:], peers)
 
-    Who comes first changes from round to round: the memory that a process left may be cheaper to
-    get than other memory.
+
+def load_once(bench: Bench, cold: bool, dtype: str, turn: int) -> Round:
+    """One load by each side, in a new process.
+
+    Who comes first changes from turn to turn: the memory that a process left may be cheaper to get
+    than other memory.
     """
-    unet = folder / "repo" / "unet"
-    for cold, dtype in itertools.product((False, True), options.dtype or ["float16", "bfloat16"]):
-        rounds: list[Round] = []
-        for number in range(options.repeat + 1):
-            rounds.append({})
-            packages = sorted(("diffusers", "weightport"), reverse=bool(number % 2))
-            with living(
-                {package: ("load", package, unet, dtype) for package in packages}
-            ) as workers:
-                for package, worker in workers.items():
-                    if cold:
-                        drop_cache(unet)
-                    rounds[-1][package] = ask(worker)
-        show(
-            f"float32, {'on the disk' if cold else 'in the page cache'} -> {dtype}",
-            rounds[1:],
-            "diffusers",
-        )
+    sides = bench.sides[:: -1 if turn % 2 else 1]
+    commands = {side.name: side.worker("load", side.package, bench.unet, dtype) for side in sides}
+    runs = {}
+    with living(commands) as workers:
+        for name, worker in workers.items():
+            if cold:
+                drop_cache(bench.unet)
+            runs[name] = ask(worker)
+    return {side.name: runs[side.name] for side in bench.sides}
 
 
 def drop_cache(folder: Path) -> None:
@@ -172,58 +224,50 @@ def drop_cache(folder: Path) -> None:
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
-def steps(
-    levers: list[str], unet: Path, device: str, dtype: str, size: int, options: argparse.Namespace
-) -> None:
+def steps(bench: Bench, levers: Sequence[str], device: str, dtype: str, size: int) -> None:
     """Steps of the UNet in turns."""
     import torch
 
-    peer, count = "diffusers, eager", 10 if device == "cuda" else 1
-    names = [peer, *(f"weightport, {lever}" for lever in levers)]
+    threads = bench.options.threads
+    count = 10 if device == "cuda" else 1
+    commands = {}
+    peers = {}
     with tempfile.TemporaryDirectory() as outputs:
-        programs = {}
-        for name in names:
-            package, lever = name.split(", ")
-            programs[name] = (
-                "step",
-                package,
-                unet,
-                device,
-                dtype,
-                size,
-                options.threads,
-                lever,
-                Path(outputs, name),
-            )
-        with living(programs) as workers:
+        for side in bench.sides:
+            # diffusers runs as it is, and is the peer of all
+            for lever in levers if side.package == OURS else ["eager"]:
+                name = f"{side.name}, {lever}"
+                twin = f"{bench.peer.name}, {lever}"
+                commands[name] = side.worker(
+                    "step", side.package, bench.unet, device, dtype, size, threads, lever,
+                    Path(outputs, name),
+                )  # fmt: skip
+                peers[name] = twin if twin in commands else f"{bench.peer.name}, eager"
+        with living(commands) as workers:
             first = {name: ask(worker).wall for name, worker in workers.items()}
             rounds = [
                 {name: ask(worker, count) for name, worker in workers.items()}
-                for _ in range(options.repeat)
+                for _ in range(bench.options.repeat)
             ]
-        results = {name: torch.load(Path(outputs, name)).double() for name in names}
+        results = {name: torch.load(Path(outputs, name)).double() for name in commands}
     notes = {}
     for name, result in results.items():
-        difference = float((result - results[peer]).norm() / results[peer].norm())
+        expected = results[peers[name]]
+        difference = float((result - expected).norm() / expected.norm())
         notes[name] = f"  first {first[name]:.1f} s, differs by {difference:.0e}"
-    threads = "" if device == "cuda" else f", {options.threads} threads"
-    show(f"{device}{threads}, {dtype}, {size}x{size}", rounds, peer, notes)
+    place = device if device == "cuda" else f"{device}, {threads} threads"
+    show(f"{place}, {dtype}, {size}x{size}", rounds, peers, notes)
 
 
-def step(folder: Path, options: argparse.Namespace) -> None:
+def step(bench: Bench) -> None:
     """Eager."""
-    for dtype, size in itertools.product(options.dtype or ["float32"], options.size or [256]):
-        steps(
-            ["eager", "channels last", "packed"],
-            folder / "repo" / "unet",
-            "cpu",
-            dtype,
-            size,
-            options,
-        )
+    dtypes = bench.options.dtype or ["float32"]
+    sizes = bench.options.size or [256]
+    for dtype, size in itertools.product(dtypes, sizes):
+        steps(bench, ["eager", "channels last", "packed"], "cpu", dtype, size)
 
 
-def cuda(folder: Path, options: argparse.Namespace) -> None:
+def cuda(bench: Bench) -> None:
     """Eager and compiled on a GPU."""
     import torch
 
@@ -231,38 +275,48 @@ def cuda(folder: Path, options: argparse.Namespace) -> None:
         print("\ncuda: there is no GPU")
         return
     print(f"\n{torch.cuda.get_device_name()}, torch {torch.__version__}")
-    for dtype, size in itertools.product(
-        options.dtype or ["float16", "bfloat16"], options.size or [512, 1024]
-    ):
-        steps(
-            ["eager", "packed", "compiled"], folder / "repo" / "unet", "cuda", dtype, size, options
-        )
+    dtypes = bench.options.dtype or ["float16", "bfloat16"]
+    sizes = bench.options.size or [512, 1024]
+    for dtype, size in itertools.product(dtypes, sizes):
+        steps(bench, ["eager", "packed", "compiled"], "cuda", dtype, size)
 
 
 PARTS = {"start": start, "load": load, "step": step, "cuda": cuda}
 
 
-def main() -> None:
-    """Run the parts that are asked for."""
+def parse() -> argparse.Namespace:
+    """The command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("parts", nargs="*", choices=[*PARTS, []], help="default: all")
-    parser.add_argument("--size", type=int, nargs="+", help="edges of the images of steps")
-    parser.add_argument(
-        "--dtype", nargs="+", choices=["float32", "float16", "bfloat16"], help="of steps"
-    )
-    parser.add_argument("--threads", type=int, default=1, help="of steps on the CPU")
-    parser.add_argument("--repeat", type=int, default=5)
-    parser.add_argument("--folder", type=Path, help="where the repository is, or is put and left")
-    options = parser.parse_args()
-    with tempfile.TemporaryDirectory() as temporary:
-        folder = options.folder or Path(temporary)
-        if not (folder / "repo").is_dir():
+    option = parser.add_argument
+    option("parts", nargs="*", choices=[*PARTS, []], help="default: all")
+    option("--size", type=int, nargs="+", help="edges of the images of steps")
+    option("--dtype", nargs="+", choices=["float32", "float16", "bfloat16"], help="of steps")
+    option("--threads", type=int, default=1, help="of steps on the CPU")
+    option("--repeat", type=int, default=5)
+    option("--folder", type=Path, help="where the repository is, or is put and left")
+    option("--against", metavar="REVISION", help="measure beside this commit, not diffusers")
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Run the parts that are asked for."""
+    options = parse()
+    ours = Side(OURS, OURS)
+    peer = Side(PEER, PEER)
+    with contextlib.ExitStack() as stack:
+        if options.against:
+            tree = stack.enter_context(trees.checkout(options.against))
+            peer = Side(f"{OURS} @ {options.against}", OURS, tree)
+        folder = options.folder or Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        repo = folder / "repo"
+        if not repo.is_dir():
             write_repo(folder)
+        bench = Bench(ours, peer, repo / "unet", repo, options)
         for part in options.parts or PARTS:
             began = time.perf_counter()
-            PARTS[part](folder, options)
+            PARTS[part](bench)
             print(f"({part}: {time.perf_counter() - began:.0f} s)")
 
 

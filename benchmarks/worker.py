@@ -1,5 +1,6 @@
-"""A process of `runtime.py` that stays alive: prepares, then does its work as often as each line of
-its input says.
+"""A process of `runtime.py` that stays alive.
+
+It prepares, then does its work as often as each line of its input says.
 
 worker.py load PACKAGE FOLDER DTYPE
 worker.py step PACKAGE FOLDER DEVICE DTYPE SIZE THREADS LEVER OUTPUT
@@ -22,8 +23,10 @@ import torch
 
 
 def measured(device: str = "cpu") -> tuple[float, float, int]:
-    """Wall and CPU seconds since some moment, and the peak of memory in kB: resident, or allocated
-    on the GPU."""
+    """Wall and CPU seconds since some moment, and the peak of memory in kB.
+
+    Memory is resident, or allocated on the GPU.
+    """
     if device == "cuda":
         torch.cuda.synchronize()
         peak = torch.cuda.max_memory_allocated() // 1000
@@ -47,9 +50,8 @@ def serve(work: Callable[[], object], device: str = "cpu") -> None:
 
 def load(package: str, folder: str, dtype: str) -> None:
     """A UNet in float32, cast."""
-    kind = importlib.import_module(
-        package
-    ).UNet2DConditionModel  # diffusers imports it when it is asked for
+    library = importlib.import_module(package)
+    kind = library.UNet2DConditionModel  # diffusers imports it when it is asked for
     serve(lambda: kind.from_pretrained(folder, torch_dtype=getattr(torch, dtype)))
 
 
@@ -84,11 +86,10 @@ def step(
     def noise(*shape: int) -> torch.Tensor:
         return torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(device, unet.dtype)
 
-    x, text, t = (
-        noise(2, 4, int(size) // 8, int(size) // 8),
-        noise(2, 77, 768),
-        torch.tensor(500, device=device),
-    )
+    side = int(size) // 8
+    x = noise(2, 4, side, side)
+    text = noise(2, 77, 768)
+    t = torch.tensor(500, device=device)
 
     def work() -> None:
         prediction.copy_(unet(x, t, encoder_hidden_states=text).sample)
