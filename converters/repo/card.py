@@ -1,7 +1,6 @@
-"""The model card of a converted repo, `README.md`, made from `conversion.json` and `parity.json`
-alone.
+"""The model card of a converted repo, `README.md`.
 
-The metadata is laid out as `huggingface_hub.ModelCardData` does, so that both write the same bytes.
+It is made from `conversion.json` and `parity.json` alone. The metadata is laid out as `huggingface_hub.ModelCardData` does, so that both write the same bytes.
 """
 
 from __future__ import annotations
@@ -11,20 +10,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from ...errors import ConversionError, printable
+from ...mappings.facts import facts
 from ...mappings.families import families
 
 START = "<!-- weightport: written anew by `weightport push`; what is above or below stays -->"
 END = "<!-- /weightport -->"
-_PROMPT = "a photograph of an astronaut riding a horse"
-_IMAGES = {  # what a pipeline is called with beside the prompt, by the end of its class
-    "InpaintPipeline": ("image", "mask_image"),
-    "ControlNetInpaintPipeline": ("image", "mask_image", "control_image"),
-    "InstructPix2PixPipeline": ("image",),
-    "2ImgPipeline": ("image",),
-    "UpscalePipeline": ("image",),
-    "ControlNetPipeline": ("image",),
-}
-_TEXT_TO_IMAGE = ("StableDiffusionPipeline", "StableDiffusionXLPipeline")
+_CELL = 500  # characters of a cell at most
 
 
 def check_license(license: str) -> str:
@@ -55,20 +46,38 @@ def check_base_model(base_model: str) -> str:
 
 
 def metadata(report: Mapping[str, Any], class_name: str | None) -> dict[str, Any]:
-    """What the Hub reads at the top of the card, sorted; `class_name` is the pipeline's, if there
-    is one."""
+    """What the Hub reads at the top of the card, sorted.
+
+    Args:
+        report: the content of `conversion.json`.
+        class_name: the pipeline's; None for a ControlNet alone.
+    """
     options = report["options"]
-    kerascv = any(table.startswith("kerascv") for table in report["tables"])
+    task = "image-to-image" if class_name and _images_of(class_name) else "text-to-image"
     data = {
         "base_model": options.get("base_model"),
         "library_name": "diffusers",
         "license": options.get("license"),
-        "pipeline_tag": (
-            "text-to-image" if class_name in (None, *_TEXT_TO_IMAGE) else "image-to-image"
-        ),
-        "tags": [*(["keras-cv"] if kerascv else []), "stable-diffusion", "weightport"],
+        "pipeline_tag": task,
+        "tags": [*_origins(report), "stable-diffusion", "weightport"],
     }
     return {key: value for key, value in data.items() if value is not None}
+
+
+def _origins(report: Mapping[str, Any]) -> list[str]:
+    """Tags that say where a model comes from."""
+    tags: dict[str, str] = facts("card")["tags"]
+    names = list(report["tables"])
+    return [
+        tag for beginning, tag in tags.items() if any(name.startswith(beginning) for name in names)
+    ]
+
+
+def _images_of(class_name: str) -> list[str]:
+    """The images that a pipeline is called with, beside the prompt."""
+    known: dict[str, list[str]] = facts("card")["images"]
+    endings = [ending for ending in known if class_name.endswith(ending)]
+    return known[max(endings, key=len)] if endings else []
 
 
 def model_card(report: Mapping[str, Any], class_name: str | None) -> str:
@@ -117,11 +126,11 @@ def refresh(text: str, new_body: str) -> str:
 def _yaml(data: Mapping[str, Any]) -> str:
     lines = []
     for key, value in data.items():
-        lines += (
-            [f"{key}:", *(f"- {item}" for item in value)]
-            if isinstance(value, list)
-            else [f"{key}: {value}"]
-        )
+        if isinstance(value, list):
+            lines.append(f"{key}:")
+            lines += [f"- {item}" for item in value]
+        else:
+            lines.append(f"{key}: {value}")
     return "".join(f"{line}\n" for line in lines)
 
 
@@ -133,35 +142,37 @@ def _usage(
 ) -> Iterator[str]:
     gaps = [note.removeprefix("lacks ") for note in report["notes"] if note.startswith("lacks ")]
     if gaps:
-        yield "Not a whole pipeline: it lacks " + "; ".join(map(_cell, gaps)) + "."
+        yield f"Not a whole pipeline: it lacks {'; '.join(map(_cell, gaps))}."
         return
-    variant = report["options"].get("variant")
-    keywords = {"variant": variant, "revision": revision}
-    where = "".join(
-        [f'"{place}"', *(f', {name}="{value}"' for name, value in keywords.items() if value)]
-    )
+    keywords = {"variant": report["options"].get("variant"), "revision": revision}
+    given = [f'{name}="{value}"' for name, value in keywords.items() if value]
+    where = ", ".join([f'"{place}"', *given])
     for library in ("weightport", "diffusers"):
         yield f"```python\n{_snippet(class_name, library, where)}\n```"
 
 
 def _snippet(class_name: str | None, library: str, where: str) -> str:
     if class_name is None:
-        return (
-            f"from {library} import ControlNetModel\n\ncontrolnet ="
-            f" ControlNetModel.from_pretrained({where})"
+        return "\n".join(
+            [
+                f"from {library} import ControlNetModel",
+                "",
+                f"controlnet = ControlNetModel.from_pretrained({where})",
+            ]
         )
-    endings = [ending for ending in _IMAGES if class_name.endswith(ending)]
-    images = _IMAGES[max(endings, key=len)] if endings else ()
-    arguments = "".join(f', {name}=Image.open("{name}.png")' for name in images)
-    imports = [
-        f"from {library} import DiffusionPipeline",
-        *(["from PIL import Image"] if images else []),
-    ]
-    calls = [
+    images = _images_of(class_name)
+    arguments = [f'"{facts("card")["prompt"]}"']
+    arguments += [f'{name}=Image.open("{name}.png")' for name in images]
+    lines = [f"from {library} import DiffusionPipeline"]
+    if images:
+        lines.append("from PIL import Image")
+    lines += [
+        "",
         f"pipe = DiffusionPipeline.from_pretrained({where})",
-        f'image = pipe("{_PROMPT}"{arguments}).images[0]',
+        f"image = pipe({', '.join(arguments)}).images[0]",
+        'image.save("image.png")',
     ]
-    return "\n".join([*imports, "", *calls, 'image.save("image.png")'])
+    return "\n".join(lines)
 
 
 def _conversion(report: Mapping[str, Any]) -> Iterator[str]:
@@ -170,23 +181,30 @@ def _conversion(report: Mapping[str, Any]) -> Iterator[str]:
         " [`conversion.json`](conversion.json) has the source and the operation of each, what was"
         " left out and why, and the sha256 of every file."
     )
-    sources = [
-        (source["part"], name, source["format"], f"`{sha256}`")
-        for source in report["sources"]
-        for name, sha256 in (source["files"] or {source["path"]: "not recorded"}).items()
-    ]
-    yield _table(("part", "source", "format", "sha256"), sources)
-    yield _table(
-        ("table", "sha256"), [(name, f"`{sha256}`") for name, sha256 in report["tables"].items()]
-    )
-    options = {
-        k: v
-        for k, v in report["options"].items()
-        if v is not False and k not in ("license", "base_model")
+    yield _table(("part", "source", "format", "sha256"), list(_sources(report)))
+    tables = [(name, f"`{sha256}`") for name, sha256 in report["tables"].items()]
+    yield _table(("table", "sha256"), tables)
+    said = [f"`{name}`: {value}" for name, value in _options(report).items()]
+    said += report["notes"]
+    if said:
+        yield "\n".join(f"- {_cell(one)}" for one in said)
+
+
+def _sources(report: Mapping[str, Any]) -> Iterator[tuple[str, str, str, str]]:
+    """A row for each file that was read."""
+    for source in report["sources"]:
+        files = source["files"] or {source["path"]: "not recorded"}
+        for name, sha256 in files.items():
+            yield source["part"], name, source["format"], f"`{sha256}`"
+
+
+def _options(report: Mapping[str, Any]) -> dict[str, Any]:
+    """The options that changed what was written; those of the card are at its top."""
+    return {
+        name: value
+        for name, value in report["options"].items()
+        if value is not False and name not in ("license", "base_model")
     }
-    facts = [*(f"`{name}`: {value}" for name, value in options.items()), *report["notes"]]
-    if facts:
-        yield "\n".join(f"- {_cell(fact)}" for fact in facts)
 
 
 def _parity(parity: Mapping[str, Any] | None) -> Iterator[str]:
@@ -198,20 +216,6 @@ def _parity(parity: Mapping[str, Any] | None) -> Iterator[str]:
         return
     verdict = "All checks passed" if parity["passed"] else "**Failed**"
     yield f"{verdict}, in {parity['dtype']}; the whole report is [`parity.html`](parity.html)."
-    rows = []
-    for check in parity["checks"]:
-        error, as_diffusers = check["matched"], check["as_diffusers"]
-        rows.append(
-            (
-                check["name"],
-                check["against"],
-                _number(error["relative_l2"]),
-                _number(check["tolerance"]),
-                _number(error["max_abs"]),
-                _number(as_diffusers["relative_l2"]) if as_diffusers else "the same",
-                "passed" if check["passed"] else "**failed**",
-            )
-        )
     head = (
         "model",
         "against",
@@ -221,7 +225,22 @@ def _parity(parity: Mapping[str, Any] | None) -> Iterator[str]:
         "relative L2 as diffusers runs it",
         "",
     )
-    yield _table(head, rows)
+    yield _table(head, [_checked(check) for check in parity["checks"]])
+
+
+def _checked(check: Mapping[str, Any]) -> list[str]:
+    """The row of a check."""
+    error = check["matched"]
+    other = check["as_diffusers"]
+    return [
+        check["name"],
+        check["against"],
+        _number(error["relative_l2"]),
+        _number(check["tolerance"]),
+        _number(error["max_abs"]),
+        _number(other["relative_l2"]) if other else "the same",
+        "passed" if check["passed"] else "**failed**",
+    ]
 
 
 def _number(value: float | None) -> str:
@@ -229,10 +248,11 @@ def _number(value: float | None) -> str:
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [head, ["---"] * len(head), *[[_cell(cell) for cell in row] for row in rows]]
+    lines = [list(head), ["---"] * len(head)]
+    lines += [[_cell(cell) for cell in row] for row in rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def _cell(text: str) -> str:
     """Text that cannot end a cell or a line, nor become HTML or a link."""
-    return re.sub(r"[|<]|(?<=\])\(", r"\\\g<0>", printable(text, limit=500))
+    return re.sub(r"[|<]|(?<=\])\(", r"\\\g<0>", printable(text, limit=_CELL))
