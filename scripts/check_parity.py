@@ -1,5 +1,4 @@
-"""Check a converted repo against its sources with the Python API: check_parity.py REPO PYTHON
-FILE...
+"""Check a converted repo against its sources: check_parity.py REPO PYTHON FILE...
 
 PYTHON is the interpreter that has the source framework. The command `weightport parity` does the
 same and more; this is the shape of a script of your own.

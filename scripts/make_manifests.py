@@ -1,6 +1,5 @@
 #!/usr/bin/env python
-"""Write mappings/manifests/*.txt: every tensor of every stock model, as the runtime builds it from
-the families' files."""
+"""Write mappings/manifests/*.txt: every tensor of every stock model, as the runtime builds it."""
 
 from weightport.mappings.families import FOLDER, families
 from weightport.runtime.manifest import manifest
@@ -11,14 +10,14 @@ def main() -> None:
     for family in families().values():
         for name, component in family.components.items():
             shapes = manifest(component.class_name, component.config)
-            lines = [f"{key} {'x'.join(map(str, shape))}\n" for key, shape in shapes.items()]
-            header = (
-                f"# {family.title}: {component.class_name}, {len(lines)} tensors; by"
-                " scripts/make_manifests.py\n"
-            )
+            kind = f"{component.class_name}, {len(shapes)} tensors"
+            lines = [f"# {family.title}: {kind}; by scripts/make_manifests.py\n"]
+            for key, shape in shapes.items():
+                sides = "x".join(map(str, shape))
+                lines.append(f"{key} {sides}\n")
             path = FOLDER / "manifests" / f"{family.name}_{name}.txt"
-            path.write_text(header + "".join(lines), encoding="utf-8")
-            print(f"{path.name}: {len(lines)} tensors")
+            path.write_text("".join(lines), encoding="utf-8")
+            print(f"{path.name}: {len(shapes)} tensors")
 
 
 if __name__ == "__main__":

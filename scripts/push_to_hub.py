@@ -1,5 +1,4 @@
-"""Convert files and push the repo to the Hugging Face Hub with the Python API: push_to_hub.py
-FILE... ORG/NAME
+"""Convert files and push the repo to the Hugging Face Hub: push_to_hub.py FILE... ORG/NAME
 
 The token is that of HF_TOKEN or `hf auth login`. `weightport convert` and `weightport push` do the
 same and more; this is the shape of a script of your own.
