@@ -76,8 +76,7 @@ def _origins(report: Mapping[str, Any]) -> list[str]:
 def _images_of(class_name: str) -> list[str]:
     """The images that a pipeline is called with, beside the prompt."""
     known: dict[str, list[str]] = facts("card")["images"]
-    endings = [ending for ending in known if class_name.endswith(ending)]
-    return known[max(endings, key=len)] if endings else []
+    return known.get(class_name, [])
 
 
 def model_card(report: Mapping[str, Any], class_name: str | None) -> str:

@@ -18,6 +18,8 @@ from weightport import (
     ControlNetModel,
     DiffusionPipeline,
 )
+from weightport.mappings.facts import facts
+from weightport.runtime.registry import PIPELINES
 
 from .test_base import UNET, copy, dtypes, edit_index, repo  # noqa: F401
 
@@ -54,6 +56,16 @@ def test_the_same_class_as_diffusers(family: str, ending: str, task: str) -> Non
     for name in (family + ending,):
         theirs = outcome(lambda name=name: auto_pipeline._get_task_class(mapping, name))
         assert outcome(lambda name=name: TASKS[task]._find(name, {})) == theirs
+
+
+def test_model_cards_know_what_images_each_pipeline_needs() -> None:
+    needed = {}
+    for name in PIPELINES:
+        kind = getattr(weightport, name)
+        led = [] if kind.control_argument is None else [kind.control_argument]
+        needed[name] = [*kind.start.needs, *led]
+    known = facts("card")["images"]
+    assert {name: known.get(name, []) for name in PIPELINES} == needed
 
 
 def test_none_in_place_of_a_controlnet_is_no_reason_to_warn(repo: Path, recwarn: Any) -> None:  # noqa: F811
