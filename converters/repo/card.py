@@ -1,6 +1,7 @@
 """The model card of a converted repo, `README.md`.
 
-It is made from `conversion.json` and `parity.json` alone. The metadata is laid out as `huggingface_hub.ModelCardData` does, so that both write the same bytes.
+It is made from `conversion.json` and `parity.json` alone. The metadata is laid out as
+`huggingface_hub.ModelCardData` does, so that both write the same bytes.
 """
 
 from __future__ import annotations

@@ -162,8 +162,7 @@ COLOURS = {
 
 @pytest.mark.browser
 def test_a_browser_shows_plots_and_images(tmp_path: Path) -> None:
-    """The browser itself says how large plots and images came out, and its screenshot has their
-    colours."""
+    """The browser says how large plots and images came out; its screenshot has their colours."""
     image = pytest.importorskip("PIL.Image")
     boxes = laid_out(html(_parity(wrong=True)), tmp_path)
     (plot,) = (box for box in boxes if box.tag == "svg")

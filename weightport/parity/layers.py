@@ -1,5 +1,4 @@
-"""Where two models part: their activations compared module by module, in the order in which they
-are computed."""
+"""Where two models part: activations compared module by module, in the order of computing."""
 
 from __future__ import annotations
 
@@ -21,8 +20,11 @@ _BLOCK = re.compile(
 
 @dataclass(frozen=True)
 class Layer:
-    """The error after one module; a block is a module that the plot shows, such as a residual
-    block."""
+    """The error after one module.
+
+    Attributes:
+        block: a module that the plot shows, such as a residual block.
+    """
 
     module: str
     block: str
@@ -47,63 +49,80 @@ class Fault:
 
 
 def block_of(module: str) -> str:
-    """The block that a module belongs to: `down_blocks.0.resnets.1` of its `conv1`; a lone layer is
-    its own."""
+    """The block that a module belongs to: `down_blocks.0.resnets.1` of its `conv1`.
+
+    A lone layer is its own.
+    """
     found = _BLOCK.match(module)
     return found[0] if found else module
 
 
 def watched(links: Iterable[Link], prefix: str) -> tuple[dict[str, str], dict[str, str]]:
-    """Which modules of a source are which of ours, by the tables: (source path -> our path, our
-    path -> table row).
+    """Which modules of a source are which of ours, by the tables.
 
     A module with weights is the same on both sides where its weights are. A block of ours is what
     the paths of its modules' sources have in common.
+
+    Returns:
+        source path -> our path, and our path -> table row.
     """
-    paths, rows = dict[str, str](), dict[str, str]()
-    members: dict[str, list[list[str]]] = {}
+    paths = dict[str, str]()
+    rows = dict[str, str]()
+    members = dict[str, list[str]]()
     for link in links:
-        ours = [target.rpartition(".")[0] for target in link.targets]
-        theirs = link.sources[0].removeprefix(prefix).rpartition(".")[0]
+        ours = [_module_of(target) for target in link.targets]
+        theirs = _module_of(link.sources[0].removeprefix(prefix))
         for module in ours:
+            block = block_of(module)
             rows.setdefault(module, link.row)
-            rows.setdefault(block_of(module), link.row.partition(" / ")[0])
-            members.setdefault(block_of(module), []).append(theirs.split("."))
+            rows.setdefault(block, link.row.partition(" / ")[0])
+            members.setdefault(block, []).append(theirs)
         if len(ours) == len(link.sources) == 1:
             paths[theirs] = ours[0]
-    for block, lists in members.items():
-        common = ".".join(
-            step[0]
-            for step in takewhile(lambda step: len(set(step)) == 1, zip(*lists, strict=False))
-        )
-        if common and common not in paths:
-            paths[common] = block
+    for block, modules in members.items():
+        common = _in_common(modules)
+        if common:
+            paths.setdefault(common, block)
     return paths, rows
 
 
+def _module_of(key: str) -> str:
+    return key.rpartition(".")[0]
+
+
+def _in_common(paths: Sequence[str]) -> str:
+    """The segments with which all paths begin."""
+    segments = zip(*(path.split(".") for path in paths), strict=False)
+    same = takewhile(lambda step: len(set(step)) == 1, segments)
+    return ".".join(step[0] for step in same)
+
+
 def compare_layers(ours: Mapping[str, Array], theirs: Mapping[str, Array]) -> list[Layer]:
-    """The error of every module that both sides recorded, in our order; arrays may be read on
-    access."""
+    """The error of every module that both sides recorded, in our order.
+
+    Arrays may be read on access.
+    """
     layers = []
     for module in ours:
         if module in theirs:
-            a, b = ours[module], theirs[module]
-            error = measure([a], [_like(b, a)])
+            array = ours[module]
+            error = measure([array], [_like(theirs[module], array)])
             layers.append(Layer(module, block_of(module), error.relative_l2, error.max_abs))
     return layers
 
 
 def _like(theirs: Array, ours: Array) -> Array:
-    """Theirs in our shape: the pixels of an image are (b, c, h, w), a sequence (b, n, c), or (b, c,
-    n) for a norm."""
+    """Theirs in our shape.
+
+    The pixels of an image are (b, c, h, w), a sequence is (b, n, c), or (b, c, n) for a norm.
+    """
+    if theirs.shape == ours.shape or theirs.size != ours.size:
+        return theirs
     flat = theirs.reshape(*theirs.shape[:2], -1)
-    if theirs.ndim + ours.ndim == 7 and flat.shape[1] != ours.shape[1]:
+    image_and_sequence = theirs.ndim + ours.ndim == 7
+    if image_and_sequence and flat.shape[1] != ours.shape[1]:
         flat = flat.swapaxes(1, 2)
-    return (
-        flat.reshape(ours.shape)
-        if flat.size == ours.size and theirs.shape != ours.shape
-        else theirs
-    )
+    return flat.reshape(ours.shape)
 
 
 def first_fault(layers: Sequence[Layer], tolerance: float, rows: Mapping[str, str]) -> Fault | None:

@@ -62,10 +62,10 @@ class Check:
 
 @dataclass(frozen=True)
 class Images:
-    """Both pipelines from the same token ids and noise to an image; errors are those of its values
-    in [0, 1].
+    """Both pipelines from the same token ids and noise to an image.
 
     Attributes:
+        matched: the error of the image's values in [0, 1], with the source's maths in our runtime.
         differing: share of the image's uint8 values that are not the same.
         levels: by how much at most, of 255.
         pictures: title -> uint8 (h, w, 3).
@@ -106,8 +106,10 @@ class Images:
 
 @dataclass(frozen=True)
 class File:
-    """A file that was read. The name is relative to the folder of what the user named: it is for
-    others to see."""
+    """A file that was read.
+
+    The name is relative to the folder of what the user named: it is for others to see.
+    """
 
     name: str
     sha256: str

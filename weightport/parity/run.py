@@ -1,5 +1,4 @@
-"""Runs a source framework and our runtime on the same inputs, one process after the other, and
-judges the results."""
+"""Runs a source framework and our runtime on the same inputs, and judges the results."""
 
 from __future__ import annotations
 

@@ -1,5 +1,4 @@
-"""The model card: what it says, that the Hub's own library reads and writes it, that its snippets
-run."""
+"""The model card: what it says, that the Hub's library reads and writes it, and its snippets."""
 
 from __future__ import annotations
 
