@@ -1,16 +1,156 @@
-"""The examples in the documentation do what they say."""
+"""The documentation does what it says: examples, commands and Python blocks run on narrow models.
+
+A block that cannot run here stands behind a comment, `<!-- not run: the reason -->`.
+"""
+
+from __future__ import annotations
 
 import doctest
+import json
+import re
+import shlex
+import shutil
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
-DOCS = Path(__file__).resolve().parent.parent / "docs"
-PAGES = [path.name for path in sorted(DOCS.glob("*.md")) if ">>> " in path.read_text()]
+from .support.command import run
+
+ROOT = Path(__file__).resolve().parent.parent
+PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
+BLOCK = re.compile(
+    r"^(?:<!-- not run: (?P<reason>[^>]*) -->\n)?```(?P<language>\w+)\n(?P<text>.*?)^```$",
+    re.MULTILINE | re.DOTALL,
+)
+# what only narrow models, as they are here, say otherwise
+SIZE = re.compile(r"\b\d+(\.\d+)? [kMG]?B\b")
+NOTE = re.compile(r"^note: \w+ has sizes of its own: .*\n", re.MULTILINE)
 
 
-@pytest.mark.parametrize("page", PAGES)
-def test_examples(page: str) -> None:
-    outcome = doctest.testfile(str(DOCS / page), module_relative=False)
+@dataclass(frozen=True)
+class Block:
+    """A fenced block of a page, and why it is not run."""
+
+    page: str
+    language: str
+    text: str
+    reason: str | None
+
+
+def blocks(page: Path) -> Iterator[Block]:
+    """The blocks of a page that are commands or Python."""
+    for found in BLOCK.finditer(page.read_text()):
+        language = found["language"]
+        commands = language == "console" or (language == "sh" and "weightport " in found["text"])
+        if commands or language == "python":
+            yield Block(page.name, language, found["text"], found["reason"])
+
+
+BLOCKS = [block for page in PAGES for block in blocks(page)]
+RUN = [block for block in BLOCKS if block.reason is None]
+
+
+@pytest.fixture(scope="module")
+def files(
+    tmp_path_factory: pytest.TempPathFactory,
+    sd1_legacy: dict[str, Path],
+    sd1_keras: dict[str, Path],
+    original_of: Callable[[str], Path],
+) -> Path:
+    """A folder with every file that the pages name, and a home that has KerasCV's own."""
+    torch = pytest.importorskip("torch")
+    from safetensors.torch import load_file, save_file
+
+    folder = tmp_path_factory.mktemp("docs")
+    stock = folder / "home" / ".keras" / "models"
+    stock.mkdir(parents=True)
+    shutil.copyfile(sd1_legacy["unet"], folder / "dreambooth-unet.h5")
+    shutil.copyfile(sd1_keras["text_encoder"], folder / "text_encoder.weights.h5")
+    shutil.copyfile(sd1_legacy["decoder"], stock / "kcv_decoder.h5")
+    shutil.copyfile(sd1_legacy["image_encoder"], stock / "vae_encoder.h5")
+    torch.save({"state_dict": load_file(original_of("sd1"))}, folder / "model.ckpt")
+    save_file({"<cat>": torch.ones(64)}, folder / "cat.safetensors")
+    sources = [folder / "dreambooth-unet.h5", folder / "text_encoder.weights.h5"]
+    made = run("convert", *sources, "--base", stock, "-o", folder / "my-model")
+    assert made.status == 0, made.err
+    draw_small(folder / "my-model")
+    return folder
+
+
+@pytest.fixture
+def here(files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder of its own to run a page in; the files are links."""
+    for path in files.iterdir():
+        (tmp_path / path.name).symlink_to(path)
+    monkeypatch.setenv("HOME", str(files / "home"))
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def draw_small(repo: Path) -> None:
+    """Make 64 pixels the size of a repo's images."""
+    path = repo / "unet" / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"sample_size": 8}))
+
+
+@pytest.mark.parametrize("page", sorted({block.page for block in RUN}))
+def test_page(page: str, here: Path) -> None:
+    names: dict[str, object] = {}
+    for block in RUN:
+        if block.page == page and block.language == "python":
+            exec(compile(block.text, page, "exec"), names)
+        elif block.page == page:
+            run_commands(block.text, here)
+
+
+def run_commands(text: str, here: Path) -> None:
+    """Run the commands of a block, and compare what each prints with what the block shows."""
+    for entry in re.split(r"^\$ ", text, flags=re.MULTILINE)[1:]:
+        command, *shown = entry.replace("\\\n", "").splitlines()
+        program, *arguments = shlex.split(command)
+        assert program == "weightport", f"mark this block as not run: {command}"
+        if "-o" in arguments:
+            remove(here / arguments[arguments.index("-o") + 1])
+        ended = run(*(argument.replace("~", str(Path.home())) for argument in arguments))
+        assert ended.status == 0, f"{command}: {ended.err}"
+        if "convert" in arguments and (here / arguments[-1] / "unet").is_dir():
+            draw_small(here / arguments[-1])
+        if shown:
+            compare("\n".join(shown), ended.out.replace(str(Path.home()), "~"))
+
+
+def remove(path: Path) -> None:
+    """Make room for an output."""
+    if path.is_symlink() or path.is_file():
+        path.unlink()
+
+
+def compare(shown: str, printed: str) -> None:
+    """What a page shows is what was printed, but for the model's width; `...` is anything."""
+    expected = re.escape(SIZE.sub("SIZE", shown.strip()))
+    expected = re.sub(r"(\\ )+", r" +", expected).replace(r"\.\.\.", r"[\s\S]*")
+    actual = SIZE.sub("SIZE", NOTE.sub("", printed).strip())
+    assert re.fullmatch(expected, actual), f"the page shows\n{shown}\nbut it prints\n{printed}"
+
+
+def test_blocks_that_are_not_run() -> None:
+    reasons = Counter(block.reason for block in BLOCKS if block.reason is not None)
+    assert reasons == {
+        "it asks the Hub": 2,
+        "it needs Keras": 3,
+        "it takes minutes": 1,
+        "it is what runs this": 1,
+    }
+
+
+EXAMPLES = [path for path in PAGES if ">>> " in path.read_text()]
+
+
+@pytest.mark.parametrize("page", EXAMPLES, ids=lambda path: path.stem)
+def test_examples(page: Path) -> None:
+    outcome = doctest.testfile(str(page), module_relative=False)
     assert outcome.attempted
     assert outcome.failed == 0
