@@ -64,22 +64,28 @@ def compare(
     Raises:
         ConversionError: one of them cannot be read or recognised.
     """
-    families, sides = [], []
-    for path in (a, b):
-        parts = gather([path], settings)
-        family = choose_family(parts, settings.family)
-        families.append(family.name)
-        sides.append(_tensors(plan(parts, family, state_dict_shapes)))
-    total = sum(tensor.tensor().nbytes for tensor in sides[0].values())
+    first, left = _side(a, settings, state_dict_shapes)
+    second, right = _side(b, settings, state_dict_shapes)
+    total = sum(tensor.tensor().nbytes for tensor in left.values())
     differences = []
-    for name in dict.fromkeys([*sides[0], *sides[1]]):
-        difference = _difference(*name, sides[0].get(name), sides[1].get(name))
+    names = list(dict.fromkeys([*left, *right]))
+    for name in names:
+        difference = _difference(*name, left.get(name), right.get(name))
         if difference is not None:
             differences.append(difference)
-        if name in sides[0]:
-            progress(sides[0][name].tensor().nbytes, total)
-    equal = len(sides[0].keys() | sides[1].keys()) - len(differences)
-    return Comparison(str(a), str(b), (families[0], families[1]), equal, tuple(differences))
+        if name in left:
+            progress(left[name].tensor().nbytes, total)
+    equal = len(names) - len(differences)
+    return Comparison(str(a), str(b), (first, second), equal, tuple(differences))
+
+
+def _side(
+    path: Path, settings: Settings, state_dict_shapes: StateDictShapes
+) -> tuple[str, dict[tuple[str, str], PlannedTensor]]:
+    """The family of a source, and its tensors in canonical form."""
+    parts = gather([path], settings)
+    family = choose_family(parts, settings.family)
+    return family.name, _tensors(plan(parts, family, state_dict_shapes))
 
 
 def _tensors(components: dict[str, PlannedComponent]) -> dict[tuple[str, str], PlannedTensor]:

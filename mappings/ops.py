@@ -1,13 +1,12 @@
-"""Tensor operations of the mapping language: rearrangements in einops notation, inverted by
-reversal.
+"""Tensor operations of the mapping language: rearrangements in einops notation.
 
     "... i o -> o i ..."   Dense and Conv kernels of any rank, Keras to PyTorch
     "1 1 i o -> o i"       a 1x1 convolution read as a linear layer
     "(p o) i -> p o i"     one fused tensor to as many targets as the row names; reversed, a merge
 
 An axis is a name, `1`, `...` (any number of axes) or a group `(a b)`. Where an op has several
-results (or sources), the first axis of that side counts them. Sizes come from the shapes. Notation:
-https://einops.rocks
+results (or sources), the first axis of that side counts them. Sizes come from the shapes. Reversed,
+an op is undone. Notation: https://einops.rocks
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -27,6 +26,7 @@ Array = np.ndarray[Any, Any]
 Shape = tuple[int, ...]
 Axis = tuple[str, ...]  # the names merged in one axis; () is `1`, ("...",) the ellipsis
 
+_ELLIPSIS: Axis = ("...",)
 _TOKEN = re.compile(r"\s*(\(|\)|\.\.\.|1(?!\w)|[A-Za-z_]\w*)\s*")
 
 
@@ -47,8 +47,8 @@ class Op:
         """Read `"source axes -> target axes"`."""
         source, arrow, target = text.partition("->")
         op = Op(_axes(source, text), _axes(target, text))
-        names = [sorted(name for axis in side for name in axis) for side in (op.source, op.target)]
-        if not arrow or names[0] != names[1] or len(set(names[0])) != len(names[0]):
+        names = _names(op.source)
+        if not arrow or sorted(names) != sorted(_names(op.target)) or len(set(names)) != len(names):
             raise MappingError(f"op `{text}`: both sides must hold the same axes, each once")
         return op
 
@@ -62,59 +62,80 @@ class Op:
 
     @cached_property
     def keeps_order(self) -> bool:
-        """Whether the elements stay in their order: sources one after another are the results one
-        after another."""
-        return [name for axis in self.source for name in axis] == [
-            name for axis in self.target for name in axis
-        ]
+        """Whether the elements stay in their order.
+
+        Then sources one after another are the results one after another.
+        """
+        return _names(self.source) == _names(self.target)
 
     def permutation(self, ndim: int) -> tuple[int, ...] | None:
-        """Source axes in target order, if that (and dropping or adding size-1 axes) is all this op
-        does.
+        """Source axes in target order, if that (and axes of size one) is all that this op changes.
 
         Then one result equals `source.transpose(permutation).reshape(target_shape)`.
         """
-        source, target = (
-            _spread(self.source, ndim),
-            _spread(self.target, ndim - len(self.source) + len(self.target)),
-        )
-        if any(len(axis) > 1 for axis in source + target) or len(source) != ndim:
+        source, target = self._spread(ndim)
+        if len(source) != ndim or any(len(axis) > 1 for axis in source + target):
             return None
-        position = {axis[0]: i for i, axis in enumerate(source) if axis}
-        ones = tuple(i for i, axis in enumerate(source) if not axis)
+        position = {axis[0]: place for place, axis in enumerate(source) if axis}
+        ones = tuple(place for place, axis in enumerate(source) if not axis)
         return ones + tuple(position[axis[0]] for axis in target if axis)
 
     def shapes(self, sources: Sequence[Shape], results: int = 1) -> list[Shape]:
         """Shapes of the results for sources of the given shapes."""
-        return [self._plan(tuple(map(tuple, sources)), results)[2]] * results
+        shapes = [tuple(shape) for shape in sources]
+        return [self._plan(shapes, results).result] * results
 
     def apply(self, arrays: Sequence[Array], results: int = 1) -> list[Array]:
         """The results for the given arrays; views where numpy can make one."""
-        atoms, order, shape = self._plan(tuple(array.shape for array in arrays), results)
+        plan = self._plan([array.shape for array in arrays], results)
         stacked = arrays[0] if len(arrays) == 1 else np.stack(arrays)
-        moved = stacked.reshape(atoms).transpose(order)
+        moved = stacked.reshape(plan.atoms).transpose(plan.order)
         if results == 1:
-            return [moved.reshape(shape)]
-        return list(moved.reshape((results, *shape)))
+            return [moved.reshape(plan.result)]
+        return list(moved.reshape((results, *plan.result)))
 
-    def _plan(
-        self, shapes: tuple[Shape, ...], results: int
-    ) -> tuple[Shape, tuple[int, ...], Shape]:
-        """(shape by single axes, their order in the target, shape of one result)."""
+    def _spread(self, ndim: int) -> tuple[tuple[Axis, ...], tuple[Axis, ...]]:
+        """The axes of both sides, for a source of `ndim` dimensions."""
+        more = len(self.target) - len(self.source)
+        return _spread(self.source, ndim), _spread(self.target, ndim + more)
+
+    def _plan(self, shapes: Sequence[Shape], results: int) -> _Plan:
+        """How sources of the given shapes are rearranged."""
         if len(set(shapes)) != 1:
             raise MappingError(f"op `{self}`: sources of different shapes {sorted(set(shapes))}")
         shape = shapes[0] if len(shapes) == 1 else (len(shapes), *shapes[0])
-        source = _spread(self.source, len(shape))
-        target = _spread(self.target, len(shape) - len(self.source) + len(self.target))
+        misfit = MappingError(f"op `{self}`: does not fit shape {shape}")
+        source, target = self._spread(len(shape))
         if len(source) != len(shape):
-            raise MappingError(f"op `{self}`: does not fit shape {shape}")
-        sizes = {target[0][0]: results} if results > 1 and len(target[0]) == 1 else {}
+            raise misfit
+        sizes = {}
+        if results > 1 and len(target[0]) == 1:
+            sizes[target[0][0]] = results
         for axis, size in zip(source, shape, strict=True):
-            _solve(axis, size, sizes, f"op `{self}`: does not fit shape {shape}")
-        atoms = [name for axis in source for name in axis]
-        order = tuple(atoms.index(name) for axis in target for name in axis)
-        result = tuple(math.prod(sizes[name] for name in axis) for axis in target)
-        return tuple(sizes[name] for name in atoms), order, result[1:] if results > 1 else result
+            if not _solve(axis, size, sizes):
+                raise misfit
+        names = _names(source)
+        place = {name: i for i, name in enumerate(names)}
+        rearranged = tuple(math.prod(sizes[name] for name in axis) for axis in target)
+        return _Plan(
+            atoms=tuple(sizes[name] for name in names),
+            order=tuple(place[name] for name in _names(target)),
+            result=rearranged[1:] if results > 1 else rearranged,
+        )
+
+
+class _Plan(NamedTuple):
+    """A rearrangement at work: the shape by single axes, their order in the target, and the shape
+    of one result."""
+
+    atoms: Shape
+    order: tuple[int, ...]
+    result: Shape
+
+
+def _names(axes: Sequence[Axis]) -> list[str]:
+    """The names in axes, in order."""
+    return [name for axis in axes for name in axis]
 
 
 def _axes(side: str, text: str) -> tuple[Axis, ...]:
@@ -125,7 +146,8 @@ def _axes(side: str, text: str) -> tuple[Axis, ...]:
         token = _TOKEN.match(side, position)
         if token is None:
             raise MappingError(f"op `{text}`: cannot read `{side[position:].strip()}`")
-        position, word = token.end(), token[1]
+        position = token.end()
+        word = token[1]
         if word == "(":
             group = []
         elif word == ")":
@@ -143,25 +165,35 @@ def _axes(side: str, text: str) -> tuple[Axis, ...]:
 
 
 def _text(axes: tuple[Axis, ...]) -> str:
-    return " ".join(
-        "1" if not axis else axis[0] if len(axis) == 1 else f"({' '.join(axis)})" for axis in axes
-    )
+    return " ".join(map(_axis_text, axes))
+
+
+def _axis_text(axis: Axis) -> str:
+    if not axis:
+        return "1"
+    return axis[0] if len(axis) == 1 else f"({' '.join(axis)})"
 
 
 def _spread(axes: tuple[Axis, ...], ndim: int) -> tuple[Axis, ...]:
     """Replace the ellipsis by as many axes as a tensor of `ndim` dimensions needs."""
-    if ("...",) not in axes:
+    if _ELLIPSIS not in axes:
         return axes
-    at = axes.index(("...",))
-    return axes[:at] + tuple((f"...{i}",) for i in range(ndim - len(axes) + 1)) + axes[at + 1 :]
+    at = axes.index(_ELLIPSIS)
+    missing = ndim - len(axes) + 1
+    between = tuple((f"...{i}",) for i in range(missing))
+    return axes[:at] + between + axes[at + 1 :]
 
 
-def _solve(axis: Axis, size: int, sizes: dict[str, int], complaint: str) -> None:
-    """Record the sizes of the names in one axis of known size; at most one of them may still be
-    unknown."""
+def _solve(axis: Axis, size: int, sizes: dict[str, int]) -> bool:
+    """Record the sizes of the names in one axis of known size.
+
+    False if they do not fit it, or more than one of them is unknown.
+    """
     unknown = [name for name in axis if name not in sizes]
     known = math.prod(sizes[name] for name in axis if name in sizes)
-    if len(unknown) > 1 or known == 0 or size % known or (not unknown and size != known):
-        raise MappingError(complaint)
-    if unknown:
-        sizes[unknown[0]] = size // known
+    if len(unknown) > 1 or known == 0 or size % known:
+        return False
+    if not unknown:
+        return size == known
+    sizes[unknown[0]] = size // known
+    return True

@@ -1,5 +1,7 @@
-"""What the UNet of a single file predicts, and for which images, decided by evidence: no weight
-states it."""
+"""What the UNet of a single file predicts, and for which images.
+
+No weight states it: evidence decides.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from ...errors import ConversionError
+from ...mappings.facts import facts
 from ...mappings.families import families
 from ...mappings.layouts import layouts
 from ..checkpoint import Array, Checkpoint
@@ -26,15 +29,10 @@ _SPOKEN = {
 # what stands in the metadata for tensors of a file: markers by their own names, the last value of
 # `alphas_cumprod`, and as JSON what the values of others say for the configs:
 # `scheduler.beta_start`, `vae.latents_mean`
-FINAL_ALPHA, CONFIGS = "final_alpha_cumprod", "configs"
+FINAL_ALPHA = "final_alpha_cumprod"
+CONFIGS = "configs"
 MARKERS = ("v_pred", "ztsnr", FINAL_ALPHA, CONFIGS)
-# training steps of Stability's own SD 2.x files
-_STEPS = {
-    "875000": "epsilon",
-    "220000": "epsilon",
-    "110000": "v_prediction",
-    "140000": "v_prediction",
-}
+_LONGEST_SIZE = 40  # characters read of a size
 
 
 @dataclass(frozen=True)
@@ -63,14 +61,19 @@ class Prediction:
         )
 
     def config(self, name: str, stock: Mapping[str, Any]) -> dict[str, Any]:
-        """A stock config, of the scheduler or the VAE, with what the file says; another scheduler's
-        is its own."""
+        """A stock config, of the scheduler or the VAE, with what the file says.
+
+        Another scheduler's config is its own.
+        """
+        front = f"{name}."
         said = {
-            key.removeprefix(f"{name}."): value
+            key.removeprefix(front): value
             for key, value in self.configs.items()
-            if key.startswith(f"{name}.")
+            if key.startswith(front)
         }
-        return ({} if "_class_name" in said else dict(stock)) | said
+        if "_class_name" in said:
+            return said
+        return {**stock, **said}
 
     def scheduler(self, stock: Mapping[str, Any]) -> dict[str, Any]:
         """The config of the UNet's scheduler."""
@@ -84,16 +87,20 @@ class Prediction:
 
 
 def stands_alone(checkpoint: Checkpoint) -> bool:
-    """Whether it is one file, in which alone is evidence; a repo has a scheduler, KerasCV always
-    the same."""
+    """Whether it is one file, in which alone is evidence.
+
+    A repo has a scheduler, and so have layouts of which all models have the same.
+    """
     return layouts()[checkpoint.layout].scheduler is None and checkpoint.path.is_file()
 
 
 def prediction(family: str, checkpoint: Checkpoint, asked: str | None) -> Prediction | None:
-    """Decide from markers in the file, its metadata and its training step; `asked` overrides what
-    is predicted.
+    """Decide from markers in the file, its metadata and its training step.
 
     None where nothing is to be decided: the scheduler is known and nothing is asked for.
+
+    Args:
+        asked: overrides what is predicted.
 
     Raises:
         ConversionError: an SD 2.x UNet without any evidence: both kinds exist, and a wrong guess
@@ -103,27 +110,36 @@ def prediction(family: str, checkpoint: Checkpoint, asked: str | None) -> Predic
     if asked is None and not alone:
         return None
     metadata = checkpoint.metadata if alone else {}
-    zero = (
+    zero_snr = _ends_at_zero(metadata)
+    configs = json.loads(metadata.get(CONFIGS, "{}"))
+    if asked:
+        kind = asked
+        evidence = f"--prediction-type {asked}"
+    else:
+        kind, evidence = _kind(family, checkpoint, zero_snr, configs)
+    if "scheduler._class_name" not in configs:
+        configs = _unlike(families()[family].scheduler, configs)
+    return Prediction(kind, zero_snr, evidence, configs)
+
+
+def _ends_at_zero(metadata: Mapping[str, str]) -> bool:
+    """Whether the schedule ends at zero signal-to-noise ratio."""
+    return (
         "ztsnr" in metadata
         or abs(float(metadata.get(FINAL_ALPHA, 1))) < 1e-6
         or metadata.get("ss_zero_terminal_snr", "").lower() == "true"
     )
-    configs = json.loads(metadata.get(CONFIGS, "{}"))
-    kind, evidence = (
-        (asked, f"--prediction-type {asked}") if asked else _kind(family, checkpoint, zero, configs)
-    )
-    if "scheduler._class_name" not in configs:
-        stock = families()[family].scheduler
-        configs = {
-            key: value
-            for key, value in configs.items()
-            if stock.get(key.partition(".")[2]) != value
-        }
-    return Prediction(kind, zero, evidence, configs)
+
+
+def _unlike(stock: Mapping[str, Any], configs: Mapping[str, Any]) -> dict[str, Any]:
+    """What a file says of its scheduler, less what the stock one says as well."""
+    return {
+        key: value for key, value in configs.items() if stock.get(key.partition(".")[2]) != value
+    }
 
 
 def _kind(
-    family: str, checkpoint: Checkpoint, zero: bool, configs: Mapping[str, Any]
+    family: str, checkpoint: Checkpoint, zero_snr: bool, configs: Mapping[str, Any]
 ) -> tuple[str, str]:
     """What the UNet predicts, and why we think so."""
     metadata = checkpoint.metadata
@@ -136,16 +152,17 @@ def _kind(
             return kind, f"metadata `{name}`: {metadata[name]}"
     if metadata.get("ss_v_parameterization", "").lower() == "true":
         return "v_prediction", "metadata `ss_v_parameterization`"
-    if zero:
+    if zero_snr:
         return "v_prediction", "the schedule ends at zero signal, where epsilon says nothing"
-    if family == "sd2":
-        if kind := _STEPS.get(metadata.get("global_step", "")):
-            return kind, f"global_step {metadata['global_step']} is that of Stability's own file"
-        raise ConversionError(
-            f"{checkpoint.path}: nothing in the file says what this SD 2.x UNet predicts; say"
-            " --prediction-type epsilon (512-pixel models) or v_prediction (768-pixel models)"
-        )
-    return families()[family].scheduler["prediction_type"], "no marker says otherwise"
+    both = facts("ldm")["both_kinds"].get(family)
+    if both is None:
+        return families()[family].scheduler["prediction_type"], "no marker says otherwise"
+    if kind := both["training_steps"].get(metadata.get("global_step", "")):
+        return kind, f"global_step {metadata['global_step']} is that of Stability's own file"
+    raise ConversionError(
+        f"{checkpoint.path}: nothing in the file says what this {both['title']} UNet predicts; say"
+        f" --prediction-type {both['advice']}"
+    )
 
 
 def is_marker(value: object) -> bool:
@@ -160,15 +177,15 @@ def betas_config(kept: Array) -> dict[str, Any]:
     beta.
     """
     betas = 1 - kept / np.append(1.0, kept[:-1])
-    start, end = (float(f"{beta:.4g}") for beta in (betas[0], betas[-1]))
     for name in ("scaled_linear", "linear"):
         config = {
             "beta_schedule": name,
-            "beta_start": start,
-            "beta_end": end,
+            "beta_start": float(f"{betas[0]:.4g}"),
+            "beta_end": float(f"{betas[-1]:.4g}"),
             "num_train_timesteps": len(kept),
         }
-        if np.allclose(np.cumprod(1 - training_betas(config)), kept, rtol=2e-3, atol=1e-6):
+        known = np.cumprod(1 - training_betas(config))
+        if np.allclose(known, kept, rtol=2e-3, atol=1e-6):
             return config
     return {"trained_betas": betas.tolist()}
 
@@ -188,10 +205,17 @@ def training_betas(config: Mapping[str, Any]) -> Array:
 
 
 def image_size(metadata: Mapping[str, str]) -> tuple[int, str] | None:
-    """The side of the images that a model was made for, in pixels (the longer one), and why; None
-    if nothing says."""
+    """The side of the images that a model was made for, in pixels (the longer one), and why.
+
+    None if nothing says.
+    """
     for name in ("modelspec.resolution", "ss_resolution"):
-        sides = [int(side) for side in re.findall(r"\d+", metadata.get(name, "")[:40])]
-        if sides and all(64 <= side <= 8192 and side % 8 == 0 for side in sides):
+        stated = metadata.get(name, "")[:_LONGEST_SIZE]
+        sides = [int(side) for side in re.findall(r"\d+", stated)]
+        if sides and all(_is_side(side) for side in sides):
             return max(sides), f"metadata `{name}`: {metadata[name]}"
     return None
+
+
+def _is_side(side: int) -> bool:
+    return 64 <= side <= 8192 and side % 8 == 0

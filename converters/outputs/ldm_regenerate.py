@@ -1,5 +1,4 @@
-"""What an original checkpoint has and a diffusers repo cannot hold, made again where no residue
-keeps it.
+"""What an original checkpoint has and a diffusers repo cannot hold, made again without residue.
 
 Constants and the noise schedule come out as they were; what was trained but is not used (OpenCLIP's
 last layer, its temperature) is made up, so that the original programs load the file strictly.
@@ -22,6 +21,9 @@ from ..writers.safetensors import Output
 
 Made = tuple[Output, str]  # a tensor, and how it was made
 
+_MARKER = "a marker: what scheduler_config.json says"
+_EMPTY = np.zeros(0, np.float32)
+
 
 def constants(
     table: Table, component: PlannedComponent, outputs: Sequence[Output]
@@ -33,32 +35,33 @@ def constants(
     """
     for name, rule in table.regenerate.items():
         if rule.endswith("*"):
-            copied, made = (table.prefix + pattern.removesuffix("*") for pattern in (rule, name))
+            copied = table.prefix + rule.removesuffix("*")
+            made = table.prefix + name.removesuffix("*")
+            how = f"not trained, a copy of {rule}: nothing uses it"
             for output in outputs:
                 if output.key.startswith(copied):
-                    how = f"not trained, a copy of {rule}: nothing uses it"
                     yield replace(output, key=made + output.key.removeprefix(copied)), how
         else:
             array, how = _constant(rule, component)
             dtype = outputs[0].dtype if array.dtype == np.float32 else "I64"
-            yield _output(table.prefix + name, array.astype(DTYPES[dtype]), dtype, how), how
+            yield _made(table.prefix + name, array.astype(DTYPES[dtype]), dtype, how)
 
 
 def _constant(rule: str, component: PlannedComponent) -> tuple[Array, str]:
+    """A tensor that a rule makes, and how."""
+    config = component.config
     if rule == "positions":
-        return np.arange(component.config["max_position_embeddings"])[
-            None
-        ], "a constant: 0, 1, 2, ..."
+        positions = np.arange(config["max_position_embeddings"])
+        return positions[None], "a constant: 0, 1, 2, ..."
     if rule == "identity":
-        return np.eye(
-            component.config["hidden_size"], dtype=np.float32
-        ), "not trained, the identity: nothing uses it"
-    return np.array(float(rule), np.float32), f"not trained, {rule}: used in training only"
+        identity = np.eye(config["hidden_size"], dtype=np.float32)
+        return identity, "not trained, the identity: nothing uses it"
+    number = np.array(float(rule), np.float32)
+    return number, f"not trained, {rule}: used in training only"
 
 
 def schedule(config: Mapping[str, Any]) -> Iterator[Made]:
-    """The buffers of the noise schedule that a `scheduler_config.json` describes, as ldm registers
-    them.
+    """The buffers of the noise schedule that a `scheduler_config.json` describes.
 
     Source: `DDPM.register_schedule` in ldm/models/diffusion/ddpm.py. A schedule of another kind
     gives nothing.
@@ -70,11 +73,14 @@ def schedule(config: Mapping[str, Any]) -> Iterator[Made]:
     if config.get("rescale_betas_zero_snr"):
         kept = _ending_at_zero(kept)
     before = np.append(1.0, kept[:-1])
-    alphas, betas = kept / before, 1 - kept / before
+    alphas = kept / before
+    betas = 1 - kept / before
     variance = betas * (1 - before) / (1 - kept)
-    divides = (
-        config["prediction_type"] != "v_prediction"
-    )  # by signal, of which v models may have none
+    by_signal = np.zeros(len(kept))  # of which v models may have none
+    noise_by_signal = np.zeros(len(kept))
+    if config["prediction_type"] != "v_prediction":
+        by_signal = np.sqrt(1 / kept)
+        noise_by_signal = np.sqrt(1 / kept - 1)
     buffers = {
         "betas": betas,
         "alphas_cumprod": kept,
@@ -82,8 +88,8 @@ def schedule(config: Mapping[str, Any]) -> Iterator[Made]:
         "sqrt_alphas_cumprod": np.sqrt(kept),
         "sqrt_one_minus_alphas_cumprod": np.sqrt(1 - kept),
         "log_one_minus_alphas_cumprod": np.log(1 - kept),
-        "sqrt_recip_alphas_cumprod": np.sqrt(1 / kept) if divides else np.zeros(len(kept)),
-        "sqrt_recipm1_alphas_cumprod": np.sqrt(1 / kept - 1) if divides else np.zeros(len(kept)),
+        "sqrt_recip_alphas_cumprod": by_signal,
+        "sqrt_recipm1_alphas_cumprod": noise_by_signal,
         "posterior_variance": variance,
         "posterior_log_variance_clipped": np.log(np.maximum(variance, 1e-20)),
         "posterior_mean_coef1": betas * np.sqrt(before) / (1 - kept),
@@ -91,12 +97,14 @@ def schedule(config: Mapping[str, Any]) -> Iterator[Made]:
     }
     how = "the noise schedule, computed from scheduler_config.json"
     for name, values in buffers.items():
-        yield _output(name, values.astype(np.float32), "F32", how), how
+        yield _made(name, values.astype(np.float32), "F32", how)
 
 
 def _ending_at_zero(kept: Array) -> Array:
-    """A schedule shifted and scaled so that no signal is left at its end (Lin et al. 2023,
-    algorithm 1)."""
+    """A schedule shifted and scaled so that no signal is left at its end.
+
+    Lin et al. 2023, algorithm 1.
+    """
     root = np.sqrt(kept)
     scaled: Array = ((root - root[-1]) * root[0] / (root[0] - root[-1])) ** 2
     return scaled
@@ -113,33 +121,28 @@ def markers(
         edm: marker of an EDM schedule -> option -> its value, or the tensor that has it:
             `mappings/facts/ldm.toml`.
     """
-    how = "a marker: what scheduler_config.json says"
     values = {f"scheduler.{name}": value for name, value in config.items()}
     values |= {f"vae.{name}": value for name, value in vae.items()}
     for options in edm.values():
         if options["scheduler._class_name"] == config["_class_name"]:
-            for option, name in options.items():
-                if is_marker(name) and values.get(option) is not None:
-                    numbers = np.array(values[option], np.float32)
-                    yield (
-                        _output(
-                            name,
-                            numbers.reshape(1, -1, 1, 1) if numbers.ndim else numbers,
-                            "F32",
-                            how,
-                        ),
-                        how,
-                    )
+            yield from _edm_markers(options, values)
             return
-    for name, there in (
-        ("v_pred", config["prediction_type"] == "v_prediction"),
-        ("ztsnr", config.get("rescale_betas_zero_snr")),
-    ):
-        if there:
-            yield _output(name, np.zeros(0, np.float32), "F32", how), how
+    if config["prediction_type"] == "v_prediction":
+        yield _made("v_pred", _EMPTY, "F32", _MARKER)
+    if config.get("rescale_betas_zero_snr"):
+        yield _made("ztsnr", _EMPTY, "F32", _MARKER)
 
 
-def _output(key: str, array: Array, dtype: str, how: str) -> Output:
-    return Output(
-        key, dtype, array.shape, (Computed(key, dtype, array.shape, (), lambda: array, how),)
-    )
+def _edm_markers(options: Mapping[str, Any], values: Mapping[str, Any]) -> Iterator[Made]:
+    """The markers of an EDM schedule: for each option that names a tensor, that tensor."""
+    for option, name in options.items():
+        if is_marker(name) and values.get(option) is not None:
+            numbers = np.array(values[option], np.float32)
+            shaped = numbers.reshape(1, -1, 1, 1) if numbers.ndim else numbers
+            yield _made(name, shaped, "F32", _MARKER)
+
+
+def _made(key: str, array: Array, dtype: str, how: str) -> Made:
+    """A tensor that is in memory already, and how it was made."""
+    tensor = Computed(key, dtype, array.shape, (), lambda: array, how)
+    return Output(key, dtype, array.shape, (tensor,)), how

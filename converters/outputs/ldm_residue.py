@@ -1,5 +1,4 @@
-"""What a diffusers repo cannot hold of an original checkpoint, kept beside it so that the way back
-is exact.
+"""What a diffusers repo cannot hold of an original checkpoint: with it the way back is exact.
 
 Schedule buffers, `position_ids`, OpenCLIP's last layer, moving averages, spellings of keys and
 metadata go to `<repo>.residue.safetensors`; `--to ldm` finds it there and puts everything back.
@@ -14,6 +13,7 @@ from pathlib import Path
 
 from ...errors import ConversionError
 from ...mappings.families import Family
+from ...mappings.layouts import CANONICAL
 from ..checkpoint import Checkpoint, Tensor
 from ..planning.candidates import Candidate, candidates
 from ..planning.plan import PlannedComponent
@@ -50,46 +50,60 @@ def written_by(component: PlannedComponent, family: Family) -> Candidate:
         ConversionError: there is none, or the component lacks tensors that it needs.
     """
     for candidate in candidates("ldm"):
-        about = candidate.table.about
-        if (
-            candidate.family == family
-            and about["component"] == component.name
-            and not about.get("read_only")
-        ):
-            targets = (target for link in candidate.links.values() for target in link.targets)
-            if missing := [target for target in targets if target not in component.tensors]:
-                raise ConversionError(
-                    f"{component.name}: {len(missing)} tensors are lacking, {missing[0]} among them"
-                )
-            return candidate
+        if candidate.family != family or candidate.component.name != component.name:
+            continue
+        if candidate.table.about.get("read_only"):
+            continue
+        links = candidate.links.values()
+        targets = (target for link in links for target in link.targets)
+        missing = [target for target in targets if target not in component.tensors]
+        if missing:
+            raise ConversionError(
+                f"{component.name}: {len(missing)} tensors are lacking, {missing[0]} among them"
+            )
+        return candidate
     raise ConversionError(f"{component.name}: no table writes it for {family.title}")
 
 
 def residue_of(components: Mapping[str, PlannedComponent], family: Family) -> Residue | None:
-    """The residue of the original checkpoint that components come from; None if they come from no
-    single one."""
-    wholes = {
-        id(whole): whole
-        for c in components.values()
-        for p in c.parts
-        if (whole := p.checkpoint.whole)
-    }
-    if len(wholes) != 1:
+    """The residue of the original checkpoint that components come from.
+
+    None if they come from no single one.
+    """
+    whole = _whole(components)
+    if whole is None:
         return None
-    (whole,) = wholes.values()
     originals = {id(tensor): key for key, tensor in whole.tensors.items()}
     used: set[int] = set()
     written: set[str] = set()  # also what a VAE from elsewhere takes the place of
     keys = {}
     for component in components.values():
-        used |= {id(source) for tensor in component.tensors.values() for source in tensor.sources}
+        for tensor in component.tensors.values():
+            used.update(map(id, tensor.sources))
         for link in dict.fromkeys(written_by(component, family).links.values()):
-            original = originals.get(id(component.tensors[link.targets[0]].sources[0]))
-            if original is not None and original != link.sources[0]:
-                keys[link.sources[0]] = original
-            written.add(original or link.sources[0])
-    rest = {key: t for key, t in whole.tensors.items() if id(t) not in used and key not in written}
+            key = link.sources[0]
+            source = component.tensors[link.targets[0]].sources[0]
+            original = originals.get(id(source), key)
+            if original != key:
+                keys[key] = original
+            written.add(original)
+    rest = {
+        key: tensor
+        for key, tensor in whole.tensors.items()
+        if id(tensor) not in used and key not in written
+    }
     return Residue(rest, keys, whole.metadata)
+
+
+def _whole(components: Mapping[str, PlannedComponent]) -> Checkpoint | None:
+    """The one original checkpoint that components are parts of, if they are of one."""
+    wholes = {}
+    for component in components.values():
+        for part in component.parts:
+            whole = part.checkpoint.whole
+            if whole is not None:
+                wholes[id(whole)] = whole
+    return next(iter(wholes.values())) if len(wholes) == 1 else None
 
 
 def residue_outputs(residue: Residue) -> tuple[list[Output], dict[str, str]]:
@@ -118,7 +132,8 @@ def read_residue(repo: Path) -> Residue | None:
     try:
         if file.metadata[_FORMAT] != "1":
             raise KeyError(_FORMAT)
-        keys, metadata = json.loads(file.metadata["keys"]), json.loads(file.metadata["metadata"])
+        keys = json.loads(file.metadata["keys"])
+        metadata = json.loads(file.metadata["metadata"])
     except (KeyError, ValueError):
         raise ConversionError(
             f"{path}: not a residue file of this version; remove it or use --no-residue"
@@ -128,12 +143,7 @@ def read_residue(repo: Path) -> Residue | None:
 
 def source_repo(components: Mapping[str, PlannedComponent]) -> Path | None:
     """The one diffusers repo that components come from, if they do."""
-    checkpoints: list[Checkpoint] = [
-        part.checkpoint for c in components.values() for part in c.parts
-    ]
-    paths = {checkpoint.path for checkpoint in checkpoints if checkpoint.layout == "diffusers"}
-    return (
-        paths.pop()
-        if len(paths) == 1 and all(c.layout == "diffusers" for c in checkpoints)
-        else None
-    )
+    parts = [part for component in components.values() for part in component.parts]
+    layouts = {part.checkpoint.layout for part in parts}
+    paths = {part.checkpoint.path for part in parts}
+    return paths.pop() if layouts == {CANONICAL} and len(paths) == 1 else None
