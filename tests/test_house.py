@@ -167,7 +167,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     for path in repository_files():
         (source / path).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(ROOT / path, source / path)
-    command = [
+    command: list[str | Path] = [
         sys.executable,
         "-m",
         "pip",

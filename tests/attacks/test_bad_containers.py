@@ -100,7 +100,7 @@ def shared_dataset(file: h5py.File, secret: Path) -> None:
     file[BIAS] = file[KERNEL]
 
 
-LEADS = {
+LEADS: dict[Callable[[Any, Path], None], str] = {
     external_dataset: "external link",
     external_relative: "external link",
     external_group: "external link",

@@ -222,7 +222,7 @@ def test_the_parent_is_read_only(open_place: Path, source: Path, to: str) -> Non
     copy.chmod(0o644)
     output.parent.mkdir()
     output.parent.chmod(0o555)
-    arguments = ["convert", copy, "-o", output, "--to", to]
+    arguments: list[str | Path] = ["convert", copy, "-o", output, "--to", to]
     assert run(*arguments, "--dry-run").status == 0  # imports what it needs
     before = listing(open_place)
     with nobody():
@@ -280,7 +280,7 @@ def small_disk(place: Path) -> Iterator[Path]:
     """A file system of 8 MB."""
     disk = place / "disk"
     disk.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=8m", "weightport-test", disk]
+    mount: list[str | Path] = ["mount", "-t", "tmpfs", "-o", "size=8m", "weightport-test", disk]
     if (
         shutil.which("mount") is None
         or subprocess.run(mount, capture_output=True, check=False).returncode

@@ -20,6 +20,7 @@ import time
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -265,9 +266,8 @@ def test_refused_by_its_form(place: Path, case: str) -> None:
 
 @pytest.mark.parametrize("header", ["magic", "protocol", "system", "object", "keys"])
 def test_payload_in_every_pickle_of_the_old_format(place: Path, header: str) -> None:
-    assert "`os.system`" in refusal(
-        place, legacy(mapping(w=tensor()), **{header: program(SYSTEM + ARGS + b"R")})
-    )
+    replaced: dict[str, Any] = {header: program(SYSTEM + ARGS + b"R")}
+    assert "`os.system`" in refusal(place, legacy(mapping(w=tensor()), **replaced))
 
 
 @pytest.mark.parametrize("member", ["sys_info", "pickle", "tensors", "storages"])

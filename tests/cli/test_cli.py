@@ -242,7 +242,13 @@ def on_terminal(*arguments: str | Path) -> tuple[int, bytes]:
 
 def test_progress_needs_a_terminal(place: Path, sd1_keras: dict[str, Path]) -> None:
     """A bar is drawn on a terminal, but not when quiet; two runs below have a pipe."""
-    arguments = ["convert", *sd1_keras.values(), "--overwrite", "-o", place / "out"]
+    arguments: list[str | Path] = [
+        "convert",
+        *sd1_keras.values(),
+        "--overwrite",
+        "-o",
+        place / "out",
+    ]
     status, written = on_terminal(*arguments)
     assert status == 0
     assert b"%|" in written
@@ -346,7 +352,7 @@ def test_two_runs_write_the_same_bytes(
         "LC_ALL": "C",
         "SOURCE_DATE_EPOCH": "1",
     }
-    other_way = [*sources[::-1], "-o", place / "b" / f"model{suffix}", *options]
+    other_way: list[str | Path] = [*sources[::-1], "-o", place / "b" / f"model{suffix}", *options]
     ended = spawn("convert", *other_way, environment=environment)
     assert (ended.status, ended.err) == (0, ""), "no progress is shown in a pipe"
     one, other = contents(place / "a"), contents(place / "b")

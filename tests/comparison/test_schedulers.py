@@ -83,7 +83,7 @@ def test_errors_shrink_with_the_steps_and_vanish_at_the_reference(
 def test_whatever_timesteps_the_repo_asks_for_all_approach_one_image(
     model: Path, tmp_path: Path
 ) -> None:
-    pipe = DiffusionPipeline.from_pretrained(model)
+    pipe: Any = DiffusionPipeline.from_pretrained(model)
     pipe.set_progress_bar_config(disable=True)
     pipe.scheduler = type(pipe.scheduler).from_config(
         pipe.scheduler.config, timestep_spacing="leading"

@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,18 +16,18 @@ import weightport
 from weightport.mappings.families import families
 from weightport.mappings.library import load_table
 
-from ..support.synthetic import weights, write_controlnet, write_repo
+from ..support.synthetic import State, weights, write_controlnet, write_repo
 
 BASES = ("sd1", "sd2", "sdxl")
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 FILES = {"README.md", "config.json", "conversion.json", WEIGHTS}
 
 
-def _json(path: Path) -> dict:
+def _json(path: Path) -> dict[str, Any]:
     return json.loads(path.read_text())
 
 
-def _same(a: dict, b: dict) -> bool:
+def _same(a: State, b: State) -> bool:
     return a.keys() == b.keys() and all(a[key].tobytes() == b[key].tobytes() for key in a)
 
 

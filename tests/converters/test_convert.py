@@ -10,7 +10,7 @@ import shutil
 import sys
 import types
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -31,7 +31,7 @@ UNET, VAE, TEXT = (
 )
 
 
-def _json(path: Path) -> dict:
+def _json(path: Path) -> dict[str, Any]:
     return json.loads(path.read_text())
 
 
@@ -230,7 +230,7 @@ def test_placeholder_tokens_need_a_text_encoder(sd1_keras: dict[str, Path], tmp_
     ("activation", "hidden_act"), [("tanh", "gelu_pytorch_tanh"), ("erf", "gelu")]
 )
 def test_text_activation_of_v2(
-    sd2_keras: dict[str, Path], tmp_path: Path, activation: str, hidden_act: str | None
+    sd2_keras: dict[str, Path], tmp_path: Path, activation: Literal["tanh", "erf"], hidden_act: str
 ) -> None:
     conversion = weightport.convert(
         sd2_keras["text_encoder"], tmp_path / "repo", text_activation=activation
@@ -395,7 +395,7 @@ def test_a_hub_id_is_downloaded(
 ) -> None:
     """Only safetensors, configs and the tokenizer are asked for; the Hub itself is not needed
     here."""
-    asked = {}
+    asked: dict[str, Any] = {}
 
     def snapshot_download(repo_id: str, **arguments: Any) -> str:
         asked.update(arguments, repo_id=repo_id)

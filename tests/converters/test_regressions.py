@@ -285,7 +285,7 @@ def test_16_original_to_repo_to_original_is_exact(original: Original, tmp_path: 
 
 def test_17_half_leaves_integers_alone(original: Original, tmp_path: Path) -> None:
     """Elsewhere `--half` turns every tensor into float16."""
-    ids = {
+    ids: State = {
         f"{C}text_model.embeddings.position_ids": np.arange(77)[None],
         "model_ema.num_updates": np.array(7, np.int32),
     }

@@ -525,11 +525,12 @@ def test_a_folder_of_the_hub(
 def test_pull_fails_in_one_line(
     hub: HubServer, place: Path, command: Command, source: str, options: dict[str, Any], reason: str
 ) -> None:
-    for repo_id, kind in (
-        ("org/keras", {}),
-        ("org/private", {"private": True}),
-        ("org/gated", {"gated": True}),
-    ):
+    kinds: dict[str, dict[str, Any]] = {
+        "org/keras": {},
+        "org/private": {"private": True},
+        "org/gated": {"gated": True},
+    }
+    for repo_id, kind in kinds.items():
         hub.add(repo_id, {"unet.h5": b"x"}, **kind)
     ended = command("convert", source, "-o", place / "out", **options)
     assert_refused(ended, source, reason)

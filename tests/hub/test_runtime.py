@@ -279,11 +279,12 @@ result = [steps(**json.loads(options)) for options in args]
 def test_errors_in_one_line(
     hub: HubServer, client: Client, name: str, options: dict[str, str], says: str
 ) -> None:
-    for repo_id, kind in (
-        ("org/model", {}),
-        ("org/private", {"private": True}),
-        ("org/gated", {"gated": True}),
-    ):
+    kinds: dict[str, dict[str, Any]] = {
+        "org/model": {},
+        "org/private": {"private": True},
+        "org/gated": {"gated": True},
+    }
+    for repo_id, kind in kinds.items():
         hub.add(repo_id, {"model_index.json": b"{}"}, **kind)
     error = client("DiffusionPipeline.from_pretrained(args[0])", name, **options)
     assert isinstance(error, str)

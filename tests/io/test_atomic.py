@@ -312,7 +312,7 @@ def test_read_only_file_system(tmp_path: Path) -> None:
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    command = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", tmp_path]
+    command: list[str | Path] = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", tmp_path]
     if subprocess.run(command, capture_output=True, check=False).returncode:
         pytest.skip("cannot mount")
     yield tmp_path

@@ -6,6 +6,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -91,7 +92,7 @@ def test_every_row_is_used_by_some_family() -> None:
         for rows in table.sections.values()
         for row in rows
     }
-    spellings = {}
+    spellings: dict[str, Any] = {}
     for table, family in SERVED:
         for link in _links(table, family):
             for row in link.row.split(" / "):

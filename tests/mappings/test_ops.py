@@ -1,6 +1,7 @@
 """The op language: einops notation, shapes, inverses, refusals."""
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -27,7 +28,9 @@ def _array(*shape: int) -> np.ndarray:
     ],
 )
 def test_apply_matches_numpy(
-    text: str, shape: tuple[int, ...], expected: np.ndarray[Any, Any]
+    text: str,
+    shape: tuple[int, ...],
+    expected: Callable[[np.ndarray[Any, Any]], np.ndarray[Any, Any]],
 ) -> None:
     op = Op.parse(text)
     if shape is None:

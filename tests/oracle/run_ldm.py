@@ -92,7 +92,8 @@ class OpenCLIPText(nn.Module):
         n = tokens.shape[1]
         x = self.token_embedding(tokens) + self.positional_embedding[:n]
         mask = torch.full((n, n), -torch.inf).triu(1)
-        for layer in self.transformer.resblocks[:-1]:
+        layers = list(self.transformer.get_submodule("resblocks").children())
+        for layer in layers[:-1]:
             x = layer(x, mask)
         return self.ln_final(x)
 

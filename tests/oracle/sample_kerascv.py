@@ -9,6 +9,7 @@ for every N of STEPS.
 
 import sys
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "scripts"))
 
@@ -22,24 +23,24 @@ LENGTH = 77  # tokens of a prompt
 class Small(StableDiffusionBase):
     """KerasCV's pipeline around two given models."""
 
-    def __init__(self, unet, decoder, unconditional):
+    def __init__(self, unet: Any, decoder: Any, unconditional: Any) -> None:
         super().__init__(models.IMAGE_SIZE, models.IMAGE_SIZE, jit_compile=False)
         self._unet, self._decoder, self._unconditional = unet, decoder, unconditional
 
     @property
-    def diffusion_model(self):
+    def diffusion_model(self) -> Any:
         """The UNet."""
         return self._unet
 
-    def _get_unconditional_context(self):
+    def _get_unconditional_context(self) -> Any:
         return self._unconditional
 
-    def _get_timestep_embedding(self, timestep, batch_size):
+    def _get_timestep_embedding(self, timestep: Any, batch_size: int) -> Any:
         width = self._unet.inputs[1].shape[-1]
         return super()._get_timestep_embedding(timestep, batch_size, dim=width)
 
 
-def main(out, *steps):
+def main(out: str, *steps: str) -> None:
     """Build, sample and save."""
     made = {}
     for name in ("unet", "decoder", "image_encoder"):

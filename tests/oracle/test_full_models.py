@@ -123,7 +123,8 @@ def unet(model: Any, config: dict[str, Any]) -> Outputs:
 
 def controlnet(model: Any, config: dict[str, Any]) -> Outputs:
     output = model(**unet_inputs(config), controlnet_cond=noise(2, 3, 128, 128))
-    return dict(enumerate([*output.down_block_res_samples, output.mid_block_res_sample]))
+    samples = [*output.down_block_res_samples, output.mid_block_res_sample]
+    return {str(i): sample for i, sample in enumerate(samples)}
 
 
 def vae(model: Any, config: dict[str, Any]) -> Outputs:

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from copy import deepcopy
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import diffusers
 import pytest
@@ -99,9 +100,7 @@ def repo(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, str], Path]
 
 
 @torch.no_grad()
-def _outputs(
-    family: str, component: str, model: torch.nn.Module, is_original: bool
-) -> list[torch.Tensor]:
+def _outputs(family: str, component: str, model: Any, is_original: bool) -> list[torch.Tensor]:
     """What a model computes from fixed inputs; a batch of two, not square."""
     generator = torch.Generator().manual_seed(1)
     if component == "text_encoder":
@@ -132,7 +131,7 @@ def _relative_l2(output: torch.Tensor, expected: torch.Tensor) -> float:
     return float((output.double() - expected.double()).norm() / expected.double().norm())
 
 
-def _strictly(kind: type, repo: Path, component: str) -> torch.nn.Module:
+def _strictly(kind: Any, repo: Path, component: str) -> torch.nn.Module:
     model, info = kind.from_pretrained(repo, subfolder=component, output_loading_info=True)
     assert not any(info.values()), f"not a strict load: {info}"
     return model.eval()

@@ -519,7 +519,7 @@ def test_full_size_models_match_keras(tmp_path: Path, version: str) -> None:
 def test_full_size_models_in_float64(tmp_path: Path, component: str) -> None:
     source = _full_size("v1")[PARTS.index(component)]
     weightport.convert(source, tmp_path / "repo")
-    options = {"component": component, "dtype": "float64", "image_size": 64}
+    options: dict[str, Any] = {"component": component, "dtype": "float64", "image_size": 64}
     found = weightport.parity(tmp_path / "repo", source, source_python=interpreter("k3"), **options)
     print(f"{component}: {found.checks[0].matched.relative_l2:.1e}")
     assert found.passed

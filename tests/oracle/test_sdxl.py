@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -33,7 +34,7 @@ def repo(
     return convert
 
 
-def run(model: torch.nn.Module, family: str) -> torch.Tensor:
+def run(model: Any, family: str) -> torch.Tensor:
     """What a UNet, VAE or ControlNet computes from fixed inputs."""
     generator = torch.Generator().manual_seed(0)
     latent = torch.randn((2, 4, 8, 8), generator=generator)
@@ -41,7 +42,7 @@ def run(model: torch.nn.Module, family: str) -> torch.Tensor:
         if isinstance(model, AutoencoderKL):
             return model.decode(latent).sample
         numbers = 5 if family == "sdxl_refiner" else 6
-        inputs = {
+        inputs: dict[str, Any] = {
             "sample": latent,
             "timestep": torch.tensor([1, 981]),
             "encoder_hidden_states": torch.randn(
@@ -75,7 +76,7 @@ def test_sdxl_as_by_diffusers_single_file(
     family: str,
     component: str,
     original_of: Callable[[str], Path],
-    repo: Callable[[str, str], Path],
+    repo: Callable[[str], Path],
 ) -> None:
     folder, kind = repo(family), CLASSES[component]
     ours = kind.from_pretrained(folder, subfolder=component).eval()
@@ -154,7 +155,11 @@ def openclip(
         normed = F.layer_norm(x, x.shape[-1:], w["ln_1.weight"], w["ln_1.bias"])
         q, k, v = F.linear(normed, w["attn.in_proj_weight"], w["attn.in_proj_bias"]).chunk(3, -1)
         split = [t.unflatten(-1, (heads, -1)).transpose(1, 2) for t in (q, k, v)]
-        mixed = F.scaled_dot_product_attention(*split, is_causal=True).transpose(1, 2).flatten(2)
+        mixed = (
+            F.scaled_dot_product_attention(split[0], split[1], split[2], is_causal=True)
+            .transpose(1, 2)
+            .flatten(2)
+        )
         x = x + F.linear(mixed, w["attn.out_proj.weight"], w["attn.out_proj.bias"])
         normed = F.layer_norm(x, x.shape[-1:], w["ln_2.weight"], w["ln_2.bias"])
         hidden = F.gelu(F.linear(normed, w["mlp.c_fc.weight"], w["mlp.c_fc.bias"]))
@@ -168,7 +173,7 @@ def openclip(
 
 @pytest.mark.parametrize(("family", "embedder"), [("sdxl", 1), ("sdxl_refiner", 0)])
 def test_the_second_text_encoder_as_openclip(
-    family: str, embedder: int, original_of: Callable[[str], Path], repo: Callable[[str, str], Path]
+    family: str, embedder: int, original_of: Callable[[str], Path], repo: Callable[[str], Path]
 ) -> None:
     prefix = f"conditioner.embedders.{embedder}.model."
     state = {

@@ -221,17 +221,15 @@ def test_weights_that_were_written_to_are_kept(
     unet: UNet2DConditionModel, mapped: UNet2DConditionModel
 ) -> None:
     x, text = inputs(8)
+    changed = "mid_block.resnets.0.conv1.weight"
     for model in (unet, mapped):
-        model.mid_block.resnets[0].conv1.weight.data[3, 5] += (
-            1  # as merging a LoRA does, unseen by versions
-        )
+        # as merging a LoRA does, unseen by versions
+        model.get_parameter(changed).data[3, 5] += 1
     expected = unet(x, 3, text).sample
     pack_model(mapped)
     got = mapped(x, 3, text).sample
     assert (got - expected).abs().max() <= 1e-5 * expected.abs().max()
-    assert torch.equal(
-        mapped.mid_block.resnets[0].conv1.weight, unet.mid_block.resnets[0].conv1.weight
-    )
+    assert torch.equal(mapped.get_parameter(changed), unet.get_parameter(changed))
 
 
 def test_packed_layers_have_gradients(unet: UNet2DConditionModel) -> None:
@@ -253,7 +251,7 @@ def test_channels_last_is_kept_and_equal_within_rounding(unet: UNet2DConditionMo
                     y.is_contiguous(memory_format=torch.channels_last)
                 )
             )
-    unet.to(memory_format=torch.channels_last)
+    unet.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     got = unet(x, 3, text).sample
     assert all(layouts)
     assert (got - expected).abs().max() <= 1e-5 * expected.abs().max()

@@ -11,7 +11,9 @@ import h5py
 import ml_dtypes
 import numpy as np
 
-VERSIONS = {  # keyword arguments of h5py.File -> superblock, object headers, groups
+VERSIONS: dict[
+    str, dict[str, Any]
+] = {  # keyword arguments of h5py.File -> superblock, object headers, groups
     "v0": {},
     "v2": {"libver": ("v108", "v108")},
     "v3": {"libver": "latest"},
@@ -84,7 +86,7 @@ def attributes(file: h5py.File) -> None:
         "matrix": np.array([[1, 2], [3, 4]], "i4"),
         "none": [],
         "null": h5py.Empty("f4"),
-        "half": np.float16([0.5]),
+        "half": np.array([0.5], np.float16),
     }
     file.create_group("scalars").attrs.update(values)
     file.create_group("arrays").attrs.update(arrays)

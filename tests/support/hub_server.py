@@ -512,7 +512,7 @@ def _entry(path: str, file: File) -> dict[str, Any]:
 
 
 _ID, _REV = r"([^/]+/[^/]+)", r"([^/]+)"
-_ROUTES = [
+_ROUTES: list[tuple[str, str, Any]] = [
     ("GET", r"/api/whoami-v2", HubServer._whoami),
     ("POST", r"/api/repos/create", HubServer._create),
     ("POST", r"/api/validate-yaml", HubServer._validate_yaml),

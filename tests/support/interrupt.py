@@ -25,6 +25,7 @@ import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import h5py  # noqa: F401 - imported here so that no run has to
 
@@ -44,9 +45,14 @@ class Steps:
 
     def count_syncs(self) -> None:
         """Count syncs too."""
-        os.fsync = lambda descriptor: (self.take(), _fsync(descriptor))[1]
 
-    def _audit(self, event: str, arguments: tuple[object, ...]) -> None:
+        def fsync(fd: Any) -> None:
+            self.take()
+            _fsync(fd)
+
+        os.fsync = fsync
+
+    def _audit(self, event: str, arguments: tuple[Any, ...]) -> None:
         if not self.left:
             return
         path = str(arguments[0]) if arguments else ""
@@ -71,7 +77,7 @@ class Steps:
 
 def run(
     arguments: list[str], prepare: Callable[[], None] = lambda: None, delay: float | None = None
-) -> dict:
+) -> dict[str, Any]:
     """One conversion in a forked process; killed after `delay` seconds."""
     with tempfile.TemporaryFile("w+") as err:
         child = os.fork()
@@ -127,7 +133,7 @@ def disturb(mode: str, output: Path, sources: list[str]) -> None:
     def remove(path: Path) -> None:
         shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
 
-    def report(ended: dict) -> bool:
+    def report(ended: dict[str, Any]) -> bool:
         state = {old: "old", new: "new", None: "none"}.get(digest(output), "broken")
         left = sorted(path.name for path in set(output.parent.iterdir()) - before)
         print(json.dumps(ended | {"left": left, "state": state}), flush=True)

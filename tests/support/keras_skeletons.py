@@ -336,7 +336,7 @@ def trainer(
         "groups": {},
         "datasets": {},
     }
-    saved_keys = {}
+    saved_keys: dict[str, Any] = {}
     for layer, (document, keys) in parts.items():
         names = legacy_names(document)
         flat = {name: f"{layer}/{name.split('/', 1)[1]}" for name in names}

@@ -14,6 +14,7 @@ import zipfile
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 # ---- the assembler: every function gives the instructions that push one value
 
@@ -125,7 +126,7 @@ def zipped(
 
 
 def legacy(
-    value: bytes, storages: dict[str, bytes] | None = None, itemsize: int = 4, **headers: bytes
+    value: bytes, storages: dict[str, bytes] | None = None, itemsize: int = 4, **headers: Any
 ) -> bytes:
     """The format before torch 1.6; `headers` replace whole pickles: magic, protocol, system,
     keys."""
@@ -173,7 +174,7 @@ def tarred(value: bytes, **members: bytes) -> bytes:
 def trainer_classes() -> Iterator[types.SimpleNamespace]:
     """Classes named like those of training libraries, importable only while their objects are
     pickled."""
-    modules = {
+    modules: dict[str, dict[str, Any]] = {
         "pytorch_lightning.callbacks.model_checkpoint": {
             "ModelCheckpoint": type("ModelCheckpoint", (), {})
         },

@@ -144,7 +144,12 @@ def vaes(kind: str = "sd") -> tuple[Any, Any]:
 @cache
 def encoders(projected: bool = False) -> tuple[Any, Any]:
     size = len(tokenizers()[1])
-    config = {**CLIP, "vocab_size": size, "bos_token_id": size - 2, "eos_token_id": size - 1}
+    config: dict[str, Any] = {
+        **CLIP,
+        "vocab_size": size,
+        "bos_token_id": size - 2,
+        "eos_token_id": size - 1,
+    }
     if projected:
         config["hidden_act"] = "gelu"
     name = "CLIPTextModelWithProjection" if projected else "CLIPTextModel"

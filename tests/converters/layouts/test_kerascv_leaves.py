@@ -21,7 +21,7 @@ def tensor(array: Array, name: str = "t") -> Tensor:
     return Computed(name, DTYPES[array.dtype.str[1:]], array.shape, (), lambda: array, "a test's")
 
 
-def leaf(layer: str, alpha: float | None = None, **variables: Array) -> dict[str, Tensor]:
+def leaf(layer: str, alpha: Any = None, **variables: Any) -> dict[str, Tensor]:
     named = {name.removeprefix("_at_"): tensor(array, name) for name, array in variables.items()}
     return leaf_tensors(layer, named, alpha)
 

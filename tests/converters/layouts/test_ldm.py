@@ -329,7 +329,7 @@ def test_ema_needs_an_average_of_the_unet_only(sd1: State, baked: bool, tmp_path
         sd1 if baked else part(sd1, V), tmp_path / "vae.safetensors"
     )  # one with a UNet of its own
     sources, vae = [tmp_path / "unet.safetensors"], tmp_path / "vae.safetensors"
-    options = {"vae": vae} if baked else {}
+    options: dict[str, Any] = {"vae": vae} if baked else {}
     repo = weightport.convert(
         [*sources, *([] if baked else [vae])], tmp_path / "repo", ema=True, **options
     ).output

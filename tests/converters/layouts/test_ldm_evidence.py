@@ -7,7 +7,7 @@ import inspect
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import diffusers
 import numpy as np
@@ -58,7 +58,8 @@ ONE = np.ones((), np.float32)
 NOTHING = np.zeros(0, np.float32)
 SCHEDULE = np.cumprod(1 - np.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2).astype(np.float32)
 ZERO = SCHEDULE - SCHEDULE[-1]
-EPSILON, V = "epsilon", "v_prediction"
+EPSILON: Literal["epsilon"] = "epsilon"
+V: Literal["v_prediction"] = "v_prediction"
 
 
 def betas_of(schedule: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
@@ -177,7 +178,7 @@ EDM: dict[
     str, tuple[State, str, dict[str, Any], dict[str, Any]]
 ] = {  # markers -> scheduler, its config, the VAE's
     "CosXL": (
-        {"edm_vpred.sigma_max": np.float32(120), "edm_vpred.sigma_min": np.float32(0.002)},
+        {"edm_vpred.sigma_max": np.array(120, "f4"), "edm_vpred.sigma_min": np.array(0.002, "f4")},
         "EDMEulerScheduler",
         {"sigma_max": 120.0, "sigma_min": 0.002, "sigma_data": 1.0, "prediction_type": V},
         {"scaling_factor": 0.13025},
@@ -266,7 +267,7 @@ def test_a_file_with_diffusers_names_and_no_evidence(tmp_path: Path) -> None:
 def test_what_is_asked_for_holds_for_a_repo_too(
     repo_of: Callable[[str], Path], tmp_path: Path
 ) -> None:
-    asked = {"prediction_type": V, "image_size": 768}
+    asked: dict[str, Any] = {"prediction_type": V, "image_size": 768}
     repo = weightport.convert(repo_of("sd1"), tmp_path / "repo", **asked).output
     assert scheduler(repo)["prediction_type"] == V
     sizes = [_json(repo / name / "config.json")["sample_size"] for name in ("unet", "vae")]
@@ -284,7 +285,7 @@ def test_markers_set_a_scheduler_that_knows_its_options(
     family: str, markers: tuple[str, ...], unet_of: Unet, tmp_path: Path
 ) -> None:
     """PNDM, for one, cannot end at zero signal: it would ignore that it is asked to."""
-    asked = {} if markers else {"prediction_type": EPSILON}
+    asked: dict[str, Any] = {} if markers else {"prediction_type": EPSILON}
     written = scheduler(convert(unet_of(family) | dict.fromkeys(markers, ONE), tmp_path, **asked))
     made = getattr(diffusers, written["_class_name"]).from_config(written)
     known = {key for key in written if not key.startswith("_")}

@@ -89,7 +89,8 @@ def test_same_pairs_as_diffusers(candidate: Candidate) -> None:
     where they went."""
     links = list(dict.fromkeys(candidate.links.values()))
     stock = candidate.component.manifest()
-    checkpoint, expected = {}, {}
+    checkpoint: dict[str, Any] = {}
+    expected: dict[str, Any] = {}
     for number, link in enumerate(links):
         shape = stock[link.targets[0]]
         rank = len(link.op.inverse.shapes([shape] * len(link.targets))[0] if link.op else shape)
@@ -125,12 +126,12 @@ def test_same_tensors_as_diffusers(
 
 @pytest.mark.parametrize(("folder", "encoder"), [("sdxl", "1"), ("sdxl_refiner", "0")])
 def test_sdxl_text_projection_is_turned_round(
-    folder: Path, encoder: str, original_of: Callable[[str], Path]
+    folder: str, encoder: str, original_of: Callable[[str], Path]
 ) -> None:
     """OpenCLIP computes `x @ W`, `nn.Linear` computes `x @ W.T`: the pooled vector must be the
     same."""
     w = load_file(original_of(folder))[f"conditioner.embedders.{encoder}.model.text_projection"]
-    linear = torch.nn.Linear(*w.shape, bias=False)
+    linear = torch.nn.Linear(w.shape[0], w.shape[1], bias=False)
     converted = weights(folder, "text_encoder_2")["text_projection.weight"]
     linear.load_state_dict({"weight": torch.from_numpy(converted)})
     x = np.random.default_rng(0).standard_normal((2, w.shape[0]), np.float32)
@@ -155,7 +156,7 @@ def test_a_square_text_projection_is_turned_round_too() -> None:
 def test_fused_qkv_is_split_and_fused_again_bit_for_bit(
     family: str,
     original_of: Callable[[str], Path],
-    converted: weightport.Conversion,
+    converted: dict[str, Path],
     tmp_path: Path,
 ) -> None:
     part = "text_encoder" if family == "sd2" else "text_encoder_2"
@@ -181,7 +182,7 @@ def assert_same(found: State, expected: State) -> None:
 
 @every_family
 def test_diffusers_and_transformers_load_it_strictly(
-    family: str, converted: weightport.Conversion
+    family: str, converted: dict[str, Path]
 ) -> None:
     """Nothing is missing, nothing unexpected, and every tensor is the one that the original
     held."""
@@ -202,7 +203,7 @@ def test_diffusers_and_transformers_load_it_strictly(
         assert_same(state, expected)
 
 
-def test_an_sdxl_pipeline_runs(converted: weightport.Conversion) -> None:
+def test_an_sdxl_pipeline_runs(converted: dict[str, Path]) -> None:
     pipeline = StableDiffusionXLPipeline.from_pretrained(converted["sdxl"], add_watermarker=False)
     pipeline.set_progress_bar_config(disable=True)
     image = pipeline("a cat", num_inference_steps=1, height=64, width=64, output_type="np").images[

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -18,7 +19,7 @@ from ...support.synthetic import State, write_controlnet, write_repo
 
 FAMILIES = ("sd1", "sd2", "sdxl", "sdxl_refiner", "upscaler")
 P, V, C = "model.diffusion_model.", "first_stage_model.", "cond_stage_model.transformer."
-FORMS = {
+FORMS: dict[str, dict[str, Any]] = {
     "float32": {},
     "float16": {"dtype": "float16"},
     "sharded": {"max_shard_size": "300KB"},
@@ -34,7 +35,7 @@ def same(found: State, expected: State) -> bool:
 
 
 def there_and_back(
-    state: State, folder: Path, metadata: dict[str, str] | None = None, **options
+    state: State, folder: Path, metadata: dict[str, str] | None = None, **options: Any
 ) -> State:
     """An original state dict through a repo, with its residue."""
     save_file(state, folder / "model.safetensors", metadata)
@@ -151,7 +152,7 @@ def test_metadata_and_training_step_come_back(
 # --- without residue ------------------------------------------------------------------------------
 
 
-def back(repo: Path, folder: Path, **options) -> tuple[State, weightport.Conversion]:
+def back(repo: Path, folder: Path, **options: Any) -> tuple[State, weightport.Conversion]:
     conversion = weightport.convert(repo, folder / "back.safetensors", to="ldm", **options)
     return load_file(folder / "back.safetensors"), conversion
 
@@ -275,6 +276,8 @@ def test_any_layout_reaches_any_other(
 
 
 @pytest.mark.parametrize("to", ["ldm", "kerascv"])
-def test_a_variant_is_of_a_repo(to: str, repo_of: Callable[[str], Path], tmp_path: Path) -> None:
+def test_a_variant_is_of_a_repo(
+    to: Literal["ldm", "kerascv"], repo_of: Callable[[str], Path], tmp_path: Path
+) -> None:
     with pytest.raises(weightport.ConversionError, match="--variant fp16: names files of a repo"):
         weightport.convert(repo_of("sd1"), tmp_path / "back.safetensors", to=to, variant="fp16")

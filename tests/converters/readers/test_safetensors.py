@@ -284,8 +284,8 @@ def test_casts_equal_torch(tmp_path: Path, source: str, target: str, op: Op | No
         .to(kinds[target])
         .to(torch.float64)
     )
-    theirs = theirs.numpy().T if op else theirs.numpy()
-    assert np.array_equal(result.astype("f8"), theirs, equal_nan=True)
+    expected = theirs.numpy().T if op else theirs.numpy()
+    assert np.array_equal(result.astype("f8"), expected, equal_nan=True)
     bad, now_bad = (int(np.count_nonzero(~np.isfinite(a.astype("f8")))) for a in (array, result))
     assert written.nonfinite.get("a", 0) == bad
     assert written.overflow.get("a", 0) == now_bad - bad
@@ -332,7 +332,7 @@ def test_merge_and_computed_sources(tmp_path: Path) -> None:
     }
     tensors = stored(tmp_path, arrays)
     double = Computed("2q", "F32", (32, 20), (tensors["q"],), lambda q: 2 * q, "doubled")
-    scalar = Computed("one", "F32", (), (), lambda: np.float32(1).reshape(()), "a constant")
+    scalar = Computed("one", "F32", (), (), lambda: np.ones((), np.float32), "a constant")
     outputs = [
         Output("qkv", "F32", (96, 20), tuple(tensors.values()), Op.parse("p o i -> (p o) i")),
         Output("2q", "F32", (20, 32), (double,), Op.parse("i o -> o i")),

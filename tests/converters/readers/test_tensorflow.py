@@ -44,7 +44,7 @@ HEAD = (b"", number(1, 1))
 
 
 def damaged(
-    tmp_path: Path, entries: dict[str, bytes], data: bytes = bytes(64), **options: bytes
+    tmp_path: Path, entries: dict[str, bytes], data: bytes = bytes(64), **options: Any
 ) -> Path:
     """A bundle of raw entries over one data file."""
     prefix = tmp_path / "ckpt"
@@ -248,7 +248,7 @@ def test_bad_entries_are_refused(tmp_path: Path, entry: bytes, reason: str) -> N
         (b"w\x80", "is not printable"),
     ],
 )
-def test_bad_keys_are_refused(tmp_path: Path, key: str, reason: str) -> None:
+def test_bad_keys_are_refused(tmp_path: Path, key: bytes, reason: str) -> None:
     with pytest.raises(ConversionError, match=reason) as caught:
         read_bundle(damaged_table(tmp_path, table([HEAD, (key, W)])))
     assert str(caught.value).isprintable()

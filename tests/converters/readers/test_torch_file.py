@@ -106,7 +106,7 @@ def zoo() -> dict[str, torch.Tensor]:
 
 def frozen() -> nn.Parameter:
     """A parameter with an attribute, which is saved beside it."""
-    parameter = nn.Parameter(torch.ones(2), requires_grad=False)
+    parameter: Any = nn.Parameter(torch.ones(2), requires_grad=False)
     parameter.label = "x"
     return parameter
 
@@ -197,7 +197,7 @@ def test_nested_parts_are_joined_by_dots(tmp_path: Path) -> None:
     assert found.metadata == {"step": "5"}
 
 
-def lightning(classes: Any) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+def lightning(classes: Any) -> tuple[dict[Any, Any], dict[str, torch.Tensor]]:
     """What pytorch-lightning saves, with everything that people keep in hyper-parameters and
     callbacks."""
     layer = nn.Linear(3, 2)
@@ -217,7 +217,7 @@ def lightning(classes: Any) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
         "model.diffusion_model.out.weight": layer.weight.data,
         "model.diffusion_model.out.bias": layer.bias.data,
     }
-    return {
+    saved: dict[Any, Any] = {
         "epoch": 7,
         "global_step": 840_000,
         "pytorch-lightning_version": "1.4.2",
@@ -231,7 +231,8 @@ def lightning(classes: Any) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
         "more": [complex(1, 2), slice(1, 2), argparse.Namespace(a=1), bytearray(b"x"), b"y", torch.device("cpu")],
         "types": [dict[str, int], typing.Dict[str, typing.Any], range(3), frozenset("a"), uuid.UUID(int=5)],  # noqa: UP006
         ("a", "tuple"): collections.defaultdict(list, {1: [torch.float16, torch.Size([2])]}),
-    }, state  # fmt: skip
+    }  # fmt: skip
+    return saved, state
 
 
 @every_format

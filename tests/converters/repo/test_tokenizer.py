@@ -194,7 +194,7 @@ def test_the_vocabulary_follows_from_the_merges(folder: Path) -> None:
 def test_damaged_data_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, data: bytes
 ) -> None:
-    shutil.copytree(Path(resources.files(mappings), "tokenizer"), tmp_path / "tokenizer")
+    shutil.copytree(Path(str(resources.files(mappings)), "tokenizer"), tmp_path / "tokenizer")
     (tmp_path / "tokenizer" / name).unlink()
     if data is not None:
         (tmp_path / "tokenizer" / name).write_bytes(data)

@@ -182,7 +182,7 @@ def test_arguments_have_diffusers_names_and_order(repo: Path, tmp_path: Path) ->
         (CLIPTokenizer, "tokenizer"),
         (DDIMScheduler, "scheduler"),
     ):
-        part = kind.from_pretrained(pretrained_model_name_or_path=repo, subfolder=name)  # type: ignore[attr-defined]
+        part = kind.from_pretrained(pretrained_model_name_or_path=repo, subfolder=name)
         part.save_pretrained(save_directory=tmp_path / name)
         assert {path.name for path in (tmp_path / name).iterdir()} == {
             path.name for path in (tmp_path / "all" / name).iterdir()
@@ -251,7 +251,7 @@ def test_moving_and_casting(repo: Path) -> None:
         with pytest.raises(
             ValueError, match=r"to\(\) takes a device, a dtype, or a device and a dtype"
         ):
-            pipe.to(*wrong)  # type: ignore[arg-type]
+            pipe.to(*wrong)
 
 
 def test_progress_bars(capsys: pytest.CaptureFixture[str]) -> None:

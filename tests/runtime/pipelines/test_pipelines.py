@@ -483,7 +483,7 @@ def test_parts_that_a_run_does_not_need_may_be_none(name: str) -> None:
     }
     lean = [type(pipe)(**{**pipe.components, **unused}) for pipe in (theirs, ours)]
     lean[0].set_progress_bar_config(disable=True)
-    assert torch.equal(*results(*lean, given))
+    assert torch.equal(*results(lean[0], lean[1], given))
     with pytest.raises(
         ValueError, match="there is no tokenizer or no text encoder; give embeddings"
     ):

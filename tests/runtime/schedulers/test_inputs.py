@@ -247,9 +247,10 @@ def test_noise_is_added_to_batches(name: str, dtype: torch.dtype) -> None:
     ours, theirs = (begun(one, {"num_inference_steps": STEPS}) for one in both(name, {}))
     at, limit = theirs.timesteps[[1, 4, 6]], LIMIT if dtype == torch.float32 else 2e-3
     at = at.long() if name == "SASolverScheduler" else at
-    assert_close(
-        *([one.add_noise(PIXELS.to(dtype), NOISE.to(dtype), at)] for one in (ours, theirs)), limit
+    found, expected = (
+        one.add_noise(PIXELS.to(dtype), NOISE.to(dtype), at) for one in (ours, theirs)
     )
+    assert_close([found], [expected], limit)
 
 
 @pytest.mark.parametrize(
@@ -259,7 +260,8 @@ def test_noise_is_added_as_in_training_before_a_run(name: str) -> None:
     ours, theirs = both(name, {})
     if name.startswith(MIRRORED):
         theirs = diffusers.DDPMScheduler()
-    assert_close(*([one.add_noise(PIXELS, NOISE, TRAINED)] for one in (ours, theirs)))
+    found, expected = (one.add_noise(PIXELS, NOISE, TRAINED) for one in (ours, theirs))
+    assert_close([found], [expected])
 
 
 @pytest.mark.parametrize("name", having("scale_noise"))
@@ -271,7 +273,8 @@ def test_flows_add_noise(name: str) -> None:
             begun(one, {"num_inference_steps": STEPS}) for one in both(name, {"shift": 3.0})
         )
         at = theirs.timesteps[chosen]
-        assert_close(*([one.scale_noise(PIXELS, at, NOISE)] for one in (ours, theirs)))
+        found, expected = (one.scale_noise(PIXELS, at, NOISE) for one in (ours, theirs))
+        assert_close([found], [expected])
 
 
 @pytest.mark.parametrize("name", having("get_velocity"))
@@ -279,7 +282,8 @@ def test_velocities_of_batches(name: str) -> None:
     ours, theirs = both(name, {})
     if name == "EulerDiscreteScheduler":  # see docs/schedulers.md
         theirs = diffusers.DDPMScheduler()
-    assert_close(*([one.get_velocity(PIXELS, NOISE, TRAINED)] for one in (ours, theirs)))
+    found, expected = (one.get_velocity(PIXELS, NOISE, TRAINED) for one in (ours, theirs))
+    assert_close([found], [expected])
 
 
 NOISY = (
@@ -309,11 +313,9 @@ def test_samples_of_16_bits(name: str, dtype: torch.dtype) -> None:
     sample = (PIXELS * float(getattr(theirs, "init_noise_sigma", 1))).to(dtype)
     for t in theirs.timesteps:
         if hasattr(theirs, "scale_model_input"):
-            scaled = (
-                ours.scale_model_input(sample, t),
-                theirs.scale_model_input(sample.to(wide), t).to(dtype),
-            )
-            assert_close(*([one] for one in scaled), limit)
+            found = ours.scale_model_input(sample, t)
+            expected = theirs.scale_model_input(sample.to(wide), t).to(dtype)
+            assert_close([found], [expected], limit)
         output = model(sample, t)
         found = ours.step(
             output, t, sample, **({"generator": generator} if noisy and "SDE" not in name else {})

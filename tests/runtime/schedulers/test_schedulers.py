@@ -105,7 +105,7 @@ def own_difference(name: str, config: Config, steps: int) -> float:
     class Exact(class_):  # type: ignore[misc, valid-type]
         def set_timesteps(self, *args: Any, **kwargs: Any) -> None:
             super().set_timesteps(*args, **kwargs)
-            self.sigmas = self.sigmas.double()
+            self.sigmas: Any = self.sigmas.double()
 
     pairs = zip(
         trajectory(class_(**config), steps), trajectory(Exact(**config), steps), strict=True

@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -48,7 +49,7 @@ HARD = [
     "1" * 200,
     "a photo of " + ", ".join(f"thing {i}" for i in range(60)),
 ]
-OPTIONS = [
+OPTIONS: list[dict[str, Any]] = [
     {"padding": "max_length", "truncation": True, "max_length": 77},
     {"padding": "max_length", "truncation": True, "max_length": 5, "add_special_tokens": False},
     {"add_special_tokens": False},
@@ -170,7 +171,12 @@ def test_batches(folder_of: Callable[[str], Path]) -> None:
         transformers.CLIPTokenizer.from_pretrained(folder),
     )
     for padding in (True, "longest", "max_length"):
-        options = {"padding": padding, "max_length": 20, "truncation": True, "return_tensors": "pt"}
+        options: dict[str, Any] = {
+            "padding": padding,
+            "max_length": 20,
+            "truncation": True,
+            "return_tensors": "pt",
+        }
         for texts in (["a", "b c", "cat " * 40], "one text"):
             got, expected = ours(texts, **options), theirs(texts, **options)
             assert got.keys() == expected.keys()
@@ -242,7 +248,7 @@ def test_tokens_of_several_vectors(folder_of: Callable[[str], Path]) -> None:
     assert tokenizer.expand("A <MY-CAT>") == "A <my-cat> <my-cat>_1 <my-cat>_2"
     assert tokenizer.expand("<my-cat>_1 alone") == "<my-cat>_1 alone"
     assert tokenizer.expand("no such") == "no such"
-    first = tokenizer.convert_tokens_to_ids("<my-cat>")
+    first: Any = tokenizer.convert_tokens_to_ids("<my-cat>")
     assert tokenizer(tokenizer.expand("<my-cat>")).input_ids == [
         49406,
         first,
