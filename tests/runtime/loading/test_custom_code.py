@@ -92,10 +92,12 @@ def code(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("what", ["folder", "file", "text"])
 def test_a_pipeline_of_ones_own(repo: Path, code: Path, what: str) -> None:
-    custom = {"folder": code, "file": code / "pipeline.py", "text": str(code)}[what]
+    custom: Any = {"folder": code, "file": code / "pipeline.py", "text": str(code)}[what]
     with pytest.raises(ValueError, match=r"code/pipeline\.py: .* pass trust_remote_code=True"):
         DiffusionPipeline.from_pretrained(repo, custom_pipeline=custom)
-    pipe = DiffusionPipeline.from_pretrained(repo, custom_pipeline=custom, strength=0.5, **TRUST)
+    pipe: Any = DiffusionPipeline.from_pretrained(
+        repo, custom_pipeline=custom, strength=0.5, **TRUST
+    )
     assert type(pipe).__name__ == "OneStep"
     assert pipe.config.strength == 0.5
     assert torch.isfinite(pipe(0)).all()
@@ -103,7 +105,7 @@ def test_a_pipeline_of_ones_own(repo: Path, code: Path, what: str) -> None:
 
 
 def test_it_saves_and_reloads(repo: Path, code: Path, tmp_path: Path) -> None:
-    pipe = DiffusionPipeline.from_pretrained(repo, custom_pipeline=code, strength=0.5, **TRUST)
+    pipe: Any = DiffusionPipeline.from_pretrained(repo, custom_pipeline=code, strength=0.5, **TRUST)
     pipe.save_pretrained(tmp_path / "saved")
     saved = {
         path.relative_to(tmp_path / "saved").as_posix()
@@ -116,18 +118,17 @@ def test_it_saves_and_reloads(repo: Path, code: Path, tmp_path: Path) -> None:
     ]
     with pytest.raises(ValueError, match="trust_remote_code"):
         DiffusionPipeline.from_pretrained(tmp_path / "saved")
-    again = DiffusionPipeline.from_pretrained(tmp_path / "saved", **TRUST)
+    again: Any = DiffusionPipeline.from_pretrained(tmp_path / "saved", **TRUST)
     assert torch.equal(again(3), pipe(3))
     assert type(pipe).from_pretrained(tmp_path / "saved").config == again.config == pipe.config
 
 
 def test_edited_code_is_loaded_anew(repo: Path, code: Path) -> None:
-    first = DiffusionPipeline.from_pretrained(repo, custom_pipeline=code, **TRUST)
-    assert type(first) is type(
-        DiffusionPipeline.from_pretrained(repo, custom_pipeline=code, **TRUST)
-    )
+    first: Any = DiffusionPipeline.from_pretrained(repo, custom_pipeline=code, **TRUST)
+    again: Any = DiffusionPipeline.from_pretrained(repo, custom_pipeline=code, **TRUST)
+    assert type(again) is type(first)
     (code / "parts" / "more.py").write_text("def one():\n    return 7\n")
-    second = DiffusionPipeline.from_pretrained(repo, custom_pipeline=code, **TRUST)
+    second: Any = DiffusionPipeline.from_pretrained(repo, custom_pipeline=code, **TRUST)
     assert torch.allclose(second(0), first(0) * 7)
 
 
@@ -135,12 +136,12 @@ def test_edited_code_is_loaded_anew(repo: Path, code: Path) -> None:
 def test_the_switch_blocks_everything(
     repo: Path, code: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, value: str
 ) -> None:
-    pipe = DiffusionPipeline.from_pretrained(repo, custom_pipeline=code, **TRUST)
+    pipe: Any = DiffusionPipeline.from_pretrained(repo, custom_pipeline=code, **TRUST)
     pipe.save_pretrained(tmp_path / "saved")
     monkeypatch.setenv("DIFFUSERS_DISABLE_REMOTE_CODE", value)
-    for options in ({"custom_pipeline": code}, {"custom_pipeline": code / "pipeline.py"}):
+    for custom in (code, code / "pipeline.py"):
         with pytest.raises(ValueError, match="disabled by DIFFUSERS_DISABLE_REMOTE_CODE"):
-            DiffusionPipeline.from_pretrained(repo, **options, **TRUST)
+            DiffusionPipeline.from_pretrained(repo, custom_pipeline=custom, **TRUST)
     with pytest.raises(ValueError, match="disabled by DIFFUSERS_DISABLE_REMOTE_CODE"):
         DiffusionPipeline.from_pretrained(tmp_path / "saved", **TRUST)
     monkeypatch.setenv("DIFFUSERS_DISABLE_REMOTE_CODE", "0")
@@ -166,7 +167,9 @@ def test_components_passed_in_and_missing(repo: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="has no critic for OneStep"):
         DiffusionPipeline.from_pretrained(repo, custom_pipeline=folder, **TRUST)
     critic = torch.nn.Linear(1, 1)
-    pipe = DiffusionPipeline.from_pretrained(repo, custom_pipeline=folder, critic=critic, **TRUST)
+    pipe: Any = DiffusionPipeline.from_pretrained(
+        repo, custom_pipeline=folder, critic=critic, **TRUST
+    )
     assert pipe.critic is critic
     assert pipe.components["critic"] is critic
 
@@ -249,7 +252,7 @@ class Noise:
 
 
 def test_components_with_code(repo: Path, tmp_path: Path, code: Path) -> None:
-    pipe = DiffusionPipeline.from_pretrained(repo, custom_pipeline=code, **TRUST)
+    pipe: Any = DiffusionPipeline.from_pretrained(repo, custom_pipeline=code, **TRUST)
     pipe.save_pretrained(tmp_path / "saved")
     index = json.loads((tmp_path / "saved" / "model_index.json").read_text())
     index |= {"unet": ["double", "DoubleUNet"], "scheduler": ["noise", "Noise"]}
@@ -272,7 +275,7 @@ def test_components_with_code(repo: Path, tmp_path: Path, code: Path) -> None:
     assert found.scheduler.level == 3
     found.save_pretrained(tmp_path / "again")
     assert (tmp_path / "again" / "unet" / "double.py").read_text() == DOUBLE
-    again = DiffusionPipeline.from_pretrained(tmp_path / "again", **TRUST)
+    again: Any = DiffusionPipeline.from_pretrained(tmp_path / "again", **TRUST)
     assert again.config == found.config
     assert again.config.unet == ["double", "DoubleUNet"]
     assert again.scheduler.level == 3

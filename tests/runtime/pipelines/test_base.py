@@ -200,7 +200,12 @@ def test_parameters_and_components_make_a_pipeline(repo: Path) -> None:
 
 
 def test_configs_alone_are_loaded_and_saved(repo: Path, tmp_path: Path) -> None:
-    for kind, name in ((UNet2DConditionModel, "unet"), (DDIMScheduler, "scheduler"), (Plain, None)):
+    kinds: list[tuple[Any, str | None]] = [
+        (UNet2DConditionModel, "unet"),
+        (DDIMScheduler, "scheduler"),
+        (Plain, None),
+    ]
+    for kind, name in kinds:
         config, unused = kind.load_config(
             repo, subfolder=name, return_unused_kwargs=True, strength=1
         )
@@ -228,7 +233,7 @@ def test_it_prints_its_components(repo: Path) -> None:
 
 
 def test_the_config_follows_assignment(repo: Path, tmp_path: Path) -> None:
-    pipe = Plain.from_pretrained(repo)
+    pipe: Any = Plain.from_pretrained(repo)
     pipe.scheduler = EulerDiscreteScheduler.from_config(pipe.scheduler.config)
     assert pipe.config["scheduler"] == ["diffusers", "EulerDiscreteScheduler"]
     assert pipe.config.scheduler[1] == pipe.components["scheduler"].__class__.__name__
@@ -384,7 +389,7 @@ def test_unknown_names_are_ignored_with_a_warning(repo: Path) -> None:
 
 def test_components_of_a_wrong_kind(repo: Path) -> None:
     pipe = Plain.from_pretrained(repo)
-    for name, value in (
+    wrong: list[tuple[str, Any]] = [
         ("unet", pipe.scheduler),
         ("unet", pipe.vae),
         ("scheduler", pipe.unet),
@@ -392,7 +397,8 @@ def test_components_of_a_wrong_kind(repo: Path) -> None:
         ("tokenizer", pipe.text_encoder),
         ("tokenizer", pipe.scheduler),
         ("text_encoder", pipe.tokenizer),
-    ):
+    ]
+    for name, value in wrong:
         with pytest.raises(
             ValueError, match=f"{name}: a {type(value).__name__} is given, but a .* is expected"
         ):
@@ -554,7 +560,7 @@ def test_saving_over_an_earlier_save(repo: Path, tmp_path: Path) -> None:
 
 
 def test_a_failed_save_leaves_nothing(repo: Path, tmp_path: Path) -> None:
-    pipe = Plain.from_pretrained(repo)
+    pipe: Any = Plain.from_pretrained(repo)
     pipe.scheduler = object()
     with pytest.raises(ValueError, match="scheduler: a object cannot be saved"):
         pipe.save_pretrained(tmp_path / "out")
