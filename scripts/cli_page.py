@@ -11,8 +11,8 @@ from weightport import cli
 INTRODUCTION = """\
 # Command line
 
-Results go to stdout, everything else to stderr. Exit status: 0 done, 1 failed, 2 wrong usage, 130 interrupted. Errors are
-one line; `--debug` shows where they come from.
+Results go to stdout, everything else to stderr. Exit status: 0 done, 1 failed, 2 wrong usage, 130
+interrupted. Errors are one line; `--debug` shows where they come from.
 """
 
 
@@ -25,7 +25,10 @@ def page() -> str:
     """The whole page."""
     parts = [INTRODUCTION]
     for parser in _commands(cli._parser()):
-        parts += [f"## {parser.prog}\n", f"{parser.description}\n", _usage(parser), *_table(parser)]
+        parts.append(f"## {parser.prog}\n")
+        parts.append(f"{parser.description}\n")
+        parts.append(_usage(parser))
+        parts += _table(parser)
     return "\n".join(parts)
 
 

@@ -15,10 +15,10 @@ from weightport.mappings.table import Link, Table
 INTRODUCTION = """\
 # Tables side by side
 
-What each layout calls a tensor of diffusers: all tables, expanded over the key lists of the stock models. `{0..3}` is any
-of these numbers; how those of two columns belong together is said by the rows of the tables
-([the language](table-language.md)). Where a tensor is rearranged on its way to diffusers, the op stands below its name;
-`1/3` is the first of three parts.
+What each layout calls a tensor of diffusers: all tables, expanded over the key lists of the stock
+models. `{0..3}` is any of these numbers; how those of two columns belong together is said by the
+rows of the tables ([the language](table-language.md)). Where a tensor is rearranged on its way to
+diffusers, the op stands below its name; `1/3` is the first of three parts.
 """
 
 

@@ -44,8 +44,8 @@ def blocks(page: Path) -> Iterator[Block]:
     """The blocks of a page that are commands or Python."""
     for found in BLOCK.finditer(page.read_text()):
         language = found["language"]
-        commands = language == "console" or (language == "sh" and "weightport " in found["text"])
-        if commands or language == "python":
+        ours = language == "sh" and "weightport " in found["text"]
+        if ours or language in {"console", "python"}:
             yield Block(page.name, language, found["text"], found["reason"])
 
 
@@ -93,7 +93,9 @@ def here(files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def draw_small(repo: Path) -> None:
     """Make 64 pixels the size of a repo's images."""
     path = repo / "unet" / "config.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"sample_size": 8}))
+    config = json.loads(path.read_text())
+    config["sample_size"] = 8
+    path.write_text(json.dumps(config))
 
 
 @pytest.mark.parametrize("page", sorted({block.page for block in RUN}))
@@ -108,24 +110,27 @@ def test_page(page: str, here: Path) -> None:
 
 def run_commands(text: str, here: Path) -> None:
     """Run the commands of a block, and compare what each prints with what the block shows."""
+    home = str(Path.home())
     for entry in re.split(r"^\$ ", text, flags=re.MULTILINE)[1:]:
         command, *shown = entry.replace("\\\n", "").splitlines()
-        program, *arguments = shlex.split(command)
+        program, *arguments = shlex.split(command.replace("~", home))
         assert program == "weightport", f"mark this block as not run: {command}"
-        if "-o" in arguments:
-            remove(here / arguments[arguments.index("-o") + 1])
-        ended = run(*(argument.replace("~", str(Path.home())) for argument in arguments))
+        output = output_of(arguments, here)
+        ended = run(*arguments)
         assert ended.status == 0, f"{command}: {ended.err}"
-        if "convert" in arguments and (here / arguments[-1] / "unet").is_dir():
-            draw_small(here / arguments[-1])
+        if output and (output / "unet").is_dir():
+            draw_small(output)
         if shown:
-            compare("\n".join(shown), ended.out.replace(str(Path.home()), "~"))
+            compare("\n".join(shown), ended.out.replace(home, "~"))
 
 
-def remove(path: Path) -> None:
-    """Make room for an output."""
-    if path.is_symlink() or path.is_file():
-        path.unlink()
+def output_of(arguments: list[str], here: Path) -> Path | None:
+    """What a command writes; there is room for it afterwards."""
+    if "-o" not in arguments:
+        return None
+    path = here / arguments[arguments.index("-o") + 1]
+    path.unlink(missing_ok=True)  # a link to what lies ready for other commands
+    return path
 
 
 def compare(shown: str, printed: str) -> None:
