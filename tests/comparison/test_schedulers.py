@@ -18,7 +18,7 @@ from weightport.comparison.metrics import installed_metrics
 from weightport.comparison.report import fronts, means, write_report
 from weightport.comparison.schedulers import Experiment, compare, pareto_front
 from weightport.runtime.pipelines.base import DiffusionPipeline
-from weightport.runtime.schedulers.names import is_stochastic, named_scheduler
+from weightport.runtime.schedulers.names import named_scheduler
 
 from ..support.browser import laid_out, photographed
 from ..support.command import run
@@ -204,7 +204,7 @@ def test_which_schedulers_are_stochastic() -> None:
         "tcd",
         "unipc",
     )
-    assert [name for name in names if is_stochastic(named_scheduler(name, {}))] == [
+    assert [name for name in names if named_scheduler(name, {}).stochastic] == [
         "DDPMScheduler",
         "dpm++2m-sde",
         "euler-a",

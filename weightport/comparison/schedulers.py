@@ -28,7 +28,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from ..runtime.schedulers.names import is_stochastic, named_scheduler
+from ..runtime.schedulers.names import named_scheduler
 from .metrics import Metric, psnr, rmse
 
 REFERENCE = "dpm++2m"  # of second order, and without error of its own when the steps are many
@@ -192,7 +192,7 @@ def compare(
 def _stochastic(pipe: Any, experiment: Experiment) -> dict[str, bool]:
     """Which schedulers are; all of them exist and can serve the model."""
     config = _from_noise(pipe.scheduler.config)
-    return {name: is_stochastic(named_scheduler(name, config)) for name in experiment.schedulers}
+    return {name: named_scheduler(name, config).stochastic for name in experiment.schedulers}
 
 
 class Session:

@@ -1,22 +1,74 @@
 """The schedulers: diffusers' names, options and calls; few ideas. `base.py` says how they are
 made."""
 
-from . import discrete as diffusion
-from . import exponential, flow
-from . import sigmas as karras
 from .base import Scheduler, SchedulerOutput
-from .config import COMPATIBLE
+from .deis import DEISMultistepScheduler
+from .discrete import (
+    DDIMInverseScheduler,
+    DDIMScheduler,
+    DDPMScheduler,
+    IPNDMScheduler,
+    KerasCVScheduler,
+    PNDMScheduler,
+)
+from .distilled import LCMScheduler, TCDScheduler
+from .dpm import (
+    CosineDPMSolverMultistepScheduler,
+    DPMSolverMultistepInverseScheduler,
+    DPMSolverMultistepScheduler,
+    DPMSolverSinglestepScheduler,
+    EDMDPMSolverMultistepScheduler,
+)
+from .edm import CMStochasticIterativeScheduler, EDMEulerScheduler
+from .flow import (
+    FlowMatchEulerDiscreteScheduler,
+    FlowMatchHeunDiscreteScheduler,
+    FlowMatchLCMScheduler,
+)
+from .sa import SASolverScheduler
+from .sigmas import EulerAncestralDiscreteScheduler, EulerDiscreteScheduler, LMSDiscreteScheduler
+from .two_stage import (
+    DPMSolverSDEScheduler,
+    HeunDiscreteScheduler,
+    KDPM2AncestralDiscreteScheduler,
+    KDPM2DiscreteScheduler,
+)
+from .unipc import UniPCMultistepScheduler
 
-SCHEDULERS: dict[str, type[Scheduler]] = {
-    name: scheduler
-    for module in (diffusion, karras, exponential, flow)
-    for name, scheduler in vars(module).items()
-    if name.endswith("Scheduler") and scheduler.__module__ == module.__name__
-}
-__all__ = ["COMPATIBLE", "SCHEDULERS", "Scheduler", "SchedulerOutput"]
+SCHEDULERS: dict[str, type[Scheduler]] = dict(sorted(Scheduler.known.items()))
+COMPATIBLE = tuple(name for name, scheduler in SCHEDULERS.items() if scheduler.compatible)
 
-
-def __getattr__(name: str) -> type[Scheduler]:
-    if name in SCHEDULERS:
-        return SCHEDULERS[name]
-    raise AttributeError(f"there is no scheduler {name!r}")
+__all__ = [
+    "COMPATIBLE",
+    "SCHEDULERS",
+    "CMStochasticIterativeScheduler",
+    "CosineDPMSolverMultistepScheduler",
+    "DDIMInverseScheduler",
+    "DDIMScheduler",
+    "DDPMScheduler",
+    "DEISMultistepScheduler",
+    "DPMSolverMultistepInverseScheduler",
+    "DPMSolverMultistepScheduler",
+    "DPMSolverSDEScheduler",
+    "DPMSolverSinglestepScheduler",
+    "EDMDPMSolverMultistepScheduler",
+    "EDMEulerScheduler",
+    "EulerAncestralDiscreteScheduler",
+    "EulerDiscreteScheduler",
+    "FlowMatchEulerDiscreteScheduler",
+    "FlowMatchHeunDiscreteScheduler",
+    "FlowMatchLCMScheduler",
+    "HeunDiscreteScheduler",
+    "IPNDMScheduler",
+    "KDPM2AncestralDiscreteScheduler",
+    "KDPM2DiscreteScheduler",
+    "KerasCVScheduler",
+    "LCMScheduler",
+    "LMSDiscreteScheduler",
+    "PNDMScheduler",
+    "SASolverScheduler",
+    "Scheduler",
+    "SchedulerOutput",
+    "TCDScheduler",
+    "UniPCMultistepScheduler",
+]

@@ -5,8 +5,10 @@ Notation: x = α·x₀ + σ·ε is the noisy sample, x₀ the image, ε the nois
 returns is a·x + Σ bₖ·mₖ + c·noise, where the mₖ are the model's outputs, turned into x₀ or ε, and
 the coefficients are known before the first step.
 
-A solver is a class that says which timesteps and σ a run visits, in `_plan`, and what a step does,
-in `_solve`.
+A scheduler is a class that says what its options are, in `__init__`, which timesteps and σ a run
+visits, in `_visits`, and what a step does, in `_solve`. Its base says in which form samples are:
+`DiscreteSolver`, `SigmaSolver`, `Preconditioned`, `ExponentialSolver` or `FlowSolver`; what several
+of them do alike is a function, or an object that they hold.
 
 Coefficients are computed in float32, elementwise over whole tables, and outputs that lie close
 together are subtracted before they are weighted: where differences cancel, rounding is up to 1e-3
@@ -16,30 +18,31 @@ are computed with in float32.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any, ClassVar, NamedTuple
+import warnings
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar, NamedTuple, Self
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from ..loading.config import Config, HasConfig
+from ..loading.source import Place
 from .brownian import BrownianNoise
-from .config import RESPACING, Configured, options
+from .config import FILE, RESPACING, Options, check, choices_of, defaults_of
 from .noise import TINY_ALPHA_BAR, make_betas, zero_terminal_snr
-from .spacing import Array, beta, exponential, karras, lambdas
+from .samples import Draw, Generator, beside, draw_noise, widened
+from .spacing import Array, Numbers, TrainedLevels, beta, exponential, karras, lambdas
 
-TINY = 1e-6  # instead of dividing by zero
-Generator = torch.Generator | list[torch.Generator] | None
+Device = str | torch.device | None
 Timestep = Tensor | float
-Draw = Callable[..., Tensor]  # the noise of a step, like the output or what is given
-Numbers = Sequence[float] | Array | Tensor
-Plan = tuple[Array, Array]  # the timesteps of a run, and its σ with the end
-RESPACINGS = options(
-    use_karras_sigmas=karras,
-    use_exponential_sigmas=exponential,
-    use_beta_sigmas=beta,
-    use_lu_lambdas=lambdas,
-)
+Visits = tuple[Array, Array]  # the timesteps of a run, and its σ with the end
+RESPACINGS: dict[str, Callable[[float, float, int], Array]] = {
+    "use_karras_sigmas": karras,
+    "use_exponential_sigmas": exponential,
+    "use_beta_sigmas": beta,
+    "use_lu_lambdas": lambdas,
+}
 
 
 class SchedulerOutput(NamedTuple):
@@ -50,47 +53,25 @@ class SchedulerOutput(NamedTuple):
     pred_original_sample: Tensor | None = None
 
 
-def combine(a: float, x: Tensor, *terms: tuple[float, Tensor | None]) -> Tensor:
-    """a·x + Σ b·m, products rounded before they are added. A coefficient of 0 leaves out its
-    tensor, NaN or not."""
-    total = None if a == 0 else x if a == 1 else x * a
-    for b, m in terms:
-        if b and m is not None:
-            total = m * b if total is None else total + m * b
-    return torch.zeros_like(x) if total is None else total
-
-
-def widened(sample: Tensor) -> Tensor:
-    """`sample`, in float32 if it had less."""
-    return sample if sample.dtype is torch.float64 else sample.float()
-
-
-def draw_noise(like: Tensor, generator: Generator, dtype: torch.dtype) -> Tensor:
-    """Standard normal noise in the shape of `like`, drawn where the generator is; of several, each
-    draws a sample."""
-    if isinstance(generator, list) and len(generator) > 1:
-        return torch.cat(
-            [draw_noise(like[i : i + 1], one, dtype) for i, one in enumerate(generator)]
-        )
-    one = generator[0] if isinstance(generator, list) else generator
-    return torch.randn(like.shape, generator=one, device=(one or like).device, dtype=dtype).to(
-        like.device
-    )
-
-
-def beside(values: Tensor, like: Tensor) -> Tensor:
-    """(b,) in a shape that multiplies samples."""
-    return values.to(like.device).view(-1, *[1] * (like.ndim - 1))
-
-
-class Scheduler(Configured):
-    """The base of the schedulers.
+class Scheduler(HasConfig):
+    """The base of the schedulers, which are made from a `scheduler_config.json`.
 
     Attributes:
+        known: our schedulers by name; a class is added when it is defined.
+        library: the library that `model_index.json` says it is of.
+        defaults: the options of the class.
+        aliases: values of other schedulers' options, and what they mean here.
+        names: what people call it, and the options that they mean by that.
+        compatible: whether those that have compatible schedulers can be swapped for it.
+        has_compatibles: whether these take its config.
+        stochastic: whether a run adds noise, so that it does not follow the probability flow ODE.
         order: model calls a step.
-        output: the class of what `step` returns.
         takes: which of `timesteps` and `sigmas` a run can be made of.
         clips_alpha_bar: whether σ must stay finite at a terminal SNR of zero.
+        config: the options complete with defaults, and, hidden, those of other schedulers that a
+            file or a swap brought, so that swapping back restores them. `_use_default_values` names
+            those that nobody has set: a swap drops them, and the next scheduler takes its own
+            defaults.
         timesteps: what the model is called with, in the order of the calls.
         sigmas: σ of every model call, and the end, where steps depend on σ.
         alphas_cumprod: ᾱ of every training timestep, float32 on the CPU.
@@ -99,13 +80,45 @@ class Scheduler(Configured):
         begin_index: where the run begins, as said by `set_begin_index`.
     """
 
+    known: ClassVar[dict[str, type[Scheduler]]] = {}
+    config_name: ClassVar[str] = FILE
+    library: ClassVar[str] = "diffusers"
+    defaults: ClassVar[Options] = {}
+    aliases: ClassVar[dict[str, Options]] = {}
+    names: ClassVar[dict[str, Options]] = {}
+    compatible: ClassVar[bool] = False
+    has_compatibles: ClassVar[bool] = True
+    stochastic: bool = False
     order: ClassVar[int] = 1
-    output: ClassVar[Any] = SchedulerOutput
     takes: ClassVar[tuple[str, ...]] = ()
     clips_alpha_bar: ClassVar[bool] = False
+    config: Config
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        if cls.__module__.rpartition(".")[0] != __package__:
+            return  # somebody's own
+        if "__init__" in vars(cls):
+            cls.defaults = defaults_of(vars(cls)["__init__"])
+        if cls.__name__.endswith("Scheduler"):
+            cls.known[cls.__name__] = cls
 
     def __init__(self, **options: Any) -> None:
-        super().__init__(**options)
+        raise NotImplementedError(f"{type(self).__name__} is not a scheduler, but a base of some")
+
+    def _configure(self, options: Options, init: Callable[..., None]) -> None:
+        """Make the config from the options that are given to `init`."""
+        meant = {
+            key: meanings[options[key]]
+            for key, meanings in self.aliases.items()
+            if options.get(key) in meanings
+        }
+        unset = [key for key in self.defaults if key not in options]
+        self.config = Config({**self.defaults, **options, **meant, "_use_default_values": unset})
+        check(type(self).__name__, self.config, choices_of(init))
+
+    def _prepare(self) -> None:
+        """Do what the config asks for, up to the first run."""
         if sum(bool(self._own(name)) for name in RESPACING) > 1:
             raise ValueError(
                 f"{type(self).__name__}: only one of {', '.join(RESPACING)} can be set"
@@ -116,6 +129,62 @@ class Scheduler(Configured):
             self._set_training_noise()
         self._begin(*self._training_run())
 
+    def _own(self, key: str) -> Any:
+        """The value of an option, None if the class does not have it: another scheduler's may be in
+        the config."""
+        return self.config[key] if key in self.defaults else None
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any], **options: Any) -> Self:
+        """A scheduler with the config of another one, or of a file; `options` take precedence.
+
+        Keys that no scheduler knows, and options that this one does not have, warn by name.
+        """
+        unset = ("_use_default_values", *config.get("_use_default_values", ()))
+        given = {key: value for key, value in config.items() if key not in unset}
+        of_any = {key for scheduler in Scheduler.known.values() for key in scheduler.defaults}
+        ignored = [key for key in given if not key.startswith("_") and key not in of_any]
+        ignored += [key for key in options if key not in cls.defaults]
+        if ignored:
+            warnings.warn(f"{cls.__name__} has no use for {', '.join(ignored)}", stacklevel=2)
+        own = {key: value for key, value in (given | options).items() if key in cls.defaults}
+        hidden = {key: value for key, value in given.items() if key not in own}
+        if "_class_name" in hidden:
+            hidden["_class_name"] = cls.__name__
+        scheduler = cls(**own)
+        scheduler.config = Config({**scheduler.config, **hidden})
+        return scheduler
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: Place, **given: Any) -> Self:
+        """The config in a folder or on the Hub, of any class; `given` are options, or
+        `PlaceOptions`."""
+        config, options = cls.load_config(
+            pretrained_model_name_or_path, return_unused_kwargs=True, **given
+        )
+        return cls.from_config(config, **options)
+
+    save_pretrained = HasConfig.save_config
+
+    def _saved_config(self) -> Options:
+        saved = super()._saved_config()
+        if callables := [key for key, value in saved.items() if callable(value)]:
+            raise ValueError(f"{callables[0]} is a function, which a JSON file cannot hold")
+        return saved
+
+    @property
+    def compatibles(self) -> list[type[Scheduler]]:
+        """The classes that `from_config` can swap to, by name, and this one."""
+        known = sorted(self.known.items()) if self.has_compatibles else []
+        swaps = [scheduler for _, scheduler in known if scheduler.compatible]
+        return swaps if type(self) in swaps else [*swaps, type(self)]
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__} {self._saved_config()}"
+
+    def __len__(self) -> int:
+        return int(self.config.num_train_timesteps)
+
     def _set_training_noise(self) -> None:
         zero_snr = bool(self._own("rescale_betas_zero_snr"))
         betas = make_betas(self.config)
@@ -125,14 +194,9 @@ class Scheduler(Configured):
         if zero_snr and self.clips_alpha_bar:
             self.alphas_cumprod[-1] = TINY_ALPHA_BAR
 
-    def _training_run(self) -> Plan:
+    def _training_run(self) -> Visits:
         """The run that a scheduler has before `set_timesteps`."""
-        return self._plan(len(self), None, None)
-
-    @property
-    def _respacing(self) -> Callable[[float, float, int], Array] | None:
-        """How the config wants σ to be spaced, where not as the timesteps are."""
-        return next((place for name, place in RESPACINGS.items() if self._own(name)), None)
+        return self._visits(len(self), None, None)
 
     @property
     def init_noise_sigma(self) -> float:
@@ -142,7 +206,7 @@ class Scheduler(Configured):
     def set_timesteps(
         self,
         num_inference_steps: int | None = None,
-        device: str | torch.device | None = None,
+        device: Device = None,
         timesteps: Numbers | None = None,
         sigmas: Numbers | None = None,
         mu: float | None = None,
@@ -170,12 +234,13 @@ class Scheduler(Configured):
             raise ValueError("give one of num_inference_steps, timesteps and sigmas")
         if chosen[0] not in ("num_inference_steps", *self.takes):
             raise ValueError(f"{type(self).__name__} does not take {chosen[0]}")
+        points = timesteps if sigmas is None else sigmas
+        steps = num_inference_steps or len(points)  # type: ignore[arg-type]
         self._mu = mu
-        steps = num_inference_steps or len(timesteps if sigmas is None else sigmas)  # type: ignore[arg-type]
         self.num_inference_steps = steps
-        self._begin(*self._plan(steps, timesteps, sigmas), device)
+        self._begin(*self._visits(steps, timesteps, sigmas), device)
 
-    def _plan(self, steps: int, timesteps: Numbers | None, sigmas: Numbers | None) -> Plan:
+    def _visits(self, steps: int, timesteps: Numbers | None, sigmas: Numbers | None) -> Visits:
         """The run of so many steps, or with these timesteps or σ."""
         raise NotImplementedError
 
@@ -190,9 +255,43 @@ class Scheduler(Configured):
             raise ValueError(f"timesteps must descend, from less than {len(self)}")
         return t
 
-    def _begin(
-        self, timesteps: Array, sigmas: Array, device: str | torch.device | None = None
-    ) -> None:
+    @property
+    def _respacing(self) -> Callable[[float, float, int], Array] | None:
+        """How the config wants σ to be spaced, where not as the timesteps are."""
+        return next((place for name, place in RESPACINGS.items() if self._own(name)), None)
+
+    def _respaced(
+        self,
+        trained: TrainedLevels,
+        steps: int,
+        timesteps: Numbers | None,
+        ends: tuple[float, float],
+        rounds: bool,
+    ) -> Visits:
+        """Timesteps and σ, without the end, where the config asks for a spacing of σ.
+
+        Args:
+            trained: σ of training.
+            steps: how many.
+            timesteps: what somebody has chosen, which is refused.
+            ends: the first and the last σ, where the config has no others.
+            rounds: whether timesteps are rounded.
+        """
+        assert self._respacing
+        if timesteps is not None:
+            raise ValueError(
+                "timesteps cannot be given where the config asks for a spacing of sigmas"
+            )
+        high, low = ends
+        if self._own("sigma_max") is not None:
+            high = self.config.sigma_max
+        if self._own("sigma_min") is not None:
+            low = self.config.sigma_min
+        sigmas = self._respacing(high, low, steps)
+        t = trained.timesteps_of(sigmas)
+        return t.round() if rounds else t, sigmas
+
+    def _begin(self, timesteps: Array, sigmas: Array, device: Device = None) -> None:
         """Take these timesteps and σ, and forget the run before."""
         self.timesteps = torch.from_numpy(np.ascontiguousarray(timesteps)).to(device)
         self.sigmas = torch.from_numpy(np.asarray(sigmas, np.float32))
@@ -211,7 +310,7 @@ class Scheduler(Configured):
         generator: Generator = None,
         variance_noise: Tensor | None = None,
         return_dict: bool = True,
-    ) -> Any:
+    ) -> SchedulerOutput:
         """Go to the next timestep.
 
         Args:
@@ -222,19 +321,31 @@ class Scheduler(Configured):
             variance_noise: the noise, instead of drawing it.
             return_dict: of no effect, the result is a tuple with names.
         """
+        return SchedulerOutput(
+            *self._step(model_output, timestep, sample, generator, variance_noise)
+        )
+
+    def _step(
+        self,
+        model_output: Tensor,
+        timestep: Timestep,
+        sample: Tensor,
+        generator: Generator = None,
+        variance_noise: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor | None]:
+        """The next sample, and x₀ where the solver has it, in the dtype of the output."""
 
         def draw(like: Tensor = model_output, dtype: torch.dtype | None = None) -> Tensor:
-            noise = variance_noise
-            return (
-                draw_noise(like, generator, dtype or model_output.dtype) if noise is None else noise
-            )
+            if variance_noise is not None:
+                return variance_noise
+            return draw_noise(like, generator, dtype or model_output.dtype)
 
         self._generator = generator
         if self.num_inference_steps is None:
             raise ValueError("call set_timesteps before the first step")
         x, x0 = self._solve(self._next(timestep), widened(sample), widened(model_output), draw)
         dtype = model_output.dtype
-        return self.output(x.to(dtype), None if x0 is None else x0.to(dtype))
+        return x.to(dtype), None if x0 is None else x0.to(dtype)
 
     def _solve(self, i: int, x: Tensor, output: Tensor, draw: Draw) -> tuple[Tensor, Tensor | None]:
         """The sample after step i, and x₀ where the solver has it."""
@@ -262,9 +373,9 @@ class Scheduler(Configured):
     def _here(self, timestep: Timestep) -> int:
         """The number of the step that `timestep` belongs to."""
         if self.step_index is None:
-            self.step_index = (
-                self.index_for_timestep(timestep) if self.begin_index is None else self.begin_index
-            )
+            self.step_index = self.begin_index
+        if self.step_index is None:
+            self.step_index = self.index_for_timestep(timestep)
         return self.step_index
 
     def _next(self, timestep: Timestep) -> int:
@@ -291,10 +402,14 @@ class Scheduler(Configured):
             return x0.clamp(-self.config.clip_sample_range, self.config.clip_sample_range)
         return x0
 
-    def _shares(self, timesteps: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
+    def _training_shares(self, timesteps: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
         """α and σ of training timesteps (b,), to multiply samples with."""
         alpha_bar = beside(self.alphas_cumprod[timesteps.long().cpu()], like)
         return alpha_bar.sqrt(), (1 - alpha_bar).sqrt()
+
+    def _shares(self, timesteps: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
+        """The shares of image and noise in samples at `timesteps` (b,), to multiply them with."""
+        return self._training_shares(timesteps, like)
 
     def _sigma_at(self, timesteps: Tensor, like: Tensor) -> Tensor:
         """σ of the run at its `timesteps` (b,), or at the step that it begins with, to multiply
@@ -302,41 +417,18 @@ class Scheduler(Configured):
         if self.begin_index is None:
             indices = [self.index_for_timestep(t) for t in timesteps]
         else:
-            indices = [self.begin_index if self.step_index is None else self.step_index] * len(
-                timesteps
-            )
+            step = self.begin_index if self.step_index is None else self.step_index
+            indices = [step] * len(timesteps)
         return beside(self.sigmas[indices], like)
 
     def add_noise(self, original_samples: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
-        """Noisy samples as they are at `timesteps` (b,)."""
+        """Noisy samples as they are at `timesteps` (b,), or where steps depend on σ, at the step
+        that the run begins with."""
         alpha, sigma = self._shares(timesteps, original_samples)
         return (alpha * original_samples + sigma * noise).to(original_samples.dtype)
 
     def get_velocity(self, sample: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
         """v = α·ε - σ·x₀ at training timesteps (b,) (Salimans and Ho, Progressive Distillation,
         appendix D)."""
-        alpha, sigma = self._shares(timesteps, sample)
+        alpha, sigma = self._training_shares(timesteps, sample)
         return (alpha * noise - sigma * sample).to(sample.dtype)
-
-    def __len__(self) -> int:
-        return int(self.config.num_train_timesteps)
-
-
-def to_image(prediction_type: str, x: Tensor, output: Tensor, alpha: float, sigma: float) -> Tensor:
-    """x₀ of a sample. Where nothing of the image is left in it, α = 0, a tiny share of one stands
-    in."""
-    if prediction_type == "sample":
-        return output
-    if prediction_type == "v_prediction":
-        return combine(alpha, x, (-sigma, output))
-    x0 = combine(1, x, (-sigma, output))
-    return x0 if prediction_type == "flow_prediction" else x0 / (alpha or TINY)
-
-
-def to_noise(prediction_type: str, x: Tensor, output: Tensor, alpha: float, sigma: float) -> Tensor:
-    """ε of a sample; likewise where there is no noise in it, σ = 0."""
-    if prediction_type == "epsilon":
-        return output
-    if prediction_type == "sample":
-        return combine(1, x, (-alpha, output)) / (sigma or TINY)
-    return combine(sigma if prediction_type == "v_prediction" else 1, x, (alpha, output))

@@ -21,17 +21,14 @@ class BrownianNoise:
     """
 
     def __init__(self, like: Tensor, low: float, high: float, seed: int | list[int] | None) -> None:
-        batched, low, high = (
-            isinstance(seed, list),
-            round(low, 6),
-            round(high, 6),
-        )  # torchsde rounds its ends so
-        seeds = (
-            seed
-            if isinstance(seed, list)
-            else [torch.randint(0, 2**63 - 1, []).item() if seed is None else seed]
-        )
-        self._parts = like if batched else like[None]  # a seed draws a part
+        low = round(low, 6)  # torchsde rounds its ends so
+        high = round(high, 6)
+        if isinstance(seed, list):
+            seeds = seed
+            self._parts = like  # a seed draws a part
+        else:
+            seeds = [int(torch.randint(0, 2**63 - 1, [])) if seed is None else seed]
+            self._parts = like[None]
         if torchsde:
             options: dict[str, Any] = {"tol": 1e-6, "pool_size": 24, "halfway_tree": True}
             options |= {"size": self._parts[0].shape, "dtype": like.dtype, "device": like.device}
@@ -41,31 +38,36 @@ class BrownianNoise:
         self._generators = [
             torch.Generator(like.device).manual_seed(int(one) % 2**63) for one in seeds
         ]
-        self._low, self._high = low, high
+        self._low = low
+        self._high = high
         self._path = {high: torch.zeros_like(self._parts)}
         self._shape = like.shape
 
     def __call__(self, start: float, end: float) -> Tensor:
         """The noise of a step from σ = `start` to `end`."""
-        t, to = (
-            min(max(sigma, self._low), self._high) for sigma in (start, end)
-        )  # they can lie outside by rounding
+        t = self._inside(start)
+        to = self._inside(end)
         if t == to:
             return torch.zeros_like(self._parts).view(self._shape)
-        moved = (
-            torch.stack([-tree(to, t) for tree in self._trees])
-            if torchsde
-            else self._at(to) - self._at(t)
-        )
+        if torchsde:
+            moved = torch.stack([-tree(to, t) for tree in self._trees])
+        else:
+            moved = self._at(to) - self._at(t)
         noise: Tensor = moved / (start - end) ** 0.5
         return noise.view(self._shape)
 
+    def _inside(self, sigma: float) -> float:
+        """σ on the path: by rounding it can lie outside."""
+        return min(max(sigma, self._low), self._high)
+
     def _at(self, sigma: float) -> Tensor:
+        """The path at σ, which is drawn on from the lowest one so far."""
         if sigma not in self._path:
-            low, part = min(self._path), self._parts[0]
+            low = min(self._path)
+            part = self._parts[0]
             drawn = [
-                torch.randn(part.shape, generator=g, device=g.device, dtype=part.dtype)
-                for g in self._generators
+                torch.randn(part.shape, generator=generator, device=part.device, dtype=part.dtype)
+                for generator in self._generators
             ]
             self._path[sigma] = self._path[low] + (low - sigma) ** 0.5 * torch.stack(drawn)
         return self._path[sigma]

@@ -1,51 +1,40 @@
-"""Solvers that step between training timesteps, by their ᾱ: DDIM, KerasCV's, DDPM, PNDM, iPNDM, and
-LCM and TCD."""
+"""Solvers that step between training timesteps, by their ᾱ: DDIM, KerasCV's, DDPM, PNDM, iPNDM."""
 
 from __future__ import annotations
 
 import math
-from collections import namedtuple
 from functools import lru_cache
 from itertools import pairwise
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from .base import Draw, Generator, Numbers, Plan, Scheduler, Timestep, combine, to_image, to_noise
-from .config import (
-    CLIPPING,
-    ENDS,
-    LEADING,
-    STABLE_DIFFUSION,
-    THRESHOLDING,
-    TRAINING,
-    VE,
-    VP,
-    options,
-)
-from .spacing import Array, spaced
+from .base import Device, Scheduler, SchedulerOutput, Timestep, Visits
+from .config import EpsilonOrV, Prediction, Variance, configured
+from .samples import Draw, Generator, combine, to_image, to_noise
+from .spacing import Array, Numbers, spaced
+
+NO_SIGMAS: Array = np.empty(0)
 
 
 class DiscreteSolver(Scheduler):
     """A scheduler whose steps depend on the timestep alone: step number and timestep are the same
     thing."""
 
-    predicts: ClassVar[tuple[str, ...]] = VP
-
     def _set_training_noise(self) -> None:
         super()._set_training_noise()
         one = self._own("set_alpha_to_one") in (None, True)
         self.final_alpha_cumprod = torch.tensor(1.0) if one else self.alphas_cumprod[0]
 
-    def _training_run(self) -> Plan:
-        return np.arange(len(self))[::-1], np.empty(0)
+    def _training_run(self) -> Visits:
+        return np.arange(len(self))[::-1], NO_SIGMAS
 
-    def _plan(self, steps: int, timesteps: Numbers | None, sigmas: Numbers | None) -> Plan:
-        return self._spaced(steps) if timesteps is None else self._descending(timesteps), np.empty(
-            0
-        )
+    def _visits(self, steps: int, timesteps: Numbers | None, sigmas: Numbers | None) -> Visits:
+        if timesteps is None:
+            return self._spaced(steps), NO_SIGMAS
+        return self._descending(timesteps), NO_SIGMAS
 
     def _spaced(self, steps: int) -> Array:
         """Timesteps as the config wants them, descending.
@@ -55,14 +44,11 @@ class DiscreteSolver(Scheduler):
         """
         if steps > len(self):
             raise ValueError(f"{steps} steps: there are only {len(self)} timesteps")
-        config = self.config
-        return (
-            spaced(config.timestep_spacing, steps, len(self), config.steps_offset)
-            .round()
-            .astype(np.int64)
-        )
+        spacing = self.config.timestep_spacing
+        t = spaced(spacing, steps, len(self), self.config.steps_offset)
+        return t.round().astype(np.int64)
 
-    def _begin(self, timesteps: Array, sigmas: Array, device: Any = None) -> None:
+    def _begin(self, timesteps: Array, sigmas: Array, device: Device = None) -> None:
         super()._begin(timesteps, sigmas, device)
         self._following = dict(pairwise([*timesteps.tolist(), -1]))
         self._stride = len(self) // (self.num_inference_steps or 1)  # training timesteps a step
@@ -76,19 +62,20 @@ class DiscreteSolver(Scheduler):
 
     def _alpha_bar(self, timestep: int) -> np.float32:
         """ᾱ of a training timestep; before the first one, that of the clean image."""
-        return np.float32(
-            self.alphas_cumprod[timestep] if timestep >= 0 else self.final_alpha_cumprod
-        )
+        known = self.alphas_cumprod[timestep] if timestep >= 0 else self.final_alpha_cumprod
+        return np.float32(known)
 
     def _parts(self, timestep: int) -> tuple[float, float]:
         """α and σ there."""
         return parts(float(self._alpha_bar(timestep)))
 
     def _image(self, x: Tensor, output: Tensor, timestep: int) -> Tensor:
-        return self._limit(to_image(self.config.prediction_type, x, output, *self._parts(timestep)))
+        alpha, sigma = self._parts(timestep)
+        return self._limit(to_image(self.config.prediction_type, x, output, alpha, sigma))
 
     def _noise(self, x: Tensor, output: Tensor, timestep: int) -> Tensor:
-        return to_noise(self.config.prediction_type, x, output, *self._parts(timestep))
+        alpha, sigma = self._parts(timestep)
+        return to_noise(self.config.prediction_type, x, output, alpha, sigma)
 
 
 @lru_cache(4096)
@@ -102,7 +89,29 @@ class DDIMScheduler(DiscreteSolver):
     """DDIM (Song et al., Denoising Diffusion Implicit Models, eq. 12): deterministic at η = 0,
     DDPM-like at η = 1."""
 
-    defaults = options(TRAINING, LEADING, CLIPPING, THRESHOLDING, ENDS)
+    names: ClassVar = {"ddim": {}}
+    compatible = True
+
+    @configured
+    def __init__(
+        self,
+        num_train_timesteps: int = 1000,
+        beta_start: float = 0.0001,
+        beta_end: float = 0.02,
+        beta_schedule: str = "linear",
+        trained_betas: Numbers | None = None,
+        clip_sample: bool = True,
+        set_alpha_to_one: bool = True,
+        steps_offset: int = 0,
+        prediction_type: Prediction = "epsilon",
+        thresholding: bool = False,
+        dynamic_thresholding_ratio: float = 0.995,
+        clip_sample_range: float = 1.0,
+        sample_max_value: float = 1.0,
+        timestep_spacing: str = "leading",
+        rescale_betas_zero_snr: bool = False,
+    ) -> None:
+        self._prepare()
 
     def step(  # type: ignore[override]
         self,
@@ -114,24 +123,27 @@ class DDIMScheduler(DiscreteSolver):
         generator: Generator = None,
         variance_noise: Tensor | None = None,
         return_dict: bool = True,
-    ) -> Any:
+    ) -> SchedulerOutput:
         """Go to the next timestep, with η = `eta`, and where asked in the direction away from the
         clipped image."""
-        self._eta, self._from_clipped = eta, use_clipped_model_output
+        self._eta = eta
+        self._from_clipped = use_clipped_model_output
         return super().step(model_output, timestep, sample, generator, variance_noise)
 
     def _solve(self, i: int, x: Tensor, output: Tensor, draw: Draw) -> tuple[Tensor, Tensor]:
         to = i - self._stride
-        (alpha, sigma), x0 = self._parts(to), self._image(x, output, i)
-        eps = (
-            to_noise("sample", x, x0, *self._parts(i))
-            if self._from_clipped
-            else self._noise(x, output, i)
-        )
-        if self._eta <= 0:
+        alpha, sigma = self._parts(to)
+        x0 = self._image(x, output, i)
+        if self._from_clipped:
+            eps = to_noise("sample", x, x0, *self._parts(i))
+        else:
+            eps = self._noise(x, output, i)
+        eta = self._eta
+        if eta <= 0:
             return combine(alpha, x0, (sigma, eps)), x0
-        now, end = self._alpha_bar(i), self._alpha_bar(to)
-        variance = float(self._eta**2 * ((1 - end) / (1 - now) * (1 - now / end)))
+        now = self._alpha_bar(i)
+        end = self._alpha_bar(to)
+        variance = float(eta**2 * ((1 - end) / (1 - now) * (1 - now / end)))
         direction = max(float(1 - end) - variance, 0.0) ** 0.5
         return combine(alpha, x0, (direction, eps), (variance**0.5, draw())), x0
 
@@ -140,16 +152,34 @@ class DDIMInverseScheduler(DiscreteSolver):
     """DDIM backwards, from an image to the noise that it is made of (Song et al., section 4.3)."""
 
     has_compatibles = False
-    defaults = options(TRAINING, LEADING, CLIPPING, ENDS)
 
-    def _training_run(self) -> Plan:
-        return np.arange(len(self)), np.empty(0)
+    @configured
+    def __init__(
+        self,
+        num_train_timesteps: int = 1000,
+        beta_start: float = 0.0001,
+        beta_end: float = 0.02,
+        beta_schedule: str = "linear",
+        trained_betas: Numbers | None = None,
+        clip_sample: bool = True,
+        set_alpha_to_one: bool = True,
+        steps_offset: int = 0,
+        prediction_type: Prediction = "epsilon",
+        clip_sample_range: float = 1.0,
+        timestep_spacing: str = "leading",
+        rescale_betas_zero_snr: bool = False,
+    ) -> None:
+        self._prepare()
+
+    def _training_run(self) -> Visits:
+        return np.arange(len(self)), NO_SIGMAS
 
     def _spaced(self, steps: int) -> Array:
         return super()._spaced(steps)[::-1]
 
     def _solve(self, i: int, x: Tensor, output: Tensor, draw: Draw) -> tuple[Tensor, Tensor]:
-        now, (alpha, sigma) = min(i - self._stride, len(self) - 1), self._parts(i)
+        now = min(i - self._stride, len(self) - 1)
+        alpha, sigma = self._parts(i)
         x0 = self._image(x, output, now)
         return combine(alpha, x0, (sigma, self._noise(x, output, now))), x0
 
@@ -164,20 +194,29 @@ class KerasCVScheduler(DiscreteSolver):
     """
 
     has_compatibles = False
-    defaults = options(STABLE_DIFFUSION, beta_schedule="scaled_linear", generation="0.7")
-    choices = options(generation=("0.7", "0.8"))
+
+    @configured
+    def __init__(
+        self,
+        num_train_timesteps: int = 1000,
+        beta_start: float = 0.00085,
+        beta_end: float = 0.012,
+        beta_schedule: str = "scaled_linear",
+        trained_betas: Numbers | None = None,
+        prediction_type: Prediction = "epsilon",
+        generation: Literal["0.7", "0.8"] = "0.7",
+    ) -> None:
+        self._prepare()
 
     def _spaced(self, steps: int) -> Array:
         if self.config.generation == "0.7":
             return np.arange(1, len(self), len(self) // steps)[::-1]
-        return (
-            (np.arange(steps) * ((len(self) - 1) / max(steps - 1, 1)))
-            .round()
-            .astype(np.int64)[::-1]
-        )
+        stride = (len(self) - 1) / max(steps - 1, 1)
+        return (np.arange(steps) * stride).round().astype(np.int64)[::-1]
 
     def _solve(self, i: int, x: Tensor, output: Tensor, draw: Draw) -> tuple[Tensor, Any]:
-        (alpha, sigma), x0 = self._parts(self.previous_timestep(i)), self._image(x, output, i)
+        alpha, sigma = self._parts(self.previous_timestep(i))
+        x0 = self._image(x, output, i)
         return combine(sigma, self._noise(x, output, i), (alpha, x0)), x0
 
 
@@ -185,19 +224,37 @@ class DDPMScheduler(DiscreteSolver):
     """The reverse process of training (Ho et al., Denoising Diffusion Probabilistic Models, eq. 7
     and algorithm 2)."""
 
+    names: ClassVar = {"ddpm": {}}
+    compatible = True
+    stochastic = True
     takes = ("timesteps",)
-    defaults = options(
-        TRAINING,
-        LEADING,
-        CLIPPING,
-        THRESHOLDING,
-        variance_type="fixed_small",
-        rescale_betas_zero_snr=False,
-    )
+
+    @configured
+    def __init__(
+        self,
+        num_train_timesteps: int = 1000,
+        beta_start: float = 0.0001,
+        beta_end: float = 0.02,
+        beta_schedule: str = "linear",
+        trained_betas: Numbers | None = None,
+        variance_type: Variance = "fixed_small",
+        clip_sample: bool = True,
+        prediction_type: Prediction = "epsilon",
+        thresholding: bool = False,
+        dynamic_thresholding_ratio: float = 0.995,
+        clip_sample_range: float = 1.0,
+        sample_max_value: float = 1.0,
+        timestep_spacing: str = "leading",
+        steps_offset: int = 0,
+        rescale_betas_zero_snr: bool = False,
+    ) -> None:
+        self._prepare()
 
     def _solve(self, i: int, x: Tensor, output: Tensor, draw: Draw) -> tuple[Tensor, Tensor]:
-        now, to = self._alpha_bar(i), self._alpha_bar(self.previous_timestep(i))
-        kind, learned = self.config.variance_type, None
+        now = self._alpha_bar(i)
+        to = self._alpha_bar(self.previous_timestep(i))
+        kind = self.config.variance_type
+        learned = None
         if kind in ("learned", "learned_range"):
             if output.shape[1] != 2 * x.shape[1]:
                 raise ValueError(
@@ -207,25 +264,23 @@ class DDPMScheduler(DiscreteSolver):
         x0 = self._image(x, output, i)
         alpha = now / to
         beta = 1 - alpha
-        mean = combine(
-            float(to**0.5 * beta / (1 - now)), x0, (float(alpha**0.5 * (1 - to) / (1 - now)), x)
-        )
+        share = float(to**0.5 * beta / (1 - now))
+        rest = float(alpha**0.5 * (1 - to) / (1 - now))
+        mean = combine(share, x0, (rest, x))
         if i <= 0:
             return mean, x0
-        small, large, noise = (
-            max(float((1 - to) / (1 - now) * beta), 1e-20),
-            float(beta),
-            draw(output),
-        )
+        small = max(float((1 - to) / (1 - now) * beta), 1e-20)
+        large = float(beta)
+        noise = draw(output)
         if learned is None:
             fixed = large if str(kind).startswith("fixed_large") else small
             return combine(1, mean, (fixed**0.5, noise)), x0
         if kind == "learned":
             deviation = learned.clamp(min=0).sqrt()
         else:  # between both in the log; Nichol and Dhariwal, Improved DDPM, eq. 15
-            deviation = torch.exp(
-                0.25 * ((learned + 1) * math.log(large) + (1 - learned) * math.log(small))
-            )
+            log_large = (learned + 1) * math.log(large)
+            log_small = (1 - learned) * math.log(small)
+            deviation = torch.exp(0.25 * (log_large + log_small))
         return mean + noise * deviation, x0
 
 
@@ -252,43 +307,69 @@ class PNDMScheduler(DiscreteSolver):
     both its ends.
     """
 
-    predicts = VE
-    defaults = options(TRAINING, LEADING, skip_prk_steps=False, set_alpha_to_one=False)
+    names: ClassVar = {"pndm": {}}
+    compatible = True
 
-    def _plan(self, steps: int, timesteps: Numbers | None, sigmas: Numbers | None) -> Plan:
-        grid, half = self._spaced(steps), len(self) // steps // 2
+    @configured
+    def __init__(
+        self,
+        num_train_timesteps: int = 1000,
+        beta_start: float = 0.0001,
+        beta_end: float = 0.02,
+        beta_schedule: str = "linear",
+        trained_betas: Numbers | None = None,
+        skip_prk_steps: bool = False,
+        set_alpha_to_one: bool = False,
+        prediction_type: EpsilonOrV = "epsilon",
+        timestep_spacing: str = "leading",
+        steps_offset: int = 0,
+    ) -> None:
+        self._prepare()
+
+    def _visits(self, steps: int, timesteps: Numbers | None, sigmas: Numbers | None) -> Visits:
+        grid = self._spaced(steps)
+        half = len(self) // steps // 2
         self._sum: Tensor | None = None
-        self._calls, self._warm_up = 0, list[int]()
+        self._calls = 0
+        self._warm_up: list[int] = []
         if self.config.skip_prk_steps:
-            return np.concatenate([grid[:2], grid[1:2], grid[2:]]), np.empty(0)
+            return np.concatenate([grid[:2], grid[1:2], grid[2:]]), NO_SIGMAS
         stages = [t for end in grid[:4].tolist() for t in (end + half, end)]
-        self._warm_up = [t for stage in stages[1:] for t in (stage, stage)][1:-1]
-        return np.concatenate([self._warm_up, grid[3:]]).astype(np.int64), np.empty(0)
+        self._warm_up = np.repeat(stages[1:], 2).tolist()[1:-1]
+        return np.concatenate([self._warm_up, grid[3:]]).astype(np.int64), NO_SIGMAS
 
     def _solve(self, i: int, x: Tensor, output: Tensor, draw: Draw) -> tuple[Tensor, None]:
-        start, end, call = i, i - self._stride, self._calls
+        call = self._calls
         self._calls += 1
         if call < len(self._warm_up):
-            stage = call % 4
-            start, end = self._warm_up[call - stage], i - (0 if stage % 2 else self._stride // 2)
-            self._sum = mean = combine(
-                (1 / 6, 1 / 3, 1 / 3, 1 / 6)[stage], output, (1, self._sum if stage else None)
-            )
-            if stage == 0:
-                self._history, self._start = [output, *self._history], x
-            output = mean if stage == 3 else output
-        elif call == 1 and not self._warm_up:
-            start, end = i + self._stride, i
-            output = combine(0.5, output, (0.5, self._history[0]))
-        else:
-            self._history, self._start = [output, *self._history[:3]], x
-            output = extrapolated(self._history)
-        return self._transfer(x if self._start is None else self._start, output, start, end), None
+            return self._runge_kutta(call, i, x, output), None
+        if call == 1 and not self._warm_up:
+            mean = combine(0.5, output, (0.5, self._history[0]))
+            return self._transfer(x, mean, i + self._stride, i), None
+        self._history = [output, *self._history[:3]]
+        self._start = x
+        return self._transfer(x, extrapolated(self._history), i, i - self._stride), None
+
+    def _runge_kutta(self, call: int, t: int, x: Tensor, output: Tensor) -> Tensor:
+        """The sample after one of four calls, all of which go from the first one's."""
+        stage = call % 4
+        share = (1 / 6, 1 / 3, 1 / 3, 1 / 6)[stage]
+        self._sum = combine(share, output, (1, self._sum if stage else None))
+        if stage == 0:
+            self._history = [output, *self._history]
+            self._start = x
+        start = self._warm_up[call - stage]
+        end = t if stage % 2 else t - self._stride // 2
+        return self._transfer(x, self._sum if stage == 3 else output, start, end)
 
     def _transfer(self, x: Tensor, output: Tensor, start: int, end: int) -> Tensor:
-        """Along the ODE with this output all the way (Liu et al., eq. 11)."""
+        """Along the ODE with this output all the way, from where the step began (Liu et al., eq.
+        11)."""
+        if self._start is not None:
+            x = self._start
         start = min(start, len(self) - 1)
-        now, to = float(self._alpha_bar(start)), float(self._alpha_bar(end))
+        now = float(self._alpha_bar(start))
+        to = float(self._alpha_bar(end))
         slope = (to - now) / (now * (1 - to) ** 0.5 + (now * (1 - now) * to) ** 0.5)
         return combine((to / now) ** 0.5, x, (-slope, self._noise(x, output, start)))
 
@@ -301,126 +382,28 @@ class IPNDMScheduler(Scheduler):
     """
 
     has_compatibles = False
-    defaults = options(num_train_timesteps=1000, trained_betas=None)
 
-    def _plan(self, steps: int, timesteps: Numbers | None, sigmas: Numbers | None) -> Plan:
+    @configured
+    def __init__(
+        self,
+        num_train_timesteps: int = 1000,
+        trained_betas: Numbers | None = None,
+    ) -> None:
+        self._prepare()
+
+    def _visits(self, steps: int, timesteps: Numbers | None, sigmas: Numbers | None) -> Visits:
         angles = torch.cat([torch.linspace(1, 0, steps + 1)[:-1], torch.zeros(1)])
         trained = self.config.trained_betas
         self.betas = (angles * math.pi / 2).sin() ** 2 if trained is None else torch.tensor(trained)
         self.alphas = (1 - self.betas**2) ** 0.5
         self._angles = list(zip(self.alphas.tolist(), self.betas.tolist(), strict=True))
-        return (torch.atan2(self.betas, self.alphas) / math.pi * 2)[:-1].numpy(), self.betas.numpy()
+        t = torch.atan2(self.betas, self.alphas) / math.pi * 2
+        return t[:-1].numpy(), self.betas.numpy()
 
     def _solve(self, i: int, x: Tensor, output: Tensor, draw: Draw) -> tuple[Tensor, None]:
         (alpha, sigma), (alpha_to, sigma_to) = self._angles[i : i + 2]
-        self._history = [to_noise("v_prediction", x, output, alpha, sigma), *self._history[:3]]
+        noise = to_noise("v_prediction", x, output, alpha, sigma)
+        self._history = [noise, *self._history[:3]]
         eps = extrapolated(self._history)
         x0 = combine(1, x, (-sigma, eps)) / max(alpha, 1e-8)
         return combine(alpha_to, x0, (sigma_to, eps)), None
-
-
-LCMSchedulerOutput = namedtuple("LCMSchedulerOutput", ["prev_sample", "denoised"])
-TCDSchedulerOutput = namedtuple("TCDSchedulerOutput", ["prev_sample", "pred_noised_sample"])
-
-
-class DistilledSolver(DiscreteSolver):
-    """For models distilled on few timesteps of a longer run, of `original_inference_steps`."""
-
-    has_compatibles = False
-    takes = ("timesteps",)
-    defaults = options(
-        options(
-            STABLE_DIFFUSION, LEADING, CLIPPING, THRESHOLDING, ENDS, beta_schedule="scaled_linear"
-        ),
-        options(clip_sample=False, original_inference_steps=50, timestep_scaling=10.0),
-    )
-
-    def set_timesteps(  # type: ignore[override]
-        self,
-        num_inference_steps: int | None = None,
-        device: str | torch.device | None = None,
-        original_inference_steps: int | None = None,
-        timesteps: Numbers | None = None,
-        strength: float = 1.0,
-    ) -> None:
-        """Begin a run of so many distilled timesteps, or of these timesteps; `strength` leaves out
-        noisy ones."""
-        self._original, self._strength = original_inference_steps, strength
-        super().set_timesteps(num_inference_steps, device, timesteps)
-
-    def _distilled(self) -> Array:
-        """The timesteps of the longer run, ascending."""
-        steps = self._original or self.config.original_inference_steps
-        return np.arange(1, int(steps * self._strength) + 1) * (len(self) // steps) - 1
-
-    def _plan(self, steps: int, timesteps: Numbers | None, sigmas: Numbers | None) -> Plan:
-        if timesteps is not None:
-            return self._descending(timesteps)[
-                steps - min(int(steps * self._strength), steps) :
-            ], np.empty(0)
-        all_of_them = self._distilled()[::-1]
-        if steps > len(all_of_them):
-            raise ValueError(
-                f"{steps} steps: there are only {len(all_of_them)} distilled ones; raise strength"
-            )
-        return all_of_them[
-            np.floor(np.linspace(0, len(all_of_them), steps, endpoint=False)).astype(int)
-        ], np.empty(0)
-
-
-class LCMScheduler(DistilledSolver):
-    """Jump to the image, add noise, jump again (Luo et al., Latent Consistency Models, algorithm
-    3)."""
-
-    output = LCMSchedulerOutput
-
-    def _solve(self, i: int, x: Tensor, output: Tensor, draw: Draw) -> tuple[Tensor, Tensor]:
-        to, scaled = self.previous_timestep(i), i * self.config.timestep_scaling
-        skip, out = (
-            0.25 / (scaled**2 + 0.25),
-            scaled / (scaled**2 + 0.25) ** 0.5,
-        )  # section 4.2, with σ_data = 0.5
-        x0 = combine(out, self._image(x, output, i), (skip, x))
-        if to < 0:
-            return x0, x0
-        alpha, sigma = self._parts(to)
-        return combine(alpha, x0, (sigma, draw())), x0
-
-
-class TCDScheduler(DistilledSolver):
-    """Jump beyond the next timestep, and back to it with noise (Zheng et al., Trajectory
-    Consistency, algorithm 4)."""
-
-    output = TCDSchedulerOutput
-
-    def step(  # type: ignore[override]
-        self,
-        model_output: Tensor,
-        timestep: Timestep,
-        sample: Tensor,
-        eta: float = 0.3,
-        generator: Generator = None,
-        return_dict: bool = True,
-    ) -> Any:
-        """Go to the next timestep; `eta` is the γ of the paper, from 0 without noise to 1 with
-        most."""
-        self._eta = eta
-        return super().step(model_output, timestep, sample, generator)
-
-    def _distilled(self) -> Array:
-        return (
-            np.arange(int(len(self) * self._strength)) if self._original else super()._distilled()
-        )
-
-    def _solve(self, i: int, x: Tensor, output: Tensor, draw: Draw) -> tuple[Tensor, Tensor]:
-        to = self.previous_timestep(i)
-        beyond = int(np.float32(1 - self._eta) * np.float32(max(to, 0)))
-        (alpha, sigma), x0 = (
-            self._parts(beyond),
-            to_image(self.config.prediction_type, x, output, *self._parts(i)),
-        )
-        x = combine(alpha, x0, (sigma, self._noise(x, output, i)))
-        if self._eta <= 0 or to < 0:
-            return x, x
-        alpha, sigma = parts(float(self._alpha_bar(to) / self._alpha_bar(beyond)))
-        return combine(alpha, x, (sigma, draw())), x

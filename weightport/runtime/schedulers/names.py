@@ -6,44 +6,19 @@ import difflib
 from collections.abc import Mapping
 from typing import Any
 
-KARRAS = {"use_karras_sigmas": True}
-NAMES: dict[str, tuple[str, dict[str, Any]]] = {
-    "ddim": ("DDIMScheduler", {}),
-    "ddpm": ("DDPMScheduler", {}),
-    "pndm": ("PNDMScheduler", {}),
-    "lms": ("LMSDiscreteScheduler", {}),
-    "euler": ("EulerDiscreteScheduler", {}),
-    "euler-karras": ("EulerDiscreteScheduler", KARRAS),
-    "euler-a": ("EulerAncestralDiscreteScheduler", {}),
-    "heun": ("HeunDiscreteScheduler", {}),
-    "kdpm2": ("KDPM2DiscreteScheduler", {}),
-    "kdpm2-a": ("KDPM2AncestralDiscreteScheduler", {}),
-    "dpm++2m": ("DPMSolverMultistepScheduler", {}),
-    "dpm++2m-karras": ("DPMSolverMultistepScheduler", KARRAS),
-    "dpm++2m-sde": ("DPMSolverMultistepScheduler", {"algorithm_type": "sde-dpmsolver++"}),
-    "dpm++2s": ("DPMSolverSinglestepScheduler", {}),
-    "dpm++sde": ("DPMSolverSDEScheduler", {}),
-    "deis": ("DEISMultistepScheduler", {}),
-    "unipc": ("UniPCMultistepScheduler", {}),
-    "sa-solver": ("SASolverScheduler", {}),
-    "lcm": ("LCMScheduler", {}),
-    "tcd": ("TCDScheduler", {}),
-}
-STOCHASTIC = {  # classes whose runs depend on more noise than what they begin with
-    "CMStochasticIterativeScheduler",
-    "CosineDPMSolverMultistepScheduler",
-    "DDPMScheduler",
-    "DPMSolverSDEScheduler",
-    "EulerAncestralDiscreteScheduler",
-    "FlowMatchLCMScheduler",
-    "KDPM2AncestralDiscreteScheduler",
-    "LCMScheduler",
-    "SASolverScheduler",
-    "TCDScheduler",
+from . import SCHEDULERS
+from .base import Scheduler
+from .config import Options
+
+# name -> class, and the options that are meant
+NAMES: dict[str, tuple[str, Options]] = {
+    name: (class_name, options)
+    for class_name, scheduler in SCHEDULERS.items()
+    for name, options in vars(scheduler).get("names", {}).items()
 }
 
 
-def named_scheduler(name: str, config: Mapping[str, Any]) -> Any:
+def named_scheduler(name: str, config: Mapping[str, Any]) -> Scheduler:
     """The scheduler of a name, for a model with the scheduler config `config`.
 
     Args:
@@ -53,8 +28,6 @@ def named_scheduler(name: str, config: Mapping[str, Any]) -> Any:
     Raises:
         ValueError: there is no such scheduler, or it cannot serve the model.
     """
-    from . import SCHEDULERS
-
     classes = {_bare(known): known for known in SCHEDULERS}
     class_name, options = NAMES.get(name.lower(), (classes.get(_bare(name), ""), {}))
     if not class_name:
@@ -66,18 +39,9 @@ def named_scheduler(name: str, config: Mapping[str, Any]) -> Any:
     return SCHEDULERS[class_name].from_config(config, **options)
 
 
-def is_stochastic(scheduler: Any) -> bool:
-    """Whether a run adds noise, so that it does not follow the probability flow ODE."""
-    return type(scheduler).__name__ in STOCHASTIC or str(
-        scheduler.config.get("algorithm_type")
-    ).startswith("sde-")
-
-
 def _bare(name: str) -> str:
-    return (
-        name.lower()
-        .replace("-", "")
-        .removesuffix("scheduler")
-        .removesuffix("discrete")
-        .removesuffix("multistep")
-    )
+    """The name of a class without its endings."""
+    bare = name.lower().replace("-", "")
+    for ending in ("scheduler", "discrete", "multistep"):
+        bare = bare.removesuffix(ending)
+    return bare

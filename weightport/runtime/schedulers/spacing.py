@@ -7,7 +7,7 @@ float64 throughout, so that timesteps round as they do elsewhere; the schedulers
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
 import numpy as np
@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 Array = NDArray[Any]
+Numbers = Sequence[float] | Array | Tensor
 T = TypeVar("T", Array, Tensor)
 
 
@@ -37,30 +38,46 @@ def spaced(
         spare: points at the clean end that are spaced for but left out.
         last: leave out the timesteps from here on.
     """
-    last = total if last is None else last
+    if last is None:
+        last = total
     points = steps + spare
     if spacing == "linspace":
         return np.linspace(0, last - 1, points)[::-1][:steps]
     if spacing == "leading":
-        return np.arange(points, dtype=float)[::-1][:steps] * (last // points) + offset
+        stride = last // points
+        return np.arange(points, dtype=float)[::-1][:steps] * stride + offset
     if spacing == "trailing":
         return np.arange(last, 0, -total / steps).round() - 1
     raise ValueError(f"timestep_spacing = {spacing!r} must be linspace, leading or trailing")
 
 
-def timestep_of(sigmas: Array, log_table: Array, dtype: Any = np.float64) -> Array:
-    """The training timesteps, not rounded, at which noise levels lie: `log_table` has log σ of
-    each, ascending."""
-    log_sigmas = np.log(np.maximum(sigmas, 1e-10))
-    low = (np.searchsorted(log_table, log_sigmas, side="right") - 1).clip(0, len(log_table) - 2)
-    weight = ((log_table[low] - log_sigmas) / (log_table[low] - log_table[low + 1])).clip(0, 1)
-    return np.asarray((1 - weight) * low.astype(dtype) + weight * (low + 1).astype(dtype))
+class TrainedLevels:
+    """σ of every training timestep, ascending, and their logarithms."""
+
+    def __init__(self, alphas_cumprod: Tensor) -> None:
+        self.sigmas: Array = ((1 - alphas_cumprod) / alphas_cumprod).sqrt().numpy()
+        self.logs: Array = np.log(self.sigmas)
+
+    def at(self, timesteps: Array) -> Array:
+        """σ at timesteps, which need not be whole numbers."""
+        return np.asarray(np.interp(timesteps, np.arange(len(self.sigmas)), self.sigmas))
+
+    def timesteps_of(self, sigmas: Array, dtype: Any = np.float64) -> Array:
+        """The timesteps, not rounded, at which noise levels lie."""
+        log_sigmas = np.log(np.maximum(sigmas, 1e-10))
+        low = np.searchsorted(self.logs, log_sigmas, side="right") - 1
+        low = low.clip(0, len(self.logs) - 2)
+        high = low + 1
+        weight = (self.logs[low] - log_sigmas) / (self.logs[low] - self.logs[high])
+        weight = weight.clip(0, 1)
+        return np.asarray((1 - weight) * low.astype(dtype) + weight * high.astype(dtype))
 
 
 def power_spaced(high: float, low: float, ramp: T, rho: float) -> T:
     """From `high` to `low`, evenly spaced in σ^(1/ρ), where `ramp` goes from 0 to 1 (Karras et al.,
     EDM, eq. 5)."""
-    start, end = high ** (1 / rho), low ** (1 / rho)
+    start = high ** (1 / rho)
+    end = low ** (1 / rho)
     return (start + ramp * (end - start)) ** rho  # type: ignore[no-any-return]
 
 
@@ -76,14 +93,16 @@ def exponential(high: float, low: float, steps: int) -> Array:
 
 def lambdas(high: float, low: float, steps: int) -> Array:
     """Evenly spaced in λ, in float32 at the ends (Lu et al., DPM-Solver, section 3.4)."""
-    start, end = (float(np.log(np.float32(sigma))) for sigma in (high, low))
+    start = float(np.log(np.float32(high)))
+    end = float(np.log(np.float32(low)))
     return np.exp(start + np.linspace(0, 1, steps) * (end - start))
 
 
 def beta(high: float, low: float, steps: int) -> Array:
     """Dense at both ends: quantiles of Beta(0.6, 0.6) (Lee et al., Beta Sampling is All You
     Need)."""
-    return low + beta_quantile(1 - np.linspace(0, 1, steps), 0.6) * (high - low)
+    quantiles = beta_quantile(1 - np.linspace(0, 1, steps), 0.6)
+    return low + quantiles * (high - low)
 
 
 def beta_quantile(p: Array, a: float) -> Array:
@@ -94,7 +113,8 @@ def beta_quantile(p: Array, a: float) -> Array:
     mirror image.
     """
     k = np.arange(60)
-    terms = np.cumprod(np.r_[1, (k[1:] - a) / k[1:]]) / (a + k)
+    factors = np.r_[1, (k[1:] - a) / k[1:]]
+    terms = np.cumprod(factors) / (a + k)
     scale = math.gamma(2 * a) / math.gamma(a) ** 2
     half = np.minimum(p, 1 - p)
     u = half / (scale * terms[0])
