@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -24,7 +24,9 @@ STEPS = (4, 6)  # 6 are 7 for the older generation
 
 
 @pytest.mark.parametrize(("environment", "generation"), [("k2", "0.7"), ("k3", "0.8")])
-def test_images_are_those_of_kerascv(environment: str, generation: str, tmp_path: Path) -> None:
+def test_images_are_those_of_kerascv(
+    environment: str, generation: Literal["0.7", "0.8"], tmp_path: Path
+) -> None:
     made = made_by(ORACLE, environment, *map(str, STEPS))
     expected = np.load(made / "images.npz")
     repo = tmp_path / "repo"

@@ -220,7 +220,7 @@ def test_unknown_options_warn_by_name() -> None:
 
 def test_a_prediction_type_that_cannot_be_served_is_refused() -> None:
     with pytest.raises(ValueError, match="PNDMScheduler: prediction_type = 'sample'"):
-        schedulers.PNDMScheduler(prediction_type="sample")
+        schedulers.PNDMScheduler(prediction_type="sample")  # type: ignore[arg-type]
 
 
 NOT_FINITE: dict[str, tuple[str, Config]] = {  # in diffusers

@@ -430,7 +430,7 @@ class EDMDPMSolverMultistepScheduler(Preconditioned):
         sigma_data: float = 0.5,
         sigma_schedule: Spread = "karras",
         num_train_timesteps: int = 1000,
-        prediction_type: FlowPrediction = "epsilon",
+        prediction_type: EpsilonOrV = "epsilon",
         rho: float = 7.0,
         solver_order: Order = 2,
         thresholding: bool = False,
