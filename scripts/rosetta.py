@@ -5,7 +5,7 @@ a row for each group of keys."""
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from weightport.converters.planning.keys import collapse
 from weightport.mappings.families import Component, families
@@ -85,13 +85,20 @@ def _tables(component: Component) -> list[Table]:
 
 
 def _heading(table: Table) -> str:
-    return f"{table.about['title']}<br>`{table.name}`"
+    """Title and name, and how names are spelled that have no dots: the column shows their paths."""
+    heading = f"{table.about['title']}<br>`{table.name}`"
+    if table.spelling is None:
+        return heading
+    begins = f", after `{table.spelling.prefix}`" if table.spelling.prefix else ""
+    joint = f"with `{table.spelling.join}`" if table.spelling.join else "with nothing"
+    return f"{heading}<br>written {joint} for dots{begins}"
 
 
 def _names(table: Table, keys: list[str], component: Component) -> dict[str, Named]:
     """Target key -> what a table calls it."""
     names = {}
-    for link in table.links(keys, component.config):
+    dotted = replace(table, spelling=None)
+    for link in dotted.links(keys, component.config):
         for place, target in enumerate(link.targets):
             names[target] = Named(link.sources[0], _remark(link, place))
     return names

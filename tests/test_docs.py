@@ -13,9 +13,12 @@ import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 
 import pytest
+
+from weightport.mappings.library import all_tables
 
 from .support.command import run
 
@@ -149,6 +152,20 @@ def test_blocks_that_are_not_run() -> None:
         "it takes minutes": 1,
         "it is what runs this": 1,
     }
+
+
+def test_pages_made_from_the_code(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(ROOT / "scripts")
+    tables = import_module("rosetta").page()
+    for table in all_tables():
+        if table.about["layout"] != "diffusers":  # of those, the ones with names of their own
+            assert f"`{table.name}`" in tables
+    assert "\n| `down_blocks.{0..3}.resnets.{0..1}.conv1.weight` | `res_block.{0..7}." in tables
+    assert tables.count("\n") < 2000
+    options = import_module("cli_page").page()
+    for command in ("convert", "inspect", "diff", "generate", "compare-schedulers", "parity"):
+        assert f"## weightport {command}\n" in options
+    assert "| `--max-shard-size SIZE` |" in options
 
 
 EXAMPLES = [path for path in PAGES if ">>> " in path.read_text()]
