@@ -13,6 +13,8 @@ from .conversion import Settings
 from .convert import gather
 from .planning.plan import PlannedComponent, PlannedTensor, StateDictShapes, choose_family, plan
 
+_SHOWN = 10  # tensors that are listed of each kind of difference
+
 
 @dataclass(frozen=True)
 class TensorDifference:
@@ -99,18 +101,20 @@ def _tensors(components: dict[str, PlannedComponent]) -> dict[tuple[str, str], P
 def _difference(
     component: str, key: str, a: PlannedTensor | None, b: PlannedTensor | None
 ) -> TensorDifference | None:
-    if a is None or b is None:
-        return TensorDifference(component, key, "only in B" if a is None else "only in A", "")
+    if a is None:
+        return TensorDifference(component, key, "only in B", "")
+    if b is None:
+        return TensorDifference(component, key, "only in A", "")
     if a.shape != b.shape:
         return TensorDifference(component, key, "shape", f"{list(a.shape)} and {list(b.shape)}")
-    left, right = a.tensor().numpy(), b.tensor().numpy()
-    if a.dtype != b.dtype:
-        return TensorDifference(
-            component, key, "dtype", f"{a.dtype} and {b.dtype}", max_abs(left, right)
-        )
-    if left.tobytes() == right.tobytes():
+    left = a.tensor().numpy()
+    right = b.tensor().numpy()
+    if a.dtype == b.dtype and left.tobytes() == right.tobytes():
         return None
-    return TensorDifference(component, key, "value", a.dtype, max_abs(left, right))
+    distance = max_abs(left, right)
+    if a.dtype != b.dtype:
+        return TensorDifference(component, key, "dtype", f"{a.dtype} and {b.dtype}", distance)
+    return TensorDifference(component, key, "value", a.dtype, distance)
 
 
 def describe(comparison: Comparison) -> Iterator[str]:
@@ -118,21 +122,18 @@ def describe(comparison: Comparison) -> Iterator[str]:
     if comparison.families[0] != comparison.families[1]:
         yield f"families: {comparison.families[0]} and {comparison.families[1]}"
     yield f"{comparison.equal} tensors are the same, bit for bit"
-    kinds = dict.fromkeys(
-        (difference.kind, difference.detail) for difference in comparison.differences
-    )
-    for kind, detail in kinds:
-        yield from _described(
-            kind,
-            detail,
-            [d for d in comparison.differences if (d.kind, d.detail) == (kind, detail)],
-        )
+    groups: dict[tuple[str, str], list[TensorDifference]] = {}
+    for difference in comparison.differences:
+        groups.setdefault((difference.kind, difference.detail), []).append(difference)
+    for (kind, detail), differences in groups.items():
+        yield from _described(kind, detail, differences)
 
 
 def _described(kind: str, detail: str, differences: Sequence[TensorDifference]) -> Iterator[str]:
-    yield f"{kind}{f' ({detail})' if detail else ''}: {len(differences)} tensors"
-    for difference in differences[:10]:
+    what = f"{kind} ({detail})" if detail else kind
+    yield f"{what}: {len(differences)} tensors"
+    for difference in differences[:_SHOWN]:
         by = f"  max abs {difference.max_abs:.2e}" if difference.max_abs is not None else ""
         yield f"  {difference.component} {difference.key}{by}"
-    if len(differences) > 10:
-        yield f"  ... and {len(differences) - 10} more"
+    if len(differences) > _SHOWN:
+        yield f"  ... and {len(differences) - _SHOWN} more"

@@ -3,7 +3,8 @@
 
 Keras numbers layers by the history of the saving process, so a number says only which of two layers
 came first. Every way of saving is brought to one canonical key: class, rank among its class,
-attribute path, `weight` or `bias`. What the layers hold is data: `mappings/facts/keras_layers.toml`.
+attribute path, `weight` or `bias`. What the layers hold is data:
+`mappings/facts/keras_layers.toml`.
 """
 
 from __future__ import annotations

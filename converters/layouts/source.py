@@ -34,6 +34,6 @@ class Source:
 
     @cached_property
     def raw(self) -> Checkpoint | None:
-        """The tensors of a file that is a mere list of them, under its own keys; None for others."""
+        """The tensors of a file that merely lists them, under its own keys; None for others."""
         read = _BARE.get(self.kind)
         return read(self.path) if read else None

@@ -1,4 +1,4 @@
-"""An original checkpoint as output: the planned components through the LDM tables, read backwards."""
+"""An original checkpoint as output: planned components through LDM tables, read backwards."""
 
 from __future__ import annotations
 

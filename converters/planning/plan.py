@@ -151,8 +151,8 @@ def _component(
     if name == family.denoiser and config["in_channels"] not in family.pipelines:
         known = ", ".join(map(str, family.pipelines))
         raise ConversionError(
-            f"{parts[0].checkpoint.path}: the {name} has {config['in_channels']} input channels; known:"
-            f" {known}"
+            f"{parts[0].checkpoint.path}: the {name} has {config['in_channels']} input channels;"
+            f" known: {known}"
         )
     for part in parts:
         _check_shapes(part, tensors, shapes)

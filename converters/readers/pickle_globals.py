@@ -78,8 +78,10 @@ _INERT = {
 _CLASSES = frozenset({"enum", "typing"})  # of these, every class
 _ACCESS = frozenset({"builtins.getattr", "_operator.getitem"})  # only of a class
 _FUNCTIONS = frozenset({  # what torch and numpy write that is no class, or one in lower case
-    "numpy._core.multiarray._reconstruct", "numpy._core.multiarray.scalar", "numpy._core.numeric._frombuffer",
-    "numpy.core.multiarray._reconstruct", "numpy.core.multiarray.scalar", "numpy.core.numeric._frombuffer",
+    "numpy._core.multiarray._reconstruct", "numpy._core.multiarray.scalar",
+    "numpy._core.numeric._frombuffer",
+    "numpy.core.multiarray._reconstruct", "numpy.core.multiarray.scalar",
+    "numpy.core.numeric._frombuffer",
     "numpy.dtype", "numpy.random.__RandomState_ctor", "numpy.random._pickle.__bit_generator_ctor",
     "numpy.random._pickle.__generator_ctor", "numpy.random._pickle.__randomstate_ctor",
     "torch._tensor._rebuild_from_type_v2", "torch.device", "torch.serialization._get_layout",

@@ -32,7 +32,8 @@ MAX_RANK = 32  # numpy's limit
 
 _STRING = 7
 _DTYPES = {  # the enum in tensorflow/core/framework/types.proto -> safetensors names
-    1: "F32", 2: "F64", 3: "I32", 4: "U8", 5: "I16", 6: "I8", 9: "I64", 10: "BOOL", 14: "BF16", 19: "F16",
+    1: "F32", 2: "F64", 3: "I32", 4: "U8", 5: "I16", 6: "I8", 9: "I64", 10: "BOOL", 14: "BF16",
+    19: "F16",
 }  # fmt: skip
 
 

@@ -131,7 +131,8 @@ def _content(file: SourceFile, member: Member) -> bytes:
     return file.read(member.offset, min(member.size, _SMALL))
 
 
-# ---- a stream of pickles: magic number, protocol, system, object, storage keys; then each storage after its length
+# ---- a stream of pickles: magic number, protocol, system, object, storage keys; then each
+# storage after its length
 
 
 def _read_stream(file: SourceFile, storages: Storages) -> _Content:

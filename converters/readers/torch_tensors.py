@@ -30,19 +30,25 @@ _KEY = re.compile(r"[0-9A-Za-z_.-]{1,64}")
 # storage class -> (dtype, bytes of an element); a dtype that is none of `DTYPES` is known by
 # torch's name
 _STORAGES = {
-    "BFloat16Storage": ("BF16", 2), "BoolStorage": ("BOOL", 1), "ByteStorage": ("U8", 1), "CharStorage": ("I8", 1),
-    "ComplexDoubleStorage": ("complex128", 16), "ComplexFloatStorage": ("complex64", 8), "DoubleStorage": ("F64", 8),
-    "FloatStorage": ("F32", 4), "HalfStorage": ("F16", 2), "IntStorage": ("I32", 4), "LongStorage": ("I64", 8),
-    "QInt32Storage": ("qint32", 4), "QInt8Storage": ("qint8", 1), "QUInt2x4Storage": ("quint2x4", 1),
+    "BFloat16Storage": ("BF16", 2), "BoolStorage": ("BOOL", 1), "ByteStorage": ("U8", 1),
+    "CharStorage": ("I8", 1),
+    "ComplexDoubleStorage": ("complex128", 16), "ComplexFloatStorage": ("complex64", 8),
+    "DoubleStorage": ("F64", 8),
+    "FloatStorage": ("F32", 4), "HalfStorage": ("F16", 2), "IntStorage": ("I32", 4),
+    "LongStorage": ("I64", 8),
+    "QInt32Storage": ("qint32", 4), "QInt8Storage": ("qint8", 1),
+    "QUInt2x4Storage": ("quint2x4", 1),
     "QUInt4x2Storage": ("quint4x2", 1), "QUInt8Storage": ("quint8", 1), "ShortStorage": ("I16", 2),
     "UntypedStorage": ("U8", 1),
 }  # fmt: skip
 _DTYPES = {
-    "bfloat16": "BF16", "bool": "BOOL", "float16": "F16", "float32": "F32", "float64": "F64", "int16": "I16",
+    "bfloat16": "BF16", "bool": "BOOL", "float16": "F16", "float32": "F32", "float64": "F64",
+    "int16": "I16",
     "int32": "I32", "int64": "I64", "int8": "I8", "uint8": "U8",
 }  # fmt: skip
 _PARAMETERS = {
-    "torch._utils._rebuild_parameter", "torch._utils._rebuild_parameter_with_state", "torch.nn.parameter.Parameter",
+    "torch._utils._rebuild_parameter", "torch._utils._rebuild_parameter_with_state",
+    "torch.nn.parameter.Parameter",
 }  # fmt: skip
 _PLAIN = {
     "torch.Tensor",
@@ -51,14 +57,16 @@ _PLAIN = {
     "torch.nn.parameter.Buffer",
 }
 _ARRAYS = {
-    "numpy.core.multiarray._reconstruct", "numpy._core.multiarray._reconstruct", "numpy.core.numeric._frombuffer",
+    "numpy.core.multiarray._reconstruct", "numpy._core.multiarray._reconstruct",
+    "numpy.core.numeric._frombuffer",
     "numpy._core.numeric._frombuffer",
 }  # fmt: skip
 _MADE = re.compile(
     r"torch\._utils\._rebuild_\w+|torch\._tensor\._rebuild_from_type_v2|torch(\.\w+)*\.\w*Tensor"
 )
 _NUMPY = {  # numpy's codes of element types, which PyTorch has too
-    "f2": "F16", "f4": "F32", "f8": "F64", "i1": "I8", "i2": "I16", "i4": "I32", "i8": "I64", "u1": "U8", "b1": "BOOL",
+    "f2": "F16", "f4": "F32", "f8": "F64", "i1": "I8", "i2": "I16", "i4": "I32", "i8": "I64",
+    "u1": "U8", "b1": "BOOL",
 }  # fmt: skip
 
 

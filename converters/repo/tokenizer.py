@@ -47,13 +47,15 @@ _SHA256 = {  # of the packaged data, unpacked
 
 
 def _data(name: str) -> Iterator[bytes]:
-    """CLIP's vocabulary (token -> id, as JSON), or its 48,894 merges in rank order, one pair a
-    line; in pieces.
+    """CLIP's vocabulary or its merges, in pieces.
+
+    The one is JSON, token -> id; the other 48,894 lines in rank order, a pair each.
 
     Raises:
         ConversionError: the installed data file is damaged; known after the last piece.
     """
-    packed, digest = resources.files(mappings) / "tokenizer" / f"{name}.gz", hashlib.sha256()
+    packed = resources.files(mappings) / "tokenizer" / f"{name}.gz"
+    digest = hashlib.sha256()
     with (
         contextlib.suppress(OSError, EOFError, zlib.error),
         packed.open("rb") as file,
