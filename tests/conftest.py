@@ -32,10 +32,13 @@ LONGEST = (
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Put the longest files first."""
+    """Put the longest files first, and mark those of `oracle/`."""
     here = Path(__file__).parent
     ranks = {here / name: rank for rank, name in enumerate(LONGEST)}
     items.sort(key=lambda item: ranks.get(item.path, len(ranks)))
+    for item in items:
+        if item.path.is_relative_to(here / "oracle"):
+            item.add_marker(pytest.mark.oracle)
 
 
 @pytest.fixture(scope="session")

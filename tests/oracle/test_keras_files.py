@@ -47,7 +47,7 @@ RUNS = {
         "--dtype float16 --vocab 49410 --components text_encoder --formats"
         " weights.h5,model.h5,sharded"
     ),
-    "k3 v2": "--version v2 --formats weights.h5,model.h5",
+    "k3 v2": "--version v2 --components text_encoder,unet --formats weights.h5,model.h5",
     "k3 bfloat16": (
         "--dtype bfloat16 --components image_encoder --formats"
         " weights.h5,model.h5,keras,tf_checkpoint"

@@ -35,7 +35,7 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
         files = made_by(run, RUNS[run])
         (folder / version).mkdir()
         repo = folder / version / "repo"
-        weightport.convert([files.path(part, "weights.h5") for part in PARTS], repo)
+        weightport.convert([files.path(part, "weights.h5") for part in files.made["truth"]], repo)
         for suffix in LAYOUTS:
             weightport.convert(repo, folder / version / f"keras{suffix}", to="kerascv")
     return folder
