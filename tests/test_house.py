@@ -33,7 +33,7 @@ GROUND = {
     "mappings": set[str](),
     "io": {"errors"},
     "reports": {"errors"},
-    "hub": {"errors"},
+    "hub": {"errors", "io"},
 }
 _CONVERTER_BASE = {"errors", "io", "converters.checkpoint"}
 _PLANNING = _CONVERTER_BASE | {"mappings"}

@@ -11,8 +11,6 @@ import hashlib
 import inspect
 import io
 import json
-import os
-import tempfile
 import types
 import typing
 from dataclasses import asdict, dataclass, replace
@@ -20,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .errors import ConversionError
+from .io import atomic
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -122,35 +121,14 @@ def write_image(image: Image, recipe: Recipe, path: Path, overwrite: bool = Fals
     """Write a PNG with its recipe, whole or not at all.
 
     Raises:
-        OSError: it cannot be written, or is there already and `overwrite` is not set.
+        ConversionError: it cannot be written, or is there already and `overwrite` is not set.
     """
     from PIL.PngImagePlugin import PngInfo
 
     info = PngInfo()
     info.add_text(CHUNK, json.dumps(asdict(recipe)))
-    buffer = io.BytesIO()
-    image.save(buffer, "PNG", pnginfo=info)
-    descriptor, partial = tempfile.mkstemp(
-        prefix=f".{path.name}.", suffix=".partial", dir=path.parent
-    )
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(buffer.getvalue())
-            file.flush()
-            os.fchmod(file.fileno(), 0o666 & ~_umask())
-            os.fsync(file.fileno())
-        if overwrite:
-            Path(partial).replace(path)
-        else:
-            path.hardlink_to(partial)
-    finally:
-        Path(partial).unlink(missing_ok=True)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
+    with atomic.file(path, overwrite) as beside:
+        image.save(beside, "PNG", pnginfo=info)
 
 
 class Maker:

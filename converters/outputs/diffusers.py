@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ...io.atomic import check_space, staged, staged_file
+from ...io import atomic
 from ..checkpoint import SourceFile
 from ..conversion import Conversion, Settings, check_finite, total_nbytes
 from ..layouts.ldm_evidence import Prediction, image_size, prediction, stands_alone
@@ -32,9 +32,9 @@ def write(
     settings = _with_image_size(conversion, settings)
     with (
         _residue(conversion, output, settings),
-        staged(output, settings.overwrite, settings.style.sync) as folder,
+        atomic.folder(output, settings.overwrite, settings.style.sync) as folder,
     ):
-        check_space(output.absolute().parent, total)
+        atomic.check_space(output.absolute().parent, total)
         written = write_repo(
             folder,
             conversion.architecture,
@@ -103,7 +103,7 @@ def _residue(conversion: Conversion, output: Path, settings: Settings) -> Iterat
         yield
         return
     path = residue_path(output)
-    with staged_file(path, settings.overwrite, settings.style.sync) as staging:
+    with atomic.file(path, settings.overwrite, settings.style.sync) as staging:
         outputs, metadata = residue_outputs(rest)
         write_safetensors(
             staging.parent, staging.name, outputs, max_shard_size=1 << 62, metadata=metadata

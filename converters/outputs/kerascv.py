@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from ...errors import ConversionError
-from ...io.atomic import staged_file
+from ...io import atomic
 from ...mappings.families import halves
 from ...mappings.table import Link
 from ..checkpoint import DTYPES, Array
@@ -42,7 +42,7 @@ def write(
     with ExitStack() as stack:
         for part, tensors in parts.items():
             path = stack.enter_context(
-                staged_file(targets[part], settings.overwrite, settings.style.sync)
+                atomic.file(targets[part], settings.overwrite, settings.style.sync)
             )
             write_keras(path, part, tensors, lambda n: progress(n, total))
             conversion.report.setdefault("files", []).append(str(targets[part]))

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import ConversionError
-from ...io.atomic import check_space, staged_file
+from ...io import atomic
 from ...mappings.facts import facts
 from ...mappings.table import Link
 from ..conversion import Conversion, Settings, check_finite
@@ -61,8 +61,8 @@ def write(
     conversion.report["regenerated"] = _listed(made, conversion)
     outputs += [out for out, _ in made]
     total = sum(tensor.nbytes for output in outputs for tensor in output.sources)
-    with staged_file(output, settings.overwrite, settings.style.sync) as path:
-        check_space(output.absolute().parent, total)
+    with atomic.file(output, settings.overwrite, settings.style.sync) as path:
+        atomic.check_space(output.absolute().parent, total)
         written = write_safetensors(
             path.parent,
             path.name,

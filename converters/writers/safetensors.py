@@ -74,7 +74,7 @@ def write_safetensors(
 
     Shards are filled in the given order, as `save_pretrained` fills them. `metadata` goes into
     every header. `progress` is called with the bytes of every block. `sync` brings what is written
-    to the disk all the while; the last bytes may not have reached it: `staged` sees to that.
+    to the disk all the while; the last bytes may not have reached it: `io.atomic` sees to that.
 
     Raises:
         ConversionError: an output does not fit its sources, or a source file is damaged or changes

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from weightport.errors import ConversionError
-from weightport.io import atomic as staging
-from weightport.io.atomic import check_apart, check_space, staged, staged_file
+from weightport.io import atomic
+from weightport.io.atomic import check_apart, check_space
 
 
 def names(folder: Path) -> list[str]:
@@ -28,7 +28,7 @@ def write(folder: Path, text: str = "new") -> None:
 
 def stage(target: Path, *actions: Callable[[Path], None], overwrite: bool = False) -> None:
     """A run: stage a folder and do things in it."""
-    with staged(target, overwrite) as folder:
+    with atomic.folder(target, overwrite) as folder:
         for action in actions:
             action(folder)
 
@@ -44,7 +44,7 @@ def stop(error: type[BaseException]) -> Callable[[Path], None]:
 def rename(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Both ways to put a finished output in its place."""
     if request.param == "fallback":
-        monkeypatch.setattr(staging, "_renameat2", lambda old, new, flag: False)
+        monkeypatch.setattr(atomic, "_renameat2", lambda old, new, flag: False)
 
 
 # --- success --------------------------------------------------------------------------------------
@@ -52,7 +52,7 @@ def rename(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> N
 
 @pytest.mark.usefixtures("rename")
 def test_folder_appears_at_the_end_and_holds_only_the_output(tmp_path: Path) -> None:
-    with staged(tmp_path / "out") as folder:
+    with atomic.folder(tmp_path / "out") as folder:
         assert folder.parent.parent == tmp_path
         write(folder)
         assert not (tmp_path / "out").exists()
@@ -62,7 +62,7 @@ def test_folder_appears_at_the_end_and_holds_only_the_output(tmp_path: Path) -> 
 
 @pytest.mark.usefixtures("rename")
 def test_file(tmp_path: Path) -> None:
-    with staged_file(tmp_path / "out.weights.h5") as path:
+    with atomic.file(tmp_path / "out.weights.h5") as path:
         path.write_text("new")
         assert not (tmp_path / "out.weights.h5").exists()
     assert names(tmp_path) == ["out.weights.h5"]
@@ -77,7 +77,7 @@ def test_modes_follow_the_umask(
 ) -> None:
     before = os.umask(umask)
     try:
-        with staged(tmp_path / "out") as folder:
+        with atomic.folder(tmp_path / "out") as folder:
             write(folder)
     finally:
         os.umask(before)
@@ -89,11 +89,11 @@ def test_relative_and_odd_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     (tmp_path / "work").mkdir()
     monkeypatch.chdir(tmp_path / "work")
     for target in ("out", "../beside", "[a]*.1.partial", "ünï code", ".hidden", "lock"):
-        with staged(Path(target)) as folder:
+        with atomic.folder(Path(target)) as folder:
             write(folder)
         assert names(Path(target)) == ["model_index.json", "unet"]
     for target in (".", "..", "/", "../work"):
-        with pytest.raises(ConversionError, match="exists"), staged(Path(target)):
+        with pytest.raises(ConversionError, match="exists"), atomic.folder(Path(target)):
             pass
 
 
@@ -107,7 +107,7 @@ def test_everything_is_synced_before_it_is_in_place(
         synced.append((name, (tmp_path / "out").exists()))
 
     monkeypatch.setattr(os, "fsync", fsync)
-    with staged(tmp_path / "out") as folder:
+    with atomic.folder(tmp_path / "out") as folder:
         write(folder)
     before = [name for name, in_place in synced if not in_place]
     assert before == ["model_index.json", "w.safetensors", "unet", "out"]
@@ -121,9 +121,9 @@ def test_existing_output_is_kept(tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "file").write_text("old")
     for context in (
-        staged(tmp_path / "out"),
-        staged(tmp_path / "file"),
-        staged_file(tmp_path / "file"),
+        atomic.folder(tmp_path / "out"),
+        atomic.folder(tmp_path / "file"),
+        atomic.file(tmp_path / "file"),
     ):
         with pytest.raises(ConversionError, match=r"already exists; .*--overwrite"), context:
             pytest.fail("must not begin")
@@ -139,7 +139,7 @@ def test_output_that_appears_meanwhile_is_kept(tmp_path: Path) -> None:
 
     with pytest.raises(ConversionError, match="exists"):
         stage(tmp_path / "out", write, meanwhile)
-    with pytest.raises(ConversionError, match="exists"), staged_file(tmp_path / "file") as path:
+    with pytest.raises(ConversionError, match="exists"), atomic.file(tmp_path / "file") as path:
         (tmp_path / "file").write_text(str(path.write_text("theirs")))
     assert names(tmp_path) == ["file", "out"]
     assert names(tmp_path / "out") == ["theirs"]
@@ -151,12 +151,12 @@ def test_rename_itself_replaces_nothing(tmp_path: Path) -> None:
     (tmp_path / "new").write_text("new")
     (tmp_path / "old").write_text("old")
     with pytest.raises(FileExistsError):
-        staging._rename(tmp_path / "new", tmp_path / "old")
+        atomic._rename(tmp_path / "new", tmp_path / "old")
     assert (tmp_path / "old").read_text() == "old"
     (tmp_path / "folder").mkdir()
     (tmp_path / "there").mkdir()
     with pytest.raises(FileExistsError):
-        staging._rename(tmp_path / "folder", tmp_path / "there")
+        atomic._rename(tmp_path / "folder", tmp_path / "there")
 
 
 @pytest.mark.usefixtures("rename")
@@ -166,7 +166,7 @@ def test_overwrite_swaps_an_earlier_output(tmp_path: Path, marker: str | None) -
     if marker:
         (tmp_path / "out" / marker).write_text("{}")
         (tmp_path / "out" / "old").touch()
-    with staged(tmp_path / "out", overwrite=True) as folder:
+    with atomic.folder(tmp_path / "out", overwrite=True) as folder:
         write(folder)
         assert (tmp_path / "out" / "old").exists() == bool(marker)
     assert names(tmp_path) == ["out"]
@@ -176,7 +176,7 @@ def test_overwrite_swaps_an_earlier_output(tmp_path: Path, marker: str | None) -
 @pytest.mark.usefixtures("rename")
 def test_overwrite_a_file_or_nothing(tmp_path: Path) -> None:
     for text in ("first", "second"):
-        with staged_file(tmp_path / "out.h5", overwrite=True) as path:
+        with atomic.file(tmp_path / "out.h5", overwrite=True) as path:
             path.write_text(text)
         assert (tmp_path / "out.h5").read_text() == text
     assert names(tmp_path) == ["out.h5"]
@@ -184,7 +184,7 @@ def test_overwrite_a_file_or_nothing(tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("rename")
 def test_failed_overwrite_keeps_the_old_output(tmp_path: Path) -> None:
-    with staged(tmp_path / "out") as folder:
+    with atomic.folder(tmp_path / "out") as folder:
         write(folder, "old")
     with pytest.raises(ZeroDivisionError):
         stage(tmp_path / "out", write, stop(ZeroDivisionError), overwrite=True)
@@ -201,13 +201,16 @@ def test_overwrite_never_replaces_anything_else(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "fifo")
     before = names(tmp_path)
     for context, reason in [
-        (staged(tmp_path / "home", overwrite=True), "not an earlier output .no model_index.json."),
-        (staged(tmp_path / "link", overwrite=True), "is a link"),
-        (staged(tmp_path / "dangling", overwrite=True), "is a link"),
-        (staged(tmp_path / "file", overwrite=True), "is not a folder"),
-        (staged_file(tmp_path / "home", overwrite=True), "is a folder"),
-        (staged_file(tmp_path / "link", overwrite=True), "is a link"),
-        (staged_file(tmp_path / "fifo", overwrite=True), "is not a regular file"),
+        (
+            atomic.folder(tmp_path / "home", overwrite=True),
+            "not an earlier output .no model_index.json.",
+        ),
+        (atomic.folder(tmp_path / "link", overwrite=True), "is a link"),
+        (atomic.folder(tmp_path / "dangling", overwrite=True), "is a link"),
+        (atomic.folder(tmp_path / "file", overwrite=True), "is not a folder"),
+        (atomic.file(tmp_path / "home", overwrite=True), "is a folder"),
+        (atomic.file(tmp_path / "link", overwrite=True), "is a link"),
+        (atomic.file(tmp_path / "fifo", overwrite=True), "is not a regular file"),
     ]:
         with pytest.raises(ConversionError, match=f"{reason}, so it is not overwritten"), context:
             pytest.fail("must not begin")
@@ -229,7 +232,7 @@ def test_nothing_is_left_after_an_exception(tmp_path: Path, error: type[BaseExce
 def test_disk_errors_become_one_line(tmp_path: Path, code: int) -> None:
     with (
         pytest.raises(ConversionError, match="out: cannot be written, ") as error,
-        staged(tmp_path / "out"),
+        atomic.folder(tmp_path / "out"),
     ):
         raise OSError(code, os.strerror(code))
     assert str(error.value).isprintable()
@@ -237,7 +240,7 @@ def test_disk_errors_become_one_line(tmp_path: Path, code: int) -> None:
 
 
 def test_other_errors_of_the_block_are_not_relabelled(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError), staged(tmp_path / "out") as folder:
+    with pytest.raises(FileNotFoundError), atomic.folder(tmp_path / "out") as folder:
         (folder / "missing").read_text()
 
 
@@ -248,10 +251,10 @@ def test_failing_sync_or_rename_leaves_nothing(
     def fail(*args: object) -> None:
         raise OSError(errno.EIO, "Input/output error")
 
-    monkeypatch.setattr(*((os, "fsync") if call == "fsync" else (staging, "_renameat2")), fail)
+    monkeypatch.setattr(*((os, "fsync") if call == "fsync" else (atomic, "_renameat2")), fail)
     with (
         pytest.raises(ConversionError, match="input/output error; nothing was left"),
-        staged(tmp_path / "out") as folder,
+        atomic.folder(tmp_path / "out") as folder,
     ):
         write(folder)
     assert names(tmp_path) == []
@@ -265,7 +268,7 @@ def test_bad_places(tmp_path: Path) -> None:
         (tmp_path / ("x" * 250), "name is too long"),
         (tmp_path / ("x" * 300), "name is too long"),
     ]:
-        with pytest.raises(ConversionError, match=reason), staged(target):
+        with pytest.raises(ConversionError, match=reason), atomic.folder(target):
             pytest.fail("must not begin")
     assert names(tmp_path) == ["file"]
 
@@ -276,7 +279,8 @@ def as_nobody(code: str, *arguments: object) -> subprocess.CompletedProcess[str]
     program = f"""
 import os, sys
 from pathlib import Path
-from weightport.converters import errors, staging
+from weightport import errors
+from weightport.io import atomic
 os.setuid(65534)
 {code}"""
     command = [sys.executable, "-c", program, *map(str, arguments)]
@@ -289,7 +293,7 @@ def test_folder_without_write_permission(tmp_path: Path) -> None:
     while path.stat().st_uid == 0 and path != path.parent and not path.stat().st_mode & 0o001:
         path.chmod(path.stat().st_mode | 0o001)
         path = path.parent
-    ran = as_nobody("with staging.staged(Path(sys.argv[1])): pass", tmp_path / "out")
+    ran = as_nobody("with atomic.folder(Path(sys.argv[1])): pass", tmp_path / "out")
     assert "ConversionError" in ran.stderr
     assert "no permission to write in its folder" in ran.stderr
     assert names(tmp_path) == []
@@ -303,7 +307,7 @@ def test_read_only_file_system(tmp_path: Path) -> None:
     try:
         with (
             pytest.raises(ConversionError, match="the file system is read-only"),
-            staged(tmp_path / "out"),
+            atomic.folder(tmp_path / "out"),
         ):
             pytest.fail("must not begin")
     finally:
@@ -325,7 +329,7 @@ def test_full_disk(small_disk: Path) -> None:
             ConversionError,
             match="out: cannot be written, the disk is full; nothing was left behind",
         ),
-        staged(small_disk / "out") as folder,
+        atomic.folder(small_disk / "out") as folder,
         (folder / "big").open("wb") as file,
     ):
         file.write(bytes(2 << 20))
@@ -343,7 +347,7 @@ def test_file_size_limit(tmp_path: Path) -> None:
     try:
         with (
             pytest.raises(ConversionError, match="files this large"),
-            staged_file(tmp_path / "out") as path,
+            atomic.file(tmp_path / "out") as path,
         ):
             path.write_bytes(bytes(2 << 20))
     finally:
@@ -356,10 +360,10 @@ def test_file_size_limit(tmp_path: Path) -> None:
 CHILD = """
 import sys, time
 from pathlib import Path
-from weightport.converters.staging import staged
+from weightport.io import atomic
 print("ready", flush=True)
 for number in range(1000):
-    with staged(Path(sys.argv[1]), overwrite=True) as folder:
+    with atomic.folder(Path(sys.argv[1]), overwrite=True) as folder:
         for name in ("a", "b", "conversion.json"):
             (folder / name).write_text(str(number) * 1000)
 """
@@ -385,7 +389,7 @@ def test_kill_at_any_time_leaves_a_whole_output_or_none(tmp_path: Path) -> None:
             texts = {(target / name).read_text() for name in names(target)}
             assert names(target) == ["a", "b", "conversion.json"]
             assert len(texts) == 1
-        with staged(target, overwrite=True) as folder:
+        with atomic.folder(target, overwrite=True) as folder:
             for name in ("a", "b", "conversion.json"):
                 (folder / name).touch()
         assert names(tmp_path) == ["out"]
@@ -405,7 +409,7 @@ def test_only_partials_of_this_target_are_swept(tmp_path: Path) -> None:
         (tmp_path / name).mkdir()
     (tmp_path / ".out.7.partial").touch()
     (tmp_path / ".out.8.partial").symlink_to(".other.123.partial")
-    with staged(tmp_path / "out") as folder:
+    with atomic.folder(tmp_path / "out") as folder:
         write(folder)
     kept = [
         ".other.123.partial",
@@ -432,22 +436,84 @@ def test_a_running_neighbour_is_left_alone(tmp_path: Path) -> None:
             pytest.raises(
                 ConversionError, match=f"another run .process {child.pid}. is writing it"
             ),
-            staged(tmp_path / "out"),
+            atomic.folder(tmp_path / "out"),
         ):
             pytest.fail("must not begin")
         assert names(tmp_path) == [f".out.{child.pid}.partial"]
         child.send_signal(signal.SIGKILL)
-    with staged(tmp_path / "out") as folder:
+    with atomic.folder(tmp_path / "out") as folder:
         write(folder)
     assert names(tmp_path) == ["out"]
 
 
 def test_the_same_process_twice(tmp_path: Path) -> None:
-    with staged(tmp_path / "out") as folder:
-        with pytest.raises(ConversionError, match="another run"), staged(tmp_path / "out"):
+    with atomic.folder(tmp_path / "out") as folder:
+        with pytest.raises(ConversionError, match="another run"), atomic.folder(tmp_path / "out"):
             pytest.fail("must not begin")
         write(folder)
     assert names(tmp_path) == ["out"]
+
+
+# --- files that join a folder, small files --------------------------------------------------------
+
+
+def test_merged_files_join_those_that_are_there(tmp_path: Path) -> None:
+    (tmp_path / "out" / "unet").mkdir(parents=True)
+    for name in ("unet/old", "unet/stale", "stale too", "kept"):
+        (tmp_path / "out" / name).write_text("old")
+    stale = ["unet/stale", "stale too", "unet/w.safetensors"]
+    with atomic.merged(tmp_path / "out", stale) as folder:
+        write(folder)
+        assert names(tmp_path / "out") == ["kept", "stale too", "unet"]
+    assert names(tmp_path) == ["out"]
+    assert names(tmp_path / "out") == ["kept", "model_index.json", "unet"]
+    assert names(tmp_path / "out" / "unet") == ["old", "w.safetensors"]
+
+
+def test_the_file_that_names_the_others_moves_last(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    moved: list[str] = []
+    replace = Path.replace
+
+    def noted(path: Path, target: Path) -> Path:
+        moved.append(path.name)
+        return replace(path, target)
+
+    monkeypatch.setattr(Path, "replace", noted)
+    (tmp_path / "out").mkdir()
+    for last in ("a", "m", "z"):
+        with atomic.merged(tmp_path / "out", last=last) as folder:
+            for name in ("a", "m", "z"):
+                (folder / name).touch()
+    assert [moved[2], moved[5], moved[8]] == ["a", "m", "z"]
+
+
+def test_merging_that_fails_changes_nothing(tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "file").touch()
+    with pytest.raises(FileExistsError), atomic.merged(tmp_path / "out") as folder:
+        shutil.copytree(folder, folder, dirs_exist_ok=False)
+    with pytest.raises(OSError, match="not a folder"), atomic.merged(tmp_path / "file"):
+        pytest.fail("must not begin")
+    assert names(tmp_path) == ["file", "out"]
+    assert names(tmp_path / "out") == []
+
+
+def test_text_is_replaced_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "results.json"
+    for content in ("first", "ünï"):
+        atomic.text(path, content)
+        assert path.read_text(encoding="utf-8") == content
+
+    def fail(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(OSError, match="No space"):
+        atomic.text(path, "third")
+    assert path.read_text(encoding="utf-8") == "ünï"
+    assert names(tmp_path) == ["results.json"]
 
 
 # --- inputs ---------------------------------------------------------------------------------------

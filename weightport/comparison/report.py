@@ -12,6 +12,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING
 
+from ..io import atomic
 from ..reports.page import render
 from ..reports.plots import NamedPoint, Series, scatter_plot
 from .schedulers import REFERENCE, Run, SchedulerComparison, pareto_front
@@ -99,18 +100,12 @@ def describe(comparison: SchedulerComparison, notes: Sequence[str] = ()) -> Iter
 
 def write_report(comparison: SchedulerComparison, output: Path, notes: Sequence[str] = ()) -> None:
     """Write the three files into the folder of the comparison."""
-    _write(
+    atomic.text(
         output / "results.json",
         json.dumps(comparison.to_dict(), indent=1, ensure_ascii=False) + "\n",
     )
-    _write(output / "results.csv", _csv(comparison))
-    _write(output / "report.html", html(comparison, output, notes))
-
-
-def _write(path: Path, text: str) -> None:
-    beside = path.with_name(f".{path.name}.part")
-    beside.write_text(text)
-    beside.replace(path)
+    atomic.text(output / "results.csv", _csv(comparison))
+    atomic.text(output / "report.html", html(comparison, output, notes))
 
 
 def _csv(comparison: SchedulerComparison) -> str:

@@ -28,6 +28,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from ..io import atomic
 from ..runtime.schedulers.names import named_scheduler
 from .metrics import Metric, psnr, rmse
 
@@ -238,15 +239,14 @@ class Session:
         return f"{scheduler}-{steps}-{digest[:12]}"
 
     def _keep(self, path: Path, sample: Sample) -> None:
-        """Write the three files of a sample; the last one says that it is whole."""
-        save_file(
-            {"latents": sample.latents.contiguous()}, _beside(path.with_suffix(".safetensors"))
-        )
-        sample.image.save(_beside(path.with_suffix(".png")), "PNG")
-        facts = {"seconds": sample.seconds, "model_calls": sample.model_calls}
-        _beside(path).write_text(json.dumps(facts))
-        for file in (path.with_suffix(".safetensors"), path.with_suffix(".png"), path):
-            _beside(file).replace(file)
+        """Write the three files of a sample; the last to appear says that it is whole."""
+        with atomic.merged(self.folder, last=path.name) as staging:
+            beside = staging / path.name
+            latents = sample.latents.contiguous()
+            save_file({"latents": latents}, beside.with_suffix(".safetensors"))
+            sample.image.save(beside.with_suffix(".png"), "PNG")
+            facts = {"seconds": sample.seconds, "model_calls": sample.model_calls}
+            beside.write_text(json.dumps(facts))
 
     @torch.inference_mode()
     def _make(self, prompt: str, scheduler: str, steps: int) -> Sample:
@@ -299,10 +299,6 @@ def _from_noise(config: Mapping[str, Any]) -> dict[str, Any]:
     unset = {*config.get("_use_default_values", ()), "_use_default_values"}
     given = {key: value for key, value in config.items() if key not in unset}
     return {**given, "timestep_spacing": "trailing"}
-
-
-def _beside(path: Path) -> Path:
-    return path.with_name(f".{path.name}.part")
 
 
 def _fingerprint(pipe: Any) -> str:

@@ -4,13 +4,13 @@ asked for."""
 from __future__ import annotations
 
 import contextlib
-import os
 import warnings
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypedDict
 
+from ..io import atomic
 from .upload import explain
 
 
@@ -120,14 +120,14 @@ def find_commit(repo_id: str, options: HubOptions) -> Commit | Path:
 
 
 def _remember(refs: Path, revision: str, sha: str) -> None:
-    """Note in the Hub's cache what commit a branch is at, as `huggingface_hub` does, so that it is
-    found offline."""
+    """Note in the Hub's cache what commit a branch is at, so that it is found offline.
+
+    `huggingface_hub` does the same.
+    """
     if revision == sha:
         return
     place = refs / revision
     with contextlib.suppress(OSError):  # a cache that others own is used, not written
         if not place.is_file() or place.read_text() != sha:
             place.parent.mkdir(parents=True, exist_ok=True)
-            beside = place.with_name(f"{place.name}.{os.getpid()}.partial")
-            beside.write_text(sha)
-            beside.replace(place)
+            atomic.text(place, sha)

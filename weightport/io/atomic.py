@@ -1,9 +1,10 @@
-"""All-or-nothing outputs: written beside the target, synced to disk, then renamed into place in one
-step.
+"""Files appear whole or not at all: written beside their place, synced to the disk, then renamed.
 
-A run works in `.<name>.<pid>.partial/` next to its target and holds a lock on a file in it. The
-operating system drops that lock when the process ends, however it ends, so the next run for the
-same target knows which remains to remove. Rename flags: renameat2(2).
+`folder` and `file` are for a new output, `merged` for files that join a folder, `text` for a small
+file that is replaced. A run of the first two works in `.<name>.<pid>.partial/` next to its
+target and holds a lock on a file in it. The operating system drops that lock when the process ends,
+however it ends, so the next run for the same target knows which remains to remove. Rename flags:
+renameat2(2).
 """
 
 from __future__ import annotations
@@ -16,12 +17,15 @@ import os
 import re
 import shutil
 import stat
+import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from ..errors import ConversionError
 
-_AT_FDCWD, _NOREPLACE, _EXCHANGE = -100, 1, 2
+_AT_FDCWD = -100
+_NOREPLACE = 1
+_EXCHANGE = 2
 _WRITING = {
     errno.ENOSPC: "the disk is full; nothing was left behind",
     errno.EDQUOT: "the disk quota is used up; nothing was left behind",
@@ -41,9 +45,10 @@ _PLACING = _WRITING | {
 
 
 @contextlib.contextmanager
-def staged(target: Path, overwrite: bool = False, sync: bool = True) -> Iterator[Path]:
-    """An empty folder to write into; becomes `target` when the block ends, and disappears when it
-    raises.
+def folder(target: Path, overwrite: bool = False, sync: bool = True) -> Iterator[Path]:
+    """An empty folder to write into, which becomes `target` when the block ends.
+
+    If the block raises, it disappears.
 
     With `overwrite`, an earlier output folder (it holds `model_index.json` or `conversion.json`, or
     nothing) is swapped out at the end; until then it stays as it is. Without `sync` the system
@@ -53,49 +58,116 @@ def staged(target: Path, overwrite: bool = False, sync: bool = True) -> Iterator
         ConversionError: the target exists or cannot be replaced, its parent is missing or not
             writable, or the disk is full or fails while the block writes.
     """
-    with _staged(target, overwrite, sync, folder=True) as path:
+    with _staged(target, overwrite, sync, as_folder=True) as path:
         path.mkdir()
         yield path
 
 
 @contextlib.contextmanager
-def staged_file(target: Path, overwrite: bool = False, sync: bool = True) -> Iterator[Path]:
-    """Like `staged`, for one file: yields the path to create it at. `overwrite` replaces a regular
-    file."""
-    with _staged(target, overwrite, sync, folder=False) as path:
+def file(target: Path, overwrite: bool = False, sync: bool = True) -> Iterator[Path]:
+    """Like `folder`, for one file: yields the path to create it at.
+
+    `overwrite` replaces a regular file.
+    """
+    with _staged(target, overwrite, sync, as_folder=False) as path:
         yield path
 
 
-def check_space(folder: Path, nbytes: int) -> None:
+@contextlib.contextmanager
+def merged(
+    folder: str | os.PathLike[str], stale: Iterable[str] = (), last: str = "model_index.json"
+) -> Iterator[Path]:
+    """An empty folder to write into; when the block ends its files move to `folder`.
+
+    They replace those of their names. If the block raises, `folder` stays as it was. The file that
+    says that the others are there moves last. Files of `folder` named in `stale`, by paths in it,
+    are removed in the end unless they were written anew.
+
+    Raises:
+        OSError: `folder` is a file, or cannot be written.
+    """
+    place = Path(folder).expanduser().absolute()
+    if place.exists() and not place.is_dir():
+        raise OSError(f"{place}: not a folder")
+    place.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(
+        prefix=f".{place.name}.", suffix=".partial", dir=place.parent
+    ) as name:
+        staging = Path(name) / place.name
+        staging.mkdir()
+        yield staging
+        paths = [path for path in staging.rglob("*") if path.is_file()]
+        for path in paths:
+            _sync_one(path)
+        if not place.exists():
+            staging.rename(place)
+            return
+        written = {path.relative_to(staging).as_posix() for path in paths}
+        for name in sorted(written, key=lambda name: name == last):
+            (place / name).parent.mkdir(parents=True, exist_ok=True)
+            (staging / name).replace(place / name)
+        for name in set(stale) - written:
+            (place / name).unlink()
+
+
+def text(path: Path, content: str) -> None:
+    """Write a small text file, in place of an earlier one.
+
+    Raises:
+        OSError: it cannot be written; an earlier one is as it was.
+    """
+    beside = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        beside.write_text(content, encoding="utf-8")
+        _sync_one(beside)
+        beside.replace(path)
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def check_space(place: Path, nbytes: int) -> None:
     """Raise ConversionError unless the file system of an existing folder has `nbytes` free."""
-    status = os.statvfs(folder)
+    status = os.statvfs(place)
     free = status.f_bavail * status.f_frsize
     if free < nbytes:
         raise ConversionError(
-            f"{folder}: needs {nbytes / 1e9:.2f} GB of disk space, but only {free / 1e9:.2f} GB are"
+            f"{place}: needs {nbytes / 1e9:.2f} GB of disk space, but only {free / 1e9:.2f} GB are"
             " free"
         )
 
 
 def check_apart(target: Path, inputs: Iterable[Path]) -> None:
-    """Raise ConversionError if the output is, contains, or lies inside one of the inputs; links are
-    followed."""
+    """Raise ConversionError if the output is, contains, or lies inside one of the inputs.
+
+    Links are followed.
+    """
     output = Path(os.path.realpath(target))  # unlike `resolve`, no error for a loop of links
     for path in inputs:
         source = Path(os.path.realpath(path))
-        same = output == source or (output.exists() and source.exists() and output.samefile(source))
-        if same or output in source.parents or source in output.parents:
-            relation = "is" if same else "contains" if output in source.parents else "lies inside"
+        relation = _relation(output, source)
+        if relation:
             raise ConversionError(
                 f"{target}: the output {relation} the input {path}; choose another place"
             )
 
 
+def _relation(output: Path, source: Path) -> str | None:
+    if output == source:
+        return "is"
+    if output.exists() and source.exists() and output.samefile(source):
+        return "is"
+    if output in source.parents:
+        return "contains"
+    if source in output.parents:
+        return "lies inside"
+    return None
+
+
 @contextlib.contextmanager
-def _staged(target: Path, overwrite: bool, sync: bool, folder: bool) -> Iterator[Path]:
+def _staged(target: Path, overwrite: bool, sync: bool, as_folder: bool) -> Iterator[Path]:
     place = target.resolve() if target.name in ("", "..") else target.parent.resolve() / target.name
     with _explained(target, _PLACING):
-        _check_replaceable(place, target, overwrite, folder)
+        _check_replaceable(place, target, overwrite, as_folder)
         _sweep(place, target)
         partial, lock = _create(place, target)
     try:
@@ -104,14 +176,13 @@ def _staged(target: Path, overwrite: bool, sync: bool, folder: bool) -> Iterator
             if sync:
                 _sync(partial / place.name)
         with _explained(target, _PLACING):
-            if _check_replaceable(place, target, overwrite, folder):
+            if _check_replaceable(place, target, overwrite, as_folder):
                 _exchange(partial / place.name, place)
             else:
                 _rename(partial / place.name, place)
             if sync:
-                with contextlib.suppress(
-                    OSError
-                ):  # it is in place, and some file systems cannot sync a folder
+                # It is in place, and some file systems cannot sync a folder.
+                with contextlib.suppress(OSError):
                     _sync_one(place.parent)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
@@ -129,29 +200,35 @@ def _explained(target: Path, reasons: dict[int, str]) -> Iterator[None]:
         raise ConversionError(f"{target}: cannot be written, {reasons[error.errno]}") from None
 
 
-def _check_replaceable(place: Path, target: Path, overwrite: bool, folder: bool) -> bool:
-    """Whether something is there that may be replaced; raises if something is there that may
-    not."""
+def _check_replaceable(place: Path, target: Path, overwrite: bool, as_folder: bool) -> bool:
+    """Whether something is there that may be replaced; raises if it may not."""
     try:
         mode = place.lstat().st_mode
     except FileNotFoundError:
         return False
     if not overwrite:
         raise ConversionError(f"{target}: already exists; choose another name or use --overwrite")
-    if folder and stat.S_ISDIR(mode):
+    if as_folder and stat.S_ISDIR(mode):
         ours = {"model_index.json", "conversion.json"}
         names = {path.name for path in place.iterdir()}
         if names and not names & ours:
             raise ConversionError(
                 f"{target}: not an earlier output (no model_index.json), so it is not overwritten"
             )
-    elif folder or not stat.S_ISREG(mode):
-        wanted = "not a folder" if folder else "not a regular file"
-        kind = "a link" if stat.S_ISLNK(mode) else "a folder" if stat.S_ISDIR(mode) else wanted
+    elif as_folder or not stat.S_ISREG(mode):
         raise ConversionError(
-            f"{target}: exists and is {kind}, so it is not overwritten; remove it first"
+            f"{target}: exists and is {_kind(mode, as_folder)}, so it is not overwritten; remove it"
+            " first"
         )
     return True
+
+
+def _kind(mode: int, as_folder: bool) -> str:
+    if stat.S_ISLNK(mode):
+        return "a link"
+    if stat.S_ISDIR(mode):
+        return "a folder"
+    return "not a folder" if as_folder else "not a regular file"
 
 
 # --- the temp folder and its lock -----------------------------------------------------------------
@@ -249,14 +326,17 @@ def _exchange(new: Path, place: Path) -> None:
 
 
 def _renameat2(old: Path, new: Path, flag: int) -> bool:
-    """Linux's rename with flags; False where the C library, the kernel or the file system has
-    none."""
-    function: Callable[..., int] | None = getattr(
-        ctypes.CDLL(None, use_errno=True), "renameat2", None
-    )
+    """Linux's rename with flags.
+
+    False where the C library, the kernel or the file system has none.
+    """
+    library = ctypes.CDLL(None, use_errno=True)
+    function: Callable[..., int] | None = getattr(library, "renameat2", None)
     if function is None:
         return False
-    if function(_AT_FDCWD, os.fsencode(old), _AT_FDCWD, os.fsencode(new), ctypes.c_uint(flag)) == 0:
+    from_path = os.fsencode(old)
+    to_path = os.fsencode(new)
+    if function(_AT_FDCWD, from_path, _AT_FDCWD, to_path, ctypes.c_uint(flag)) == 0:
         return True
     code = ctypes.get_errno()
     if code in (errno.ENOSYS, errno.EINVAL, errno.ENOTSUP):

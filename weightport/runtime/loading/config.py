@@ -7,10 +7,9 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any, ClassVar, NoReturn
 
 from ...hub.upload import PushToHub
-from ...io.saving import placed, write_json
+from ...io.atomic import merged
+from ...io.config_files import DIFFUSERS_VERSION, write_json
 from .source import Place, PlaceOptions, StrPath, open_source, split_options
-
-DIFFUSERS_VERSION = "0.35.0"  # whose format is written; older readers look at it
 
 
 class Attributes(dict[str, Any]):
@@ -64,7 +63,7 @@ class HasConfig(PushToHub):
 
     def save_config(self, save_directory: StrPath) -> None:
         """Write the config, defaults included, into a folder that is made if it does not exist."""
-        with placed(save_directory) as staging:
+        with merged(save_directory) as staging:
             write_json(staging / self.config_name, self._saved_config())
 
     def _saved_config(self) -> dict[str, Any]:

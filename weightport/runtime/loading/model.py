@@ -13,7 +13,8 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import nn
 
-from ...io.saving import placed, write_json
+from ...io.atomic import merged
+from ...io.config_files import write_json
 from ...io.weight_files import find_weights, shard_names, sibling_files, why_no_weights
 from ..registry import COMPONENTS, component_class
 from .config import Config, HasConfig
@@ -199,7 +200,7 @@ class Model(nn.Module, HasConfig):
         if variant is not None and not re.fullmatch(r"[\w-]+", variant):
             raise ValueError(f"variant = {variant!r} cannot be part of a file name")
         stale = sibling_files(Source(Path(save_directory)).names, self.library, variant)
-        with placed(save_directory, stale) as staging:
+        with merged(save_directory, stale) as staging:
             write_json(staging / CONFIG, self._saved_config())
             write_weights(
                 staging,

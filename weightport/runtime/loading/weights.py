@@ -19,7 +19,7 @@ from safetensors.torch import load, save_file
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from ...io.saving import write_json
+from ...io.config_files import write_json
 from ...io.weight_files import STEMS
 from ..speed import drop_file_pages
 

@@ -13,10 +13,11 @@ from torch import nn
 from tqdm import tqdm
 
 from ...hub.download import HubOptions
-from ...io.saving import placed, write_json
+from ...io.atomic import merged
+from ...io.config_files import DIFFUSERS_VERSION, write_json
 from ...io.weight_files import sibling_files
 from ..loading.components import choose_arguments, load_arguments, read_signature
-from ..loading.config import DIFFUSERS_VERSION, Config, HasConfig
+from ..loading.config import Config, HasConfig
 from ..loading.custom_code import copy_code, custom_file, load_class
 from ..loading.model import LoadOptions, Model
 from ..loading.source import Place, Source, StrPath, open_source, split_options
@@ -250,7 +251,7 @@ class DiffusionPipeline(HasConfig):
             "max_shard_size": max_shard_size,
         }
         stale: list[str] = []
-        with placed(place, stale) as staging:
+        with merged(place, stale) as staging:
             for name, component in self._folders():
                 if not hasattr(component, "save_pretrained"):
                     raise ValueError(

@@ -13,7 +13,8 @@ from typing import Any, ClassVar, Literal, Self, Unpack
 import torch
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
-from ...io.saving import placed, write_json
+from ...io.atomic import merged
+from ...io.config_files import write_json
 from ..loading.config import Attributes
 from ..loading.source import Place, PlaceOptions, Source, StrPath, open_source
 
@@ -156,7 +157,7 @@ class CLIPTokenizer:
             "model_max_length": self.model_max_length,
             "tokenizer_class": "CLIPTokenizer",
         }
-        with placed(save_directory) as staging:
+        with merged(save_directory) as staging:
             self.backend.model.save(str(staging))
             write_json(staging / "tokenizer_config.json", config | special)
             write_json(staging / "special_tokens_map.json", special)
