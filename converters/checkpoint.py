@@ -22,21 +22,16 @@ import ml_dtypes
 import numpy as np
 
 from ..errors import ConversionError
+from ..io.dtypes import WORDS
 
-# safetensors dtype names -> numpy dtypes (little-endian)
-DTYPES: dict[str, np.dtype[Any]] = {
-    "F64": np.dtype("<f8"),
-    "F32": np.dtype("<f4"),
-    "F16": np.dtype("<f2"),
-    "BF16": np.dtype(ml_dtypes.bfloat16),
-    "I64": np.dtype("<i8"),
-    "I32": np.dtype("<i4"),
-    "I16": np.dtype("<i2"),
-    "I8": np.dtype("i1"),
-    "U8": np.dtype("u1"),
-    "BOOL": np.dtype("?"),
-}
-FLOATS = ("F64", "F32", "F16", "BF16")
+
+def _little_endian(word: str) -> np.dtype[Any]:
+    dtype: np.dtype[Any] = np.dtype(ml_dtypes.bfloat16 if word == "bfloat16" else word)
+    return dtype if dtype.isnative else dtype.newbyteorder("<")
+
+
+DTYPES = {name: _little_endian(word) for name, word in WORDS.items()}
+"""safetensors' names of dtypes -> numpy's dtypes."""
 
 Array = np.ndarray[Any, Any]
 

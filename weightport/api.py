@@ -18,7 +18,9 @@ from .converters.inspection import inspect as _inspect
 from .converters.outputs import OUTPUTS
 from .converters.repo.card import check_base_model, check_license
 from .converters.repo.style import Style
-from .errors import ConversionError
+from .errors import ConversionError, printable
+from .io import dtypes
+from .io.sizes import parse_size
 from .parity.result import Parity
 from .push import Push, Reference, fetch, push
 
@@ -32,7 +34,6 @@ __all__ = [
 ]  # fmt: skip
 
 StrPath = str | os.PathLike[str]
-DTYPES = {"keep": "keep", "float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 
 
 def convert(
@@ -111,14 +112,15 @@ def convert(
         ConversionError: in one line, what is wrong and what to do; nothing is left behind.
     """
     paths = [sources] if isinstance(sources, str | os.PathLike) else list(sources)
-    if dtype not in DTYPES:
-        raise ConversionError(f"--dtype {dtype}: unknown; one of {', '.join(DTYPES)}")
+    known = [dtypes.KEEP, *dtypes.CHOICES]
+    if dtype not in known:
+        raise ConversionError(f"--dtype {dtype}: unknown; one of {', '.join(known)}")
     if image_size is not None and (image_size < 8 or image_size % 8):
         raise ConversionError(f"--image-size {image_size}: must be a multiple of 8 pixels")
     style = Style(
-        dtype=DTYPES[dtype],
+        dtype=dtypes.NAMES.get(dtype, dtypes.KEEP),
         variant=_variant(variant, to),
-        max_shard_size=_nbytes(max_shard_size),
+        max_shard_size=_shard_size(max_shard_size),
         image_size=image_size,
         text_activation=text_activation,
         placeholder_tokens=tuple(placeholder_tokens),
@@ -366,9 +368,8 @@ def _variant(variant: str | None, to: str) -> str | None:
     return variant
 
 
-def _nbytes(size: int | str) -> int:
-    units = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9}
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMG]B)?", str(size).strip().upper())
-    if found is None or float(found[1]) <= 0:
-        raise ConversionError(f"--max-shard-size {size}: not a size; write it as 5GB or 800MB")
-    return int(float(found[1]) * units[found[2] or ""])
+def _shard_size(size: int | str) -> int:
+    try:
+        return parse_size(size)
+    except ValueError as error:
+        raise ConversionError(f"--max-shard-size {printable(size)}: {error}") from None

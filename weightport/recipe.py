@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 CHUNK = "weightport"  # the name of the PNG's text chunk
-DTYPES = ("float32", "float16", "bfloat16")
 ARGUMENTS = {  # of a recipe -> of a pipeline's call
     "prompt": "prompt",
     "negative": "negative_prompt",

@@ -7,13 +7,12 @@ from dataclasses import replace
 from pathlib import Path
 
 from ...errors import ConversionError
+from ...io.weight_files import SAFETENSORS_STEMS, find_main_weights
 from ...mappings.families import component_names
 from ..checkpoint import Checkpoint
-from ..readers.safetensors import is_index, read_safetensors
+from ..readers.safetensors import read_safetensors
 from .ldm_extras import stated, without_extras
 from .source import Source
-
-_STEMS = ("model", "diffusion_pytorch_model")
 
 
 def reads(source: Source) -> bool:
@@ -70,7 +69,9 @@ def _model(repo: Path, folder: str) -> Checkpoint:
     """The model in one folder of a repo, or in the repo itself."""
     file = _weights(repo / folder)
     if file is None:
-        raise ConversionError(f"{repo}: no weights named {' or '.join(_STEMS)}.safetensors")
+        raise ConversionError(
+            f"{repo}: no weights named {' or '.join(SAFETENSORS_STEMS)}.safetensors"
+        )
     checkpoint = read_safetensors(file)
     for opened in checkpoint.files:
         inside(repo, opened.path)
@@ -83,12 +84,7 @@ def _model(repo: Path, folder: str) -> Checkpoint:
 
 def _weights(folder: Path) -> Path | None:
     """The main variant of the weights in one folder of a repo."""
-    for stem in _STEMS:
-        index = folder / f"{stem}.safetensors.index.json"
-        single = folder / f"{stem}.safetensors"
-        indexes = sorted(path for path in folder.glob(f"{stem}.*.json") if is_index(path))
-        variants = sorted(folder.glob(f"{stem}.*.safetensors"))
-        for file in (index, single, *indexes, *variants):
-            if file.is_file():
-                return file
-    return None
+    if not folder.is_dir():
+        return None
+    name = find_main_weights([path.name for path in folder.iterdir() if path.is_file()])
+    return folder / name if name else None

@@ -10,8 +10,9 @@ from typing import Any
 
 import numpy as np
 
+from ...io.dtypes import FLOATS
 from ...mappings.facts import facts
-from ..checkpoint import FLOATS, Array, Checkpoint, Tensor
+from ..checkpoint import Array, Checkpoint, Tensor
 from .ldm_evidence import CONFIGS, FINAL_ALPHA, MARKERS, betas_config, is_marker
 
 _PRECISE = ("F32", "F64")  # half precision tells how a schedule ends, not how it began

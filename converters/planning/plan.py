@@ -7,11 +7,12 @@ from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
 from ...errors import ConversionError, printable
+from ...io.dtypes import FLOATS
 from ...mappings.families import Component, Family, config_for, families
 from ...mappings.layouts import CANONICAL, Layout, layouts
 from ...mappings.ops import Op
 from ...mappings.table import Link
-from ..checkpoint import FLOATS, Array, Computed, Tensor
+from ..checkpoint import Array, Computed, Tensor
 from .candidates import Candidate
 from .keys import brief
 from .recognise import Recognition, complete

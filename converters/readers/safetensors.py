@@ -11,22 +11,14 @@ from __future__ import annotations
 
 import json
 import math
-import re
 from pathlib import Path
 from typing import Any, NoReturn
 
 from ...errors import ConversionError, printable
+from ...io.weight_files import is_index, read_index
 from ..checkpoint import DTYPES, Checkpoint, SourceFile, Stored
 
 _MAX_HEADER = 100_000_000  # the limit of the reference implementation
-_INDEX = re.compile(
-    r".+\.safetensors(\.[^.]+)?\.index(\.[^.]+)?\.json"
-)  # both places where a variant is found
-
-
-def is_index(path: Path) -> bool:
-    """Whether a file is named as an index of `.safetensors` shards."""
-    return _INDEX.fullmatch(path.name) is not None
 
 
 def read_safetensors(path: Path) -> Checkpoint:
@@ -40,7 +32,7 @@ def read_safetensors(path: Path) -> Checkpoint:
     files: list[SourceFile] = []
     metadata: dict[str, str] = {}
     try:
-        if is_index(path):
+        if is_index(path.name):
             tensors = _read_shards(path, files)
         else:
             tensors, metadata = _read_file(path, files)
@@ -55,7 +47,7 @@ def read_safetensors(path: Path) -> Checkpoint:
 def _only_weights(folder: Path) -> Path:
     """The index in a folder, or else its one file."""
     names = sorted(path.name for path in folder.iterdir())
-    indexes = [name for name in names if _INDEX.fullmatch(name)]
+    indexes = [name for name in names if is_index(name)]
     found = indexes or [name for name in names if name.endswith(".safetensors")]
     if len(found) != 1:
         listed = ", ".join(map(printable, found[:5]))
@@ -65,29 +57,16 @@ def _only_weights(folder: Path) -> Path:
 
 
 def _read_shards(path: Path, files: list[SourceFile]) -> dict[str, Stored]:
-    """The tensors of all shards, in the order of the shards; the index must say exactly where each
-    is."""
-    index = _read_json(path, files)
-    weight_map = index.get("weight_map")
-    if (
-        not isinstance(weight_map, dict)
-        or not weight_map
-        or not all(isinstance(v, str) for v in weight_map.values())
-    ):
-        raise ConversionError(
-            f"{path}: the index has no `weight_map` of tensor names to file names"
-        )
+    """The tensors of all shards, in the order of the shards.
+
+    The index must say exactly where each is.
+    """
+    try:
+        weight_map = read_index(_read_json(path, files), "safetensors")
+    except ValueError as error:
+        raise ConversionError(f"{path}: {error}") from None
     tensors: dict[str, Stored] = {}
     for name in sorted(set(weight_map.values())):
-        if (
-            Path(name).name != name
-            or "\\" in name
-            or not name.isprintable()
-            or not name.endswith(".safetensors")
-        ):
-            raise ConversionError(
-                f"{path}: shard `{printable(name)}` is not a plain .safetensors file name"
-            )
         if not (path.parent / name).exists():
             raise ConversionError(f"{path}: shard `{name}` is missing; download it again")
         shard, _ = _read_file(path.parent / name, files)

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from ...errors import ConversionError
+from ...io.weight_files import is_index
 from ..checkpoint import SourceFile
 from .hdf5 import is_hdf5
-from .safetensors import is_index
 from .tensorflow import find_bundle
 from .torch_file import is_torch
 
@@ -82,7 +82,7 @@ def _sniff_file(file: SourceFile) -> str:
             raise ConversionError(f"{file.path}: {meaning}")
     if text.startswith(b"{"):
         # two indexes of shards, alike but for their names
-        return "safetensors" if is_index(file.path) else "json"
+        return "safetensors" if is_index(file.path.name) else "json"
     is_text = all(byte >= 0x20 or byte in b"\t\r\n" for byte in head)
     kind = "a text file" if is_text else "in no format known here"
     raise ConversionError(f"{file.path}: {kind}, not a checkpoint")

@@ -17,6 +17,7 @@ from typing import Literal
 import numpy as np
 
 from ...errors import printable
+from ...io.dtypes import NAMES
 from ..checkpoint import DTYPES, Array, Computed, SourceFile, Stored, Tensor
 from .pickle_globals import Global, PickleError
 from .pickle_machine import Object
@@ -40,11 +41,6 @@ _STORAGES = {
     "QUInt2x4Storage": ("quint2x4", 1),
     "QUInt4x2Storage": ("quint4x2", 1), "QUInt8Storage": ("quint8", 1), "ShortStorage": ("I16", 2),
     "UntypedStorage": ("U8", 1),
-}  # fmt: skip
-_DTYPES = {
-    "bfloat16": "BF16", "bool": "BOOL", "float16": "F16", "float32": "F32", "float64": "F64",
-    "int16": "I16",
-    "int32": "I32", "int64": "I64", "int8": "I8", "uint8": "U8",
 }  # fmt: skip
 _PARAMETERS = {
     "torch._utils._rebuild_parameter", "torch._utils._rebuild_parameter_with_state",
@@ -282,7 +278,7 @@ def _view(name: str, node: Object) -> View:
             Global() as dtype,
             *bits,
         ) if not any(bits):
-            return View(storage, offset, shape, stride, _DTYPES.get(dtype.name, dtype.name))
+            return View(storage, offset, shape, stride, NAMES.get(dtype.name, dtype.name))
     raise PickleError(
         f"`{printable(name)}` is a tensor made by `{node.cls}`, which is not supported"
     )

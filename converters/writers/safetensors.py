@@ -21,7 +21,9 @@ from pathlib import Path
 from typing import BinaryIO
 
 from ...errors import ConversionError, printable
-from ..checkpoint import FLOATS, Computed, SourceFile, Stored, Tensor
+from ...io.dtypes import FLOATS
+from ...io.weight_files import shard_name, write_index
+from ..checkpoint import Computed, SourceFile, Stored, Tensor
 from .background import flushing, read_ahead
 from .pieces import DEPTH, Block, Blocks, Output, results
 
@@ -87,7 +89,7 @@ def write_safetensors(
     shards = list(_shards(outputs, max_shard_size))
     weight_map: dict[str, str] = {}
     for number, shard in enumerate(shards, 1):
-        name = filename if len(shards) == 1 else _shard_name(filename, number, len(shards))
+        name = filename if len(shards) == 1 else shard_name(filename, number, len(shards))
         weight_map |= {output.key: name for output in shard}
         in_order = sorted(shard, key=lambda output: (_ORDER.index(output.dtype), output.key))
         with _open(folder / name, sync) as target:
@@ -101,15 +103,11 @@ def write_safetensors(
     }:
         file.check_unchanged()
     if len(shards) > 1:
-        index = {
-            "metadata": {"total_size": sum(output.nbytes for output in outputs)},
-            "weight_map": weight_map,
-        }
-        text = json.dumps(index, indent=2, sort_keys=True) + "\n"
-        name = _index_name(filename)
-        (folder / name).write_text(text)
-        digest = hashlib.sha256(text.encode()) if hashes else None
-        written.files.append(WrittenFile(name, len(text), digest.hexdigest() if digest else None))
+        total = sum(output.nbytes for output in outputs)
+        index = write_index(folder, filename, weight_map, total)
+        content = index.read_bytes()
+        digest = hashlib.sha256(content) if hashes else None
+        written.files.append(_file(index.name, len(content), digest))
     return written
 
 
@@ -165,14 +163,8 @@ def _shards(outputs: Sequence[Output], limit: int) -> Iterator[list[Output]]:
         yield current
 
 
-def _shard_name(filename: str, number: int, count: int) -> str:
-    return f"{filename.removesuffix('.safetensors')}-{number:05d}-of-{count:05d}.safetensors"
-
-
-def _index_name(filename: str) -> str:
-    """`model.fp16.safetensors` -> `model.safetensors.index.fp16.json`."""
-    base, dot, variant = filename.removesuffix(".safetensors").partition(".")
-    return f"{base}.safetensors.index{dot}{variant}.json"
+def _file(name: str, nbytes: int, digest: hashlib._Hash | None) -> WrittenFile:
+    return WrittenFile(name, nbytes, digest.hexdigest() if digest else None)
 
 
 @contextlib.contextmanager
@@ -208,7 +200,7 @@ def _write(
             if count:
                 counts[block.key] = counts.get(block.key, 0) + count
         progress(len(block.data))
-    return WrittenFile(name, nbytes, digest.hexdigest() if digest else None)
+    return _file(name, nbytes, digest)
 
 
 def _header(outputs: Sequence[Output], metadata: Mapping[str, str]) -> Block:

@@ -3,14 +3,21 @@ indexes."""
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import pytest
 
 from weightport.io.weight_files import (
+    find_main_weights,
     find_variants,
     find_weights,
-    shard_names,
+    is_index,
+    read_index,
+    shard_name,
     sibling_files,
     why_no_weights,
+    write_index,
 )
 
 D = "diffusion_pytorch_model"
@@ -127,11 +134,23 @@ def test_siblings_are_those_of_the_variant_alone() -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["../x.safetensors", "/x.safetensors", "a/b", "a\\b", "..", ".", "", "a\nb"]
+    "name",
+    [
+        "../x.bin",
+        "/x.bin",
+        "a/b.bin",
+        "a\\b.bin",
+        "..",
+        ".",
+        "",
+        "a\nb.bin",
+        "x.safetensors",
+        "bin",
+    ],
 )
 def test_shards_are_plain_names(name: str) -> None:
-    with pytest.raises(ValueError, match=r"R/index: the shard .* is not a plain file name"):
-        shard_names({"weight_map": {"a": "good", "b": name}}, "R/index")
+    with pytest.raises(ValueError, match=r"^shard .* is not a plain \.bin file name"):
+        read_index({"weight_map": {"a": "good.bin", "b": name}}, "bin")
 
 
 @pytest.mark.parametrize(
@@ -139,8 +158,40 @@ def test_shards_are_plain_names(name: str) -> None:
 )
 def test_an_index_has_a_map(index: dict[str, object]) -> None:
     with pytest.raises(ValueError, match="no `weight_map`"):
-        shard_names(index, "R/index")
+        read_index(index, "bin")
 
 
-def test_shards_are_sorted_and_unique() -> None:
-    assert shard_names({"weight_map": {"a": "2", "b": "1", "c": "2"}}, "") == ["1", "2"]
+@pytest.mark.parametrize("filename", [SINGLE, BIN, "model.fp16.safetensors"])
+def test_an_index_is_read_as_it_was_written(tmp_path: Path, filename: str) -> None:
+    suffix = filename.rpartition(".")[2]
+    files = {key: shard_name(filename, number, 2) for number, key in enumerate("ba", 1)}
+    path = write_index(tmp_path, filename, files, 8)
+    content = json.loads(path.read_text())
+    assert content["metadata"] == {"total_size": 8}
+    assert read_index(content, suffix) == files
+    assert is_index(path.name) == (suffix == "safetensors")
+    library = "transformers" if filename.startswith("model") else "diffusers"
+    variant = "fp16" if "fp16" in filename else None
+    names = [path.name, *files.values()]
+    assert find_weights(names, library, variant) == path.name
+    assert sorted(sibling_files(names, library, variant)) == sorted(names)
+
+
+@pytest.mark.parametrize(
+    ("names", "found"),
+    [
+        ([SINGLE, INDEX, f"{D}.fp16.safetensors"], INDEX),
+        ([f"{D}.fp16.safetensors", SINGLE], SINGLE),
+        ([f"{D}.fp16.safetensors", f"{D}.ema.safetensors"], f"{D}.ema.safetensors"),
+        (
+            [f"{D}.a.safetensors", f"{D}.safetensors.index.fp16.json"],
+            f"{D}.safetensors.index.fp16.json",
+        ),
+        ([SINGLE, "model.safetensors"], "model.safetensors"),
+        (["model.safetensors", "pytorch_model.bin"], "model.safetensors"),
+        (["other.safetensors", BIN, "config.json"], None),
+    ],
+)
+def test_weights_of_a_component_of_any_library(names: list[str], found: str | None) -> None:
+    assert find_main_weights(names) == found
+    assert find_main_weights(names[::-1]) == found

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from ..recipe import DTYPES
+from ..io import dtypes
 from .terminal import print_result, progress_bar
 from .values import names, natural, numbers, positive, size
 
@@ -51,7 +51,7 @@ def add(commands: Any, common: argparse.ArgumentParser) -> None:
         metavar="N",
         help="steps of the reference (default: 200)",
     )
-    option("--dtype", choices=DTYPES, default="float32", help="default: float32")
+    option("--dtype", choices=dtypes.CHOICES, default="float32", help="default: float32")
     option("--device", default="cpu", help="default: cpu")
     option("-q", "--quiet", action="store_true", help="print errors only")
     parser.set_defaults(run=run)

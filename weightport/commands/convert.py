@@ -6,6 +6,7 @@ import argparse
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
+from ..io import dtypes
 from . import without_blas
 from .choices import COMPONENTS, FAMILIES, LAYOUTS
 from .terminal import print_result, progress_bar
@@ -57,7 +58,7 @@ def add(commands: Any, common: argparse.ArgumentParser) -> None:
     )
     option(
         "--dtype",
-        choices=["keep", "float32", "float16", "bfloat16"],
+        choices=[dtypes.KEEP, *dtypes.CHOICES],
         default="keep",
         help="default: keep",
     )

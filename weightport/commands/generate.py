@@ -11,7 +11,8 @@ from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
-from ..recipe import DTYPES, Maker, Recipe, read_recipe, write_image
+from ..io import dtypes
+from ..recipe import Maker, Recipe, read_recipe, write_image
 from .terminal import print_lines
 from .values import natural, positive, size
 
@@ -61,7 +62,7 @@ def add(commands: Any, common: argparse.ArgumentParser) -> None:
     option("--mask", type=_absolute, metavar="FILE", help="paint where it is white")
     option("--strength", type=float, help="how much of the image to replace, from 0 to 1")
     option("--controlnet", metavar="REPO", help="a folder or a Hub id")
-    option("--dtype", choices=DTYPES, help="to compute in (default: float32)")
+    option("--dtype", choices=dtypes.CHOICES, help="to compute in (default: float32)")
     option("--device", help="default: cuda if there is one, else cpu")
     option(
         "-n", "--number", type=positive, default=1, metavar="N", help="images to make (default: 1)"

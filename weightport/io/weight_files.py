@@ -1,11 +1,10 @@
-"""Which files of a folder hold the weights of a component: precedence, variants and shards, from
-their names alone.
+"""The names of weight files: stems, variants, shards, and the index that says what is in which shard.
 
     X.safetensors                               the weights of stem X
     X.fp16.safetensors                          their variant fp16
-    X.safetensors.index.json                    the index of their shards X-00001-of-00002.safetensors
-    X.safetensors.index.fp16.json               of their variant's shards X.fp16-00001-of-00002.safetensors
-    X.safetensors.fp16.index.json               older: X-00001-of-00002.fp16.safetensors
+    X.safetensors.index.json                    the index of X-00001-of-00002.safetensors, ...
+    X.safetensors.index.fp16.json               of X.fp16-00001-of-00002.safetensors, ...
+    X.safetensors.fp16.index.json               older: of X-00001-of-00002.fp16.safetensors, ...
 
 and the same with `.bin`. The stem is `diffusion_pytorch_model` in diffusers; in transformers it is
 `model` for safetensors and `pytorch_model` for `.bin`.
@@ -14,14 +13,24 @@ and the same with `.bin`. The stem is `diffusion_pytorch_model` in diffusers; in
 from __future__ import annotations
 
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
+from pathlib import Path
+
+from ..errors import printable
+from .config_files import write_json
 
 STEMS = {
-    "diffusers": ("diffusion_pytorch_model",),
     "transformers": ("model", "pytorch_model"),
     "stable_diffusion": ("model", "pytorch_model"),  # the safety checker
+    "diffusers": ("diffusion_pytorch_model",),
 }
+SAFETENSORS_STEMS = tuple(dict.fromkeys(stems[0] for stems in STEMS.values()))
+_SUFFIXES = {None: ("safetensors", "bin"), True: ("safetensors",), False: ("bin",)}
 _SHARD = r"-\d{5}-of-\d{5}"
+_INDEX = re.compile(r".+\.safetensors(\.[^.]+)?\.index(\.[^.]+)?\.json")
+
+
+# --- the files of a folder ------------------------------------------------------------------------
 
 
 def find_weights(
@@ -30,8 +39,9 @@ def find_weights(
     variant: str | None = None,
     use_safetensors: bool | None = None,
 ) -> str | None:
-    """The file with the weights, or their index (`.json`), or None: safetensors before `.bin`,
-    shards before one file.
+    """The file with the weights, or their index (`.json`), or None.
+
+    Safetensors come before `.bin`, shards before one file.
 
     Args:
         names: the files of the folder.
@@ -39,14 +49,33 @@ def find_weights(
         variant: None is the main variant, whose names have no such part.
         use_safetensors: True admits no `.bin`, False nothing else.
     """
-    formats = {None: ("safetensors", "bin"), True: ("safetensors",), False: ("bin",)}[
-        use_safetensors
-    ]
     part = f".{variant}" if variant else ""
-    for suffix in formats:
-        stem = STEMS[library][-1 if suffix == "bin" else 0]
-        indexes = f"{stem}.{suffix}.index{part}.json", f"{stem}.{suffix}{part}.index.json"
-        for name in (*indexes, f"{stem}{part}.{suffix}"):
+    for suffix in _SUFFIXES[use_safetensors]:
+        stem = _stem(library, suffix)
+        index = f"{stem}.{suffix}.index{part}.json"
+        older_index = f"{stem}.{suffix}{part}.index.json"
+        single = f"{stem}{part}.{suffix}"
+        for name in (index, older_index, single):
+            if name in names:
+                return name
+    return None
+
+
+def _stem(library: str, suffix: str) -> str:
+    return STEMS[library][-1 if suffix == "bin" else 0]
+
+
+def find_main_weights(names: Collection[str]) -> str | None:
+    """The safetensors file or index of a component whose library is not known, or None.
+
+    The main variant comes first, then any other.
+    """
+    for stem in SAFETENSORS_STEMS:
+        main = (f"{stem}.safetensors.index.json", f"{stem}.safetensors")
+        others = sorted(name for name in names if name.startswith(f"{stem}."))
+        indexes = [name for name in others if is_index(name)]
+        files = [name for name in others if name.endswith(".safetensors")]
+        for name in (*main, *indexes, *files):
             if name in names:
                 return name
     return None
@@ -58,7 +87,7 @@ def why_no_weights(
     """What to tell when `find_weights` found none."""
     part = f".{variant}" if variant else ""
     suffix = "bin" if use_safetensors is False else "safetensors"
-    missing = f"there is no {STEMS[library][-1 if suffix == 'bin' else 0]}{part}.{suffix}"
+    missing = f"there is no {_stem(library, suffix)}{part}.{suffix}"
     if find_weights(names, library, variant):
         return f"{missing}; the weights are in the other format, see use_safetensors="
     variants = find_variants(names, library)
@@ -67,17 +96,19 @@ def why_no_weights(
 
 def find_variants(names: Collection[str], library: str) -> list[str | None]:
     """The variants that a folder has, None for the main one."""
-    parts = {
-        part for name in names for part in name.split(".")[1:-1] if not re.search(_SHARD, part)
-    }
-    return [variant for variant in (None, *sorted(parts)) if find_weights(names, library, variant)]
+    parts = {part for name in names for part in name.split(".")[1:-1]}
+    variants = sorted(part for part in parts if not re.search(_SHARD, part))
+    return [variant for variant in (None, *variants) if find_weights(names, library, variant)]
 
 
 def sibling_files(names: Collection[str], library: str, variant: str | None) -> list[str]:
-    """Every file of one variant's weights, in any format and form: what is stale when the variant
-    is written anew."""
+    """Every file of one variant's weights, in any format and form.
+
+    They are stale when the variant is written anew.
+    """
     part = rf"\.{re.escape(variant)}" if variant else ""
-    stem, suffix = f"({'|'.join(STEMS[library])})", "(safetensors|bin)"
+    stem = f"({'|'.join(STEMS[library])})"
+    suffix = "(safetensors|bin)"
     pattern = re.compile(
         rf"{stem}{part}({_SHARD})?\.{suffix}|{stem}{_SHARD}{part}\.{suffix}"
         rf"|{stem}\.{suffix}(\.index{part}|{part}\.index)\.json"
@@ -85,21 +116,61 @@ def sibling_files(names: Collection[str], library: str, variant: str | None) -> 
     return [name for name in names if pattern.fullmatch(name)]
 
 
-def shard_names(index: dict[str, object], where: str) -> list[str]:
-    """The files that an index names, sorted.
+# --- one file, shards and their index -------------------------------------------------------------
+
+
+def weights_name(library: str, suffix: str, variant: str | None) -> str:
+    """The name of a component's weights where one file holds them all."""
+    part = f".{variant}" if variant else ""
+    return f"{STEMS[library][0]}{part}.{suffix}"
+
+
+def shard_name(filename: str, number: int, count: int) -> str:
+    """The name of a shard of the weights of that name, numbered from 1."""
+    base, _, suffix = filename.rpartition(".")
+    return f"{base}-{number:05d}-of-{count:05d}.{suffix}"
+
+
+def index_name(filename: str) -> str:
+    """`model.fp16.safetensors` -> `model.safetensors.index.fp16.json`."""
+    base, _, suffix = filename.rpartition(".")
+    stem, dot, variant = base.partition(".")
+    return f"{stem}.{suffix}.index{dot}{variant}.json"
+
+
+def is_index(name: str) -> bool:
+    """Whether a file is named as an index of `.safetensors` shards."""
+    return _INDEX.fullmatch(name) is not None
+
+
+def write_index(folder: Path, filename: str, files: Mapping[str, str], nbytes: int) -> Path:
+    """Write the index of the shards of the weights of that name.
+
+    Args:
+        folder: where the shards are.
+        filename: what the weights would be named in one file.
+        files: the name of a tensor -> that of its shard.
+        nbytes: of all tensors.
+    """
+    path = folder / index_name(filename)
+    write_json(path, {"metadata": {"total_size": nbytes}, "weight_map": dict(files)})
+    return path
+
+
+def read_index(content: Mapping[str, object], suffix: str) -> dict[str, str]:
+    """The name of a tensor -> that of the shard that holds it, from the content of an index.
 
     Raises:
-        ValueError: there is no list of them, or a name is not that of a file beside the index.
+        ValueError: there is no such map, or a name is not that of a file beside the index with the
+            suffix.
     """
-    weight_map = index.get("weight_map")
-    if (
-        not isinstance(weight_map, dict)
-        or not weight_map
-        or not all(isinstance(v, str) for v in weight_map.values())
-    ):
-        raise ValueError(f"{where}: the index has no `weight_map` of tensor names to file names")
-    names = sorted(set(weight_map.values()))
-    for name in names:
-        if not name or not name.isprintable() or "/" in name or "\\" in name or name in (".", ".."):
-            raise ValueError(f"{where}: the shard {name!r} is not a plain file name")
-    return names
+    files = content.get("weight_map")
+    if not isinstance(files, dict) or not files:
+        raise ValueError("the index has no `weight_map` of tensor names to file names")
+    for name in files.values():
+        if not isinstance(name, str):
+            raise ValueError("the index has no `weight_map` of tensor names to file names")
+        plain = name.isprintable() and "/" not in name and "\\" not in name
+        if not plain or not name.endswith(f".{suffix}"):
+            raise ValueError(f"shard `{printable(name)}` is not a plain .{suffix} file name")
+    return files

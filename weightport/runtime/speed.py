@@ -3,16 +3,12 @@ bits."""
 
 from __future__ import annotations
 
-import ctypes
-import os
-from mmap import MADV_DONTNEED, PAGESIZE
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-PAGEMAP = Path("/proc/self/pagemap")
+from ..io.pages import drop_file_pages
 
 
 class Packed(NamedTuple):
@@ -71,30 +67,6 @@ def pack_model(model: nn.Module) -> None:
     for layer in model.modules():
         if isinstance(layer, nn.Conv2d):
             layer.forward = PackedConvolution(layer)  # type: ignore[assignment]
-
-
-def drop_file_pages(tensor: Tensor, unwritten: bool = False) -> None:
-    """Take the pages of a tensor that holds bytes of a mapped file out of memory; they are read
-    again when needed.
-
-    A page that was written to is not of the file any more, and stays, with all others of the
-    tensor: https://docs.kernel.org/admin-guide/mm/pagemap.html. To look that up takes as long as a
-    cast; `unwritten` promises that the tensor is of a mapped file and nobody wrote to it.
-    """
-    first, last = -(-tensor.data_ptr() // PAGESIZE), (tensor.data_ptr() + tensor.nbytes) // PAGESIZE
-    if first < last and os.access(PAGEMAP, os.R_OK) and (unwritten or _of_file(first, last)):
-        start, size = (ctypes.c_size_t(pages * PAGESIZE) for pages in (first, last - first))
-        ctypes.CDLL(None).madvise(start, size, MADV_DONTNEED)
-
-
-def _of_file(first: int, last: int) -> bool:
-    """Whether each page is in memory and of a file, or not in memory."""
-    with PAGEMAP.open("rb") as file:  # only Linux has it, and not in every sandbox
-        file.seek(8 * first)
-        states = (
-            torch.frombuffer(bytearray(file.read(8 * (last - first))), dtype=torch.int64) >> 61 & 7
-        )
-    return bool(((states == 0b101) | (states == 0)).all())
 
 
 def compile_model(model: nn.Module) -> None:

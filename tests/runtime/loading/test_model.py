@@ -30,8 +30,6 @@ from weightport import (
     ControlNetModel,
     UNet2DConditionModel,
 )
-from weightport.io.config_files import DIFFUSERS_VERSION
-from weightport.runtime.loading import config as runtime_config
 
 from ...support.synthetic import write_controlnet, write_repo
 
@@ -126,10 +124,6 @@ def test_we_load_what_they_save(
     strictly(theirs, folder).save_pretrained(tmp_path / "saved", **options)
     found = ours.from_pretrained(tmp_path / "saved", variant=options.get("variant"))
     assert equal(state(ours.from_pretrained(folder)), state(found))
-
-
-def test_one_version_is_written() -> None:
-    assert runtime_config.DIFFUSERS_VERSION == DIFFUSERS_VERSION
 
 
 def test_bin_files_are_written_for_diffusers(sd1_repo: Path, tmp_path: Path) -> None:
@@ -428,14 +422,14 @@ def test_shards(vae: Path) -> None:
     content = json.loads(index.read_text())
     content["weight_map"]["encoder.conv_in.weight"] = "../vae/elsewhere"
     index.write_text(json.dumps(content))
-    with pytest.raises(ValueError, match="is not a plain file name"):
+    with pytest.raises(ValueError, match=r"is not a plain \.safetensors file name"):
         AutoencoderKL.from_pretrained(vae)
 
 
 @pytest.mark.parametrize("size", ["", "10 apples", "-1GB", 0, "0MB"])
 def test_sizes_that_make_no_sense(vae: Path, size: Any, tmp_path: Path) -> None:
     model = AutoencoderKL.from_pretrained(vae)
-    with pytest.raises(ValueError, match="is not a size"):
+    with pytest.raises(ValueError, match="not a size"):
         model.save_pretrained(tmp_path / "x", max_shard_size=size)
     with pytest.raises(ValueError, match="cannot be part of a file name"):
         model.save_pretrained(tmp_path / "x", variant="../x")

@@ -15,7 +15,8 @@ from torch import nn
 
 from ...io.atomic import merged
 from ...io.config_files import write_json
-from ...io.weight_files import find_weights, shard_names, sibling_files, why_no_weights
+from ...io.sizes import parse_size
+from ...io.weight_files import find_weights, read_index, sibling_files, why_no_weights
 from ..registry import COMPONENTS, component_class
 from .config import Config, HasConfig
 from .source import Place, PlaceOptions, Source, StrPath, open_source, split_options
@@ -207,7 +208,7 @@ class Model(nn.Module, HasConfig):
                 self.state_dict(),
                 self.library,
                 variant,
-                _size(max_shard_size),
+                _shard_size(max_shard_size),
                 safe_serialization,
             )
 
@@ -259,7 +260,11 @@ def find_files(
         )
     if not weights.endswith(".json"):
         return [weights]
-    shards = shard_names(source.json(weights), f"{source.name}/{weights}")
+    suffix = "safetensors" if ".safetensors." in weights else "bin"
+    try:
+        shards = sorted(set(read_index(source.json(weights), suffix).values()))
+    except ValueError as error:
+        raise ValueError(f"{source.name}/{weights}: {error}") from None
     if missing := [name for name in shards if name not in source.names]:
         raise OSError(
             f"{source.name}: {weights} names {missing[0]}, which is missing; download it again"
@@ -278,15 +283,8 @@ def _one_dtype(wanted: Any) -> torch.dtype | None:
     return wanted
 
 
-def _size(size: int | str) -> int:
-    """Bytes: a number, or text such as `10GB`, `500MB` or `2GiB`.
-
-    Raises:
-        ValueError: it is not positive, or not a size.
-    """
-    match = re.fullmatch(r"(\d+(?:\.\d+)?) ?([KMGT]?)(i?)B?", str(size), re.IGNORECASE)
-    if match is None or float(match[1]) <= 0:
-        raise ValueError(f"max_shard_size = {size!r} is not a size such as '10GB'")
-    return int(
-        float(match[1]) * (1024 if match[3] else 1000) ** " KMGT".index(match[2].upper() or " ")
-    )
+def _shard_size(size: int | str) -> int:
+    try:
+        return parse_size(size)
+    except ValueError as error:
+        raise ValueError(f"max_shard_size = {size!r}: {error}") from None

@@ -19,9 +19,8 @@ from safetensors.torch import load, save_file
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from ...io.config_files import write_json
-from ...io.weight_files import STEMS
-from ..speed import drop_file_pages
+from ...io.pages import drop_file_pages
+from ...io.weight_files import shard_name, weights_name, write_index
 
 _TOLD = 3  # faults that a message names
 _INITIALISERS = {
@@ -170,13 +169,13 @@ def write_weights(
     Args:
         folder: an existing folder.
         state: the tensors, on any device.
-        library: whose file names to use, see `files.STEMS`.
+        library: whose file names to use, see `io.weight_files.STEMS`.
         variant: a part of the file names.
         max_size: bytes of tensors in a file; a single tensor may be larger.
         safe: False writes `.bin`, where the library allows it.
     """
     suffix = "safetensors" if safe or library != "diffusers" else "bin"
-    stem, part = STEMS[library][0], f".{variant}" if variant else ""
+    filename = weights_name(library, suffix, variant)
     shards: list[dict[str, Tensor]] = [{}]
     room = max_size
     for key, tensor in state.items():
@@ -186,16 +185,15 @@ def write_weights(
         shards[-1][key] = tensor
         room -= tensor.nbytes
     if len(shards) == 1:
-        _write(folder / f"{stem}{part}.{suffix}", state)
+        _write(folder / filename, state)
         return
     weight_map: dict[str, str] = {}
     for number, shard in enumerate(shards, 1):
-        name = f"{stem}{part}-{number:05}-of-{len(shards):05}.{suffix}"
+        name = shard_name(filename, number, len(shards))
         _write(folder / name, shard)
         weight_map |= dict.fromkeys(shard, name)
     total = sum(tensor.nbytes for tensor in state.values())
-    where = folder / f"{stem}.{suffix}.index{part}.json"
-    write_json(where, {"metadata": {"total_size": total}, "weight_map": weight_map})
+    write_index(folder, filename, weight_map, total)
 
 
 def _write(path: Path, state: Mapping[str, Tensor]) -> None:
