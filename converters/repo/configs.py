@@ -10,13 +10,13 @@ from typing import Any
 
 from ...errors import ConversionError, printable
 from ...io.config_files import DIFFUSERS_VERSION
+from ...io.dtypes import WORDS
 from ...mappings.families import Component, Family
 from ..layouts.ldm_evidence import Prediction
 from ..planning.plan import PlannedComponent
 from .base import base_config, base_file, read_json
 from .style import Style
 
-_TORCH_DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 _SCHEDULER = "scheduler/scheduler_config.json"
 
 Config = dict[str, Any]
@@ -65,7 +65,7 @@ class Configs:
         first = next(iter(component.tensors.values()))
         config = dict(component.config)
         config["architectures"] = [described.class_name]
-        config["torch_dtype"] = _TORCH_DTYPES[first.output_dtype(self.style.dtype)]
+        config["torch_dtype"] = WORDS[first.output_dtype(self.style.dtype)]
         config |= component.layout.text_encoder
         choice = component.layout.text_activation
         if choice is not None and self.family.name in choice.families:
