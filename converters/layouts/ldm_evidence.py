@@ -17,6 +17,7 @@ from ...errors import ConversionError
 from ...mappings.facts import facts
 from ...mappings.families import families
 from ...mappings.layouts import layouts
+from ...noise_schedule import even_betas
 from ..checkpoint import Array, Checkpoint
 
 # `modelspec.prediction_type` of https://github.com/Stability-AI/ModelSpec, and kohya's metadata
@@ -198,10 +199,13 @@ def training_betas(config: Mapping[str, Any]) -> Array:
     """
     if config.get("trained_betas"):
         return np.array(config["trained_betas"])
-    power = {"linear": 1.0, "scaled_linear": 0.5}[config["beta_schedule"]]
-    ends = config["beta_start"] ** power, config["beta_end"] ** power
-    betas: Array = np.linspace(*ends, config["num_train_timesteps"]) ** (1 / power)
-    return betas
+    return even_betas(
+        config["beta_schedule"],
+        config["beta_start"],
+        config["beta_end"],
+        config["num_train_timesteps"],
+        np.linspace,
+    )
 
 
 def image_size(metadata: Mapping[str, str]) -> tuple[int, str] | None:

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from ...mappings.table import Table
+from ...noise_schedule import ending_at_zero
 from ..checkpoint import DTYPES, Array, Computed
 from ..layouts.ldm_evidence import is_marker, training_betas
 from ..planning.plan import PlannedComponent
@@ -71,7 +72,7 @@ def schedule(config: Mapping[str, Any]) -> Iterator[Made]:
     except KeyError:
         return
     if config.get("rescale_betas_zero_snr"):
-        kept = _ending_at_zero(kept)
+        kept = ending_at_zero(kept)
     before = np.append(1.0, kept[:-1])
     alphas = kept / before
     betas = 1 - kept / before
@@ -98,16 +99,6 @@ def schedule(config: Mapping[str, Any]) -> Iterator[Made]:
     how = "the noise schedule, computed from scheduler_config.json"
     for name, values in buffers.items():
         yield _made(name, values.astype(np.float32), "F32", how)
-
-
-def _ending_at_zero(kept: Array) -> Array:
-    """A schedule shifted and scaled so that no signal is left at its end.
-
-    Lin et al. 2023, algorithm 1.
-    """
-    root = np.sqrt(kept)
-    scaled: Array = ((root - root[-1]) * root[0] / (root[0] - root[-1])) ** 2
-    return scaled
 
 
 def markers(

@@ -1,5 +1,6 @@
-"""DPM-Solver: Lu et al., A Fast ODE Solver for Diffusion Probabilistic Model Sampling; DPM-Solver++:
-Lu et al., Fast Solver for Guided Sampling of Diffusion Probabilistic Models."""
+"""DPM-Solver: Lu et al., A Fast ODE Solver for Diffusion Probabilistic Model Sampling.
+
+DPM-Solver++: Lu et al., Fast Solver for Guided Sampling of Diffusion Probabilistic Models."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""SA-Solver: Xue et al., SA-Solver: Stochastic Adams Solver for Fast Sampling of Diffusion Models."""
+"""Xue et al., SA-Solver: Stochastic Adams Solver for Fast Sampling of Diffusion Models."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What schedulers do to samples: linear combinations, noise, and what a model's output says of them."""
+"""What is done to samples: linear combinations, noise, and what a model's output says of them."""
 
 from __future__ import annotations
 
