@@ -225,7 +225,16 @@ def drop_cache(folder: Path) -> None:
 
 
 def steps(bench: Bench, levers: Sequence[str], device: str, dtype: str, size: int) -> None:
-    """Steps of the UNet in turns."""
+    """Steps of the UNet in turns; beside another commit one lever after the other, for memory."""
+    if bench.peer.package != OURS:
+        steps_of(bench, levers, device, dtype, size)
+        return
+    for lever in levers:
+        steps_of(bench, [lever], device, dtype, size)
+
+
+def steps_of(bench: Bench, levers: Sequence[str], device: str, dtype: str, size: int) -> None:
+    """Steps with these levers; all sides are in memory at once."""
     import torch
 
     threads = bench.options.threads
