@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from ..differences import max_abs
-from .conversion import Settings
 from .convert import gather
 from .planning.plan import PlannedComponent, PlannedTensor, StateDictShapes, choose_family, plan
+from .settings import Settings
 
 _SHOWN = 10  # tensors that are listed of each kind of difference
 

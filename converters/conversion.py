@@ -1,4 +1,4 @@
-"""What can be asked of a conversion, and what it answers: shared by the outputs."""
+"""What a conversion answers: shared by the outputs."""
 
 from __future__ import annotations
 
@@ -13,27 +13,7 @@ from ..mappings.families import Family, families
 from .checkpoint import DTYPES
 from .planning.keys import brief
 from .planning.plan import PlannedComponent, PlannedTensor
-from .repo.style import Style
-
-
-@dataclass(frozen=True)
-class Settings:
-    """Everything that can be asked of a conversion beside its sources; see `weightport.convert`."""
-
-    to: str = "diffusers"
-    family: str | None = None
-    component: str | None = None
-    vae: Path | None = None
-    style: Style = field(default_factory=Style)
-    lora_alpha: float | None = None
-    ema: bool = False
-    prediction_type: str | None = None
-    residue: bool = True
-    license: str | None = None
-    base_model: str | None = None
-    allow_nan: bool = False
-    overwrite: bool = False
-    dry_run: bool = False
+from .settings import Settings
 
 
 @dataclass
@@ -73,7 +53,7 @@ def check_finite(
 ) -> None:
     """Refuse NaN, Inf and overflow, or note them where they are allowed. Names are `component
     key`."""
-    too_large = f"too large for {settings.style.dtype}"
+    too_large = f"too large for {settings.dtype}"
     for counts, what, advice in (
         (nonfinite, "NaN or Inf", "--allow-nan converts them anyway"),
         (overflowed, too_large, "use --dtype bfloat16, or --allow-nan to write Inf"),

@@ -12,7 +12,7 @@ from ..io.atomic import check_apart
 from ..mappings.families import Family, families, halves, halves_of
 from ..mappings.layouts import layouts
 from .checkpoint import Checkpoint
-from .conversion import Conversion, Settings
+from .conversion import Conversion
 from .layouts.source import Source
 from .layouts.sources import open_source
 from .outputs import OUTPUTS
@@ -21,6 +21,7 @@ from .planning.plan import PlannedComponent, StateDictShapes, choose_family, pla
 from .planning.recognise import Recognition, complete, recognise
 from .repo.index import lacking
 from .repo.tokenizer import named_placeholders, placeholder_notes
+from .settings import Settings
 from .writers.background import Later
 
 
@@ -44,7 +45,7 @@ def convert(
     check_apart(output, [*sources, *(path for path in (base, settings.vae) if path)])
     writer = OUTPUTS[settings.to]
     opened = open_sources(sources, settings)
-    if writer.is_repo and settings.style.hashes and not settings.dry_run:
+    if writer.is_repo and settings.hashes and not settings.dry_run:
         Later(lambda: _hash(opened))  # while we plan and write
     parts = recognised(opened)
     if settings.ema and not any(_has_average(part) for part in parts):
@@ -78,9 +79,9 @@ def _hash(checkpoints: Sequence[Checkpoint]) -> None:
 
 def _with_tokens(conversion: Conversion, settings: Settings) -> Settings:
     """The settings with a name for each token row that textual inversion added."""
-    given = settings.style.placeholder_tokens
+    given = settings.placeholder_tokens
     tokens = named_placeholders(conversion.architecture, conversion.components, given)
-    return replace(settings, style=replace(settings.style, placeholder_tokens=tokens))
+    return replace(settings, placeholder_tokens=tokens)
 
 
 def _take_notes(conversion: Conversion, parts: Sequence[Recognition], settings: Settings) -> None:
@@ -89,7 +90,7 @@ def _take_notes(conversion: Conversion, parts: Sequence[Recognition], settings: 
     if not settings.family:
         conversion.notes += _choice_notes(family, parts)
     conversion.notes += _width_notes(family, conversion.components)
-    conversion.notes += placeholder_notes(settings.style.placeholder_tokens)
+    conversion.notes += placeholder_notes(settings.placeholder_tokens)
     if settings.component is None:
         conversion.lacks = lacking(family, conversion.components)
 

@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from .converters.compare import Comparison
 from .converters.compare import compare as _compare
-from .converters.conversion import Conversion, Settings
+from .converters.conversion import Conversion
 from .converters.convert import convert as _convert
 from .converters.inspection import Inspection
 from .converters.inspection import inspect as _inspect
 from .converters.outputs import OUTPUTS
 from .converters.repo.card import check_base_model, check_license
-from .converters.repo.style import Style
+from .converters.settings import Settings, options
 from .errors import ConversionError, printable
 from .io import dtypes
 from .io.sizes import parse_size
@@ -112,31 +112,30 @@ def convert(
         ConversionError: in one line, what is wrong and what to do; nothing is left behind.
     """
     paths = [sources] if isinstance(sources, str | os.PathLike) else list(sources)
-    known = [dtypes.KEEP, *dtypes.CHOICES]
-    if dtype not in known:
-        raise ConversionError(f"--dtype {dtype}: unknown; one of {', '.join(known)}")
+    _check_choice("to", to)
+    _check_choice("dtype", dtype)
+    _check_choice("text_activation", text_activation)
+    if prediction_type is not None:
+        _check_choice("prediction_type", prediction_type)
     if image_size is not None and (image_size < 8 or image_size % 8):
         raise ConversionError(f"--image-size {image_size}: must be a multiple of 8 pixels")
-    style = Style(
-        dtype=dtypes.NAMES.get(dtype, dtypes.KEEP),
-        variant=_variant(variant, to),
-        max_shard_size=_shard_size(max_shard_size),
-        image_size=image_size,
-        text_activation=text_activation,
-        placeholder_tokens=tuple(placeholder_tokens),
-        hashes=hashes,
-        sync=sync,
-    )
     settings = Settings(
         to=to,
         family=family,
         component=component,
         vae=_local(vae) if vae is not None else None,
-        style=style,
+        dtype=dtypes.NAMES.get(dtype, dtypes.KEEP),
+        variant=_variant(variant, to),
+        max_shard_size=_shard_size(max_shard_size),
+        text_activation=text_activation,
+        placeholder_tokens=tuple(placeholder_tokens),
         lora_alpha=lora_alpha,
         ema=ema,
         prediction_type=prediction_type,
+        image_size=image_size,
         residue=residue,
+        hashes=hashes,
+        sync=sync,
         license=check_license(license) if license else None,
         base_model=check_base_model(base_model) if base_model else _hub_id(base),
         allow_nan=allow_nan,
@@ -354,6 +353,14 @@ def _hub_id(base: StrPath | None) -> str | None:
         return None
     reference = Reference.parse(str(base))
     return reference.repo_id if reference else None
+
+
+def _check_choice(name: str, value: str) -> None:
+    """Refuse a value that an option does not offer."""
+    choices = options(Settings)[name].choices
+    if value not in choices:
+        flag = f"--{name.replace('_', '-')}"
+        raise ConversionError(f"{flag} {value}: unknown; one of {', '.join(choices)}")
 
 
 def _variant(variant: str | None, to: str) -> str | None:

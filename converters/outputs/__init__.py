@@ -6,7 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..conversion import Conversion, Settings
+from ..conversion import Conversion
+from ..settings import Settings
 from . import diffusers, kerascv, ldm
 
 Write = Callable[[Conversion, Path, Settings, Callable[[int, int], None]], None]

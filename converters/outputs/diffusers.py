@@ -11,11 +11,12 @@ from typing import Any
 
 from ...io import atomic
 from ..checkpoint import SourceFile
-from ..conversion import Conversion, Settings, check_finite, total_nbytes
+from ..conversion import Conversion, check_finite, total_nbytes
 from ..layouts.ldm_evidence import Prediction, image_size, prediction, stands_alone
 from ..repo.card import model_card
 from ..repo.layout import write_repo
 from ..repo.report import conversion_report
+from ..settings import Settings
 from ..writers.safetensors import WrittenFile, write_safetensors
 from .ldm_residue import residue_of, residue_outputs, residue_path
 
@@ -27,19 +28,19 @@ def write(
     progress: Callable[[int, int], None],
 ) -> None:
     """Write the repo and its `conversion.json`; fills in the conversion's report and notes."""
-    total = total_nbytes(conversion, settings.style.dtype)
+    total = total_nbytes(conversion, settings.dtype)
     predicted = _prediction(conversion, settings)
     settings = _with_image_size(conversion, settings)
     with (
         _residue(conversion, output, settings),
-        atomic.folder(output, settings.overwrite, settings.style.sync) as folder,
+        atomic.folder(output, settings.overwrite, settings.sync) as folder,
     ):
         atomic.check_space(output.absolute().parent, total)
         written = write_repo(
             folder,
             conversion.architecture,
             conversion.components,
-            settings.style,
+            settings,
             predicted,
             lambda n: progress(n, total),
         )
@@ -77,7 +78,7 @@ def _prediction(conversion: Conversion, settings: Settings) -> Prediction | None
 def _with_image_size(conversion: Conversion, settings: Settings) -> Settings:
     """The settings with the image size that a single file states, unless one was asked for."""
     denoiser = conversion.denoiser
-    if denoiser is None or settings.style.image_size is not None:
+    if denoiser is None or settings.image_size is not None:
         return settings
     checkpoint = denoiser.parts[0].checkpoint
     found = image_size(checkpoint.metadata) if stands_alone(checkpoint) else None
@@ -85,7 +86,7 @@ def _with_image_size(conversion: Conversion, settings: Settings) -> Settings:
         return settings
     size, evidence = found
     conversion.notes.append(f"made for {size} pixels: {evidence}")
-    return replace(settings, style=replace(settings.style, image_size=size))
+    return replace(settings, image_size=size)
 
 
 # --- what lies beside the weights -----------------------------------------------------------------
@@ -103,7 +104,7 @@ def _residue(conversion: Conversion, output: Path, settings: Settings) -> Iterat
         yield
         return
     path = residue_path(output)
-    with atomic.file(path, settings.overwrite, settings.style.sync) as staging:
+    with atomic.file(path, settings.overwrite, settings.sync) as staging:
         outputs, metadata = residue_outputs(rest)
         write_safetensors(
             staging.parent, staging.name, outputs, max_shard_size=1 << 62, metadata=metadata
@@ -119,12 +120,12 @@ def _write_report(
     conversion: Conversion, folder: Path, settings: Settings, weights: Mapping[str, WrittenFile]
 ) -> None:
     """`conversion.json` and the model card."""
-    hashes = settings.style.hashes
+    hashes = settings.hashes
     conversion.report = conversion_report(
         family=conversion.family,
         components=conversion.components,
         sha256=_digests(conversion) if hashes else {},
-        options=_options(replace(settings, base_model=_base_model(conversion, settings))),
+        options=replace(settings, base_model=_base_model(conversion, settings)).report(),
         files=_files(folder, weights, hashes),
         notes=[*conversion.notes, *(f"lacks {gap}" for gap in conversion.lacks)],
     )
@@ -170,25 +171,3 @@ def _files(
         elif hashes:
             described[name]["sha256"] = SourceFile(path).sha256()
     return described
-
-
-def _options(settings: Settings) -> dict[str, Any]:
-    style = settings.style
-    asked = {
-        "family": settings.family,
-        "component": settings.component,
-        "vae": settings.vae.name if settings.vae else None,
-        "dtype": style.dtype,
-        "variant": style.variant,
-        "max_shard_size": style.max_shard_size,
-        "text_activation": style.text_activation,
-        "placeholder_tokens": list(style.placeholder_tokens),
-        "lora_alpha": settings.lora_alpha,
-        "ema": settings.ema or None,
-        "prediction_type": settings.prediction_type,
-        "image_size": style.image_size,
-        "allow_nan": settings.allow_nan,
-        "license": settings.license,
-        "base_model": settings.base_model,
-    }
-    return {name: value for name, value in asked.items() if value not in (None, [])}

@@ -13,9 +13,10 @@ from ...io import atomic
 from ...mappings.families import halves
 from ...mappings.table import Link
 from ..checkpoint import DTYPES, Array
-from ..conversion import Conversion, Settings, check_finite, total_nbytes
+from ..conversion import Conversion, check_finite, total_nbytes
 from ..planning.candidates import Candidate, candidates
 from ..planning.plan import PlannedComponent
+from ..settings import Settings
 from ..writers.safetensors import Written
 from .kerascv_file import Compute, write_keras
 
@@ -38,11 +39,11 @@ def write(
     seen = Written()
     parts = _parts(conversion, settings, seen)
     targets = _targets(output, list(parts))
-    total = total_nbytes(conversion, settings.style.dtype)
+    total = total_nbytes(conversion, settings.dtype)
     with ExitStack() as stack:
         for part, tensors in parts.items():
             path = stack.enter_context(
-                atomic.file(targets[part], settings.overwrite, settings.style.sync)
+                atomic.file(targets[part], settings.overwrite, settings.sync)
             )
             write_keras(path, part, tensors, lambda n: progress(n, total))
             conversion.report.setdefault("files", []).append(str(targets[part]))
@@ -78,7 +79,7 @@ def _parts(
         if component is None or not _is_whole(candidate, component):
             continue
         parts[candidate.part] = {
-            key: _inverted(link, key, component, settings.style.dtype, seen)
+            key: _inverted(link, key, component, settings.dtype, seen)
             for key, link in candidate.links.items()
         }
     if not parts:

@@ -10,13 +10,14 @@ from ...errors import ConversionError
 from ...io import atomic
 from ...mappings.facts import facts
 from ...mappings.table import Link
-from ..conversion import Conversion, Settings, check_finite
+from ..conversion import Conversion, check_finite
 from ..layouts.ldm_evidence import prediction
 from ..planning.keys import collapse
 from ..planning.plan import PlannedComponent
 from ..repo.base import base_file, read_json
 from ..repo.configs import scheduler_config
 from ..repo.index import lacking
+from ..settings import Settings
 from ..writers.safetensors import Output, write_safetensors
 from .ldm_regenerate import Made, constants, markers, schedule
 from .ldm_residue import Residue, read_residue, residue_of, residue_outputs, source_repo, written_by
@@ -61,7 +62,7 @@ def write(
     conversion.report["regenerated"] = _listed(made, conversion)
     outputs += [out for out, _ in made]
     total = sum(tensor.nbytes for output in outputs for tensor in output.sources)
-    with atomic.file(output, settings.overwrite, settings.style.sync) as path:
+    with atomic.file(output, settings.overwrite, settings.sync) as path:
         atomic.check_space(output.absolute().parent, total)
         written = write_safetensors(
             path.parent,
@@ -70,8 +71,8 @@ def write(
             max_shard_size=2 * total + 1,
             metadata={"format": "pt", **residue.metadata},
             progress=lambda n: progress(n, total),
-            hashes=settings.style.hashes,
-            sync=settings.style.sync,
+            hashes=settings.hashes,
+            sync=settings.sync,
         )
         nonfinite = _by_component(written.nonfinite, names)
         overflow = _by_component(written.overflow, names)
@@ -172,7 +173,7 @@ def _output(
     shape = planned[0].shape
     if back.op is not None:
         shape = back.op.shapes([tensor.shape for tensor in planned])[0]
-    dtype = planned[0].output_dtype(settings.style.dtype)
+    dtype = planned[0].output_dtype(settings.dtype)
     key = residue.keys.get(link.sources[0], link.sources[0])
     sources = tuple(tensor.tensor() for tensor in planned)
     return Output(key, dtype, shape, sources, back.op)

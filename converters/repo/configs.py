@@ -14,8 +14,8 @@ from ...io.dtypes import WORDS
 from ...mappings.families import Component, Family
 from ..layouts.ldm_evidence import Prediction
 from ..planning.plan import PlannedComponent
+from ..settings import Settings
 from .base import base_config, base_file, read_json
-from .style import Style
 
 _SCHEDULER = "scheduler/scheduler_config.json"
 
@@ -33,7 +33,7 @@ class Configs:
     """
 
     family: Family
-    style: Style
+    settings: Settings
     prediction: Prediction | None
     notes: list[str] = field(default_factory=list)
 
@@ -65,11 +65,11 @@ class Configs:
         first = next(iter(component.tensors.values()))
         config = dict(component.config)
         config["architectures"] = [described.class_name]
-        config["torch_dtype"] = WORDS[first.output_dtype(self.style.dtype)]
+        config["torch_dtype"] = WORDS[first.output_dtype(self.settings.dtype)]
         config |= component.layout.text_encoder
         choice = component.layout.text_activation
         if choice is not None and self.family.name in choice.families:
-            chosen = self.style.text_activation
+            chosen = self.settings.text_activation
             config["hidden_act"] = choice.choices[chosen]
             self.notes.append(
                 f"text encoder activation: {config['hidden_act']} (--text-activation {chosen};"
@@ -79,7 +79,7 @@ class Configs:
 
     def _sample_size(self, component: PlannedComponent, config: Config) -> dict[str, int]:
         """The option for the image size that is asked for, if any, in a config that has it."""
-        side = self.style.image_size
+        side = self.settings.image_size
         if side is None or "sample_size" not in config:
             return {}
         if component.name == self.family.denoiser:

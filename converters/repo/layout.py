@@ -11,11 +11,11 @@ from ...io.weight_files import STEMS
 from ...mappings.families import Family
 from ..layouts.ldm_evidence import Prediction
 from ..planning.plan import PlannedComponent
+from ..settings import Settings
 from ..writers.safetensors import Output, write_safetensors
 from .base import base_file, read_json
 from .configs import Configs, dated
 from .index import is_extension, model_index
-from .style import Style
 from .tokenizer import copy_or_write_tokenizer
 from .written import WrittenRepo
 
@@ -24,7 +24,7 @@ def write_repo(
     folder: Path,
     family: Family,
     components: Mapping[str, PlannedComponent],
-    style: Style,
+    settings: Settings,
     prediction: Prediction | None,
     progress: Callable[[int], None],
 ) -> WrittenRepo:
@@ -37,7 +37,7 @@ def write_repo(
         prediction: what the UNet of an original checkpoint predicts; KerasCV's and a base's own are
             known.
     """
-    repo = _Repo(folder, family, components, style, prediction)
+    repo = _Repo(folder, family, components, settings, prediction)
     repo.write_configs()
     if not repo.is_extension:
         repo.write_pipeline()
@@ -52,7 +52,7 @@ class _Repo:
     folder: Path
     family: Family
     components: Mapping[str, PlannedComponent]
-    style: Style
+    settings: Settings
     prediction: Prediction | None
     written: WrittenRepo = field(default_factory=WrittenRepo)
 
@@ -68,7 +68,7 @@ class _Repo:
 
     @property
     def configs(self) -> Configs:
-        return Configs(self.family, self.style, self.prediction, self.written.notes)
+        return Configs(self.family, self.settings, self.prediction, self.written.notes)
 
     def place(self, name: str) -> str:
         """The folder of a component in the repo."""
@@ -93,7 +93,7 @@ class _Repo:
             copy_or_write_tokenizer(
                 self.folder / name,
                 encoder,
-                placeholder_tokens=self.style.placeholder_tokens,
+                placeholder_tokens=self.settings.placeholder_tokens,
                 pad_token=tokenizer.pad_token,
             )
         index = model_index(self.family, self.components, str(scheduler["_class_name"]))
@@ -105,13 +105,13 @@ class _Repo:
         write_json(place / "scheduler_config.json", config)
 
     def write_weights(self, progress: Callable[[int], None]) -> None:
-        """Each model's, in the style that is asked for."""
+        """Each model's, as the settings ask for."""
         for name, component in self.components.items():
             place = self.place(name)
             outputs = [
                 Output(
                     planned.key,
-                    planned.output_dtype(self.style.dtype),
+                    planned.output_dtype(self.settings.dtype),
                     planned.shape,
                     planned.sources,
                     planned.op,
@@ -123,14 +123,14 @@ class _Repo:
                 self.folder / place,
                 self._weights_name(name),
                 outputs,
-                max_shard_size=self.style.max_shard_size,
+                max_shard_size=self.settings.max_shard_size,
                 progress=progress,
-                hashes=self.style.hashes,
-                sync=self.style.sync,
+                hashes=self.settings.hashes,
+                sync=self.settings.sync,
             )
             self.written.add(name, place, written)
 
     def _weights_name(self, component: str) -> str:
         stem = STEMS[self.family.components[component].library][0]
-        variant = f".{self.style.variant}" if self.style.variant else ""
+        variant = f".{self.settings.variant}" if self.settings.variant else ""
         return f"{stem}{variant}.safetensors"

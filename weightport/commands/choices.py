@@ -2,8 +2,7 @@
 
 from ..mappings.families import NAMES as FAMILIES
 from ..mappings.families import component_names, halves
-from ..mappings.layouts import NAMES as LAYOUTS
 
 COMPONENTS = (*component_names(), *halves())
 
-__all__ = ["COMPONENTS", "FAMILIES", "LAYOUTS"]
+__all__ = ["COMPONENTS", "FAMILIES"]

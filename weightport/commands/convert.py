@@ -6,9 +6,9 @@ import argparse
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from ..io import dtypes
+from ..converters.settings import Settings
 from . import without_blas
-from .choices import COMPONENTS, FAMILIES, LAYOUTS
+from .options import add_options, given
 from .terminal import print_result, progress_bar
 
 if TYPE_CHECKING:
@@ -45,77 +45,7 @@ def add(commands: Any, common: argparse.ArgumentParser) -> None:
             "fills in what the sources lack: a repo, a folder such as ~/.keras/models, or a Hub id"
         ),
     )
-    option(
-        "--to",
-        choices=LAYOUTS,
-        default="diffusers",
-        help="the layout to write (default: diffusers)",
-    )
-    option("--family", choices=FAMILIES, help="where the tensors leave a choice")
-    option("--component", choices=COMPONENTS, help="convert only this one")
-    option(
-        "--vae", metavar="FILE", help="bake in the VAE of this file, in place of the sources' own"
-    )
-    option(
-        "--dtype",
-        choices=[dtypes.KEEP, *dtypes.CHOICES],
-        default="keep",
-        help="default: keep",
-    )
-    option("--variant", help="part of the weights' file names, such as fp16")
-    option("--max-shard-size", default="10GB", metavar="SIZE", help="default: 10GB")
-    option(
-        "--text-activation",
-        choices=["tanh", "erf"],
-        default="tanh",
-        help="SD 2.x: tanh is keras-cv from 0.6.4 on",
-    )
-    option(
-        "--placeholder-token",
-        action="append",
-        default=[],
-        metavar="TOKEN",
-        help="name of an added token row; repeat in order",
-    )
-    option(
-        "--ema",
-        action="store_true",
-        help="take the moving average of an original checkpoint's UNet",
-    )
-    option("--prediction-type", choices=["epsilon", "v_prediction"], help="of the UNet")
-    option(
-        "--image-size",
-        type=int,
-        metavar="PIXELS",
-        help="for the configs (default: the file's or family's)",
-    )
-    option(
-        "--no-residue",
-        action="store_false",
-        dest="residue",
-        help="write no residue file, and look for none",
-    )
-    option("--lora-alpha", type=float, metavar="ALPHA", help="merge LoRA factors with this alpha")
-    option("--no-hash", action="store_false", dest="hashes", help="leave sha256 out of the report")
-    option(
-        "--no-sync",
-        action="store_false",
-        dest="sync",
-        help="do not wait until the output has reached the disk",
-    )
-    option(
-        "--license",
-        metavar="ID",
-        help="for the model card, as the Hub names it: creativeml-openrail-m, mit, ...",
-    )
-    option(
-        "--base-model",
-        metavar="HUB_ID",
-        help="for the model card: what the model was fine-tuned from",
-    )
-    option("--allow-nan", action="store_true", help="write NaN and Inf instead of refusing them")
-    option("--overwrite", action="store_true", help="replace an earlier output")
-    option("--dry-run", action="store_true", help="check and plan only")
+    add_options(parser, Settings)
     option("-q", "--quiet", action="store_true", help="print errors only")
     parser.set_defaults(run=run)
 
@@ -125,36 +55,13 @@ def run(arguments: argparse.Namespace) -> int:
     without_blas()
     from ..api import convert
 
-    names = [
-        "base",
-        "to",
-        "family",
-        "component",
-        "vae",
-        "dtype",
-        "variant",
-        "max_shard_size",
-        "text_activation",
-        "lora_alpha",
-        "ema",
-        "prediction_type",
-        "image_size",
-        "residue",
-        "hashes",
-        "sync",
-        "license",
-        "base_model",
-        "allow_nan",
-        "overwrite",
-        "dry_run",
-    ]
     with progress_bar(arguments.quiet) as progress:
         conversion = convert(
             arguments.sources,
             arguments.output,
-            placeholder_tokens=arguments.placeholder_token,
+            base=arguments.base,
             progress=progress,
-            **{name: getattr(arguments, name) for name in names},
+            **given(arguments, Settings),
         )
     print_result(_summary(conversion), _conversion_lines(conversion), arguments)
     return 0

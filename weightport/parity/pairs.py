@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from ..converters.checkpoint import Checkpoint
-from ..converters.conversion import Settings
 from ..converters.convert import gather
 from ..converters.planning.plan import PlannedComponent, StateDictShapes, choose_family, plan
 from ..converters.planning.recognise import Recognition
+from ..converters.settings import Settings
 from ..errors import ConversionError
 from ..mappings.facts import facts
 from ..mappings.families import Component, Family, halves
