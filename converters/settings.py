@@ -1,4 +1,4 @@
-"""What can be asked of a conversion, each option once: its name, default, choices and the words of its help.
+"""What can be asked of a conversion: each option once, with the words of its help.
 
 The command line is made from this, `conversion.json` reports it, and `weightport.convert` has the
 same names and defaults, by a test.

@@ -36,14 +36,24 @@ if TYPE_CHECKING:
     __version__: str
 
 __all__ = [
-    "Comparison", "Conversion", "ConversionError", "Inspection", "Parity", "Push", "compare_schedulers", "convert",
-    "diff", "inspect", "parity", "push",
-]  # fmt: skip
+    "Comparison",
+    "Conversion",
+    "ConversionError",
+    "Inspection",
+    "Parity",
+    "Push",
+    "compare_schedulers",
+    "convert",
+    "diff",
+    "inspect",
+    "parity",
+    "push",
+]
 __all__ += [*_RUNTIME]
 
 
 class _Package(ModuleType):
-    """A public function keeps its name when a module of that name is imported: `weightport.parity`."""
+    """A public function keeps its name when a module of that name is imported: `parity`."""
 
     def __setattr__(self, name: str, value: object) -> None:
         if name in __all__ and isinstance(value, ModuleType):

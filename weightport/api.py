@@ -29,9 +29,19 @@ if TYPE_CHECKING:
     from .runtime.pipelines.base import DiffusionPipeline
 
 __all__ = [
-    "Comparison", "Conversion", "ConversionError", "Inspection", "Parity", "Push", "compare_schedulers", "convert",
-    "diff", "inspect", "parity", "push",
-]  # fmt: skip
+    "Comparison",
+    "Conversion",
+    "ConversionError",
+    "Inspection",
+    "Parity",
+    "Push",
+    "compare_schedulers",
+    "convert",
+    "diff",
+    "inspect",
+    "parity",
+    "push",
+]
 
 StrPath = str | os.PathLike[str]
 

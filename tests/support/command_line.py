@@ -1,6 +1,6 @@
 """The command line as text: every option of every command with its default, sorted.
 
-    python -m tests.support.command_line > tests/golden/command_line.txt
+python -m tests.support.command_line > tests/golden/command_line.txt
 """
 
 from __future__ import annotations

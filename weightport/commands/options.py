@@ -1,4 +1,4 @@
-"""Options of a command, made from the fields of a dataclass: each is written once, where it is described."""
+"""Options of a command, made from the fields of a dataclass that describes them."""
 
 from __future__ import annotations
 

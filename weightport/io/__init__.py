@@ -1,1 +1,1 @@
-"""The ground: files that appear whole, their names, sizes and dtypes; nothing of ours lies below."""
+"""The ground: files that appear whole, their names, sizes and dtypes."""

@@ -1,4 +1,4 @@
-"""The JSON files of a diffusers repository: the version of their format, and how they are written."""
+"""The JSON files of a diffusers repository: the version of their format, and writing them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The names of weight files: stems, variants, shards, and the index that says what is in which shard.
+"""The names of weight files: stems, variants, shards, and the index that lists the shards.
 
     X.safetensors                               the weights of stem X
     X.fp16.safetensors                          their variant fp16

@@ -225,7 +225,7 @@ def skip_channels(levels: list[Level]) -> list[int]:
 
 
 class Conditioned(Model):
-    """What a UNet and its ControlNet share: embeddings of all global conditions, and the encoder."""
+    """What a UNet and its ControlNet share: embeddings of global conditions, and the encoder."""
 
     down_blocks: nn.ModuleList
     mid_block: MidBlock

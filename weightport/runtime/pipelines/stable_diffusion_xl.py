@@ -59,7 +59,7 @@ class StableDiffusionXLBase(LatentDiffusionPipeline):
         lora_scale: None = None,
         clip_skip: int | None = None,
     ) -> Embeddings:
-        """Embeddings of prompts and negative prompts, (b, tokens, d), and the pooled ones, (b, d)."""
+        """Embeddings of prompts and negative prompts, (b, tokens, d), and pooled ones, (b, d)."""
         return self._encode(locals())
 
     @property
