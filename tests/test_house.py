@@ -69,7 +69,7 @@ MAY_IMPORT = GROUND | {
     "runtime": _PIPELINES,
     "parity": _ALL_BUT_THE_TOP,
     "comparison": _ALL_BUT_THE_TOP,
-    "push": _ALL_BUT_THE_TOP,
+    "push": _ALL_BUT_THE_TOP | {"pull"},
     "pull": _ALL_BUT_THE_TOP,
     "recipe": _ALL_BUT_THE_TOP,
     "api": _TOP,

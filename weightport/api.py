@@ -22,7 +22,8 @@ from .errors import ConversionError, printable
 from .io import dtypes
 from .io.sizes import parse_size
 from .parity.result import Parity
-from .push import Push, Reference, fetch, push
+from .pull import Reference, fetch
+from .push import Push, push
 
 if TYPE_CHECKING:
     from .comparison.schedulers import SchedulerComparison

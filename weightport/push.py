@@ -1,12 +1,11 @@
-"""To and from the Hugging Face Hub, through `huggingface_hub`, its cache and its settings."""
+"""To the Hugging Face Hub: a converted repo in one commit, after checking every file."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import os
-import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,100 +20,16 @@ from .converters.repo.card import (
     refresh,
 )
 from .errors import ConversionError, printable
-from .hub.upload import CARD, explain, silent_in_a_pipe, upload
-from .mappings.families import component_names, halves, halves_of
+from .hub.upload import CARD, upload
+from .mappings.families import halves, halves_of
 from .mappings.layouts import CANONICAL
+from .pull import Reference
 
 if TYPE_CHECKING:
     from huggingface_hub import ModelCard
 
-REPORT, PARITY = "conversion.json", "parity.json"
-
-# --- pull -----------------------------------------------------------------------------------------
-
-# What a conversion can use of a diffusers repo: main safetensors files, configs and tokenizers,
-# nothing that runs.
-_REPO = (
-    "model_index.json",
-    *(
-        f"{model}/{name}"
-        for model in component_names()
-        for name in ("*.safetensors", "*.index.json", "config.json")
-    ),
-    *("*scheduler/*.json", "tokenizer*/*.json", "tokenizer*/merges.txt"),
-)
-_VARIANTS = ("*.*.safetensors", "*.safetensors.index.*.json", "*.safetensors.*.index.json")
-_LISTS = (".json", ".index")  # files that name others beside them
-
-
-@dataclass(frozen=True)
-class Reference:
-    """`owner/name`, `owner/name@revision`, or `owner/name@revision/path/in/it`."""
-
-    repo_id: str
-    revision: str | None
-    path: str
-
-    @classmethod
-    def parse(cls, text: str) -> Reference | None:
-        """What a text refers to, `hub:` in front or not; None if it cannot be a reference."""
-        name = r"[A-Za-z0-9][\w.-]*"
-        pattern = rf"(?:hub:)?({name}/{name})(?:@(refs/pr/\d+|[^/@]+))?(?:/(.+))?"
-        match = re.fullmatch(pattern, text.rstrip("/"), re.ASCII)
-        if match is None or ".." in text.split("/"):
-            return None
-        return cls(match[1], match[2], match[3] or "")
-
-    def __str__(self) -> str:
-        revision = f"@{self.revision}" if self.revision else ""
-        return f"hub:{self.repo_id}{revision}" + (f"/{self.path}" if self.path else "")
-
-
-def fetch(text: str) -> Path:
-    """The local path of what a reference names: a file, a folder with all below it, or a whole
-    diffusers repo.
-
-    Raises:
-        ConversionError: it is no reference, or the Hub and its cache do not give it.
-    """
-    reference = Reference.parse(text)
-    if reference is None:
-        raise ConversionError(
-            f"{printable(text)}: not a reference to the Hub; write hub:owner/name@revision/file"
-        )
-    path = reference.path
-    if not path:
-        return _snapshot(reference, _REPO, _VARIANTS)
-    wanted = [path, f"{path}/*"]
-    if path.endswith(_LISTS):
-        wanted.append(f"{path.rpartition('/')[0]}/*".lstrip("/"))
-    place = _snapshot(reference, wanted) / path
-    if not place.exists():
-        raise ConversionError(f"{reference}: there is no such file in the repo")
-    return place
-
-
-def _snapshot(reference: Reference, wanted: Sequence[str], unwanted: Sequence[str] = ()) -> Path:
-    try:
-        from huggingface_hub import snapshot_download
-    except ImportError:
-        raise ConversionError(
-            f'{reference}: the Hub needs huggingface_hub; run `pip install "weightport[hub]"`'
-        ) from None
-    options: dict[str, Any] = {"allow_patterns": list(wanted), "ignore_patterns": list(unwanted)}
-    try:
-        with silent_in_a_pipe():
-            folder = snapshot_download(
-                reference.repo_id, revision=reference.revision, library_name="weightport", **options
-            )
-        return Path(folder)
-    except (
-        Exception
-    ) as error:  # the classes of network errors differ between versions of the client
-        raise ConversionError(f"{reference}: {explain(error)}") from error
-
-
-# --- push -----------------------------------------------------------------------------------------
+REPORT = "conversion.json"
+PARITY = "parity.json"
 
 
 @dataclass(frozen=True)

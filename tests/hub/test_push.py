@@ -18,7 +18,8 @@ import pytest
 from huggingface_hub import ModelCard
 
 import weightport
-from weightport.push import Reference, unverified
+from weightport.pull import Reference
+from weightport.push import unverified
 
 from ..support.command import COMMAND, Run, assert_refused, run_python, spawn
 from ..support.hub_server import TOKEN, Fault, HubServer

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, TypedDict
 
 from ..io import atomic
-from .upload import explain
+from .errors import explain
 
 
 class HubOptions(TypedDict, total=False):

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..io import atomic
 from ..reports.page import render
 from ..reports.plots import Line, log_plot
 from .frameworks import frameworks
@@ -87,8 +88,9 @@ def write_report(parity: Parity, folder: Path) -> None:
     """Write `parity.html` and `parity.json` into a folder."""
     page = html(parity)
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "parity.json").write_text(json.dumps(_plain(parity.to_dict()), indent=2) + "\n")
-    (folder / "parity.html").write_text(page)
+    content = json.dumps(_plain(parity.to_dict()), indent=2)
+    atomic.text(folder / "parity.json", f"{content}\n")
+    atomic.text(folder / "parity.html", page)
 
 
 def _plain(value: Any) -> Any:

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any, ClassVar, NoReturn
 
-from ...hub.upload import PushToHub
+from ...hub.mixin import PushToHub
 from ...io.atomic import merged
 from ...io.config_files import DIFFUSERS_VERSION, write_json
 from .source import Place, PlaceOptions, StrPath, open_source, split_options
