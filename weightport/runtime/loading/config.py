@@ -6,7 +6,6 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any, ClassVar, NoReturn
 
-from ...hub.mixin import PushToHub
 from ...io.atomic import merged
 from ...io.config_files import DIFFUSERS_VERSION, write_json
 from .source import Place, PlaceOptions, StrPath, open_source, split_options
@@ -37,7 +36,7 @@ class Config(Attributes):
         return type(self), (dict(self),)
 
 
-class HasConfig(PushToHub):
+class HasConfig:
     """What has a config in a JSON file of the name `config_name`."""
 
     config_name: ClassVar[str]

@@ -13,6 +13,7 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import nn
 
+from ...hub.mixin import PushToHub
 from ...io.atomic import merged
 from ...io.config_files import write_json
 from ...io.sizes import parse_size
@@ -80,7 +81,7 @@ class LoadOptions:
             raise ValueError(message) from None
 
 
-class Model(nn.Module, HasConfig):
+class Model(nn.Module, HasConfig, PushToHub):
     """The base of the models.
 
     Attributes:

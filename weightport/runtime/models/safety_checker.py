@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, nn
 
+from ...hub.mixin import PushToHub
 from ..loading.config import Config, HasConfig
 from ..loading.model import Model
 from ..loading.source import Place, PlaceOptions
@@ -157,7 +158,7 @@ def _constants(*shape: int) -> nn.Parameter:
     return nn.Parameter(torch.ones(*shape), requires_grad=False)
 
 
-class CLIPImageProcessor(HasConfig):
+class CLIPImageProcessor(HasConfig, PushToHub):
     """Images as CLIP saw them in training.
 
     The short side is resized, the centre cut out, and colours are normalised.

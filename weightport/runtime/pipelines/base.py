@@ -13,6 +13,7 @@ from torch import nn
 from tqdm import tqdm
 
 from ...hub.download import HubOptions
+from ...hub.mixin import PushToHub
 from ...io.atomic import merged
 from ...io.config_files import DIFFUSERS_VERSION, write_json
 from ...io.weight_files import sibling_files
@@ -26,7 +27,7 @@ from ..registry import PIPELINES, library_of, public_class
 INDEX = "model_index.json"
 
 
-class DiffusionPipeline(HasConfig):
+class DiffusionPipeline(HasConfig, PushToHub):
     """A pipeline is made of components: models, a scheduler, a tokenizer.
 
     A subclass takes its components as arguments of `__init__`, hands them to `register_modules` and

@@ -26,6 +26,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ...hub.mixin import PushToHub
 from ..loading.config import Config, HasConfig
 from ..loading.source import Place
 from .brownian import BrownianNoise
@@ -53,7 +54,7 @@ class SchedulerOutput(NamedTuple):
     pred_original_sample: Tensor | None = None
 
 
-class Scheduler(HasConfig):
+class Scheduler(HasConfig, PushToHub):
     """The base of the schedulers, which are made from a `scheduler_config.json`.
 
     Attributes:
