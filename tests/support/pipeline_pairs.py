@@ -91,9 +91,11 @@ NOISE = {
 }
 
 
-def randomise(model: torch.nn.Module, seed: int) -> torch.nn.Module:
-    """Random values in every tensor, norms and biases too: zeros and ones would hide what is not
-    connected."""
+def randomise(model: torch.nn.Module, seed: int = 0) -> torch.nn.Module:
+    """Random values in every tensor, norms and biases too.
+
+    Zeros and ones would hide what is not connected.
+    """
     generator = torch.Generator().manual_seed(seed)
     for key, tensor in model.state_dict().items():
         noise = torch.randn(tensor.shape, generator=generator)

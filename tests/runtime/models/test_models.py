@@ -17,6 +17,8 @@ from weightport.runtime.models.unet import UNet2DConditionModel
 from weightport.runtime.models.vae import AutoencoderKL
 from weightport.runtime.semantics import apply_semantics, kerascv_gelu
 
+from ...support.pipeline_pairs import randomise
+
 # Both sides call the same kernels on the same values, so outputs are bit-equal where the memory
 # layout of every intermediate agrees too. A kernel may sum in another order for another layout: a
 # few float32 roundings (6e-8 each).
@@ -120,19 +122,6 @@ CLIPS: dict[str, dict[str, Any]] = {
     "kerascv v2": {**CLIP, "hidden_act": "gelu_pytorch_tanh"},
     "default activation": {**CLIP, "layer_norm_eps": 1e-6},
 }
-
-
-def randomise(model: torch.nn.Module, seed: int = 0) -> torch.nn.Module:
-    """Random values in every tensor, norms and biases too: zeros and ones would hide what is not
-    connected."""
-    generator = torch.Generator().manual_seed(seed)
-    for key, tensor in model.state_dict().items():
-        noise = torch.randn(tensor.shape, generator=generator)
-        if tensor.ndim > 1:
-            tensor.copy_(noise / tensor[0].numel() ** 0.5)
-        else:
-            tensor.copy_(0.2 * noise + (1 if key.endswith("weight") else 0))
-    return model.eval()
 
 
 def same_weights(oracle: torch.nn.Module, ours: torch.nn.Module, prefix: str = "") -> None:
