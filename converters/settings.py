@@ -16,6 +16,7 @@ from ..mappings import families, layouts
 
 PREDICTION_TYPES = ("epsilon", "v_prediction")
 TEXT_ACTIVATIONS = ("tanh", "erf")
+COMPONENTS = (*families.component_names(), *families.halves())
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,7 @@ class Settings:
     component: str | None = option(
         None,
         "convert only this one",
-        choices=(*families.component_names(), *families.halves()),
+        choices=COMPONENTS,
         reported=Option.IF_SET,
     )
     vae: Path | None = option(

@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
+from ..mappings.families import NAMES
 from . import without_blas
-from .choices import FAMILIES
 from .terminal import print_result, progress_bar
 
 
@@ -25,7 +25,7 @@ def add(commands: Any, common: argparse.ArgumentParser) -> None:
         "a", metavar="A", help="Keras file or folder, .ckpt, .safetensors, or diffusers repo"
     )
     parser.add_argument("b", metavar="B", help="another one, in any layout")
-    parser.add_argument("--family", choices=FAMILIES, help="where the tensors leave a choice")
+    parser.add_argument("--family", choices=NAMES, help="where the tensors leave a choice")
     parser.add_argument(
         "--ema", action="store_true", help="compare the moving averages of original checkpoints"
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from .choices import COMPONENTS
+from ..converters.settings import COMPONENTS
 from .terminal import print_result, progress_bar
 
 

@@ -15,8 +15,8 @@ from ..converters.planning.plan import PlannedComponent, StateDictShapes, choose
 from ..converters.planning.recognise import Recognition
 from ..converters.settings import Settings
 from ..errors import ConversionError
-from ..mappings.facts import facts
 from ..mappings.families import Component, Family, halves
+from ..mappings.layouts import layouts
 from ..mappings.library import all_tables
 from .frameworks import Framework, call_of, framework_of
 from .layers import watched
@@ -193,8 +193,10 @@ def _checks(component: Component, part: str, wanted: str | None) -> list[str]:
 
 def _is_moving_average(checkpoint: Checkpoint) -> bool:
     """Whether tensors come from the moving average that a file holds beside its weights."""
-    layout = facts("parity")["moving_averages"].get(checkpoint.layout)
-    tables = [table for table in all_tables() if table.about["layout"] == layout]
+    layout = layouts().get(checkpoint.layout)
+    if layout is None or layout.averages is None:
+        return False
+    tables = [table for table in all_tables() if table.about["layout"] == layout.averages]
     beginnings = tuple(table.beginning for table in tables)
     return any(tensor.name.startswith(beginnings) for tensor in checkpoint.tensors.values())
 
