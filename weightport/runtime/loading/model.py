@@ -16,6 +16,7 @@ from torch import nn
 from ...hub.mixin import PushToHub
 from ...io.atomic import merged
 from ...io.config_files import write_json
+from ...io.heap import keep_freed_memory
 from ...io.sizes import parse_size
 from ...io.weight_files import find_weights, read_index, sibling_files, why_no_weights
 from ..registry import COMPONENTS, component_class
@@ -107,6 +108,11 @@ class Model(nn.Module, HasConfig, PushToHub):
     def device(self) -> torch.device:
         """The device of the first parameter."""
         return next(self.parameters()).device
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the model; the process keeps the memory of its activations for the next run."""
+        keep_freed_memory()
+        return super().__call__(*args, **kwargs)
 
     @classmethod
     def rename(cls, key: str) -> str | None:

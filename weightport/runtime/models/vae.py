@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ...io.heap import keep_freed_memory
 from ..loading.config import Config, read_config
 from ..loading.model import Model
 from .layers import Downsample2D, ResnetBlock2D, Upsample2D, attend
@@ -239,6 +240,7 @@ class AutoencoderKL(Model):
 
         (b, in_channels, h, w) -> (b, latent_channels, h / 8, w / 8).
         """
+        keep_freed_memory()
         pixels, latents = self._tile_sizes()
         moments = self._in_parts(lambda x: self.quant_conv(self.encoder(x)), x, pixels, latents)
         return AutoencoderKLOutput(DiagonalGaussianDistribution(moments))
@@ -250,6 +252,7 @@ class AutoencoderKL(Model):
 
         (b, latent_channels, h, w) -> (b, out_channels, 8 h, 8 w).
         """
+        keep_freed_memory()
         pixels, latents = self._tile_sizes()
         image = self._in_parts(lambda z: self.decoder(self.post_quant_conv(z)), z, latents, pixels)
         return DecoderOutput(image)
