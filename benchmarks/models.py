@@ -64,11 +64,7 @@ def pickled(source: Path, path: Path) -> None:
 def _shapes(candidate: Candidate) -> dict[str, Shape]:
     """Source key -> shape of a whole part of stock size."""
     targets = candidate.component.manifest()
-    shapes = {}
-    for key, link in candidate.links.items():
-        stored = [targets[name] for name in link.targets]
-        shapes[key] = link.op.inverse.shapes(stored)[0] if link.op else stored[0]
-    return shapes
+    return {key: link.source_shape(targets) for key, link in candidate.links.items()}
 
 
 def _random() -> Callable[[Shape], Array]:

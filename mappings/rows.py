@@ -10,21 +10,38 @@ from typing import Any
 
 from .expressions import evaluate
 
+_ALTERNATIVES = re.compile(r"\{([\w.]+(?:,[\w.]+)+)\}")
+
 
 @dataclass(frozen=True)
 class Row:
-    """One line of a table, parsed once."""
+    """One line of a table, parsed once; with alternatives, `{q,k,v}`, one for each of them.
+
+    Attributes:
+        left: the left side as the table has it.
+        path: the same with one of the alternatives in its place.
+        place: which of the alternatives, the parts of a fused tensor; None without.
+    """
 
     section: str
     left: str
+    path: str
+    place: int | None
     right: str
     then: str
 
     @classmethod
-    def parse(cls, section: str, left: str, value: str) -> Row:
+    def parse(cls, section: str, left: str, value: str) -> list[Row]:
         """Read `left = "right : then"`."""
         right, _, then = value.partition(" : ")
-        return cls(section, left, right.strip(), then.strip())
+        sides = right.strip(), then.strip()
+        found = _ALTERNATIVES.search(left)
+        if found is None:
+            return [cls(section, left, left, None, *sides)]
+        return [
+            cls(section, left, left.replace(found[0], part), place, *sides)
+            for place, part in enumerate(found[1].split(","))
+        ]
 
     @property
     def value(self) -> str:
@@ -36,7 +53,7 @@ class Row:
 
     @cached_property
     def _patterns(self) -> tuple[re.Pattern[str], ...]:
-        return tuple(re.compile(_segment_regex(segment)) for segment in _split(self.left))
+        return tuple(re.compile(_segment_regex(segment)) for segment in _split(self.path))
 
     @cached_property
     def source(self) -> tuple[str, ...]:
@@ -51,13 +68,7 @@ class Row:
     @property
     def rank(self) -> tuple[int, int]:
         """How specific the row is: more segments first, then fewer wildcards."""
-        return self.length, -self.left.count("*")
-
-    @property
-    def parts(self) -> tuple[str, ...]:
-        """The names in the row's `{q,k,v}`, or nothing."""
-        found = re.search(r"\{(\w+(?:,\w+)+)\}", self.left)
-        return tuple(found[1].split(",")) if found else ()
+        return self.length, -self.path.count("*")
 
     def match(self, segments: tuple[str, ...]) -> dict[str, str] | None:
         """What the row binds when it matches the first segments of a key, else None."""
@@ -78,8 +89,14 @@ class Row:
             bound: what the left side matched, as text.
             scope: the values that expressions may use.
         """
-        filled = [_fill(segment, scope, bound) for segment in self.source]
+        filled = [
+            _fill(segment.replace("*", bound.get("star", "*")), scope) for segment in self.source
+        ]
         return tuple(segment for segment in filled if segment)
+
+    def then_for(self, scope: Mapping[str, Any]) -> str:
+        """The section or op that goes on, for the values of a scope."""
+        return _fill(self.then, scope)
 
 
 def _split(path: str) -> list[str]:
@@ -88,23 +105,23 @@ def _split(path: str) -> list[str]:
 
 
 def _segment_regex(segment: str) -> str:
-    """`linear_{k}` -> a regex; `{k}` binds an integer, `{q,k}` a part, `*` anything."""
+    """`linear_{k}` -> a regex; `{k}` binds an integer, `*` anything."""
     pieces = []
     for piece in re.split(r"(\{[^}]*\}|\*)", segment):
-        inside = piece[1:-1]
         if piece == "*":
             pieces.append("(?P<star>.+)")
-        elif "," in piece:
-            names = "|".join(map(re.escape, inside.split(",")))
-            pieces.append(f"(?P<part>{names})")
         elif piece.startswith("{"):
-            pieces.append(rf"(?P<{inside}>\d+)")
+            pieces.append(rf"(?P<{piece[1:-1]}>\d+)")
         else:
             pieces.append(re.escape(piece))
     return "".join(pieces)
 
 
-def _fill(segment: str, scope: Mapping[str, Any], bound: Mapping[str, str]) -> str:
-    """Put values into a right-hand segment."""
-    filled = segment.replace("*", bound.get("star", "*"))
-    return re.sub(r"\{([^}]*)\}", lambda found: str(evaluate(found[1], scope)), filled)
+def _fill(text: str, scope: Mapping[str, Any]) -> str:
+    """Put values in the place of expressions; 1 or 0 for those of comparisons."""
+
+    def value(found: re.Match[str]) -> str:
+        result = evaluate(found[1], scope)
+        return str(int(result) if isinstance(result, bool) else result)
+
+    return re.sub(r"\{([^}]*)\}", value, text)

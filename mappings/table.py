@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 
 from .errors import MappingError
 from .expressions import evaluate
-from .ops import Op
+from .ops import Op, Shape
 from .rows import Row
 
 _HEADER = ("extends", "prefix", "about", "let", "spelling", "ignore", "regenerate")
@@ -45,6 +45,17 @@ class Link:
         """The link read the other way."""
         op = self.op.inverse if self.op else None
         return Link(self.targets, self.sources, op, self.row)
+
+    def source_shape(self, targets: Mapping[str, Shape]) -> Shape:
+        """The shape that a source has whose targets have these shapes.
+
+        Raises:
+            MappingError: no source gives targets of such shapes.
+        """
+        shapes = [targets[key] for key in self.targets]
+        if self.op is None:
+            return shapes[0]
+        return self.op.inverse.shapes(shapes)[0]
 
 
 @dataclass(frozen=True)
@@ -181,6 +192,11 @@ class Table:
         links = []
         for source, how in found.items():
             fused = tuple(key for _, key in sorted(parts[source].items()))
+            if how.op and how.op.results not in (None, len(fused)):
+                raise MappingError(
+                    f"{self.name}: op `{how.op}` makes {how.op.results} tensors of `{source}`, but"
+                    f" the row names {len(fused)}: {', '.join(fused)}"
+                )
             links.append(Link((spelled[source],), fused, how.op, how.row))
         return links
 
@@ -207,17 +223,30 @@ def _sections(base: Table, document: Mapping[str, Any]) -> dict[str, tuple[Row, 
     """The rows of a base and of a file, the most specific first; a row replaces the base's with the
     same left side."""
     rows = {
-        section: {row.left: row for row in inherited}
+        section: {row.path: row for row in inherited}
         for section, inherited in base.sections.items()
     }
     for section, entries in document.items():
-        if section not in _HEADER:
-            own = {left: Row.parse(section, left, value) for left, value in entries.items()}
-            rows[section] = rows.get(section, {}) | own
+        if section in _HEADER:
+            continue
+        inherited = rows.get(section, {}).values()
+        kept = {row.path: row for row in inherited if row.left not in entries}
+        rows[section] = kept | _rows(section, entries)
     return {
         section: tuple(sorted(known.values(), key=lambda row: row.rank, reverse=True))
         for section, known in rows.items()
     }
+
+
+def _rows(section: str, entries: Mapping[str, str]) -> dict[str, Row]:
+    """The rows of one section of a file, by what they match."""
+    rows: dict[str, Row] = {}
+    for left, value in entries.items():
+        for row in Row.parse(section, left, value):
+            if row.path in rows:
+                raise MappingError(f"[{section}] has two rows for `{row.path}`")
+            rows[row.path] = row
+    return rows
 
 
 class _Explained(NamedTuple):
@@ -231,12 +260,12 @@ class _Explained(NamedTuple):
 
 
 class _Step(NamedTuple):
-    """One row applied to the front of a key: what it took, and what it gave."""
+    """One row applied to the front of a key: what it took, what it gave, and what goes on."""
 
     row: Row
     scope: Mapping[str, Any]
     source: tuple[str, ...]
-    place: int | None
+    then: str
 
 
 class _Expansion:
@@ -270,15 +299,15 @@ class _Expansion:
             source += step.source
             taken += row.length
             scope = step.scope
-            if step.place is not None:
-                place = step.place
-            if row.then not in self._table.sections:
+            if row.place is not None:
+                place = row.place
+            if step.then not in self._table.sections:
                 break
-            section = row.then
-        if row.then and taken < len(key):
+            section = step.then
+        if step.then and taken < len(key):
             return None  # an op ends a key; a longer one needs its own row
         path = self._table.prefix + ".".join((*source, *key[taken:]))
-        op = Op.parse(row.then) if row.then else None
+        op = Op.parse(step.then) if step.then else None
         return _Explained(path, place, op, " / ".join(rows))
 
     def _step(
@@ -298,6 +327,5 @@ class _Expansion:
             if bound is not None:
                 numbers = {name: int(text) for name, text in bound.items() if text.isdigit()}
                 known = {**scope, **numbers}
-                place = row.parts.index(bound["part"]) if row.parts else None
-                return _Step(row, known, row.write(bound, known), place)
+                return _Step(row, known, row.write(bound, known), row.then_for(known))
         return None

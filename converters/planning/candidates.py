@@ -30,7 +30,7 @@ class Candidate:
     def shapes(self) -> Mapping[str, Shape]:
         """Source key -> its shape in the stock model."""
         targets = self.component.manifest()
-        return {key: _source_shape(link, targets) for key, link in self.links.items()}
+        return {key: link.source_shape(targets) for key, link in self.links.items()}
 
     @property
     def part(self) -> str:
@@ -69,10 +69,3 @@ def candidates(layout: str) -> tuple[Candidate, ...]:
         for family in families().values()
         if family.name in table.about["families"]
     )
-
-
-def _source_shape(link: Link, targets: Mapping[str, Shape]) -> Shape:
-    shape = targets[link.targets[0]]
-    if link.op is None:
-        return shape
-    return link.op.inverse.shapes([shape] * len(link.targets))[0]

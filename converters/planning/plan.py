@@ -156,7 +156,7 @@ def _component(
             f" known: {known}"
         )
     for part in parts:
-        _check_shapes(part, tensors, shapes)
+        _check_shapes(part, family.name, tensors, shapes)
     ordered = {key: tensors[key] for key in shapes if key in tensors}
     return PlannedComponent(name, config, ordered, parts)
 
@@ -210,7 +210,10 @@ def _target_shapes(part: Recognition, link: Link, sources: Sequence[Tensor]) -> 
 
 
 def _check_shapes(
-    part: Recognition, tensors: Mapping[str, PlannedTensor], shapes: Mapping[str, Shape]
+    part: Recognition,
+    family: str,
+    tensors: Mapping[str, PlannedTensor],
+    shapes: Mapping[str, Shape],
 ) -> None:
     """Refuse a tensor of a part that has not the shape it must have."""
     mine = set(map(id, part.checkpoint.tensors.values()))
@@ -221,11 +224,10 @@ def _check_shapes(
     ]
     if not wrong:
         return
-    first = wrong[0]
-    expected = shapes[first.key]
-    if first.op is not None:
-        expected = first.op.inverse.shapes([expected])[0]
-    source = first.sources[0]
+    source = wrong[0].sources[0]
+    links = part.of_family(family).links
+    key = next(key for key, tensor in part.checkpoint.tensors.items() if tensor is source)
+    expected = links[key].source_shape(shapes)
     flaw = f"has the wrong shape {list(source.shape)}, expected {list(expected)}"
     if len(wrong) > 1:
         flaw += f"; also {brief(planned.sources[0].name for planned in wrong[1:])}"

@@ -116,6 +116,7 @@ class _Repo:
                     planned.sources,
                     planned.op,
                     planned.part,
+                    planned.parts,
                 )
                 for planned in component.tensors.values()
             ]

@@ -16,7 +16,7 @@ from functools import cached_property, partial
 
 import numpy as np
 
-from ...mappings.ops import Op
+from ...mappings.ops import Op, Run
 from ..checkpoint import DTYPES, Array, Stored, Tensor
 from .cast import Float16Cast
 from .transpose import Shape, coalesced, copy_view, panels, row_blocks
@@ -43,10 +43,11 @@ class Output:
     Attributes:
         key: its name in the file.
         dtype: a key of `DTYPES`; it may differ from the sources' only between floats.
-        shape: its shape, with as many elements as the sources give.
+        shape: its shape, which the sources and the op give.
         sources: tensors of one dtype.
         op: None where the elements stay in their order.
-        part: which of the results, where the op splits its source.
+        part: which of the op's results.
+        parts: how many results the op has.
     """
 
     key: str
@@ -55,6 +56,7 @@ class Output:
     sources: tuple[Tensor, ...]
     op: Op | None = None
     part: int = 0
+    parts: int = 1
 
     @property
     def nbytes(self) -> int:
@@ -146,13 +148,6 @@ class Blocks:
                 yield block.shape, partial(copy_view, block)
 
 
-def results(output: Output) -> int:
-    """How many tensors of this output's shape its sources give."""
-    elements = sum(math.prod(source.shape) for source in output.sources)
-    result = math.prod(output.shape)
-    return elements // result if output.op is not None and result else 1
-
-
 def _in_order(output: Output, moves: tuple[Shape, Shape] | None) -> bool:
     """Whether the output, whose axes move so, is bytes of its sources as they lie."""
     still = output.op is None or output.op.keeps_order or (moves is not None and len(moves[0]) < 2)
@@ -160,19 +155,23 @@ def _in_order(output: Output, moves: tuple[Shape, Shape] | None) -> bool:
 
 
 def _places(output: Output) -> Iterator[Stored]:
-    """The stored bytes of an output whose elements stay in their order: its sources, or its part of
-    one."""
-    for source in output.sources:
+    """The stored bytes of an output whose elements stay in their order: its sources, or runs of
+    their rows."""
+    runs = [Run(place, 0, 1, 1) for place in range(len(output.sources))]
+    if output.op is not None and output.op.keeps_order:
+        runs = output.op.runs(output.part, output.parts, len(output.sources))
+    for run in runs:
+        source = output.sources[run.source]
         assert isinstance(source, Stored)
-        nbytes = source.nbytes // results(output)
-        count = nbytes // DTYPES[source.dtype].itemsize
-        yield replace(source, shape=(count,), offset=source.offset + output.part * nbytes)
+        share = source.nbytes // run.of
+        count = share * (run.last - run.first) // DTYPES[source.dtype].itemsize
+        yield replace(source, shape=(count,), offset=source.offset + run.first * share)
 
 
 def _moves(output: Output) -> tuple[Shape, Shape] | None:
     """Coalesced (shape, permutation) of an output that is one source with its axes permuted; None
     for the rest."""
-    if output.op is None or len(output.sources) > 1 or results(output) > 1:
+    if output.op is None or len(output.sources) > 1 or output.parts > 1:
         return None
     shape = output.sources[0].shape
     permutation = output.op.permutation(len(shape))
@@ -183,7 +182,7 @@ def _computed(output: Output) -> Array:
     """The bits of an output that is held in memory whole."""
     arrays = [source.numpy() for source in output.sources]
     if output.op is not None:
-        arrays = output.op.apply(arrays, results(output))
+        arrays = output.op.apply(arrays, output.parts)
     return np.atleast_1d(arrays[output.part]).view(_bits(output.sources[0].dtype))
 
 

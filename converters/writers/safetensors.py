@@ -25,7 +25,7 @@ from ...io.dtypes import FLOATS
 from ...io.weight_files import shard_name, write_index
 from ..checkpoint import Computed, SourceFile, Stored, Tensor
 from .background import flushing, read_ahead
-from .pieces import DEPTH, Block, Blocks, Output, results
+from .pieces import DEPTH, Block, Blocks, Output
 
 __all__ = ["Output", "Written", "WrittenFile", "write_safetensors"]
 
@@ -134,11 +134,24 @@ def _check(outputs: Sequence[Output]) -> None:
                 f"`{key}` cannot be written: {', '.join(sorted(dtypes))} does not become"
                 f" {output.dtype}"
             )
-        elements = sum(math.prod(source.shape) for source in output.sources)
-        if elements != math.prod(output.shape) * results(output):
-            raise ConversionError(
-                f"`{key}` cannot be written: {elements} elements do not fill shape {output.shape}"
-            )
+        flaw = _misfit(output)
+        if flaw:
+            raise ConversionError(f"`{key}` cannot be written: {flaw}")
+
+
+def _misfit(output: Output) -> str | None:
+    """Why the sources do not give the shape of an output, if they do not."""
+    shapes = [source.shape for source in output.sources]
+    if output.op is None:
+        elements = sum(map(math.prod, shapes))
+        if elements == math.prod(output.shape):
+            return None
+        return f"{elements} elements do not fill shape {output.shape}"
+    try:
+        shape = output.op.shapes(shapes, output.parts)[output.part]
+    except ValueError as error:
+        return str(error)
+    return None if shape == output.shape else f"{shape} is not {output.shape}"
 
 
 # --- files ----------------------------------------------------------------------------------------

@@ -33,13 +33,7 @@ def _target_shapes(table: Table, family: str) -> Shapes:
 
 
 def _source_shapes(links: list[Link], targets: Shapes) -> Shapes:
-    return {
-        source: link.op.inverse.shapes([targets[link.targets[0]]] * len(link.targets))[0]
-        if link.op
-        else targets[link.targets[0]]
-        for link in links
-        for source in link.sources
-    }
+    return {source: link.source_shape(targets) for link in links for source in link.sources}
 
 
 @pytest.mark.parametrize(("table", "family"), SERVED, ids=IDS)

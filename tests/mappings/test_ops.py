@@ -94,7 +94,21 @@ def test_inverse_restores_every_permutation(order: list[int], shape: tuple[int, 
         "i o) -> o i",
         "i o -> o j",
         "i-o -> o i",
-        "2 o -> o 2",
+        "0 o -> o 0",
+        "2 2 -> 2 2",
+        "2 o -> o 3",
+        "(i (o p)) -> i o p",
+        "q+k i -> (q+v) i",
+        "q+k i -> (q+2k) i",
+        "q+q i -> (q+q) i",
+        "q+k i -> q k i",
+        "q+k i+o -> (q+k) (i+o)",
+        "q+k i -> (q+k) o",
+        "q+0k i -> (q+0k) i",
+        "q+2 i -> (q+2) i",
+        "q+k i",
+        "(q+k -> q+k",
+        "((q+k) i) -> (q+k) i",
     ],
 )
 def test_nonsense_is_refused(text: str) -> None:
@@ -107,3 +121,117 @@ def test_a_shape_that_does_not_fit_is_refused() -> None:
         Op.parse("1 1 i o -> o i").apply([_array(3, 3, 2, 2)])
     with pytest.raises(MappingError, match="does not fit shape"):
         Op.parse("i o -> o i").shapes([(1, 2, 3)])
+
+
+# --- numbers and sums -----------------------------------------------------------------------------
+
+
+def test_a_number_is_an_axis_of_that_size() -> None:
+    op = Op.parse("i 12 d -> (12 d) i")
+    array = _array(5, 12, 3)
+    (result,) = op.apply([array])
+    np.testing.assert_array_equal(result, array.transpose(1, 2, 0).reshape(36, 5))
+    assert op.inverse.shapes([(36, 5)]) == [(5, 12, 3)]
+    np.testing.assert_array_equal(op.inverse.apply([result])[0], array)
+    with pytest.raises(MappingError, match=r"shape \(5, 10, 3\): axis `12` of size 10"):
+        op.shapes([(5, 10, 3)])
+    with pytest.raises(MappingError, match=r"axis `\(12 d\)` of size 35"):
+        op.inverse.shapes([(35, 5)])
+
+
+def test_sections_change_places() -> None:
+    op = Op.parse("(shift+scale) ... -> (scale+shift) ...")
+    for shape in [(6,), (6, 4), (6, 4, 2)]:
+        array = _array(*shape)
+        (result,) = op.apply([array])
+        np.testing.assert_array_equal(result, np.concatenate([array[3:], array[:3]]))
+        assert op.shapes([shape]) == [shape]
+        np.testing.assert_array_equal(op.inverse.apply([result])[0], array)
+    assert op.results == 1
+    assert op.inverse.inverse == op
+    assert str(op) == "(shift+scale) ... -> (scale+shift) ..."
+
+
+def test_one_tensor_to_unequal_ones_and_back() -> None:
+    op = Op.parse("(q+k+v+4m) ... -> q+k+v+4m ...")
+    array = _array(14, 3)
+    parts = op.apply([array], 4)
+    assert op.results == 4
+    assert [part.shape for part in parts] == op.shapes([(14, 3)], 4) == [(2, 3)] * 3 + [(8, 3)]
+    np.testing.assert_array_equal(np.concatenate(parts), array)
+    assert op.inverse.results == 1
+    assert op.inverse.shapes([part.shape for part in parts]) == [(14, 3)]
+    np.testing.assert_array_equal(op.inverse.apply(parts)[0], array)
+
+
+@given(st.data())
+def test_sums_anywhere_are_undone(data: st.DataObject) -> None:
+    """Sections of any shares, in any order, on any axis, in one tensor or in several."""
+    names = data.draw(st.lists(st.sampled_from("abcd"), min_size=2, unique=True))
+    shares = {name: data.draw(st.integers(1, 4)) for name in names}
+    unit = data.draw(st.integers(0, 3))
+
+    def side(order: list[str], axes: list[str], apart: bool) -> str:
+        terms = "+".join(f"{shares[name]}{name}" for name in order)
+        written = terms if apart else f"({terms})"
+        return " ".join(written if axis == "+" else axis for axis in axes)
+
+    axes = data.draw(st.permutations(["+", "i", "o"]))
+    moved = data.draw(st.permutations(axes))
+    order = data.draw(st.permutations(names))
+    source_apart = data.draw(st.booleans())
+    target_apart = data.draw(st.booleans())
+    op = Op.parse(f"{side(names, axes, source_apart)} -> {side(order, moved, target_apart)}")
+    sizes = {"i": 2, "o": 3}
+
+    def section(name: str) -> np.ndarray:
+        shape = [sizes.get(axis, unit * shares[name]) for axis in axes]
+        return _array(*shape) + 1000 * names.index(name)
+
+    sections = [section(name) for name in names]
+    at = axes.index("+")
+    sources = sections if source_apart else [np.concatenate(sections, at)]
+    results = op.apply(sources, len(names) if target_apart else 1)
+    order_of_axes = [axes.index(axis) for axis in moved]
+    expected = [sections[names.index(name)].transpose(order_of_axes) for name in order]
+    if not target_apart:
+        expected = [np.concatenate(expected, moved.index("+"))]
+    for result, wanted in zip(results, expected, strict=True):
+        np.testing.assert_array_equal(result, wanted)
+    assert op.shapes([source.shape for source in sources]) == [r.shape for r in results]
+    for restored, source in zip(op.inverse.apply(results), sources, strict=True):
+        np.testing.assert_array_equal(restored, source)
+    assert op.inverse.inverse == op
+    assert Op.parse(str(op)) == op
+    if op.keeps_order:
+        rows = [_taken(op, part, len(results), sources) for part in range(len(results))]
+        assert [row.tolist() for row in rows] == [result.tolist() for result in results]
+
+
+def _taken(op: Op, part: int, parts: int, sources: list[np.ndarray]) -> np.ndarray:
+    """A result put together from the runs of rows that the op names."""
+    rows = []
+    for run in op.runs(part, parts, len(sources)):
+        source = sources[run.source]
+        share = len(source) // run.of
+        rows.append(source[run.first * share : run.last * share])
+    return np.concatenate(rows)
+
+
+def test_what_a_sum_does_not_fit_is_refused_by_axis_and_size() -> None:
+    op = Op.parse("(q+k+v+4m) ... -> q+k+v+4m ...")
+    with pytest.raises(MappingError, match=r"axis `\(q\+k\+v\+4m\)` of size 13 has not 7 equal"):
+        op.shapes([(13, 2)], 4)
+    with pytest.raises(MappingError, match="takes 1 tensors, not 2"):
+        op.shapes([(14, 2), (14, 2)], 4)
+    back = op.inverse
+    with pytest.raises(MappingError, match=r"section `4m` has shape \(7, 3\), .* have \(8, 3\)"):
+        back.shapes([(2, 3), (2, 3), (2, 3), (7, 3)])
+    with pytest.raises(MappingError, match=r"section `k` has shape \(2, 4\)"):
+        back.shapes([(2, 3), (2, 4), (2, 3), (8, 3)])
+    with pytest.raises(MappingError, match="takes 4 tensors, not 3"):
+        back.shapes([(2, 3), (2, 3), (2, 3)])
+    with pytest.raises(MappingError, match="axis `4m` of size 7 has not 4 equal"):
+        Op.parse("4m+q i -> (4m+q) i").shapes([(7, 3), (2, 3)])
+    with pytest.raises(MappingError, match="does not fit 3 axes"):
+        Op.parse("(a+b) i -> (b+a) i").shapes([(2, 3, 4)])

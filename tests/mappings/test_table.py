@@ -56,7 +56,7 @@ def test_sections_and_ops_finish_a_key(table: Load) -> None:
 
 def test_let_and_config_enter_the_arithmetic(table: Load) -> None:
     rows = table('[let]\nn = "layers + 1"\n[main]\n"d.{i}" = "in.{n*i}.{kinds[i] == \'X\'}"')
-    assert rows.links(["d.1"], {"layers": 2, "kinds": ["Y", "X"]})[0].sources == ("in.3.True",)
+    assert rows.links(["d.1"], {"layers": 2, "kinds": ["Y", "X"]})[0].sources == ("in.3.1",)
 
 
 def test_parts_of_a_fused_tensor_become_one_link(table: Load) -> None:
@@ -65,6 +65,51 @@ def test_parts_of_a_fused_tensor_become_one_link(table: Load) -> None:
     assert link.sources == ("in_proj",)
     assert link.targets == ("q_proj.weight", "k_proj.weight", "v_proj.weight")
     assert link.inverse.inverse == link
+
+
+def test_parts_may_be_of_several_segments(table: Load) -> None:
+    rows = table(
+        '[main]\n"{attn.to_q,attn.to_k,mlp}.*" = "one.* : (q+k+4m) ... -> q+k+4m ..."\n'
+        '"attn.out" = "out"'
+    )
+    keys = ["mlp.weight", "attn.to_k.weight", "attn.out.weight", "attn.to_q.weight"]
+    fused, out = rows.links(keys, {})
+    assert fused.sources == ("one.weight",)
+    assert fused.targets == ("attn.to_q.weight", "attn.to_k.weight", "mlp.weight")
+    assert out.targets == ("attn.out.weight",)
+    shapes = {"attn.to_q.weight": (2, 3), "attn.to_k.weight": (2, 3), "mlp.weight": (8, 3)}
+    assert fused.source_shape(shapes) == (12, 3)
+    with pytest.raises(MappingError, match="section `k`"):
+        fused.source_shape({**shapes, "attn.to_k.weight": (3, 3)})
+    with pytest.raises(MappingError, match=r"makes 3 tensors of `one\.weight`, but .* names 2"):
+        rows.links(["mlp.weight", "attn.to_k.weight"], {})
+
+
+def test_what_follows_may_depend_on_indices_and_config(table: Load) -> None:
+    rows = table(
+        '[main]\n"b.{i}.norm" = "c.{i}.norm : last{i == n - 1}"\n'
+        '"b.{i}.heads" = "c.{i}.heads : {h} d o -> o ({h} d)"\n'
+        '[last0]\n"*" = "*"\n[last1]\n"*" = "* : (a+b) -> (b+a)"'
+    )
+    keys = ["b.0.norm.w", "b.1.norm.w", "b.0.heads"]
+    first, last, heads = rows.links(keys, {"n": 2, "h": 3})
+    assert first.op is None
+    assert str(last.op) == "(a+b) -> (b+a)"
+    assert str(heads.op) == "3 d o -> o (3 d)"
+    with pytest.raises(MappingError, match=r"`\{i == n - 1\}`"):
+        rows.links(keys, {"h": 3})
+    with pytest.raises(MappingError, match="op `last1`"):
+        table('[main]\n"b.{i}" = "c : last{i}"').links(["b.1"], {})
+
+
+def test_a_row_of_several_parts_is_replaced_whole_or_in_part(table: Load) -> None:
+    table('[main]\n"{a.q,a.k}" = "x : (p o) -> p o"', "base")
+    whole = table('extends = "base"\n[main]\n"{a.q,a.k}" = "y : (p o) -> p o"')
+    assert _pairs(whole.links(["a.q", "a.k"], {})) == {("a.q", "a.k"): ("y",)}
+    part = table('extends = "base"\n[main]\n"a.q" = "z"')
+    assert _pairs(part.links(["a.q", "a.k"], {})) == {("a.q",): ("z",), ("a.k",): ("x",)}
+    with pytest.raises(MappingError, match=r"\[main\] has two rows for `a\.k`"):
+        table('[main]\n"{a.q,a.k}" = "x : (p o) -> p o"\n"a.k" = "z"')
 
 
 def test_extends_overrides_row_by_row(table: Load) -> None:

@@ -279,8 +279,7 @@ def test_the_tables_know_every_tensor_of_the_full_size_modules(family: str, cont
         component = families()[family].components[name]
         shapes, known = component.manifest(), {}
         for link in load_table(f"ldm_{name}").links(shapes, component.config):
-            shape = shapes[link.targets[0]]
-            known[link.sources[0]] = link.op.inverse.shapes([shape])[0] if link.op else shape
+            known[link.sources[0]] = link.source_shape(shapes)
         prefix = _prefix(family, name)
         assert known == {
             prefix + key: tuple(tensor.shape) for key, tensor in module.state_dict().items()

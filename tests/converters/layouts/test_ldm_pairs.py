@@ -92,8 +92,7 @@ def test_same_pairs_as_diffusers(candidate: Candidate) -> None:
     checkpoint: dict[str, Any] = {}
     expected: dict[str, Any] = {}
     for number, link in enumerate(links):
-        shape = stock[link.targets[0]]
-        rank = len(link.op.inverse.shapes([shape] * len(link.targets))[0] if link.op else shape)
+        rank = len(link.source_shape(stock))
         source = (
             np.arange(len(link.targets), dtype=np.float32).reshape(-1, *[1] * (rank - 1))
             + 3 * number

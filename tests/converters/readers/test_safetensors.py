@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 from weightport.converters.checkpoint import DTYPES, Computed, SourceFile, Stored, Tensor
 from weightport.converters.readers.safetensors import read_safetensors
+from weightport.converters.writers import pieces
 from weightport.converters.writers.cast import Float16Cast
 from weightport.converters.writers.safetensors import Output, Written, write_safetensors
 from weightport.converters.writers.transpose import TILE, coalesced, copy_view, panels, row_blocks
@@ -47,16 +48,12 @@ def stored(folder: Path, arrays: Arrays) -> dict[str, Stored]:
     return tensors
 
 
-def convert(
-    folder: Path, array: np.ndarray[Any, Any], dtype: str, op: Op | None = None, part: int = 0
-) -> Any:
+def convert(folder: Path, array: np.ndarray[Any, Any], dtype: str, op: Op | None = None) -> Any:
     """One tensor through the writer: (result, Written)."""
     source = stored(folder, {"a": array})["a"]
-    shape = op.apply([array], 3 if part else 1)[part].shape if op else array.shape
-    output = Output("a", dtype, shape, (source,), op, part)
-    written = write_safetensors(
-        folder, f"{dtype}{part}.safetensors", [output], max_shard_size=1 << 40
-    )
+    shape = op.apply([array])[0].shape if op else array.shape
+    output = Output("a", dtype, shape, (source,), op)
+    written = write_safetensors(folder, f"{dtype}.safetensors", [output], max_shard_size=1 << 40)
     return read_safetensors(folder / written.files[0].name).tensors["a"].numpy(), written
 
 
@@ -222,7 +219,7 @@ SHAPES: dict[int, list[tuple[int, ...]]] = {
 @pytest.mark.parametrize("text", OPS)
 def test_permutations_equal_numpy(tmp_path: Path, text: str, dtype: str) -> None:
     op = Op.parse(text)
-    for i, shape in enumerate(SHAPES[len(op.source)]):
+    for i, shape in enumerate(SHAPES[len(text.partition("->")[0].split())]):
         shape = (1, 1, *shape[2:]) if text.startswith("1 1") else shape
         array = random_bits(DTYPES[dtype], shape, seed=i)
         (tmp_path / str(i)).mkdir()
@@ -314,15 +311,45 @@ def test_overflow_and_nonfinite_are_told_apart(tmp_path: Path) -> None:
     assert (written.nonfinite, written.overflow) == ({"a": 3}, {"a": 2})
 
 
-@pytest.mark.parametrize("part", [0, 1, 2])
 @pytest.mark.parametrize("dtype", ["F32", "F16"])
-def test_split(tmp_path: Path, part: int, dtype: str) -> None:
-    array = np.random.default_rng(0).standard_normal((96, 200), np.float32)
+@pytest.mark.parametrize(
+    ("text", "parts"),
+    [
+        ("(p o) ... -> p o ...", 3),
+        ("(q+k+v+4m) i -> q+k+v+4m i", 4),
+        ("(2a+b+4c) i -> 4c+2a+b i", 3),
+        ("(a+b) ... -> (b+a) ...", 1),
+        ("(a+4b+2c) i -> (2c+a+4b) i", 1),
+        ("i (p o) -> p o i", 2),
+        ("i (a+3b) -> a+3b i", 2),
+        ("i (a+b) -> (b+a) i", 1),
+        ("i 12 d -> (12 d) i", 1),
+    ],
+)
+def test_parts_are_what_the_op_makes(
+    tmp_path: Path, text: str, parts: int, dtype: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And back; runs of whole rows are copied, never held whole."""
+    op = Op.parse(text)
+    shape = (84, 12, 4) if "12" in text else (84, 120)
+    array = np.random.default_rng(0).standard_normal(shape, np.float32)
     source = stored(tmp_path, {"a": array})["a"]
-    output = Output("a", dtype, (32, 200), (source,), Op.parse("(p o) i -> p o i"), part)
-    write_safetensors(tmp_path, "w.safetensors", [output], max_shard_size=1 << 40)
-    result = read_safetensors(tmp_path / "w.safetensors").tensors["a"].numpy()
-    assert_same_bits(result, array[32 * part : 32 * part + 32].astype(DTYPES[dtype]))
+    expected = op.apply([array], parts)
+    outputs = [
+        Output(str(part), dtype, result.shape, (source,), op, part, parts)
+        for part, result in enumerate(expected)
+    ]
+    if op.keeps_order:
+        monkeypatch.setattr(pieces, "_computed", None)
+    write_safetensors(tmp_path, "w.safetensors", outputs, max_shard_size=1 << 40)
+    read = read_safetensors(tmp_path / "w.safetensors").tensors
+    results = [read[str(part)] for part in range(parts)]
+    for result, wanted in zip(results, expected, strict=True):
+        assert_same_bits(result.numpy(), np.ascontiguousarray(wanted.astype(DTYPES[dtype])))
+    back = Output("a", dtype, array.shape, tuple(results), op.inverse)
+    write_safetensors(tmp_path, "back.safetensors", [back], max_shard_size=1 << 40)
+    restored = read_safetensors(tmp_path / "back.safetensors").tensors["a"]
+    assert_same_bits(restored.numpy(), array.astype(DTYPES[dtype]))
 
 
 def test_merge_and_computed_sources(tmp_path: Path) -> None:
@@ -358,6 +385,8 @@ def test_writer_refuses_what_does_not_fit(tmp_path: Path) -> None:
         ([Output("x", "I64", (2, 3), i)], "I32 does not become I64"),
         ([Output("x", "F32", (2, 4), f)], "6 elements do not fill"),
         ([Output("x", "F32", (4, 3), (*f, *i), Op.parse("p o i -> (p o) i"))], "F32, I32"),
+        ([Output("x", "F32", (2, 3), f, Op.parse("i o -> o i"))], r"\(3, 2\) is not \(2, 3\)"),
+        ([Output("x", "F32", (1, 3), f, Op.parse("(a+2b) i -> a+2b i"), 0, 2)], "size 2 has not 3"),
     ]:
         with pytest.raises(ConversionError, match=message):
             write_safetensors(tmp_path, "w.safetensors", outputs, max_shard_size=1 << 40)
