@@ -7,12 +7,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from ..errors import ConversionError
+from ..errors import ConversionError, printable
 from ..io.atomic import check_apart
 from ..mappings.families import Family, families, halves, halves_of
 from ..mappings.layouts import layouts
 from .checkpoint import Checkpoint
 from .conversion import Conversion
+from .layouts.diffusers import is_average
+from .layouts.folders import is_hub_cache, located
 from .layouts.source import Source
 from .layouts.sources import open_source
 from .outputs import OUTPUTS
@@ -44,6 +46,7 @@ def convert(
     """
     check_apart(output, [*sources, *(path for path in (base, settings.vae) if path)])
     writer = OUTPUTS[settings.to]
+    _check_revision(sources, settings.revision)
     opened = open_sources(sources, settings)
     if writer.is_repo and settings.hashes and not settings.dry_run:
         Later(lambda: _hash(opened))  # while we plan and write
@@ -66,6 +69,13 @@ def convert(
         for file in part.checkpoint.files:
             file.check_unchanged()
     return conversion
+
+
+def _check_revision(sources: Sequence[Path], revision: str | None) -> None:
+    if revision is not None and not any(map(is_hub_cache, sources)):
+        raise ConversionError(
+            f"--revision {printable(revision)}: no source is the folder of a Hub cache"
+        )
 
 
 def _hash(checkpoints: Sequence[Checkpoint]) -> None:
@@ -137,7 +147,7 @@ def open_sources(sources: Sequence[Path], settings: Settings) -> list[Checkpoint
     """Open every source; one checkpoint for each part."""
     opened = []
     for path in sources:
-        opened += open_source(Source(path, settings.lora_alpha, settings.ema))
+        opened += open_source(Source(path, settings.lora_alpha, settings.ema, settings.revision))
     return opened
 
 
@@ -165,7 +175,9 @@ def _with_vae(parts: list[Recognition], path: Path, settings: Settings) -> list[
 
 
 def _has_average(part: Recognition) -> bool:
-    """Whether files in the part's layout may hold its moving average."""
+    """Whether the part is a moving average, or files in its layout may hold one of it."""
+    if is_average(part.checkpoint):
+        return True
     averages = layouts()[part.checkpoint.layout].averages
     known = candidates(averages) if averages else ()
     return any(candidate.part == part.part for candidate in known)
@@ -186,6 +198,7 @@ def _with_base(
     if base is None:
         return choose_family(parts, settings.family), parts
     given = {part.part for part in parts}
+    base = located(base)
     if (base / "model_index.json").is_file():
         added = gather([base], settings)
     else:

@@ -115,7 +115,12 @@ class Settings:
     )
     ema: bool = option(
         False,
-        "take the moving average of an original checkpoint's UNet",
+        "take the moving average of the weights instead of the weights themselves",
+        reported=Option.IF_SET,
+    )
+    revision: str | None = option(
+        None,
+        "of a folder in the Hub's cache: a branch, a tag or a commit",
         reported=Option.IF_SET,
     )
     prediction_type: str | None = option(

@@ -63,6 +63,7 @@ def convert(
     placeholder_tokens: Sequence[str] = (),
     lora_alpha: float | None = None,
     ema: bool = False,
+    revision: str | None = None,
     prediction_type: Literal["epsilon", "v_prediction"] | None = None,
     image_size: int | None = None,
     residue: bool = True,
@@ -97,7 +98,9 @@ def convert(
             (before).
         placeholder_tokens: names for the token rows that textual inversion added, in order.
         lora_alpha: merge LoRA factors with this alpha; they are refused without it.
-        ema: take the moving average of an original checkpoint's UNet instead of its weights.
+        ema: take the moving average of the weights instead of the weights themselves.
+        revision: of a source that is a repository's folder in the Hub's cache: a branch, a tag or
+            a commit.
         prediction_type: what the UNet predicts, where its file does not say or says it wrongly.
         image_size: in pixels, a multiple of 8, for the configs; by default the file's or the
             family's.
@@ -142,6 +145,7 @@ def convert(
         placeholder_tokens=tuple(placeholder_tokens),
         lora_alpha=lora_alpha,
         ema=ema,
+        revision=revision,
         prediction_type=prediction_type,
         image_size=image_size,
         residue=residue,

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import replace
 from pathlib import Path
 
 from ...errors import ConversionError
-from ...io.weight_files import SAFETENSORS_STEMS, find_main_weights
+from ...io.weight_files import MAIN_STEMS, find_main_weights
+from ...mappings.facts import facts
 from ...mappings.families import component_names
 from ..checkpoint import Checkpoint
-from ..readers.safetensors import read_safetensors
+from ..readers.sniff import file_names
+from .folders import inside, left_beside
+from .foreign import refuse_folder
 from .ldm_extras import stated, without_extras
 from .source import Source
 
@@ -30,32 +32,37 @@ def parts(source: Source) -> list[Checkpoint]:
         return [_file(source.raw)]
     if source.kind == "model":
         return [_model(source.path, "")]
-    models = [
-        _model(source.path, name) for name in component_names() if _weights(source.path / name)
-    ]
-    if not models:
-        raise ConversionError(
-            f"{source.path}: a diffusers repo without safetensors weights in unet/, vae/ or"
-            " text_encoder/"
-        )
-    return models
+    repo = source.path
+    folders = {name: folder for name in component_names() if (folder := _folder(source, name))}
+    if not folders:
+        refuse_folder(repo)
+        known = "/, ".join(component_names())
+        raise ConversionError(f"{repo}: a diffusers repo without weights in {known}/")
+    models = {name: _model(repo, folder) for name, folder in folders.items()}
+    for name, model in models.items():
+        average = _average(name)
+        if model.root == name and _weights(repo / average):
+            reason = facts("containers")["averages"]["reason"]
+            model.skipped[f"{average}/"] = reason.replace("{folder}", name)
+    first = next(iter(models.values()))
+    first.skipped.update(left_beside(repo))
+    return list(models.values())
 
 
-def inside(repo: Path, file: Path) -> Path:
-    """The file, if it lies in the repo or among the blobs that belong to it in the Hub's cache.
+def is_average(checkpoint: Checkpoint) -> bool:
+    """Whether it was taken from a folder that holds the moving average of another one's model."""
+    return checkpoint.root.endswith(_average(""))
 
-    Raises:
-        ConversionError: the file is a link to elsewhere, whose content would end up in the output.
-    """
-    root = Path(os.path.realpath(repo))
-    real = Path(os.path.realpath(file))
-    snapshots = next((path for path in root.parents if path.name == "snapshots"), None)
-    blobs = snapshots.parent / "blobs" if snapshots else root
-    if not {root, blobs} & set(real.parents):
-        raise ConversionError(
-            f"{file}: a link that leads out of the repo; put the file itself there"
-        )
-    return file
+
+def _average(name: str) -> str:
+    """The folder of the moving average of a component."""
+    return name + str(facts("containers")["averages"]["suffix"])
+
+
+def _folder(source: Source, name: str) -> str | None:
+    """The folder of a repository in which a component lies; that of its average, where asked."""
+    wanted = (_average(name), name) if source.ema else (name, _average(name))
+    return next((folder for folder in wanted if _weights(source.path / folder)), None)
 
 
 def _file(raw: Checkpoint) -> Checkpoint:
@@ -69,16 +76,18 @@ def _model(repo: Path, folder: str) -> Checkpoint:
     """The model in one folder of a repo, or in the repo itself."""
     file = _weights(repo / folder)
     if file is None:
-        raise ConversionError(
-            f"{repo}: no weights named {' or '.join(SAFETENSORS_STEMS)}.safetensors"
-        )
-    checkpoint = read_safetensors(file)
+        stems = [f"{stem}.{suffix}" for suffix, stems in MAIN_STEMS.items() for stem in stems]
+        raise ConversionError(f"{repo}: no weights named {' or '.join(stems)}")
+    checkpoint = Source(inside(repo, file)).raw
+    if checkpoint is None:
+        raise ConversionError(f"{file}: holds no tensors, whatever its name says")
     for opened in checkpoint.files:
         inside(repo, opened.path)
+    pickles = "" if checkpoint.format.endswith("safetensors") else f", {checkpoint.format}"
     checkpoint.layout = "diffusers"
     checkpoint.path = repo
     checkpoint.root = folder
-    checkpoint.format = "diffusers repo" if folder else "diffusers model"
+    checkpoint.format = ("diffusers repo" if folder else "diffusers model") + pickles
     return checkpoint
 
 
@@ -86,5 +95,5 @@ def _weights(folder: Path) -> Path | None:
     """The main variant of the weights in one folder of a repo."""
     if not folder.is_dir():
         return None
-    name = find_main_weights([path.name for path in folder.iterdir() if path.is_file()])
+    name = find_main_weights(file_names(folder))
     return folder / name if name else None

@@ -10,6 +10,7 @@ from ..checkpoint import Checkpoint
 from ..readers.safetensors import read_safetensors
 from ..readers.sniff import sniff
 from ..readers.torch_file import read_torch
+from .foreign import refuse_file
 
 _BARE = {"safetensors": read_safetensors, "torch": read_torch}
 
@@ -20,17 +21,26 @@ class Source:
 
     Attributes:
         lora_alpha: LoRA factors in a Keras file are merged with it; they are refused without.
-        ema: take the moving average of an original checkpoint's weights.
+        ema: take the moving average of the weights.
+        revision: of the Hub, where the path is the folder of a repository in its cache.
     """
 
     path: Path
     lora_alpha: float | None = None
     ema: bool = False
+    revision: str | None = None
 
     @cached_property
     def kind(self) -> str:
-        """What its content is, see `sniff`."""
-        return sniff(self.path)
+        """What its content is, see `sniff`.
+
+        Raises:
+            ConversionError: nothing that is read.
+        """
+        kind = sniff(self.path)
+        if kind == "unknown":
+            refuse_file(self.path)
+        return kind
 
     @cached_property
     def raw(self) -> Checkpoint | None:

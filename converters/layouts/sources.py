@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Protocol
 
+from ...errors import ConversionError
 from ..checkpoint import Checkpoint
 from . import diffusers, kerascv, ldm
+from .folders import left_beside, located, weight_files
+from .foreign import refuse_archive, refuse_folder
 from .source import Source
 from .unsupported import refuse_unsupported
 
@@ -34,7 +38,33 @@ def open_source(source: Source) -> list[Checkpoint]:
     Raises:
         ConversionError: nothing readable is there, or a model that is not supported.
     """
+    source = replace(source, path=located(source.path, source.revision))
+    if source.kind == "zip":
+        refuse_archive(source.path)
+    if source.kind == "folder":
+        return _files(source)
     if source.raw is not None:
         refuse_unsupported(source.raw)
     layout = next(layout for layout in LAYOUTS.values() if layout.reads(source))
     return layout.parts(source)
+
+
+def _files(folder: Source) -> list[Checkpoint]:
+    """The components in the files of a folder without configs, such as a training program leaves.
+
+    Raises:
+        ConversionError: there are none.
+    """
+    files = weight_files(folder.path)
+    if not any(file.suffix == ".safetensors" for file in files):
+        refuse_folder(folder.path)
+    if not files:
+        raise ConversionError(
+            f"{folder.path}: a folder, but neither a diffusers repo nor a SavedModel or TensorFlow"
+            " checkpoint, and without weights in it"
+        )
+    parts = []
+    for file in files:
+        parts += open_source(replace(folder, path=file, revision=None))
+    parts[0].skipped.update(left_beside(folder.path))
+    return parts

@@ -9,16 +9,14 @@ https://github.com/huggingface/safetensors#format
 
 from __future__ import annotations
 
-import json
 import math
 from pathlib import Path
-from typing import Any, NoReturn
 
 from ...errors import ConversionError, printable
-from ...io.weight_files import is_index, read_index
+from ...io.weight_files import index_suffix
 from ..checkpoint import DTYPES, Checkpoint, SourceFile, Stored
-
-_MAX_HEADER = 100_000_000  # the limit of the reference implementation
+from .json_objects import MAX_JSON, parse_json
+from .shards import read_shards
 
 
 def read_safetensors(path: Path) -> Checkpoint:
@@ -29,25 +27,15 @@ def read_safetensors(path: Path) -> Checkpoint:
     """
     if path.is_dir():
         path = _only_weights(path)
-    files: list[SourceFile] = []
-    metadata: dict[str, str] = {}
-    try:
-        if is_index(path.name):
-            tensors = _read_shards(path, files)
-        else:
-            tensors, metadata = _read_file(path, files)
-    except BaseException:
-        for file in files:
-            file.close()
-        raise
-    form = "safetensors" if len(files) == 1 else "sharded safetensors"
-    return Checkpoint(path, form, tensors, files=files, metadata=metadata)
+    if index_suffix(path.name):
+        return read_shards(path, "safetensors", _read_file)
+    return _read_file(path)
 
 
 def _only_weights(folder: Path) -> Path:
     """The index in a folder, or else its one file."""
     names = sorted(path.name for path in folder.iterdir())
-    indexes = [name for name in names if is_index(name)]
+    indexes = [name for name in names if index_suffix(name) == "safetensors"]
     found = indexes or [name for name in names if name.endswith(".safetensors")]
     if len(found) != 1:
         listed = ", ".join(map(printable, found[:5]))
@@ -56,45 +44,22 @@ def _only_weights(folder: Path) -> Path:
     return folder / found[0]
 
 
-def _read_shards(path: Path, files: list[SourceFile]) -> dict[str, Stored]:
-    """The tensors of all shards, in the order of the shards.
-
-    The index must say exactly where each is.
-    """
+def _read_file(path: Path) -> Checkpoint:
+    """One file: its tensors, in the order of their bytes, and its metadata."""
+    file = SourceFile(path)
     try:
-        weight_map = read_index(_read_json(path, files), "safetensors")
-    except ValueError as error:
-        raise ConversionError(f"{path}: {error}") from None
-    tensors: dict[str, Stored] = {}
-    for name in sorted(set(weight_map.values())):
-        if not (path.parent / name).exists():
-            raise ConversionError(f"{path}: shard `{name}` is missing; download it again")
-        shard, _ = _read_file(path.parent / name, files)
-        listed = {key for key, where in weight_map.items() if where == name}
-        for key in sorted(listed ^ shard.keys()):
-            how = "does not hold" if key in listed else "also holds"
-            raise ConversionError(
-                f"{path}: shard `{name}` {how} `{printable(key)}`, against what the index says"
-            )
-        tensors |= shard
-    return tensors
+        tensors, metadata = _read_header(file)
+    except BaseException:
+        file.close()
+        raise
+    return Checkpoint(path, "safetensors", tensors, files=[file], metadata=metadata)
 
 
-def _read_json(path: Path, files: list[SourceFile]) -> dict[str, Any]:
-    file = SourceFile(path)
-    files.append(file)
-    if file.size > _MAX_HEADER:
-        raise ConversionError(f"{path}: {file.size} bytes, too large for an index")
-    return parse_json(file.read(0, file.size), path)
-
-
-def _read_file(path: Path, files: list[SourceFile]) -> tuple[dict[str, Stored], dict[str, str]]:
-    """The tensors of one file, in the order of their bytes, and its metadata."""
-    file = SourceFile(path)
-    files.append(file)
+def _read_header(file: SourceFile) -> tuple[dict[str, Stored], dict[str, str]]:
+    path = file.path
     length = int.from_bytes(file.read(0, min(8, file.size)), "little")
     first = file.read(8, 1) if file.size > 8 else b""
-    if first != b"{" or length > _MAX_HEADER:
+    if first != b"{" or length > MAX_JSON:
         raise ConversionError(
             f"{path}: not a safetensors file; it begins with {file.read(0, min(24, file.size))!r}"
         )
@@ -110,36 +75,6 @@ def _read_file(path: Path, files: list[SourceFile]) -> tuple[dict[str, Stored], 
     ordered = sorted(tensors.values(), key=lambda tensor: (tensor.offset, tensor.nbytes))
     _check_layout(file, 8 + length, ordered)
     return {tensor.name: tensor for tensor in ordered}, metadata
-
-
-def parse_json(data: bytes, path: Path) -> dict[str, Any]:
-    """A JSON object; `path` is for messages.
-
-    Raises:
-        ConversionError: it is no JSON object, has a name twice, NaN, or numbers of thousands of
-            digits.
-    """
-
-    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        result: dict[str, Any] = {}
-        for name, value in pairs:
-            if name in result:
-                raise ConversionError(f"{path}: `{printable(name)}` is there twice")
-            result[name] = value
-        return result
-
-    def refuse(word: str) -> NoReturn:
-        raise ValueError(word)
-
-    try:
-        result = json.loads(data.decode(), object_pairs_hook=unique, parse_constant=refuse)
-    except (ValueError, RecursionError):  # UnicodeDecodeError is a ValueError
-        raise ConversionError(
-            f"{path}: the JSON in it cannot be read; is the file damaged?"
-        ) from None
-    if not isinstance(result, dict):
-        raise ConversionError(f"{path}: the JSON in it is not an object")
-    return result
 
 
 def _tensor(file: SourceFile, start: int, key: str, entry: object) -> Stored:

@@ -1,55 +1,34 @@
-"""What kind of file a path is, told by its content; only an index of shards by its name."""
+"""What kind of file or folder a path is, told by its content; only an index of shards by its
+name."""
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from ...errors import ConversionError
-from ...io.weight_files import is_index
+from ...io.weight_files import find_main_weights, index_suffix
 from ..checkpoint import SourceFile
 from .hdf5 import is_hdf5
 from .tensorflow import find_bundle
 from .torch_file import is_torch
 
-# first bytes -> what people have when they believe it is a checkpoint
-_STRANGERS: tuple[tuple[bytes, str], ...] = (
-    (b"version https://git-lfs", "a git-lfs pointer, not the file itself; run `git lfs pull`"),
-    (b"<", "an HTML or XML page, probably a failed download; download the file again"),
-    (b"\x1f\x8b", "a gzip archive; unpack it first"),
-    (b"7z\xbc\xaf", "a 7z archive; unpack it first"),
-    (b"GGUF", "a GGUF file, which is not supported"),
-    (b"\x93NUMPY", "a numpy array, not a checkpoint"),
-)
+INDEX = "model_index.json"
+CONFIG = "config.json"
+_INDEXES = {"safetensors": "safetensors", "bin": "torch"}  # suffix of the shards -> what they are
 
 
 def sniff(path: Path) -> str:
     """What a path is.
 
-    One of `hdf5`, `zip`, `json`, `safetensors`, `torch`, `tensorflow`, `repo` (a diffusers folder)
-    or `model` (one folder of a repo).
+    A file: `hdf5`, `zip`, `json`, `safetensors`, `torch`, `tensorflow`, or `unknown`. A folder:
+    `tensorflow`, `json`, `repo` (with models in its folders), `model` (one of those), or `folder`.
 
     Raises:
-        ConversionError: the path does not exist or is nothing that can be read; says what it looks
-            like.
+        ConversionError: the path does not exist, or is damaged.
     """
     if path.is_dir():
-        if (path / "model_index.json").is_file():
-            return "repo"
-        if (path / "config.json").is_file() and any(path.glob("*.safetensors")):
-            return "model"
-        if find_bundle(path):
-            return "tensorflow"
-        if any(path.glob("*.weights.json")):
-            return "json"
-        if (path / "saved_model.pb").is_file():
-            raise ConversionError(
-                f"{path}: a SavedModel, but variables/variables.index is missing or damaged;"
-                " download the whole folder"
-            )
-        raise ConversionError(
-            f"{path}: a folder, but neither a diffusers repo nor a SavedModel or TensorFlow"
-            " checkpoint"
-        )
+        return _sniff_folder(path)
     if not path.exists():
         if find_bundle(path):
             return "tensorflow"
@@ -59,6 +38,42 @@ def sniff(path: Path) -> str:
         return _sniff_file(file)
     finally:
         file.close()
+
+
+def file_names(folder: Path) -> list[str]:
+    """The files of a folder, and links, in order."""
+    with os.scandir(folder) as entries:
+        return sorted(entry.name for entry in entries if entry.is_symlink() or entry.is_file())
+
+
+def folder_names(folder: Path) -> list[str]:
+    """The folders in a folder, in order."""
+    with os.scandir(folder) as entries:
+        return sorted(entry.name for entry in entries if entry.is_dir())
+
+
+def is_model(folder: Path) -> bool:
+    """Whether a folder holds the weights of one model, and its config."""
+    return (folder / CONFIG).is_file() and find_main_weights(file_names(folder)) is not None
+
+
+def _sniff_folder(path: Path) -> str:
+    if (path / INDEX).is_file():
+        return "repo"
+    if is_model(path):
+        return "model"
+    if find_bundle(path):
+        return "tensorflow"
+    if any(path.glob("*.weights.json")):
+        return "json"
+    if (path / "saved_model.pb").is_file():
+        raise ConversionError(
+            f"{path}: a SavedModel, but variables/variables.index is missing or damaged;"
+            " download the whole folder"
+        )
+    if any(is_model(path / name) for name in folder_names(path)):
+        return "repo"
+    return "folder"
 
 
 def _sniff_file(file: SourceFile) -> str:
@@ -76,13 +91,7 @@ def _sniff_file(file: SourceFile) -> str:
     header_size = int.from_bytes(head[:8], "little")
     if len(head) > 9 and header_size < file.size and head[8:9] == b"{":
         return "safetensors"
-    text = head.lstrip()
-    for magic, meaning in _STRANGERS:
-        if text.startswith(magic):
-            raise ConversionError(f"{file.path}: {meaning}")
-    if text.startswith(b"{"):
-        # two indexes of shards, alike but for their names
-        return "safetensors" if is_index(file.path.name) else "json"
-    is_text = all(byte >= 0x20 or byte in b"\t\r\n" for byte in head)
-    kind = "a text file" if is_text else "in no format known here"
-    raise ConversionError(f"{file.path}: {kind}, not a checkpoint")
+    if head.lstrip().startswith(b"{"):
+        # indexes of shards, alike but for their names
+        return _INDEXES.get(index_suffix(file.path.name) or "", "json")
+    return "unknown"

@@ -15,10 +15,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ...errors import ConversionError, printable
+from ...io.weight_files import index_suffix
 from ..checkpoint import Checkpoint, SourceFile
 from .archives import Member, is_tar, is_zip, tar_members, zip_members
 from .pickle_globals import Global, PickleError, is_standard
 from .pickle_machine import read_pickle
+from .shards import read_shards
 from .torch_state import find_weights
 from .torch_tensors import RANK, Storage, Storages, View, understood, view_of
 
@@ -57,12 +59,18 @@ def is_torch(file: SourceFile) -> bool:
 
 
 def read_torch(path: Path) -> Checkpoint:
-    """Read a PyTorch checkpoint; no tensor is read yet.
+    """Read a PyTorch checkpoint, or the index of its shards; no tensor is read yet.
 
     Raises:
         ConversionError: it is damaged, ambiguous or malicious, or holds no tensors that can be
             converted.
     """
+    if index_suffix(path.name):
+        return read_shards(path, "bin", _read_file)
+    return _read_file(path)
+
+
+def _read_file(path: Path) -> Checkpoint:
     file = SourceFile(path)
     storages = Storages(file)
     try:

@@ -7,9 +7,9 @@ from typing import Any
 
 from ...mappings.layouts import CANONICAL
 from ..checkpoint import SourceFile
-from ..layouts.diffusers import inside
+from ..layouts.folders import inside
 from ..planning.plan import PlannedComponent
-from ..readers.safetensors import parse_json
+from ..readers.json_objects import read_json as read_json_file
 
 _MAX_CONFIG = 1 << 20  # bytes read of a config; real ones have a few hundred
 
@@ -32,5 +32,4 @@ def base_config(component: PlannedComponent) -> Path | None:
 
 def read_json(path: Path) -> dict[str, Any]:
     """A config of a repo."""
-    file = SourceFile(path)
-    return parse_json(file.read(0, min(file.size, _MAX_CONFIG)), path)
+    return read_json_file(SourceFile(path), _MAX_CONFIG)

@@ -11,7 +11,9 @@ from typing import Any
 from ...errors import ConversionError, printable
 from ...io.config_files import DIFFUSERS_VERSION
 from ...io.dtypes import WORDS
+from ...mappings.facts import facts
 from ...mappings.families import Component, Family
+from ..layouts.diffusers import is_average
 from ..layouts.ldm_evidence import Prediction
 from ..planning.plan import PlannedComponent
 from ..settings import Settings
@@ -48,7 +50,7 @@ class Configs:
         described = self.family.components[component.name]
         theirs = base_config(component)
         if theirs is not None:
-            given = read_json(theirs)
+            given = _without_bookkeeping(component, read_json(theirs))
             _check_sizes(theirs, given, component, described)
             return given | self._sample_size(component, given)
         if described.library == "transformers":
@@ -115,6 +117,14 @@ def scheduler_config(denoiser: PlannedComponent, family: Family) -> Config:
 def dated(config: Mapping[str, Any]) -> Config:
     """A config with the version of diffusers that it follows, unless it names one."""
     return {"_diffusers_version": DIFFUSERS_VERSION} | dict(config)
+
+
+def _without_bookkeeping(component: PlannedComponent, config: Config) -> Config:
+    """The config of a model, less what one of a moving average says of the averaging."""
+    if not is_average(component.parts[0].checkpoint):
+        return config
+    options = facts("containers")["averages"]["options"]
+    return {key: value for key, value in config.items() if key not in options}
 
 
 def _check_sizes(

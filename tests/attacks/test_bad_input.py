@@ -102,7 +102,7 @@ def test_a_folder_that_is_nothing(place: Path, content: dict[str, str]) -> None:
     folder.mkdir()
     for name, text in content.items():
         (folder / name).write_text(text)
-    refused(place, folder, names=folder, reason="a folder, but neither|without safetensors")
+    refused(place, folder, names=folder, reason="a folder, but neither|without weights")
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from weightport.io.weight_files import (
     find_main_weights,
     find_variants,
     find_weights,
-    is_index,
+    index_suffix,
     read_index,
     shard_name,
     sibling_files,
@@ -169,7 +169,7 @@ def test_an_index_is_read_as_it_was_written(tmp_path: Path, filename: str) -> No
     content = json.loads(path.read_text())
     assert content["metadata"] == {"total_size": 8}
     assert read_index(content, suffix) == files
-    assert is_index(path.name) == (suffix == "safetensors")
+    assert index_suffix(path.name) == suffix
     library = "transformers" if filename.startswith("model") else "diffusers"
     variant = "fp16" if "fp16" in filename else None
     names = [path.name, *files.values()]
@@ -189,7 +189,7 @@ def test_an_index_is_read_as_it_was_written(tmp_path: Path, filename: str) -> No
         ),
         ([SINGLE, "model.safetensors"], "model.safetensors"),
         (["model.safetensors", "pytorch_model.bin"], "model.safetensors"),
-        (["other.safetensors", BIN, "config.json"], None),
+        (["other.safetensors", BIN, "config.json"], BIN),
     ],
 )
 def test_weights_of_a_component_of_any_library(names: list[str], found: str | None) -> None:

@@ -24,10 +24,13 @@ STEMS = {
     "stable_diffusion": ("model", "pytorch_model"),  # the safety checker
     "diffusers": ("diffusion_pytorch_model",),
 }
-SAFETENSORS_STEMS = tuple(dict.fromkeys(stems[0] for stems in STEMS.values()))
+MAIN_STEMS = {  # suffix -> the stems of all libraries
+    "safetensors": tuple(dict.fromkeys(stems[0] for stems in STEMS.values())),
+    "bin": tuple(dict.fromkeys(stems[-1] for stems in STEMS.values())),
+}
 _SUFFIXES = {None: ("safetensors", "bin"), True: ("safetensors",), False: ("bin",)}
 _SHARD = r"-\d{5}-of-\d{5}"
-_INDEX = re.compile(r".+\.safetensors(\.[^.]+)?\.index(\.[^.]+)?\.json")
+_INDEX = re.compile(r".+\.(safetensors|bin)(\.[^.]+)?\.index(\.[^.]+)?\.json")
 
 
 # --- the files of a folder ------------------------------------------------------------------------
@@ -66,18 +69,19 @@ def _stem(library: str, suffix: str) -> str:
 
 
 def find_main_weights(names: Collection[str]) -> str | None:
-    """The safetensors file or index of a component whose library is not known, or None.
+    """The file or index of a component whose library is not known, or None.
 
-    The main variant comes first, then any other.
+    Safetensors come before `.bin`, the main variant before any other.
     """
-    for stem in SAFETENSORS_STEMS:
-        main = (f"{stem}.safetensors.index.json", f"{stem}.safetensors")
-        others = sorted(name for name in names if name.startswith(f"{stem}."))
-        indexes = [name for name in others if is_index(name)]
-        files = [name for name in others if name.endswith(".safetensors")]
-        for name in (*main, *indexes, *files):
-            if name in names:
-                return name
+    for suffix, stems in MAIN_STEMS.items():
+        for stem in stems:
+            main = (f"{stem}.{suffix}.index.json", f"{stem}.{suffix}")
+            others = sorted(name for name in names if name.startswith(f"{stem}."))
+            indexes = [name for name in others if index_suffix(name) == suffix]
+            files = [name for name in others if name.endswith(f".{suffix}")]
+            for name in (*main, *indexes, *files):
+                if name in names:
+                    return name
     return None
 
 
@@ -138,9 +142,15 @@ def index_name(filename: str) -> str:
     return f"{stem}.{suffix}.index{dot}{variant}.json"
 
 
-def is_index(name: str) -> bool:
-    """Whether a file is named as an index of `.safetensors` shards."""
-    return _INDEX.fullmatch(name) is not None
+def index_suffix(name: str) -> str | None:
+    """`safetensors` or `bin` if a file is named as an index of such shards."""
+    found = _INDEX.fullmatch(name)
+    return found[1] if found else None
+
+
+def is_shard(name: str) -> bool:
+    """Whether a file is named as one of several shards."""
+    return re.search(_SHARD, name) is not None
 
 
 def write_index(folder: Path, filename: str, files: Mapping[str, str], nbytes: int) -> Path:
