@@ -16,7 +16,7 @@ from ..writers.safetensors import Output, write_safetensors
 from .base import base_file, read_json
 from .configs import Configs, dated
 from .index import is_extension, model_index
-from .tokenizer import copy_or_write_tokenizer
+from .tokenizers import copy_or_write_tokenizer
 from .written import WrittenRepo
 
 
@@ -92,9 +92,9 @@ class _Repo:
             encoder = self.components.get(tokenizer.encoder, next(iter(self.components.values())))
             copy_or_write_tokenizer(
                 self.folder / name,
+                tokenizer,
                 encoder,
                 placeholder_tokens=self.settings.placeholder_tokens,
-                pad_token=tokenizer.pad_token,
             )
         index = model_index(self.family, self.components, str(scheduler["_class_name"]))
         write_json(self.folder / "model_index.json", index)

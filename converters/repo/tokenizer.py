@@ -11,68 +11,26 @@ special tokens are byte for byte those of the published SD 1.x repositories.
 from __future__ import annotations
 
 import collections
-import contextlib
-import gzip
-import hashlib
 import itertools
 import json
-import zlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from importlib import resources
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ... import mappings
 from ...errors import ConversionError, printable
 from ...mappings.families import Family
 from ..planning.plan import PlannedComponent
 from .base import base_file
+from .packaged import unpacked
 
 VOCABULARY_SIZE = 49_408
 MAX_LENGTH = 77
 START, END = "<|startoftext|>", "<|endoftext|>"  # 49406, 49407
 
-_FILES = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "vocab.json",
-    "merges.txt",
-    "special_tokens_map.json",
-    "added_tokens.json",
-)
-_SHA256 = {  # of the packaged data, unpacked
-    "clip_vocab.json": "e089ad92ba36837a0d31433e555c8f45fe601ab5c221d4f607ded32d9f7a4349",
-    "clip_bpe_merges.txt": "d308b7377a8ceaa9707a21614fe8c831b9196e197b7aeb69833359362907af02",
-}
-
-
-def _data(name: str) -> Iterator[bytes]:
-    """CLIP's vocabulary or its merges, in pieces.
-
-    The one is JSON, token -> id; the other 48,894 lines in rank order, a pair each.
-
-    Raises:
-        ConversionError: the installed data file is damaged; known after the last piece.
-    """
-    packed = resources.files(mappings) / "tokenizer" / f"{name}.gz"
-    digest = hashlib.sha256()
-    with (
-        contextlib.suppress(OSError, EOFError, zlib.error),
-        packed.open("rb") as file,
-        gzip.open(file) as unpacked,
-    ):
-        while piece := unpacked.read(1 << 16):
-            digest.update(piece)
-            yield piece
-    if digest.hexdigest() != _SHA256[name]:
-        raise ConversionError(
-            f"{packed}: CLIP's tokenizer is missing or damaged; reinstall weightport"
-        )
-
 
 def _vocabulary() -> dict[str, int]:
     """CLIP's token -> id."""
-    vocabulary: dict[str, int] = json.loads(b"".join(_data("clip_vocab.json")))
+    vocabulary: dict[str, int] = json.loads(b"".join(unpacked("clip_vocab.json")))
     return vocabulary
 
 
@@ -156,13 +114,12 @@ def write_tokenizer(
     _check_placeholders(placeholder_tokens)
     if pad_token != END and pad_token not in _vocabulary():
         raise ConversionError(f"pad token '{printable(pad_token)}' is not in CLIP's vocabulary")
-    for name in _SHA256:
-        collections.deque(
-            _data(name), maxlen=0
-        )  # damaged data is refused before anything is written
+    for name in ("clip_vocab.json", "clip_bpe_merges.txt"):
+        # damaged data is refused before anything is written
+        collections.deque(unpacked(name), maxlen=0)
     contents: dict[str, Iterable[bytes]] = {
-        "vocab.json": _data("clip_vocab.json"),
-        "merges.txt": itertools.chain([b"#version: 0.2\n"], _data("clip_bpe_merges.txt")),
+        "vocab.json": unpacked("clip_vocab.json"),
+        "merges.txt": itertools.chain([b"#version: 0.2\n"], unpacked("clip_bpe_merges.txt")),
         "tokenizer_config.json": [_json(_config(pad_token))],
         "special_tokens_map.json": [_json(_special_tokens(pad_token))],
     }
@@ -174,29 +131,6 @@ def write_tokenizer(
         with (folder / name).open("wb") as file:
             file.writelines(pieces)
     return [folder / name for name in contents]
-
-
-def copy_or_write_tokenizer(
-    folder: Path,
-    encoder: PlannedComponent,
-    *,
-    placeholder_tokens: Sequence[str],
-    pad_token: str,
-) -> None:
-    """The tokenizer of a text encoder: a base's own files, or else CLIP's.
-
-    Args:
-        folder: must not be there yet.
-        pad_token: of the family; the layout that the encoder comes from may have its own.
-    """
-    folder.mkdir()
-    given = [base_file(encoder, f"{folder.name}/{name}") for name in _FILES]
-    theirs = [file for file in given if file is not None]
-    for file in theirs:
-        (folder / file.name).write_bytes(file.read_bytes())
-    if not theirs:
-        pad_token = encoder.layout.pad_token or pad_token
-        write_tokenizer(folder, placeholder_tokens=placeholder_tokens, pad_token=pad_token)
 
 
 def named_placeholders(

@@ -84,6 +84,9 @@ from .schedulers import (
     TCDScheduler,
     UniPCMultistepScheduler,
 )
+from .text.t5_tokenizer import (
+    T5Tokenizer,
+)
 from .text.tokenizer import (
     CLIPTokenizer,
 )
@@ -146,6 +149,7 @@ __all__ = [
     "StableDiffusionXLInpaintPipeline",
     "StableDiffusionXLInstructPix2PixPipeline",
     "StableDiffusionXLPipeline",
+    "T5Tokenizer",
     "TCDScheduler",
     "UNet2DConditionModel",
     "UniPCMultistepScheduler",

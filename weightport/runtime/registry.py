@@ -21,6 +21,7 @@ MODULES: dict[str, tuple[str, ...]] = {  # modules of weightport.runtime -> publ
         "CLIPTextModelWithProjection",
     ),
     "text.tokenizer": ("CLIPTokenizer",),
+    "text.t5_tokenizer": ("T5Tokenizer",),
     "models.safety_checker": (
         "CLIPImageProcessor",
         "StableDiffusionSafetyChecker",
@@ -104,6 +105,7 @@ COMPONENTS: dict[str, tuple[str, ...]] = {  # library in model_index.json -> cla
         "CLIPTextModel",
         "CLIPTextModelWithProjection",
         "CLIPTokenizer",
+        "T5Tokenizer",
         "CLIPImageProcessor",
     ),
     "stable_diffusion": ("StableDiffusionSafetyChecker",),
@@ -114,6 +116,7 @@ ALIASES = {
         "CLIPImageProcessor",
     ),
     "CLIPTokenizerFast": "CLIPTokenizer",
+    "T5TokenizerFast": "T5Tokenizer",
 }
 
 

@@ -14,6 +14,7 @@ from tokenizers.models import BPE
 from transformers import AutoTokenizer, CLIPTokenizer
 
 from weightport import mappings
+from weightport.converters.repo.t5_tokenizer import write_t5_tokenizer
 from weightport.converters.repo.tokenizer import (
     placeholder_names,
     placeholder_warnings,
@@ -190,7 +191,9 @@ def test_the_vocabulary_follows_from_the_merges(folder: Path) -> None:
 @pytest.mark.parametrize(
     "data", [None, b"", b"not gzip", gzip.compress(b"i n\nt h\n")], ids=lambda d: repr(d)[:9]
 )
-@pytest.mark.parametrize("name", ["clip_vocab.json.gz", "clip_bpe_merges.txt.gz"])
+@pytest.mark.parametrize(
+    "name", ["clip_vocab.json.gz", "clip_bpe_merges.txt.gz", "t5_tokenizer.json.gz"]
+)
 def test_damaged_data_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, data: bytes
 ) -> None:
@@ -199,8 +202,9 @@ def test_damaged_data_is_refused(
     if data is not None:
         (tmp_path / "tokenizer" / name).write_bytes(data)
     monkeypatch.setattr(resources, "files", lambda package: tmp_path)
+    write = write_t5_tokenizer if name.startswith("t5") else write_tokenizer
     with pytest.raises(ConversionError, match=f"{name}: .* missing or damaged; reinstall"):
-        write_tokenizer(tmp_path / "out")
+        write(tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 

@@ -23,7 +23,7 @@ from ...hub.mixin import PushToHub
 from ..loading.config import Config, HasConfig
 from ..loading.model import Model
 from ..loading.source import Place, PlaceOptions
-from ..text.tokenizer import Encoding
+from ..text.prompt_tokenizer import Encoding
 from .clip import CLIPEncoder
 
 CONCEPTS = 17

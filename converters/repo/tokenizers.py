@@ -1,0 +1,50 @@
+"""The tokenizer folders of a repository: a base's own, or made."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from ...mappings.families import Tokenizer
+from ..planning.plan import PlannedComponent
+from .base import base_file
+from .t5_tokenizer import CLASS_NAME, write_t5_tokenizer
+from .tokenizer import write_tokenizer
+
+_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "vocab.json",
+    "merges.txt",
+    "spiece.model",
+    "special_tokens_map.json",
+    "added_tokens.json",
+)
+
+
+def copy_or_write_tokenizer(
+    folder: Path,
+    tokenizer: Tokenizer,
+    encoder: PlannedComponent,
+    *,
+    placeholder_tokens: Sequence[str],
+) -> None:
+    """The tokenizer of a text encoder: a base's own files, or else the family's.
+
+    Args:
+        folder: must not be there yet.
+        tokenizer: what the family says of it; the layout that the encoder comes from may pad
+            otherwise.
+    """
+    folder.mkdir()
+    given = [base_file(encoder, f"{folder.name}/{name}") for name in _FILES]
+    theirs = [file for file in given if file is not None]
+    for file in theirs:
+        (folder / file.name).write_bytes(file.read_bytes())
+    if theirs:
+        return
+    if tokenizer.class_name == CLASS_NAME:
+        write_t5_tokenizer(folder)
+    else:
+        pad_token = encoder.layout.pad_token or tokenizer.pad_token
+        write_tokenizer(folder, placeholder_tokens=placeholder_tokens, pad_token=pad_token)
