@@ -11,6 +11,7 @@ from ..errors import ConversionError, printable
 from ..io.atomic import check_apart
 from ..mappings.families import Family, families, halves, halves_of
 from ..mappings.layouts import layouts
+from .adapters import convert_adapters
 from .checkpoint import Checkpoint
 from .conversion import Conversion
 from .layouts.diffusers import is_average
@@ -44,6 +45,8 @@ def convert(
     Raises:
         ConversionError: anything a user can act on; nothing is left behind.
     """
+    if settings.to not in OUTPUTS:
+        return convert_adapters(sources, output, settings, progress)
     check_apart(output, [*sources, *(path for path in (base, settings.vae) if path)])
     writer = OUTPUTS[settings.to]
     _check_revision(sources, settings.revision)

@@ -9,7 +9,9 @@ from typing import Any
 
 from ..errors import ConversionError
 from ..mappings.families import families
+from .adapter_inspection import InspectedAdapter, inspect_adapter
 from .checkpoint import Checkpoint
+from .layouts import adapters
 from .layouts.ldm_evidence import image_size, prediction, stands_alone
 from .layouts.source import Source
 from .layouts.sources import open_source
@@ -47,24 +49,36 @@ class InspectedPart:
 
 @dataclass(frozen=True)
 class Inspection:
-    """The answer of `weightport.inspect`."""
+    """The answer of `weightport.inspect`.
+
+    Attributes:
+        parts: the components in the file.
+        adapter: what the file changes, if it is an adapter; it has no parts then.
+    """
 
     path: str
     parts: tuple[InspectedPart, ...]
+    adapter: InspectedAdapter | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data, ready for JSON."""
         return asdict(self)
 
 
-def inspect(path: Path) -> Inspection:
+def inspect(path: Path, family: str | None = None) -> Inspection:
     """Open a file, recognise what it holds, and describe it; no weight is read.
+
+    Args:
+        family: of the models that an adapter is for, where it leaves a choice.
 
     Raises:
         ConversionError: the file cannot be read at all.
     """
     # LoRA is reported by its alpha only when it is merged: looking needs none
-    parts = open_source(Source(path, lora_alpha=1.0))
+    source = Source(path, lora_alpha=1.0)
+    if adapters.reads(source):
+        return Inspection(str(path), (), inspect_adapter(adapters.open_adapter(source), family))
+    parts = open_source(source)
     return Inspection(str(path), tuple(_inspected(recognise(part)) for part in parts))
 
 

@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from ..io import dtypes
-from ..mappings import families, layouts
+from ..mappings import conventions, families, layouts
 
 PREDICTION_TYPES = ("epsilon", "v_prediction")
 TEXT_ACTIVATIONS = ("tanh", "erf")
+TARGETS = (*layouts.NAMES, *conventions.written())
 COMPONENTS = (*families.component_names(), *families.halves())
 
 
@@ -58,7 +59,9 @@ class Settings:
     The values are checked ones: `dtype` is a name of safetensors or `keep`, sizes are bytes.
     """
 
-    to: str = option(layouts.CANONICAL, "the layout to write", choices=layouts.NAMES)
+    to: str = option(
+        layouts.CANONICAL, "the layout to write; of an adapter, the convention", choices=TARGETS
+    )
     family: str | None = option(
         None,
         "where the tensors leave a choice",

@@ -35,11 +35,13 @@ GROUND = {
     "io": {"errors"},
     "reports": {"errors"},
     "hub": {"errors", "io"},
+    "adapters": {"errors", "mappings"},
 }
 _CONVERTER_BASE = {"errors", "io", "converters.checkpoint"}
 _PLANNING = _CONVERTER_BASE | {"mappings"}
 _LAYOUTS = _PLANNING | {
     "converters.readers", "converters.planning", "converters.settings", "noise_schedule",
+    "adapters",
 }  # fmt: skip
 _REPO = _LAYOUTS | {"converters.layouts", "converters.writers", "converters.conversion"}
 _LOADING = {"errors", "io", "hub"}

@@ -52,7 +52,16 @@ def convert(
     output: StrPath,
     *,
     base: StrPath | None = None,
-    to: Literal["diffusers", "kerascv", "ldm"] = "diffusers",
+    to: Literal[
+        "diffusers",
+        "kerascv",
+        "ldm",
+        "kohya",
+        "kohya-sgm",
+        "peft",
+        "diffusers-processors",
+        "original",
+    ] = "diffusers",
     family: str | None = None,
     component: str | None = None,
     vae: StrPath | None = None,
@@ -76,7 +85,7 @@ def convert(
     dry_run: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> Conversion:
-    """Convert checkpoints into a diffusers repo, or a diffusers repo into KerasCV's files.
+    """Convert checkpoints into a diffusers repo or back, or an adapter into other names.
 
     Args:
         sources: Keras files, TensorFlow or SavedModel folders, original `.ckpt` or `.safetensors`
@@ -85,7 +94,7 @@ def convert(
             `to="ldm"` a `.safetensors` file.
         base: where components come from that the sources lack: a diffusers repo, a folder with
             KerasCV's stock files, or a Hub id.
-        to: the layout to write.
+        to: the layout to write; of an adapter, the convention for its names.
         family: `sd1`, `sd2`, `sdxl`, `sdxl_refiner` or `upscaler`, where the tensors leave a
             choice.
         component: convert this one only: `unet`, `text_encoder`, `text_encoder_2`, `controlnet`,
@@ -167,14 +176,19 @@ def convert(
     )
 
 
-def inspect(path: StrPath) -> Inspection:
+def inspect(path: StrPath, *, family: str | None = None) -> Inspection:
     """Say what a file holds, from its headers alone: format, family and why, components, missing
-    and unexpected keys.
+    and unexpected keys; of an adapter its modules, ranks and alphas.
+
+    Args:
+        path: a file or folder.
+        family: of the models that an adapter is for, where it leaves a choice.
 
     Raises:
         ConversionError: the file cannot be read at all.
     """
-    return _inspect(_local(path))
+    _check_family(family)
+    return _inspect(_local(path), family)
 
 
 def diff(
@@ -378,8 +392,13 @@ def _check_choice(name: str, value: str) -> None:
         raise ConversionError(f"{flag} {value}: unknown; one of {', '.join(choices)}")
 
 
+def _check_family(family: str | None) -> None:
+    if family is not None:
+        _check_choice("family", family)
+
+
 def _variant(variant: str | None, to: str) -> str | None:
-    if variant is not None and not OUTPUTS[to].is_repo:
+    if variant is not None and (to not in OUTPUTS or not OUTPUTS[to].is_repo):
         raise ConversionError(
             f"--variant {variant}: names files of a repo, and --to {to} writes none"
         )

@@ -8,6 +8,7 @@ from typing import Protocol
 from ...errors import ConversionError
 from ..checkpoint import Checkpoint
 from . import diffusers, kerascv, ldm
+from .adapters import refuse_adapter
 from .folders import left_beside, located, weight_files
 from .foreign import refuse_archive, refuse_folder
 from .source import Source
@@ -39,6 +40,7 @@ def open_source(source: Source) -> list[Checkpoint]:
         ConversionError: nothing readable is there, or a model that is not supported.
     """
     source = replace(source, path=located(source.path, source.revision))
+    refuse_adapter(source)
     if source.kind == "zip":
         refuse_archive(source.path)
     if source.kind == "folder":

@@ -219,7 +219,7 @@ def _write(
 def _header(outputs: Sequence[Output], metadata: Mapping[str, str]) -> Block:
     """Length and JSON of the header, padded with spaces so that the data starts at a multiple of
     8."""
-    entries: dict[str, object] = {"__metadata__": dict(metadata)}
+    entries: dict[str, object] = {"__metadata__": dict(metadata)} if metadata else {}
     end = 0
     for output in outputs:
         begin = end

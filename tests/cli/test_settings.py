@@ -62,7 +62,11 @@ def test_the_command_line_is_as_written() -> None:
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"to": "nonsense"}, "--to nonsense: unknown; one of diffusers, kerascv, ldm"),
+        (
+            {"to": "nonsense"},
+            "--to nonsense: unknown; one of diffusers, kerascv, ldm, kohya, kohya-sgm, peft,"
+            " diffusers-processors, original",
+        ),
         ({"dtype": "F16"}, "--dtype F16: unknown; one of keep, float32, float16, bfloat16"),
         ({"text_activation": "relu"}, "--text-activation relu: unknown; one of tanh, erf"),
         (

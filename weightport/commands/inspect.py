@@ -6,11 +6,13 @@ import argparse
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
+from ..mappings import families
 from . import without_blas
 from .terminal import print_result, size
 
 if TYPE_CHECKING:
     from ..api import Inspection
+    from ..converters.adapter_inspection import InspectedAdapter
 
 
 def add(commands: Any, common: argparse.ArgumentParser) -> None:
@@ -24,7 +26,10 @@ def add(commands: Any, common: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "file",
         metavar="FILE",
-        help="Keras file, TensorFlow or SavedModel folder, or diffusers repo",
+        help="Keras file, TensorFlow or SavedModel folder, diffusers repo, or LoRA",
+    )
+    parser.add_argument(
+        "--family", choices=families.NAMES, help="of an adapter, where it fits several"
     )
     parser.set_defaults(run=run)
 
@@ -34,13 +39,15 @@ def run(arguments: argparse.Namespace) -> int:
     without_blas()
     from ..api import inspect
 
-    inspection = inspect(arguments.file)
+    inspection = inspect(arguments.file, family=arguments.family)
     print_result(inspection.to_dict(), _inspection_lines(inspection), arguments)
     return 0
 
 
 def _inspection_lines(inspection: Inspection) -> Iterator[str]:
     yield inspection.path
+    if inspection.adapter is not None:
+        yield from _adapter_lines(inspection.adapter)
     for part in inspection.parts:
         mixed = len(part.dtypes) > 1
         dtypes = ", ".join(
@@ -65,6 +72,34 @@ def _inspection_lines(inspection: Inspection) -> Iterator[str]:
             yield from (f"  {title:<11} {key}" for key in _some(keys))
         for pattern, count, dtype, nbytes in part.tensors:
             yield f"    {count:>4} x {pattern}  {dtype}  {size(nbytes)}"
+
+
+def _adapter_lines(adapter: InspectedAdapter) -> Iterator[str]:
+    yield ""
+    yield f"an adapter of {' or '.join(adapter.families)}"
+    yield from _titled("because", adapter.evidence)
+    yield from _titled("names", [f"{name} ({n})" for name, n in adapter.conventions.items()])
+    for component in dict.fromkeys(component for component, _, _ in adapter.flavours):
+        flavours = [f"{n} x {title}" for name, title, n in adapter.flavours if name == component]
+        kinds = [f"{kind} {n}" for name, kind, n in adapter.kinds if name == component]
+        yield from _titled(component, [", ".join(flavours), ", ".join(kinds)])
+    yield from _titled("ranks", [_rank(*entry) for entry in adapter.ranks])
+    yield from _titled("DoRA", [f"{n} x by {axis}" for axis, n in adapter.magnitudes.items()])
+    yield from _titled("embeddings", [f"{name} {list(s)}" for name, s in adapter.embeddings])
+    yield from _titled("words", [", ".join(adapter.words)] if adapter.words else [])
+    yield from _titled("says", [f"{key}: {value}" for key, value in adapter.metadata.items()])
+    yield from _titled("unexpected", _some(adapter.unmatched))
+
+
+def _titled(title: str, facts: Sequence[str]) -> Iterator[str]:
+    """Facts below one another, with a title before the first."""
+    for index, fact in enumerate(facts):
+        yield f"  {'' if index else title:<14} {fact}"
+
+
+def _rank(rank: int, alpha: float | None, count: int) -> str:
+    stated = "no alpha" if alpha is None else f"alpha {alpha:g}"
+    return f"rank {rank}, {stated}: {count}"
 
 
 def _some(keys: Sequence[str], limit: int = 20) -> list[str]:

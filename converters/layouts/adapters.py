@@ -1,0 +1,165 @@
+"""Adapters: files of LoRA and its relatives, sorted into modules of a model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ...adapters.alphas import Alphas
+from ...adapters.modules import Adapter, Model, decode, is_adapter, stock_models
+from ...errors import ConversionError
+from ...mappings.families import families
+from ..checkpoint import Checkpoint, Tensor
+from ..planning.keys import brief
+from ..readers.json_objects import parse_json
+from ..readers.safetensors import read_safetensors
+from ..readers.torch_file import read_torch
+from .source import Source
+
+CONFIG = "adapter_config.json"
+"""What PEFT puts beside the weights of a folder."""
+_WEIGHTS = {"adapter_model.safetensors": read_safetensors, "adapter_model.bin": read_torch}
+_MAX_CONFIG = 10_000_000
+
+
+@dataclass(frozen=True)
+class AdapterFile:
+    """A file or PEFT folder, and what its header says of alphas."""
+
+    checkpoint: Checkpoint
+    alphas: Alphas
+
+    @property
+    def path(self) -> Path:
+        """What the user named."""
+        return self.checkpoint.path
+
+    def sorted_for(self, family: str, models: Mapping[str, Model] | None = None) -> Adapter[Tensor]:
+        """What it changes in models of a family, by default the stock ones.
+
+        Raises:
+            ConversionError: a module is incomplete, contradicts itself, or cannot be applied.
+        """
+        known = stock_models(family) if models is None else models
+        try:
+            return decode(self.checkpoint.tensors, family, known, self.alphas, _number)
+        except ValueError as error:
+            raise ConversionError(f"{self.path}: {error}") from None
+
+    def fitting(self, family: str | None = None) -> list[Adapter[Tensor]]:
+        """What it changes, for each family that it fits; for the nearest if it fits none.
+
+        A family of other widths will do where none has the right ones.
+
+        Args:
+            family: ask this one only.
+
+        Raises:
+            ConversionError: a module is incomplete, contradicts itself, or cannot be applied.
+        """
+        names = [family] if family else list(families())
+        found = [self.sorted_for(name) for name in names]
+        fitting = [one for one in found if one.fits]
+        similar = [one for one in found if one.is_of_other_widths]
+        fewest = min((_strange_axes(one) for one in similar), default=0)
+        similar = [one for one in similar if _strange_axes(one) == fewest]
+        nearest = min(found, key=lambda one: (len(one.unmatched), len(one.flaws)))
+        return fitting or similar or [nearest]
+
+
+def reads(source: Source) -> bool:
+    """Whether this is a file that changes a model."""
+    if source.path.is_dir():
+        return (source.path / CONFIG).is_file()
+    return source.raw is not None and is_adapter(source.raw.tensors)
+
+
+def open_adapter(source: Source) -> AdapterFile:
+    """Open an adapter; `reads` says that it is one.
+
+    Raises:
+        ConversionError: its header cannot be read.
+    """
+    if source.path.is_dir():
+        return _folder(source.path)
+    raw = source.raw
+    assert raw is not None
+    try:
+        return AdapterFile(raw, Alphas.parse(raw.metadata))
+    except ValueError as error:
+        raise ConversionError(f"{raw.path}: {error}") from None
+
+
+def refuse_unfit(file: AdapterFile, adapter: Adapter[Tensor]) -> None:
+    """Refuse an adapter that is not of a family's models, be they of other widths.
+
+    Raises:
+        ConversionError: names what does not fit.
+    """
+    title = families()[adapter.family].title
+    if adapter.unmatched:
+        raise ConversionError(
+            f"{file.path}: {len(adapter.unmatched)} tensors belong to no module of {title}:"
+            f" {brief(adapter.unmatched)}"
+        )
+    if adapter.is_of_other_widths:
+        return
+    for name, why in adapter.flaws.items():
+        more = f" (and {len(adapter.flaws) - 1} more)" if len(adapter.flaws) > 1 else ""
+        raise ConversionError(f"{file.path}: `{name}` does not fit {title}: it {why}{more}")
+
+
+def refuse_adapter(source: Source) -> None:
+    """Refuse an adapter where a model is expected.
+
+    Raises:
+        ConversionError: it is one; says what to do with it.
+    """
+    if reads(source):
+        raise ConversionError(
+            f"{source.path}: an adapter, which changes a model rather than being one; put it into"
+            " a model with `weightport convert MODEL --lora FILE`, or into another convention with"
+            " `--to kohya`, `--to peft`, ..."
+        )
+
+
+def _folder(folder: Path) -> AdapterFile:
+    """A folder that PEFT saved."""
+    names = [name for name in _WEIGHTS if (folder / name).is_file()]
+    if not names:
+        raise ConversionError(f"{folder}: {CONFIG} without {' or '.join(_WEIGHTS)} beside it")
+    checkpoint = _WEIGHTS[names[0]](folder / names[0])
+    config = folder / CONFIG
+    if config.stat().st_size > _MAX_CONFIG:
+        raise ConversionError(f"{config}: too large for a config")
+    try:
+        alphas = Alphas.of_config(parse_json(config.read_bytes(), config))
+    except ValueError as error:
+        raise ConversionError(f"{folder}: {error}") from None
+    checkpoint.path = folder
+    checkpoint.format = "PEFT folder"
+    return AdapterFile(checkpoint, alphas)
+
+
+def _strange_axes(adapter: Adapter[Tensor]) -> int:
+    """How many right factors have another number of axes than the weights of the stock model.
+
+    Linear projections and 1x1 convolutions share names.
+    """
+    models = stock_models(adapter.family)
+    return sum(
+        len(module.tensors["down"].shape)
+        != len(models[module.component].shapes[f"{module.path}.weight"])
+        for module in adapter.modules.values()
+        if "down" in module.tensors
+    )
+
+
+def _number(tensor: Tensor) -> float:
+    return float(tensor.numpy().reshape(-1)[0])
+
+
+def titles(adapters: Sequence[Adapter[Tensor]]) -> str:
+    """The families of adapters, in words."""
+    return " or ".join(families()[adapter.family].title for adapter in adapters)

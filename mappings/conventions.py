@@ -1,0 +1,176 @@
+"""How adapter files name the modules of a model: `conventions/*.toml`, one a naming convention.
+
+Nothing is searched for: a module of an adapter is a `.weight` of the model's key list, named as a
+table of another layout names it, with a prefix, its segments joined by dots or underscores. What
+the tensors of a module are called, and what they make, is in `facts/adapters.toml`.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import tomllib
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from .facts import facts
+from .families import families
+from .library import load_table
+from .table import Spelling
+
+NAMES = (
+    "kohya",
+    "kohya-sgm",
+    "peft",
+    "diffusers-processors",
+    "original",
+    "kohya-oft",
+    "lycoris",
+)
+"""Every convention, those that are written first; each has its file."""
+
+_FOLDER = Path(__file__).resolve().parent / "conventions"
+_WEIGHT = ".weight"
+
+
+@dataclass(frozen=True)
+class Naming:
+    """How modules of one component are named.
+
+    Attributes:
+        spelling: the prefix, and what joins the segments of a name.
+        table: the name of the table whose sources name the modules; empty for diffusers' names.
+        modules: patterns of the modules that are named so; empty for all.
+        families: where it is so; empty for everywhere.
+        roles: role -> the ending that is written, where it is another than the convention's.
+    """
+
+    component: str
+    spelling: Spelling
+    table: str
+    modules: tuple[str, ...]
+    families: tuple[str, ...]
+    roles: Mapping[str, str] = field(hash=False)
+
+    def serves(self, family: str) -> bool:
+        """Whether it names modules of a family."""
+        return not self.families or family in self.families
+
+    def names(self, keys: Iterable[str], config: Mapping[str, Any]) -> dict[str, str]:
+        """Module -> its name, for all modules among the keys of a component's state dict.
+
+        Raises:
+            MappingError: two modules have one name.
+        """
+        weights = [key for key in keys if key.endswith(_WEIGHT) and self._covers(key)]
+        if not self.table:
+            paths = {key: key for key in weights}
+        else:
+            table = load_table(self.table)
+            links = table.links(weights, config)
+            paths = {link.targets[0]: link.sources[0].removeprefix(table.prefix) for link in links}
+        return {
+            target.removesuffix(_WEIGHT): self.spelling.spell(source.removesuffix(_WEIGHT))
+            for target, source in paths.items()
+        }
+
+    def _covers(self, key: str) -> bool:
+        module = key.removesuffix(_WEIGHT)
+        return not self.modules or any(
+            fnmatch.fnmatchcase(module, pattern) for pattern in self.modules
+        )
+
+
+@dataclass(frozen=True)
+class Convention:
+    """One way to name the modules of a model, and the tensors of a module.
+
+    Attributes:
+        title: what it is called.
+        namings: the first that fits is written, all are read.
+        roles: role -> the ending that is written.
+        is_written: whether files are written so, or only read.
+        has_alphas: whether alphas are tensors; if not, the header says them.
+        clamps: whether alpha bounds the norm of a rotation even where it is 0.
+        flavours: what it can hold; empty for everything.
+        lacks: roles that it has no name for.
+        rows_only: whether magnitudes are those of rows only, of shape (o,).
+    """
+
+    name: str
+    title: str
+    namings: tuple[Naming, ...]
+    roles: Mapping[str, str] = field(default_factory=dict)
+    is_written: bool = True
+    has_alphas: bool = True
+    clamps: bool = False
+    flavours: tuple[str, ...] = ()
+    lacks: tuple[str, ...] = ()
+    rows_only: bool = False
+
+    def of(self, component: str, family: str) -> Iterator[Naming]:
+        """The namings of a component, the one that is written first."""
+        for naming in self.namings:
+            if naming.component == component and naming.serves(family):
+                yield naming
+
+    def ending(self, naming: Naming, role: str) -> str:
+        """How the name of a tensor of a module ends."""
+        written: str = facts("adapters")["roles"][role][0]
+        return naming.roles.get(role) or self.roles.get(role) or written
+
+
+@cache
+def conventions() -> dict[str, Convention]:
+    """Every convention by name. Treat as read-only."""
+    return {name: _convention(name) for name in NAMES}
+
+
+def written() -> tuple[str, ...]:
+    """Names of the conventions that files are written in."""
+    return tuple(name for name, one in conventions().items() if one.is_written)
+
+
+@cache
+def stock_names(naming: Naming, family: str) -> dict[str, str]:
+    """Module -> name in the stock model of a family; nothing if it lacks the component."""
+    component = families()[family].components.get(naming.component)
+    if component is None or not naming.serves(family):
+        return {}
+    return naming.names(component.manifest(), component.config)
+
+
+def _convention(name: str) -> Convention:
+    text = (_FOLDER / f"{name}.toml").read_text(encoding="utf-8")
+    entry = tomllib.loads(text)
+    namings = [
+        _naming(component, entry["join"], one)
+        for component, several in entry.items()
+        if isinstance(several, list) and several and isinstance(several[0], dict)
+        for one in several
+    ]
+    return Convention(
+        name=name,
+        title=entry["title"],
+        namings=tuple(namings),
+        roles=entry.get("roles", {}),
+        is_written=not entry.get("read_only", False),
+        has_alphas=entry.get("alphas") != "metadata",
+        clamps=entry.get("clamps", False),
+        flavours=tuple(entry.get("holds", ())),
+        lacks=tuple(entry.get("lacks", ())),
+        rows_only=entry.get("magnitude") == "rows",
+    )
+
+
+def _naming(component: str, join: str, entry: Mapping[str, Any]) -> Naming:
+    return Naming(
+        component=component,
+        spelling=Spelling(entry["prefix"], join),
+        table=entry.get("table", ""),
+        modules=tuple(entry.get("modules", ())),
+        families=tuple(entry.get("families", ())),
+        roles=entry.get("roles", {}),
+    )

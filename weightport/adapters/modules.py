@@ -1,0 +1,383 @@
+"""Names of tensors -> modules: what an adapter changes, and how.
+
+A name is one of the model's, spelled as a convention has it, and the ending of a role; see
+`mappings.conventions`. What belongs to no module is listed, never guessed.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import cache
+from typing import Any, Generic, NamedTuple, Protocol, TypeVar
+
+from ..errors import printable
+from ..mappings.conventions import Convention, Naming, conventions, stock_names
+from ..mappings.facts import facts
+from ..mappings.families import families
+from .alphas import Alphas
+from .shapes import Shape, flaw
+
+BUNDLED = "bundle_emb."
+"""How the names of embeddings in a file of LoRA begin."""
+
+
+class Shaped(Protocol):
+    """A tensor, of any library."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The dimensions."""
+
+
+T = TypeVar("T", bound=Shaped)
+Read = Callable[[T], float]
+
+
+class Model(NamedTuple):
+    """What there is to change.
+
+    Attributes:
+        shapes: key -> shape of every tensor.
+        config: by which tables count layers.
+        open_axes: keys of tensors that a model may have with more input channels.
+    """
+
+    shapes: Mapping[str, Shape]
+    config: Mapping[str, Any]
+    open_axes: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True)
+class Module(Generic[T]):
+    """A layer that an adapter changes.
+
+    Attributes:
+        component: the model that it is of.
+        path: its name there, `down_blocks.0.attentions.0.proj_in`.
+        name: as the file spells it.
+        convention: whose names they are.
+        flavour: a key of `flavours` in `facts/adapters.toml`.
+        tensors: role -> tensor.
+        alpha: as stated, by a tensor or a header; None where nothing states it.
+        rank: of its factors; 0 without factors.
+        factor: what its change is multiplied with at strength 1: alpha / rank.
+        is_by_row: whether magnitudes are those of rows, not of input channels.
+    """
+
+    component: str
+    path: str
+    name: str
+    convention: str
+    flavour: str
+    tensors: Mapping[str, T]
+    alpha: float | None
+    rank: int
+    factor: float
+    is_by_row: bool
+
+    @property
+    def is_decomposed(self) -> bool:
+        """Whether direction and magnitude of the weight change apart: DoRA."""
+        return "magnitude" in self.tensors
+
+    @property
+    def depends_on_base(self) -> bool:
+        """Whether the change is a function of the weight, so that two of them do not add up."""
+        entry = facts("adapters")["flavours"][self.flavour]
+        return self.is_decomposed or bool(entry.get("depends_on_base"))
+
+    @property
+    def title(self) -> str:
+        """What its flavour is called."""
+        title: str = facts("adapters")["flavours"][self.flavour]["title"]
+        if "mid" in self.tensors:
+            title = f"{title} with mid factors"
+        if self.flavour == "oft" and len(self.tensors["oft"].shape) > 3:
+            title = "BOFT"
+        return f"{title} + DoRA" if self.is_decomposed else title
+
+
+@dataclass(frozen=True)
+class Adapter(Generic[T]):
+    """What a file changes in models of one family.
+
+    Attributes:
+        modules: (component, path) -> module, in the order of the file.
+        bundled: names of embeddings in it, less `BUNDLED`, -> tensor.
+        unmatched: names that belong to no module of the family.
+        flaws: modules that do not fit the model: name -> why.
+    """
+
+    family: str
+    modules: Mapping[tuple[str, str], Module[T]]
+    bundled: Mapping[str, T] = field(default_factory=dict)
+    unmatched: tuple[str, ...] = ()
+    flaws: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def fits(self) -> bool:
+        """Whether all that the file holds is understood, and is of the model's widths."""
+        return not self.unmatched and not self.flaws
+
+    @property
+    def is_of_other_widths(self) -> bool:
+        """Whether it is of a model with the same modules, but other sizes.
+
+        Where a few modules do not fit, they are damaged; where most do not, the model is another.
+        """
+        return not self.unmatched and 2 * len(self.flaws) > len(self.modules)
+
+
+def is_adapter(names: Collection[str]) -> bool:
+    """Whether the tensors of a file change a model rather than being one.
+
+    A model may hold some that do: PEFT saves a model that it has changed with both.
+    """
+    marks = facts("adapters")["marks"]
+    endings = tuple(marks["endings"])
+    beginnings = tuple(marks["beginnings"])
+    marked = [name for name in names if name.endswith(endings) or name.startswith(beginnings)]
+    return len(marked) > len(names) * marks["share"] and not any(
+        marks["of_models"] in name for name in names
+    )
+
+
+@cache
+def stock_models(family: str) -> dict[str, Model]:
+    """The models of a family, by component. Treat as read-only."""
+    components = families()[family].components.values()
+    return {
+        one.name: Model(
+            one.manifest(), one.config, frozenset(place.split()[0] for place in one.own.values())
+        )
+        for one in components
+        if not one.extends
+    }
+
+
+def decode(
+    tensors: Mapping[str, T],
+    family: str,
+    models: Mapping[str, Model],
+    alphas: Alphas,
+    read: Read[T],
+) -> Adapter[T]:
+    """Sort the tensors of a file into modules of a family's models.
+
+    Args:
+        models: component -> what there is to change; `stock_models` where no model is given.
+        alphas: what the header says.
+        read: gives the number in a tensor of one element.
+
+    Raises:
+        ValueError: a module is there twice, incomplete, contradicts itself, or is of a kind that
+            cannot be applied.
+    """
+    places = _places(tensors, family, models)
+    endings = _endings()
+    found: dict[tuple[str, str], dict[str, tuple[str, T]]] = {}
+    owners: dict[tuple[str, str], _Place] = {}
+    bundled: dict[str, T] = {}
+    unmatched: list[str] = []
+    for name, tensor in tensors.items():
+        if name.startswith(BUNDLED):
+            bundled[name.removeprefix(BUNDLED)] = tensor
+            continue
+        split = _split(name, places, endings)
+        if split is None:
+            unmatched.append(name)
+            continue
+        place, role = split
+        owner = owners.setdefault(place.module, place)
+        roles = found.setdefault(place.module, {})
+        if role in roles or owner.name != place.name:
+            other = roles[role][0] if role in roles else owner.name
+            raise ValueError(f"`{printable(other)}` and `{printable(name)}` are the same module")
+        roles[role] = name, tensor
+    modules = {key: _module(owners[key], roles, alphas, read) for key, roles in found.items()}
+    flaws = {}
+    for (component, path), module in modules.items():
+        model = models[component]
+        weight = f"{path}.weight"
+        try:
+            why = flaw(module.tensors, model.shapes[weight], weight in model.open_axes)
+        except ValueError as error:
+            raise ValueError(f"`{printable(module.name)}`: {error}") from None
+        if why is not None:
+            flaws[module.name] = why
+    return Adapter(family, modules, bundled, tuple(unmatched), flaws)
+
+
+# --- names ----------------------------------------------------------------------------------------
+
+
+class _Place(NamedTuple):
+    """A module, by one of its names."""
+
+    name: str
+    module: tuple[str, str]
+    convention: Convention
+    naming: Naming
+
+
+def _places(
+    tensors: Mapping[str, T], family: str, models: Mapping[str, Model]
+) -> dict[str, _Place]:
+    """Name -> module, by all conventions whose prefix some tensor has."""
+    every = [
+        (convention, naming)
+        for convention in conventions().values()
+        for naming in convention.namings
+        if naming.component in models and naming.serves(family)
+    ]
+    prefixes = {naming.spelling.prefix for _, naming in every}
+    begun = {prefix for prefix in prefixes if any(name.startswith(prefix) for name in tensors)}
+    prefixed = (*(begun - {""}), BUNDLED)
+    if all(name.startswith(prefixed) for name in tensors):
+        begun.discard("")  # to expand a table takes time
+    places: dict[str, _Place] = {}
+    stock = models is stock_models(family)
+    for convention, naming in every:
+        if naming.spelling.prefix not in begun:
+            continue
+        model = models[naming.component]
+        names = stock_names(naming, family) if stock else naming.names(model.shapes, model.config)
+        for path, name in names.items():
+            places.setdefault(name, _Place(name, (naming.component, path), convention, naming))
+    return places
+
+
+@cache
+def _endings() -> dict[str, str]:
+    """Ending of a name -> role."""
+    roles: dict[str, list[str]] = facts("adapters")["roles"]
+    return {ending: role for role, several in roles.items() for ending in several}
+
+
+def _split(
+    name: str, places: Mapping[str, _Place], endings: Mapping[str, str]
+) -> tuple[_Place, str] | None:
+    """The module and role of a tensor: the longest ending that leaves the name of a module."""
+    dot = name.find(".")
+    while dot >= 0:
+        role = endings.get(name[dot + 1 :])
+        if role is not None and name[:dot] in places:
+            return places[name[:dot]], role
+        dot = name.find(".", dot + 1)
+    return None
+
+
+# --- modules --------------------------------------------------------------------------------------
+
+
+def _module(
+    place: _Place, named: Mapping[str, tuple[str, T]], alphas: Alphas, read: Read[T]
+) -> Module[T]:
+    """A module from its tensors."""
+    name = printable(place.name)
+    for role, why in facts("adapters")["refused"].items():
+        if role in named:
+            raise ValueError(f"`{name}` is {why}")
+    flavour = _flavour(name, named)
+    tensors = {role: tensor for role, (_, tensor) in named.items()}
+    rank = _rank(flavour, tensors)
+    component, path = place.module
+    alpha = alphas.of(component, path, rank) if rank else None
+    if "alpha" in tensors:
+        alpha = _number(name, "alpha", tensors["alpha"], read)
+    factor = _factor(flavour, tensors, alpha, rank)
+    if "scale" in tensors:
+        factor = _number(name, "scale", tensors["scale"], read)
+    return Module(
+        component=component,
+        path=path,
+        name=place.name,
+        convention=place.convention.name,
+        flavour=flavour,
+        tensors=tensors,
+        alpha=alpha,
+        rank=rank,
+        factor=factor,
+        is_by_row=_is_by_row(named),
+    )
+
+
+def _flavour(name: str, roles: Iterable[str]) -> str:
+    """What a module is."""
+    there = set(roles)
+    for flavour, entry in facts("adapters")["flavours"].items():
+        needed = [_met(need, there) for need in entry["needs"]]
+        if not all(needed):
+            continue
+        used = {role for roles in needed if roles for role in roles}
+        strange = there - used - set(entry["may"])
+        if strange:
+            raise ValueError(f"`{name}` is {entry['title']} with {', '.join(sorted(strange))}")
+        return str(flavour)
+    lacks = _lack(there)
+    raise ValueError(f"`{name}` has {', '.join(sorted(there))}{lacks}")
+
+
+def _met(need: str, there: set[str]) -> set[str]:
+    """The roles by which a need is met, or none; all that are named may be there."""
+    ways = [set(way.split()) for way in need.split(" | ")]
+    return next((way for way in ways if way <= there), set())
+
+
+def _lack(there: set[str]) -> str:
+    """What the nearest flavour has beside, in words."""
+    for entry in facts("adapters")["flavours"].values():
+        needs = {role for need in entry["needs"] for role in need.replace("|", " ").split()}
+        if needs & there:
+            missing = [need for need in entry["needs"] if not _met(need, there)]
+            return f", but not {', '.join(missing)}: half of a {entry['title']}"
+    return ", which is no change of a weight"
+
+
+_COLUMNS = "dora_scale"  # the ending of magnitudes that may be of columns
+_RANKS = {  # flavour -> (role, axis), the first that is there
+    "lora": (("down", 0),),
+    "loha": (("hada_w1_b", 0),),
+    "lokr": (("lokr_w1_b", 0), ("lokr_w2_b", 0)),
+}
+
+
+def _rank(flavour: str, tensors: Mapping[str, T]) -> int:
+    if flavour == "glora":
+        return min(tensors["glora_b1"].shape[:2], default=0)  # of old files it is the other factor
+    for role, axis in _RANKS.get(flavour, ()):
+        if role in tensors:
+            shape = tensors[role].shape
+            return shape[axis] if shape else 0
+    return 0
+
+
+def _factor(flavour: str, tensors: Mapping[str, T], alpha: float | None, rank: int) -> float:
+    """alpha / rank; 1 without factors, and where alpha is 0, which training takes for the rank."""
+    whole = {"lokr_w1", "lokr_w2"} <= tensors.keys()
+    if not rank or not alpha or whole:
+        return 1.0
+    return alpha / rank
+
+
+def _is_by_row(named: Mapping[str, tuple[str, Shaped]]) -> bool:
+    """Whether magnitudes are those of rows.
+
+    `dora_scale` is (o, 1, ...) then, or else (1, i, ...); PEFT's are of rows even where they are
+    (1, o, 1, 1).
+    """
+    name, tensor = named.get("magnitude", ("", None))
+    if tensor is None or len(tensor.shape) < 2 or not name.endswith(_COLUMNS):
+        return True
+    return tensor.shape[0] != 1
+
+
+def _number(name: str, role: str, tensor: T, read: Read[T]) -> float:
+    if math.prod(tensor.shape) != 1:
+        raise ValueError(f"`{name}`: its {role} has shape {list(tensor.shape)}, not one number")
+    value = read(tensor)
+    if not math.isfinite(value):
+        raise ValueError(f"`{name}`: its {role} is {value}")
+    return value
