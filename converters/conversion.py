@@ -10,7 +10,8 @@ from typing import Any
 
 from ..errors import ConversionError
 from ..mappings.families import Family, families
-from .checkpoint import DTYPES
+from .checkpoint import DTYPES, Computed
+from .planning.baked import Baking
 from .planning.keys import brief
 from .planning.plan import PlannedComponent, PlannedTensor
 from .settings import Settings
@@ -25,6 +26,7 @@ class Conversion:
         report: the content of `conversion.json`.
         notes: what the user should know, one sentence each.
         lacks: what the repo still needs before a pipeline can load it.
+        baking: the adapters that change its weights.
     """
 
     family: str
@@ -33,6 +35,7 @@ class Conversion:
     report: dict[str, Any] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     lacks: list[str] = field(default_factory=list)
+    baking: Baking | None = None
 
     @property
     def architecture(self) -> Family:
@@ -71,9 +74,12 @@ def _origin(conversion: Conversion, name: str) -> Path:
     component, key = name.split(" ", 1)
     parts = conversion.components[component].parts
     source = conversion.components[component].tensors[key].sources[0]
-    return next(
-        p.checkpoint.path for p in parts if any(source is t for t in p.checkpoint.tensors.values())
-    )
+    while True:
+        for part in parts:
+            if any(source is tensor for tensor in part.checkpoint.tensors.values()):
+                return part.checkpoint.path
+        assert isinstance(source, Computed)
+        source = source.inputs[0]  # of a tensor that adapters change: the one before
 
 
 def total_nbytes(conversion: Conversion, dtype: str) -> int:

@@ -12,6 +12,7 @@ from ..io.atomic import check_apart
 from ..mappings.families import Family, families, halves, halves_of
 from ..mappings.layouts import layouts
 from .adapters import convert_adapters
+from .baking import bake, parse_lora
 from .checkpoint import Checkpoint
 from .conversion import Conversion
 from .layouts.diffusers import is_average
@@ -47,7 +48,8 @@ def convert(
     """
     if settings.to not in OUTPUTS:
         return convert_adapters(sources, output, settings, progress)
-    check_apart(output, [*sources, *(path for path in (base, settings.vae) if path)])
+    adapters = [Path(parse_lora(text)[0]) for text in settings.lora]
+    check_apart(output, [*sources, *adapters, *(path for path in (base, settings.vae) if path)])
     writer = OUTPUTS[settings.to]
     _check_revision(sources, settings.revision)
     opened = open_sources(sources, settings)
@@ -63,11 +65,16 @@ def convert(
     if settings.component is not None:
         components = _only(components, settings.component)
     conversion = Conversion(family.name, components, None if settings.dry_run else output)
+    if settings.lora:
+        conversion.baking = bake(components, family, settings)
     if writer.is_repo:
         settings = _with_tokens(conversion, settings)
         _take_notes(conversion, parts, settings)
     if not settings.dry_run:
         writer.write(conversion, output, settings, progress)
+        if conversion.baking and not writer.is_repo:
+            conversion.report["adapters"] = conversion.baking.report(settings.hashes)
+            conversion.notes += conversion.baking.notes()
     for part in parts:
         for file in part.checkpoint.files:
             file.check_unchanged()

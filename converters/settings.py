@@ -116,6 +116,16 @@ class Settings:
         metavar="ALPHA",
         reported=Option.IF_SET,
     )
+    lora: tuple[str, ...] = option(
+        (),
+        "bake in an adapter: FILE, FILE@0.8, FILE@unet=0.8,text_encoder=0.5; repeat for several",
+        metavar="FILE[@STRENGTH]",
+    )
+    ignore_unmatched: bool = option(
+        False,
+        "leave out what an adapter holds for no module of the model",
+        reported=Option.IF_SET,
+    )
     ema: bool = option(
         False,
         "take the moving average of the weights instead of the weights themselves",

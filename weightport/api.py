@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from .converters.baking import parse_lora
 from .converters.compare import Comparison
 from .converters.compare import compare as _compare
 from .converters.conversion import Conversion
@@ -71,6 +72,8 @@ def convert(
     text_activation: Literal["tanh", "erf"] = "tanh",
     placeholder_tokens: Sequence[str] = (),
     lora_alpha: float | None = None,
+    lora: Sequence[str] = (),
+    ignore_unmatched: bool = False,
     ema: bool = False,
     revision: str | None = None,
     prediction_type: Literal["epsilon", "v_prediction"] | None = None,
@@ -107,6 +110,9 @@ def convert(
             (before).
         placeholder_tokens: names for the token rows that textual inversion added, in order.
         lora_alpha: merge LoRA factors with this alpha; they are refused without it.
+        lora: adapters to bake into the weights, `FILE`, `FILE@0.8` or
+            `FILE@unet=0.8,text_encoder=0.5`.
+        ignore_unmatched: leave out what an adapter holds for no module of the model.
         ema: take the moving average of the weights instead of the weights themselves.
         revision: of a source that is a repository's folder in the Hub's cache: a branch, a tag or
             a commit.
@@ -153,6 +159,8 @@ def convert(
         text_activation=text_activation,
         placeholder_tokens=tuple(placeholder_tokens),
         lora_alpha=lora_alpha,
+        lora=tuple(_local_lora(text) for text in lora),
+        ignore_unmatched=ignore_unmatched,
         ema=ema,
         revision=revision,
         prediction_type=prediction_type,
@@ -362,6 +370,14 @@ def _runtime_state_dict(
 def _local(path: StrPath) -> Path:
     """A local path as it is; of `hub:owner/name@revision/file` the downloaded file."""
     return fetch(str(path)) if str(path).startswith("hub:") else Path(path)
+
+
+def _local_lora(text: str) -> str:
+    """The same with a local path; `hub:` files are downloaded."""
+    if not text.startswith("hub:"):
+        return text
+    path, _ = parse_lora(text)
+    return f"{_local(path)}{text.removeprefix(path)}"
 
 
 def _base_folder(base: StrPath) -> Path:

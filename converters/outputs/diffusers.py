@@ -46,6 +46,8 @@ def write(
         )
         check_finite(conversion, written.nonfinite, written.overflowed, settings)
         conversion.notes += written.notes
+        if conversion.baking:
+            conversion.notes += conversion.baking.notes()
         _write_report(conversion, folder, settings, written.files)
 
 
@@ -128,6 +130,7 @@ def _write_report(
         options=replace(settings, base_model=_base_model(conversion, settings)).report(),
         files=_files(folder, weights, hashes),
         notes=[*conversion.notes, *(f"lacks {gap}" for gap in conversion.lacks)],
+        adapters=conversion.baking.report(hashes) if conversion.baking else [],
     )
     text = json.dumps(conversion.report, indent=1, ensure_ascii=False)
     (folder / "conversion.json").write_text(text + "\n")

@@ -57,6 +57,7 @@ def metadata(report: Mapping[str, Any], class_name: str | None) -> dict[str, Any
     task = "image-to-image" if class_name and _images_of(class_name) else "text-to-image"
     data = {
         "base_model": options.get("base_model"),
+        "base_model_relation": "merge" if report.get("adapters") else None,
         "library_name": "diffusers",
         "license": options.get("license"),
         "pipeline_tag": task,
@@ -182,6 +183,11 @@ def _conversion(report: Mapping[str, Any]) -> Iterator[str]:
         " left out and why, and the sha256 of every file."
     )
     yield _table(("part", "source", "format", "sha256"), list(_sources(report)))
+    if report.get("adapters"):
+        yield _table(
+            ("adapter", "component", "strength", "modules", "relative change", "sha256"),
+            list(_adapters(report)),
+        )
     tables = [(name, f"`{sha256}`") for name, sha256 in report["tables"].items()]
     yield _table(("table", "sha256"), tables)
     said = [f"`{name}`: {value}" for name, value in _options(report).items()]
@@ -196,6 +202,22 @@ def _sources(report: Mapping[str, Any]) -> Iterator[tuple[str, str, str, str]]:
         files = source["files"] or {source["path"]: "not recorded"}
         for name, sha256 in files.items():
             yield source["part"], name, source["format"], f"`{sha256}`"
+
+
+def _adapters(report: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
+    """A row for each component that an adapter changed."""
+    for adapter in report["adapters"]:
+        hashes = ", ".join(f"`{sha256}`" for sha256 in adapter["files"].values())
+        for component, entry in adapter["components"].items():
+            modules = ", ".join(f"{count} {title}" for title, count in entry["modules"].items())
+            yield (
+                adapter["path"],
+                component,
+                f"{entry['strength']:g}",
+                modules,
+                f"{entry['relative_change']:.1%}",
+                hashes or "not recorded",
+            )
 
 
 def _options(report: Mapping[str, Any]) -> dict[str, Any]:

@@ -18,12 +18,14 @@ def conversion_report(
     options: Mapping[str, Any],
     files: Mapping[str, Mapping[str, Any]],
     notes: Sequence[str],
+    adapters: Sequence[Mapping[str, Any]],
 ) -> dict[str, Any]:
     """The content of `conversion.json`; deterministic: no times, no absolute paths.
 
     Args:
         sha256: source file name -> digest.
         files: repo file -> its size and sha256.
+        adapters: what changed the weights of the sources.
     """
     from importlib import metadata  # takes 2 MB, so not before the weights are written
 
@@ -35,6 +37,7 @@ def conversion_report(
         "weightport_version": metadata.version("weightport"),
         "family": family,
         "sources": [_source(part, sha256) for part in parts],
+        **({"adapters": list(adapters)} if adapters else {}),
         "tables": dict(sorted(tables.items())),
         "options": dict(options),
         "notes": list(notes),
