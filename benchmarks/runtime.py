@@ -110,10 +110,10 @@ def write_repo(folder: Path) -> None:
     torch.manual_seed(0)
     write_tokenizer(folder / "tokenizer")
     weightport.StableDiffusionPipeline(
-        vae=weightport.AutoencoderKL(VAE),
+        vae=weightport.AutoencoderKL(**VAE),
         text_encoder=weightport.CLIPTextModel(CLIP),
         tokenizer=weightport.CLIPTokenizer.from_pretrained(folder / "tokenizer"),
-        unet=weightport.UNet2DConditionModel(UNET),
+        unet=weightport.UNet2DConditionModel(**UNET),
         scheduler=weightport.DDIMScheduler(),
         requires_safety_checker=False,
     ).save_pretrained(folder / "repo")

@@ -45,7 +45,7 @@ _LAYOUTS = _PLANNING | {
 }  # fmt: skip
 _REPO = _LAYOUTS | {"converters.layouts", "converters.writers", "converters.conversion"}
 _LOADING = {"errors", "io", "hub"}
-_MODELS = _LOADING | {"runtime.loading"}
+_MODELS = _LOADING | {"runtime.loading", "runtime.outputs"}
 _SAMPLING = _MODELS | {"runtime.models", "runtime.images", "runtime.speed"}
 _PIPELINES = _SAMPLING | {"runtime"}
 _ALL_BUT_THE_TOP = {*GROUND, "converters", "runtime"}
@@ -62,6 +62,7 @@ MAY_IMPORT = GROUND | {
     "converters.repo": _REPO,
     "converters.outputs": _REPO | {"converters.repo"},
     "converters": _REPO | {"converters.repo", "converters.outputs", "differences"},
+    "runtime.outputs": set(),
     "runtime.loading": _LOADING | {"runtime.registry"},
     "runtime.text": _MODELS,
     "runtime.schedulers": _MODELS | {"noise_schedule"},

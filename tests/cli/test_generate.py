@@ -43,14 +43,14 @@ def repo(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("generate")
     write_tokenizer(folder / "tokenizer")
     torch.manual_seed(0)
-    unet = UNet2DConditionModel(
+    unet = UNet2DConditionModel.from_config(
         {**UNET, "up_block_types": ["UpBlock2D", "CrossAttnUpBlock2D"]}
     ).eval()
-    ControlNetModel({**UNET, "conditioning_embedding_out_channels": [16, 32]}).save_pretrained(
-        folder / "control"
-    )
+    ControlNetModel.from_config(
+        {**UNET, "conditioning_embedding_out_channels": [16, 32]}
+    ).save_pretrained(folder / "control")
     StableDiffusionPipeline(
-        vae=AutoencoderKL(
+        vae=AutoencoderKL.from_config(
             {"block_out_channels": [32, 32], "norm_num_groups": 8, **VAE_BLOCKS}
         ).eval(),
         text_encoder=CLIPTextModel(

@@ -143,7 +143,10 @@ def _as_users_load_it(repo: Path, component: str) -> torch.nn.Module:
 
 
 def _in_our_runtime(repo: Path, component: str) -> torch.nn.Module:
-    kinds = {"unet": weightport.UNet2DConditionModel, "vae": weightport.AutoencoderKL}
+    kinds: dict[str, type[Any]] = {
+        "unet": weightport.UNet2DConditionModel,
+        "vae": weightport.AutoencoderKL,
+    }
     return kinds.get(component, weightport.CLIPTextModel).from_pretrained(repo / component)
 
 

@@ -23,7 +23,7 @@ from weightport.runtime.speed import (
     pack_model,
 )
 
-CONFIG = {
+CONFIG: dict[str, Any] = {
     "block_out_channels": [32, 64],
     "down_block_types": ["CrossAttnDownBlock2D", "DownBlock2D"],
     "up_block_types": ["UpBlock2D", "CrossAttnUpBlock2D"],
@@ -36,7 +36,7 @@ CONFIG = {
 @pytest.fixture
 def unet() -> UNet2DConditionModel:
     torch.manual_seed(0)
-    return UNet2DConditionModel(CONFIG).eval()
+    return UNet2DConditionModel(**CONFIG).eval()
 
 
 def inputs(seed: int, size: int = 8) -> tuple[torch.Tensor, torch.Tensor]:
@@ -312,7 +312,7 @@ def test_compiled_equal_within_rounding(unet: UNet2DConditionModel) -> None:
 def test_memory_of_large_activations_is_kept_for_the_next_run() -> None:
     names = {"down_block_types": ["DownEncoderBlock2D"], "up_block_types": ["UpDecoderBlock2D"]}
     narrow = {"block_out_channels": [64], "norm_num_groups": 8, "layers_per_block": 1}
-    vae = AutoencoderKL(names | narrow)
+    vae = AutoencoderKL.from_config(names | narrow)
     vae.decoder.register_module(
         "mid_block", torch.nn.Identity()
     )  # attention would take most of the time

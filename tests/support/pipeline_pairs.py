@@ -118,7 +118,7 @@ def pair(theirs: Any, ours: Any, seed: int) -> tuple[Any, Any]:
 @cache
 def unets(kind: str) -> tuple[Any, Any]:
     theirs, ours = pair(
-        diffusers.UNet2DConditionModel(**UNETS[kind]), UNet2DConditionModel(UNETS[kind]), 1
+        diffusers.UNet2DConditionModel(**UNETS[kind]), UNet2DConditionModel(**UNETS[kind]), 1
     )
     for model in (
         theirs,
@@ -135,12 +135,12 @@ def controlnets(kind: str, seed: int, **options: Any) -> tuple[Any, Any]:
         key: value for key, value in UNETS[kind].items() if key not in (*skipped, "sample_size")
     }
     config |= {"conditioning_embedding_out_channels": [4, 8], "in_channels": 4, **options}
-    return pair(diffusers.ControlNetModel(**config), ControlNetModel(config), seed)
+    return pair(diffusers.ControlNetModel(**config), ControlNetModel(**config), seed)
 
 
 @cache
 def vaes(kind: str = "sd") -> tuple[Any, Any]:
-    return pair(diffusers.AutoencoderKL(**VAES[kind]), AutoencoderKL(VAES[kind]), 2)
+    return pair(diffusers.AutoencoderKL(**VAES[kind]), AutoencoderKL(**VAES[kind]), 2)
 
 
 @cache

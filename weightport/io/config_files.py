@@ -11,7 +11,11 @@ from typing import Any
 DIFFUSERS_VERSION = "0.35.0"
 
 
+def json_text(content: Mapping[str, Any]) -> str:
+    """A JSON object as diffusers writes it, keys sorted."""
+    return json.dumps(content, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
+
+
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Write a JSON object as diffusers does, keys sorted."""
-    text = json.dumps(content, indent=2, sort_keys=True, ensure_ascii=False)
-    path.write_text(f"{text}\n", encoding="utf-8")
+    """Write a JSON object into a file."""
+    path.write_text(json_text(content), encoding="utf-8")

@@ -46,5 +46,5 @@ def manifest(class_name: str, config: Mapping[str, Any]) -> Shapes:
 @lru_cache(maxsize=64)
 def _build(class_name: str, config: str) -> Shapes:
     with torch.device("meta"), NoInit():
-        model = MODELS[class_name](json.loads(config))
+        model = MODELS[class_name].from_config(json.loads(config))
     return {key: tuple(tensor.shape) for key, tensor in model.state_dict().items()}

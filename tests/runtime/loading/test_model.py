@@ -59,7 +59,7 @@ def xl_repo(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 # --- against diffusers and transformers -----------------------------------------------------------
 
-KINDS = {
+KINDS: dict[str, tuple[type[Any], type[Any]]] = {
     "unet": (UNet2DConditionModel, diffusers.UNet2DConditionModel),
     "vae": (AutoencoderKL, diffusers.AutoencoderKL),
     "text_encoder": (CLIPTextModel, transformers.CLIPTextModel),

@@ -180,7 +180,7 @@ def unet_pair() -> Callable[[dict[str, Any]], tuple[Any, Any]]:
     diffusers = pytest.importorskip("diffusers")
 
     def build(config: dict[str, Any]) -> tuple[Any, Any]:
-        oracle, ours = diffusers.UNet2DConditionModel(**config), UNet2DConditionModel(config)
+        oracle, ours = diffusers.UNet2DConditionModel(**config), UNet2DConditionModel(**config)
         same_weights(oracle, ours)
         return oracle, ours
 
@@ -224,7 +224,7 @@ def test_unet_names_the_missing_condition(missing: str) -> None:
     inputs = unet_inputs(config)
     del inputs[missing]
     with pytest.raises(ValueError, match=missing):
-        UNet2DConditionModel(config)(**inputs)
+        UNet2DConditionModel.from_config(config)(**inputs)
 
 
 def controlnet_config(config: dict[str, Any], **options: Any) -> dict[str, Any]:
@@ -246,7 +246,7 @@ CONTROLNETS = {
 def test_controlnet_equals_diffusers(kind: str) -> None:
     diffusers = pytest.importorskip("diffusers")
     config = CONTROLNETS[kind]
-    oracle, ours = diffusers.ControlNetModel(**config), ControlNetModel(config)
+    oracle, ours = diffusers.ControlNetModel(**config), ControlNetModel(**config)
     same_weights(oracle, ours)
     inputs = unet_inputs(config) | {
         "controlnet_cond": torch.randn(2, config.get("conditioning_channels", 3), 128, 64)
@@ -262,7 +262,7 @@ def test_controlnet_equals_diffusers(kind: str) -> None:
 def test_vae_equals_diffusers(kind: str) -> None:
     diffusers = pytest.importorskip("diffusers")
     config = VAES[kind]
-    oracle, ours = diffusers.AutoencoderKL(**config), AutoencoderKL(config)
+    oracle, ours = diffusers.AutoencoderKL(**config), AutoencoderKL(**config)
     same_weights(oracle, ours)
     torch.manual_seed(1)
     image = torch.randn(2, 3, 48, 32)
@@ -379,7 +379,7 @@ def test_options_that_would_change_the_maths_are_refused(
     model: Any, config: dict[str, Any], message: str
 ) -> None:
     with torch.device("meta"), pytest.raises(ValueError, match=message.replace("[", r"\[")):
-        model(config)
+        model.from_config(config)
 
 
 def test_configs_that_the_libraries_write_are_accepted(tmp_path: Any) -> None:
@@ -390,7 +390,7 @@ def test_configs_that_the_libraries_write_are_accepted(tmp_path: Any) -> None:
             (diffusers.AutoencoderKL, AutoencoderKL, VAES["upscaler"]),
             (diffusers.ControlNetModel, ControlNetModel, CONTROLNETS["sdxl"]),
         ):
-            model = ours(dict(cls(**config).config))
+            model = ours.from_config(dict(cls(**config).config))
             assert {key: model.config[key] for key in config} == config
         transformers.CLIPTextModel(transformers.CLIPTextConfig(**CLIP)).config.save_pretrained(
             tmp_path
@@ -400,7 +400,7 @@ def test_configs_that_the_libraries_write_are_accepted(tmp_path: Any) -> None:
 
 
 def test_config_is_complete_and_readable_by_attribute_and_item() -> None:
-    config = AutoencoderKL({"sample_size": 512}).config
+    config = AutoencoderKL(sample_size=512).config
     assert config.scaling_factor == config["scaling_factor"] == 0.18215
     assert config.sample_size == 512
     with pytest.raises(AttributeError, match="no 'nonsense'"):
@@ -409,7 +409,7 @@ def test_config_is_complete_and_readable_by_attribute_and_item() -> None:
 
 def test_construction_on_meta_allocates_nothing() -> None:
     with torch.device("meta"):
-        models = UNet2DConditionModel({}), AutoencoderKL({}), CLIPTextModel({})
+        models = UNet2DConditionModel(), AutoencoderKL(), CLIPTextModel({})
     for model in models:
         assert all(tensor.is_meta for tensor in (*model.parameters(), *model.buffers()))
         assert not list(
@@ -418,7 +418,7 @@ def test_construction_on_meta_allocates_nothing() -> None:
 
 
 def kerascv_pair(model: Any, config: dict[str, Any]) -> tuple[Any, Any]:
-    plain, keras = randomise(model(config)), model(config).eval()
+    plain, keras = randomise(model.from_config(config)), model.from_config(config).eval()
     apply_semantics(keras, "kerascv")
     keras.load_state_dict(plain.state_dict(), strict=True)
     return plain, keras

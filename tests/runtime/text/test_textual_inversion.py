@@ -16,6 +16,7 @@ from transformers import CLIPTokenizer as TheirTokenizer
 
 from weightport.converters.repo.tokenizer import write_tokenizer
 from weightport.runtime.models.clip import CLIPTextModel
+from weightport.runtime.sampling.prompts import expanded
 from weightport.runtime.text.textual_inversion import load_textual_inversion
 from weightport.runtime.text.tokenizer import CLIPTokenizer
 
@@ -104,14 +105,16 @@ def test_equal_to_diffusers(
         token for token in tokenizer.added_tokens_encoder if "_" not in token and "|" not in token
     )
     prompt = f"a photo of {token} and {token}."
-    expanded = (
+    written = (
         theirs.maybe_convert_prompt(prompt, theirs.tokenizer)
         if token.islower()
-        else tokenizer.expand(prompt)
+        else expanded(tokenizer, prompt)
     )
-    ids = tokenizer(tokenizer.expand(prompt), padding="max_length", return_tensors="pt").input_ids
+    ids = tokenizer(
+        expanded(tokenizer, prompt), padding="max_length", return_tensors="pt"
+    ).input_ids
     assert (
-        ids.tolist() == theirs.tokenizer([expanded], padding="max_length", max_length=77).input_ids
+        ids.tolist() == theirs.tokenizer([written], padding="max_length", max_length=77).input_ids
     )
     with torch.no_grad():
         assert torch.equal(

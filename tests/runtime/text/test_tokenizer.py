@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import warnings
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -14,6 +15,7 @@ import torch
 import transformers
 
 from weightport.converters.repo.tokenizer import write_tokenizer
+from weightport.runtime.sampling.prompts import expanded, tokenize
 from weightport.runtime.text.tokenizer import CLIPTokenizer
 
 PLACEHOLDERS = ("<my-cat>", "<my-cat>_1", "<my-cat>_2", "Zeb", "sks", "back\\slash")
@@ -217,13 +219,21 @@ def test_decode_takes_what_encode_gives(folder_of: Callable[[str], Path]) -> Non
     ],
 )
 def test_the_text_that_is_cut_off(folder_of: Callable[[str], Path], text: str) -> None:
+    """With either library's tokenizer a run warns of what diffusers warns of."""
     folder = folder_of("classic e no")
     theirs = transformers.CLIPTokenizer.from_pretrained(folder)
     whole = theirs(text, padding="longest", return_tensors="pt").input_ids
-    assert (
-        CLIPTokenizer.from_pretrained(folder).cut_off(text)
-        == theirs.batch_decode(whole[:, 77 - 1 : -1])[0]
-    )
+    rest = theirs.batch_decode(whole[:, 77 - 1 : -1])[0]
+    ids = []
+    for tokenizer in (theirs, CLIPTokenizer.from_pretrained(folder)):
+        with warnings.catch_warnings(record=True) as told:
+            warnings.simplefilter("always")
+            ids.append(tokenize(tokenizer, [text]))
+        expected = (
+            [f"the prompt is longer than 77 tokens; this is left out: {rest}"] if rest else []
+        )
+        assert [str(one.message) for one in told] == expected
+    assert torch.equal(*ids)
 
 
 def test_added_tokens(folder_of: Callable[[str], Path]) -> None:
@@ -244,12 +254,12 @@ def test_added_tokens(folder_of: Callable[[str], Path]) -> None:
 
 def test_tokens_of_several_vectors(folder_of: Callable[[str], Path]) -> None:
     tokenizer = CLIPTokenizer.from_pretrained(folder_of("classic e added"))
-    assert tokenizer.expand("a <my-cat>, sks") == "a <my-cat> <my-cat>_1 <my-cat>_2, sks"
-    assert tokenizer.expand("A <MY-CAT>") == "A <my-cat> <my-cat>_1 <my-cat>_2"
-    assert tokenizer.expand("<my-cat>_1 alone") == "<my-cat>_1 alone"
-    assert tokenizer.expand("no such") == "no such"
+    assert expanded(tokenizer, "a <my-cat>, sks") == "a <my-cat> <my-cat>_1 <my-cat>_2, sks"
+    assert expanded(tokenizer, "A <MY-CAT>") == "A <my-cat> <my-cat>_1 <my-cat>_2"
+    assert expanded(tokenizer, "<my-cat>_1 alone") == "<my-cat>_1 alone"
+    assert expanded(tokenizer, "no such") == "no such"
     first: Any = tokenizer.convert_tokens_to_ids("<my-cat>")
-    assert tokenizer(tokenizer.expand("<my-cat>")).input_ids == [
+    assert tokenizer(expanded(tokenizer, "<my-cat>")).input_ids == [
         49406,
         first,
         first + 1,

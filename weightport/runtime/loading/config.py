@@ -3,11 +3,12 @@ is ignored."""
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Collection, Mapping, Sequence
-from typing import Any, ClassVar, NoReturn
+from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
 
 from ...io.atomic import merged
-from ...io.config_files import DIFFUSERS_VERSION, write_json
+from ...io.config_files import DIFFUSERS_VERSION, json_text, write_json
 from .source import Place, PlaceOptions, StrPath, open_source, split_options
 
 
@@ -42,23 +43,49 @@ class HasConfig:
     config_name: ClassVar[str]
     config: Any
 
+    if not TYPE_CHECKING:  # type checkers know `config`, and find misspelt names
+
+        def __getattr__(self, name: str) -> Any:
+            if name == "config" or name.startswith("_") or name not in self.config:
+                raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+            advice = f"read {type(self).__name__}.config.{name}; the object itself has no {name}"
+            warnings.warn(advice, FutureWarning, stacklevel=2)
+            return self.config[name]
+
+    def register_to_config(self, **options: Any) -> None:
+        """Remember options in the config."""
+        self.config = Config({**self.config, **options})
+
+    def to_json_string(self) -> str:
+        """The content of the file that `save_config` writes."""
+        return json_text(self._saved_config())
+
     @classmethod
     def load_config(
-        cls, pretrained_model_name_or_path: Place, return_unused_kwargs: bool = False, **given: Any
+        cls,
+        pretrained_model_name_or_path: Place,
+        return_unused_kwargs: bool = False,
+        return_commit_hash: bool = False,
+        **given: Any,
     ) -> Any:
         """The content of the config in a folder or on the Hub, as it is.
 
         Args:
             pretrained_model_name_or_path: a local folder, or the id of a repository on the Hub.
             return_unused_kwargs: return also a dict of the options that have no meaning here.
+            return_commit_hash: return also the hash of the commit on the Hub, None for a folder.
             given: see `PlaceOptions`.
 
         Raises:
             OSError: there is no such file.
         """
         place, unused = split_options(given, PlaceOptions)
-        config = open_source(pretrained_model_name_or_path, **place).json(cls.config_name)
-        return (config, unused) if return_unused_kwargs else config
+        source = open_source(pretrained_model_name_or_path, **place)
+        config = source.json(cls.config_name)
+        asked: list[Any] = [unused] if return_unused_kwargs else []
+        if return_commit_hash:
+            asked.append(source.commit)
+        return (config, *asked) if asked else config
 
     def save_config(self, save_directory: StrPath) -> None:
         """Write the config, defaults included, into a folder that is made if it does not exist."""
@@ -93,6 +120,7 @@ def read_config(
         ValueError: a value that is not implemented, or an unknown key that is neither null nor
             false.
     """
+    unknown = {}
     for key, value in config.items():
         if key in choices:
             if value not in choices[key]:
@@ -100,9 +128,18 @@ def read_config(
                 raise ValueError(
                     f"{model}: {key} = {value!r} is not supported; it must be {supported}"
                 )
-        elif key in defaults:
-            if value is None and defaults[key] is not None:
-                raise ValueError(f"{model}: {key} must not be null")
-        elif key not in irrelevant and not key.startswith("_") and value not in (None, False):
+        elif key not in defaults:
+            unknown[key] = value
+        elif value is None and defaults[key] is not None and key not in irrelevant:
+            raise ValueError(f"{model}: {key} must not be null")
+    refuse_unknown(model, unknown, irrelevant)
+    first = {key: values[0] for key, values in choices.items()}
+    return Config({**first, **defaults, **config})
+
+
+def refuse_unknown(model: str, options: Mapping[str, Any], irrelevant: Collection[str]) -> None:
+    """Raise a ValueError if options, which a class does not have, ask for something: they are
+    neither irrelevant nor null nor false."""
+    for key, value in options.items():
+        if key not in irrelevant and not key.startswith("_") and value not in (None, False):
             raise ValueError(f"{model}: unknown option {key} = {value!r}")
-    return Config({**defaults, **{key: values[0] for key, values in choices.items()}, **config})

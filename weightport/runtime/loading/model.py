@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import gc
+import inspect
 import re
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import torch
 from torch import nn
@@ -20,7 +21,8 @@ from ...io.heap import keep_freed_memory
 from ...io.sizes import parse_size
 from ...io.weight_files import find_weights, read_index, sibling_files, why_no_weights
 from ..registry import COMPONENTS, component_class
-from .config import Config, HasConfig
+from .config import Config, HasConfig, read_config, refuse_unknown
+from .options import Options, choices_of, defaults_of
 from .source import Place, PlaceOptions, Source, StrPath, open_source, split_options
 from .weights import NoInit, load_weights, write_weights
 
@@ -87,17 +89,31 @@ class Model(nn.Module, HasConfig, PushToHub):
 
     Attributes:
         config: the content of `config.json`, complete with defaults.
+        irrelevant: options that only other code reads, or that matter only in training.
         library: `diffusers` or `transformers`, the library whose file names the weights have.
         name_or_path: where the model was loaded from.
     """
 
     config_name: ClassVar[str] = CONFIG
     library: ClassVar[str] = "diffusers"
+    irrelevant: ClassVar[Collection[str]] = ()
+    ignored: ClassVar[tuple[str, ...]] = ()
+    config: Config
     name_or_path: str = ""
 
-    def __init__(self, config: Mapping[str, Any]) -> None:
-        super().__init__()
-        self.config = Config(config)
+    if not TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> Any:
+            try:
+                return super().__getattr__(name)  # a parameter or a part
+            except AttributeError:
+                return HasConfig.__getattr__(self, name)
+
+    def _configure(self, options: Options, init: Callable[..., None]) -> None:
+        """Make the config from the options that are given to `init`."""
+        name = type(self).__name__
+        defaults = defaults_of(init)
+        self.config = read_config(name, options, defaults, choices_of(init), self.irrelevant)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -121,9 +137,32 @@ class Model(nn.Module, HasConfig, PushToHub):
         return key
 
     @classmethod
-    def from_config(cls, config: Mapping[str, Any]) -> Self:
-        """A model with random weights."""
-        return cls(config)
+    def _given(cls, config: Mapping[str, Any] | Place, options: dict[str, Any]) -> dict[str, Any]:
+        """A config, or the one at a place, changed as options say."""
+        if isinstance(config, Mapping):
+            return {**config, **options}
+        read, changes = cls.load_config(config, return_unused_kwargs=True, **options)
+        return {**read, **changes}
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any] | Place, **options: Any) -> Self:
+        """A model with random weights.
+
+        Args:
+            config: the content of a `config.json`, or where one is: a folder, or a repository on
+                the Hub.
+            options: take precedence over the config; for a place also `PlaceOptions`.
+
+        Raises:
+            ValueError: the config asks for something that is not implemented.
+        """
+        given = cls._given(config, options)
+        known = inspect.signature(cls.__init__).parameters.keys()
+        others = {key: value for key, value in given.items() if key not in known}
+        refuse_unknown(cls.__name__, others, cls.irrelevant)
+        model = cls(**{key: value for key, value in given.items() if key in known})
+        model.config = Config({**model.config, **others})
+        return model
 
     @classmethod
     def from_pretrained(
@@ -140,8 +179,9 @@ class Model(nn.Module, HasConfig, PushToHub):
             output_loading_info: return the model and, as diffusers does, a dict of lists:
                 `missing_keys`, `mismatched_keys` and `error_msgs`, always empty as these raise, and
                 `unexpected_keys`, those that are known to be of no use.
-            options: see `LoadOptions` and `PlaceOptions`; a model alone never falls back from a
-                variant to the main weights.
+            options: see `LoadOptions` and `PlaceOptions`, and options of the model that take
+                precedence over its config; a model alone never falls back from a variant to the
+                main weights.
 
         Raises:
             OSError: the folder, the repository or a file in it is missing.
@@ -150,8 +190,9 @@ class Model(nn.Module, HasConfig, PushToHub):
                 fit.
         """
         place, others = split_options(options, PlaceOptions)
-        load, unknown = split_options(others, LoadOptions)
-        if unknown:
+        load, changes = split_options(others, LoadOptions)
+        known = inspect.signature(cls.__init__).parameters.keys()
+        if unknown := [key for key in changes if key not in known]:
             raise TypeError(f"{cls.__name__}.from_pretrained() takes no {', '.join(unknown)}")
         wanted = LoadOptions(**load)
         source = open_source(pretrained_model_name_or_path, **place)
@@ -164,7 +205,7 @@ class Model(nn.Module, HasConfig, PushToHub):
         gc.disable()
         try:
             with torch.device("meta"), NoInit():
-                model = cls(source.json(CONFIG))
+                model = cls.from_config(source.json(CONFIG), **changes)
             unused = load_weights(model, paths, cls.rename, dtype, device, not wanted.disable_mmap)
         finally:
             if collects:
@@ -227,6 +268,19 @@ class Model(nn.Module, HasConfig, PushToHub):
             return config
         own = {key: value for key, value in config.items() if not key.startswith(hidden)}
         return own | {"architectures": [type(self).__name__]}
+
+
+class TransformersModel(Model):
+    """A model of transformers, whose constructor takes the config as one."""
+
+    def __init__(self, config: Mapping[str, Any]) -> None:
+        super().__init__()
+        self.config = Config(config)
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any] | Place, **options: Any) -> Self:
+        """As of every model."""
+        return cls(cls._given(config, options))
 
 
 class AutoModel:

@@ -102,8 +102,10 @@ class Attention(nn.Module):
         self.to_out = nn.Sequential(nn.Linear(dim, dim))
         self.constant: ConstantContext | None = None
 
-    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
-        """(b, n, dim) -> (b, n, dim)."""
+    def forward(
+        self, x: Tensor, context: Tensor | None = None, bias: Tensor | None = None
+    ) -> Tensor:
+        """(b, n, dim) -> (b, n, dim); `bias` as of `attend`."""
         # read once, as another thread may change it; and not when compiled, which would guard it
         constant = None if torch.compiler.is_compiling() else self.constant
         if context is None:
@@ -112,7 +114,7 @@ class Attention(nn.Module):
             key, value = self.project(context)
         else:
             key, value = constant.get(context, self.project)
-        x = self.to_out(attend(self.to_q(x), key, value, self.heads))
+        x = self.to_out(attend(self.to_q(x), key, value, self.heads, bias=bias))
         return x
 
     def project(self, context: Tensor) -> tuple[Tensor, Tensor]:
@@ -161,11 +163,11 @@ class BasicTransformerBlock(nn.Module):
         self.norm3 = nn.LayerNorm(dim)
         self.ff = FeedForward(dim)
 
-    def forward(self, x: Tensor, context: Tensor) -> Tensor:
+    def forward(self, x: Tensor, context: Tensor, bias: Tensor | None = None) -> Tensor:
         """(b, n, dim), context (b, m, context_dim) -> (b, n, dim)."""
         first_context = context if self.only_cross_attention else None
         x = self.attn1(self.norm1(x), first_context) + x
-        x = self.attn2(self.norm2(x), context) + x
+        x = self.attn2(self.norm2(x), context, bias) + x
         x = self.ff(self.norm3(x)) + x
         return x
 
@@ -190,7 +192,7 @@ class Transformer2DModel(nn.Module):
     def _projection(self, dim: int) -> nn.Module:
         return nn.Linear(dim, dim) if self.linear else nn.Conv2d(dim, dim, 1)
 
-    def forward(self, x: Tensor, context: Tensor) -> Tensor:
+    def forward(self, x: Tensor, context: Tensor, bias: Tensor | None = None) -> Tensor:
         """(b, c, h, w), context (b, m, context_dim) -> (b, c, h, w)."""
         height, width = x.shape[-2:]
         h: Tensor = self.norm(x)
@@ -198,7 +200,7 @@ class Transformer2DModel(nn.Module):
         h = h.permute(0, 2, 3, 1).flatten(1, 2)
         h = self.proj_in(h) if self.linear else h
         for block in self.transformer_blocks:
-            h = block(h, context)
+            h = block(h, context, bias)
         h = self.proj_out(h) if self.linear else h
         h = h.unflatten(1, (height, width)).permute(0, 3, 1, 2)
         h = h if x.is_contiguous(memory_format=torch.channels_last) else h.contiguous()

@@ -6,14 +6,16 @@ Radford et al. 2021, https://arxiv.org/abs/2103.00020.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from functools import partial
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from ..loading.config import Config, read_config
-from ..loading.model import Model
+from ..loading.model import TransformersModel
+from ..outputs import Output
 from .layers import attend
 
 
@@ -140,7 +142,8 @@ class CLIPEncoder(nn.Module):
         return tuple(states)
 
 
-class CLIPTextOutput(NamedTuple):
+@dataclass(eq=False)
+class CLIPTextOutput(Output):
     """What the text encoders return.
 
     Attributes:
@@ -155,7 +158,8 @@ class CLIPTextOutput(NamedTuple):
     hidden_states: tuple[Tensor, ...]
 
 
-class CLIPTextProjectionOutput(NamedTuple):
+@dataclass(eq=False)
+class CLIPTextProjectionOutput(Output):
     """What `CLIPTextModelWithProjection` returns.
 
     `text_embeds` (b, projection_dim) is the projected pooler output.
@@ -195,7 +199,7 @@ class CLIPTextTransformer(nn.Module):
         return CLIPTextOutput(last, last[rows, ends], states)
 
 
-class CLIPTextEncoder(Model):
+class CLIPTextEncoder(TransformersModel):
     """What the two text encoders share.
 
     Args:
@@ -220,14 +224,38 @@ class CLIPTextEncoder(Model):
         return None if key == "text_model.embeddings.position_ids" else key
 
     def forward(
-        self, input_ids: Tensor, attention_mask: None = None, **options: bool
+        self,
+        input_ids: Tensor,
+        attention_mask: None = None,
+        *,
+        return_dict: bool = True,
+        **options: bool,
     ) -> CLIPOutput:
         """Encode token ids (b, n).
 
-        transformers' options `output_hidden_states` and `return_dict` change nothing.
+        transformers' option `output_hidden_states` changes nothing: they are always there.
         """
         encoded: CLIPTextOutput = self.text_model(input_ids)
-        return encoded
+        return CLIPTextOutput.asked(return_dict, *encoded.to_tuple())
+
+    def get_input_embeddings(self) -> nn.Embedding:
+        """The vectors of the tokens."""
+        return self.text_model.embeddings.token_embedding
+
+    @torch.no_grad()
+    def resize_token_embeddings(self, new_num_tokens: int | None = None) -> nn.Embedding:
+        """Give the table of tokens so many rows: the first ones stay, new ones are zero."""
+        table = self.get_input_embeddings()
+        if new_num_tokens is None or new_num_tokens == table.num_embeddings:
+            return table
+        old = table.weight
+        new = old.new_zeros(new_num_tokens, table.embedding_dim)
+        kept = min(len(old), new_num_tokens)
+        new[:kept] = old[:kept]
+        table.weight = nn.Parameter(new, requires_grad=old.requires_grad)
+        table.num_embeddings = new_num_tokens
+        self.register_to_config(vocab_size=new_num_tokens)
+        return table
 
 
 class CLIPTextModel(CLIPTextEncoder):
@@ -249,8 +277,14 @@ class CLIPTextModelWithProjection(CLIPTextEncoder):
         )
 
     def forward(
-        self, input_ids: Tensor, attention_mask: None = None, **options: bool
+        self,
+        input_ids: Tensor,
+        attention_mask: None = None,
+        *,
+        return_dict: bool = True,
+        **options: bool,
     ) -> CLIPTextProjectionOutput:
         """As of both text encoders, and the pooled state projected."""
-        last, pooled, states = self.text_model(input_ids)
-        return CLIPTextProjectionOutput(self.text_projection(pooled), last, states)
+        last, pooled, states = self.text_model(input_ids).to_tuple()
+        projected = self.text_projection(pooled)
+        return CLIPTextProjectionOutput.asked(return_dict, projected, last, states)

@@ -5,29 +5,31 @@ Zhang et al. 2023, https://arxiv.org/abs/2302.05543
 
 from __future__ import annotations
 
+import inspect
 import itertools
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
-from typing import Any, NamedTuple
+from dataclasses import dataclass, replace
+from typing import Any, Literal, Self
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..loading.config import Config, read_config
-from . import unet_blocks
-from .unet_blocks import Conditioned, MidBlock, make_down_blocks, read_levels, skip_channels
-
-DEFAULTS: dict[str, Any] = {
-    **unet_blocks.DEFAULTS,
-    "conditioning_channels": 3,
-    "conditioning_embedding_out_channels": [16, 32, 96, 256],
-}
-CHOICES: dict[str, tuple[Any, ...]] = {
-    **unet_blocks.CHOICES,
-    "controlnet_conditioning_channel_order": ("rgb", "bgr"),
-    "global_pool_conditions": (False, True),
-}
+from ..loading.config import Config
+from ..loading.options import configured
+from ..outputs import Output
+from .unet import UNet2DConditionModel
+from .unet_blocks import (
+    DOWN_BLOCKS,
+    Blocks,
+    Conditioned,
+    Each,
+    MidBlock,
+    make_down_blocks,
+    read_levels,
+    skip_channels,
+    text_of,
+)
 
 
 class ConditioningEmbedding(nn.Module):
@@ -52,7 +54,8 @@ class ConditioningEmbedding(nn.Module):
         return x
 
 
-class ControlNetOutput(NamedTuple):
+@dataclass(eq=False)
+class ControlNetOutput(Output):
     """What is added inside the UNet, (b, c, h, w) or smaller each.
 
     To each of its skips, and to the output of its middle block.
@@ -65,16 +68,51 @@ class ControlNetOutput(NamedTuple):
 class ControlNetModel(Conditioned):
     """The ControlNet.
 
-    Args:
-        config: the content of its `config.json`; absent keys take the defaults of diffusers.
+    Its options are those of diffusers; see `UNet2DConditionModel`.
 
     Raises:
-        ValueError: the config asks for something that is not implemented.
+        ValueError: the options ask for something that is not implemented.
     """
 
-    def __init__(self, config: Mapping[str, Any]) -> None:
-        c = read_config("ControlNetModel", config, DEFAULTS, CHOICES, unet_blocks.IRRELEVANT)
-        super().__init__(c)
+    @configured
+    def __init__(
+        self,
+        in_channels: int = 4,
+        conditioning_channels: int = 3,
+        flip_sin_to_cos: bool = True,
+        freq_shift: int = 0,
+        down_block_types: Blocks = DOWN_BLOCKS,
+        mid_block_type: Literal["UNetMidBlock2DCrossAttn"] = "UNetMidBlock2DCrossAttn",
+        only_cross_attention: bool | Sequence[bool] = False,
+        block_out_channels: Sequence[int] = (320, 640, 1280, 1280),
+        layers_per_block: Each = 2,
+        downsample_padding: Literal[1] = 1,
+        mid_block_scale_factor: Literal[1] = 1,
+        act_fn: Literal["silu", "swish"] = "silu",
+        norm_num_groups: int = 32,
+        norm_eps: float = 1e-5,
+        cross_attention_dim: Each = 1280,
+        transformer_layers_per_block: Each = 1,
+        encoder_hid_dim: Literal[None] = None,
+        encoder_hid_dim_type: Literal[None] = None,
+        attention_head_dim: Each = 8,
+        num_attention_heads: Literal[None] = None,
+        use_linear_projection: bool = False,
+        class_embed_type: Literal[None] = None,
+        addition_embed_type: Literal[None, "text_time"] = None,
+        addition_time_embed_dim: int | None = None,
+        num_class_embeds: int | None = None,
+        upcast_attention: bool = False,
+        resnet_time_scale_shift: Literal["default"] = "default",
+        projection_class_embeddings_input_dim: int | None = None,
+        controlnet_conditioning_channel_order: Literal["rgb", "bgr"] = "rgb",
+        conditioning_embedding_out_channels: Sequence[int] = (16, 32, 96, 256),
+        global_pool_conditions: bool = False,
+        addition_embed_type_num_heads: int = 64,
+    ) -> None:
+        super().__init__()
+        self._make_embeddings()
+        c = self.config
         levels = read_levels(c)
         self.controlnet_cond_embedding = ConditioningEmbedding(c)
         self.down_blocks = make_down_blocks(c, levels)
@@ -84,6 +122,38 @@ class ControlNetModel(Conditioned):
         coarsest = levels[-1].channels
         self.controlnet_mid_block = nn.Conv2d(coarsest, coarsest, 1)
         self.mid_block = MidBlock(c, replace(levels[-1], only_cross_attention=False))
+        silent = (
+            self.controlnet_cond_embedding.conv_out,
+            *self.controlnet_down_blocks,
+            self.controlnet_mid_block,
+        )
+        for layer in silent:  # until it is trained; section 3.1
+            for parameter in layer.parameters():
+                nn.init.zeros_(parameter)
+
+    @classmethod
+    def from_unet(
+        cls,
+        unet: UNet2DConditionModel,
+        controlnet_conditioning_channel_order: Literal["rgb", "bgr"] = "rgb",
+        conditioning_embedding_out_channels: Sequence[int] = (16, 32, 96, 256),
+        load_weights_from_unet: bool = True,
+        conditioning_channels: int = 3,
+    ) -> Self:
+        """A ControlNet to be trained: a copy of a UNet's encoder that adds nothing yet."""
+        known = inspect.signature(cls.__init__).parameters.keys()
+        options = {key: value for key, value in unet.config.items() if key in known}
+        net = cls(
+            **options,
+            controlnet_conditioning_channel_order=controlnet_conditioning_channel_order,
+            conditioning_embedding_out_channels=conditioning_embedding_out_channels,
+            conditioning_channels=conditioning_channels,
+        )
+        if load_weights_from_unet:
+            copied = net.state_dict()
+            weights = unet.state_dict()
+            net.load_state_dict({key: weights.get(key, value) for key, value in copied.items()})
+        return net
 
     def forward(
         self,
@@ -93,7 +163,10 @@ class ControlNetModel(Conditioned):
         controlnet_cond: Tensor,
         conditioning_scale: float = 1.0,
         class_labels: Tensor | None = None,
+        timestep_cond: Tensor | None = None,
+        attention_mask: None = None,
         added_cond_kwargs: Mapping[str, Tensor] | None = None,
+        cross_attention_kwargs: Mapping[str, Any] | None = None,
         guess_mode: bool = False,
         return_dict: bool = True,
     ) -> ControlNetOutput:
@@ -106,21 +179,25 @@ class ControlNetModel(Conditioned):
             controlnet_cond: the image, (b, conditioning_channels, 8 h, 8 w).
             conditioning_scale: factor of all outputs.
             class_labels: as of the UNet.
+            timestep_cond: as of the UNet.
+            attention_mask: None.
+            cross_attention_kwargs: None, or empty.
             added_cond_kwargs: as of the UNet.
             guess_mode: weaken the outputs, from a tenth at the finest to all of it in the middle
                 block.
-            return_dict: of no effect; the result is a tuple with names.
+            return_dict: False returns a plain tuple.
 
         Raises:
             ValueError: a condition that the config requires is missing.
         """
         c = self.config
-        emb = self.embed(sample, timestep, class_labels, None, added_cond_kwargs or {})
+        emb = self.embed(sample, timestep, class_labels, timestep_cond, added_cond_kwargs or {})
         image = controlnet_cond
         if c.controlnet_conditioning_channel_order == "bgr":
             image = image.flip(1)
         x = self.conv_in(sample) + self.controlnet_cond_embedding(image)
-        x, skips = self.encode(x, emb, encoder_hidden_states)
+        text = text_of(encoder_hidden_states, None, attention_mask, cross_attention_kwargs)
+        x, skips = self.encode(x, emb, text)
 
         convs = [*self.controlnet_down_blocks, self.controlnet_mid_block]
         weakest = -1 if guess_mode and not c.global_pool_conditions else 0
@@ -129,7 +206,7 @@ class ControlNetModel(Conditioned):
         outputs = [conv(y) * scale for conv, y, scale in inputs]
         if c.global_pool_conditions:
             outputs = [output.mean((2, 3), keepdim=True) for output in outputs]
-        return ControlNetOutput(tuple(outputs[:-1]), outputs[-1])
+        return ControlNetOutput.asked(return_dict, tuple(outputs[:-1]), outputs[-1])
 
 
 class MultiControlNetModel(nn.Module):

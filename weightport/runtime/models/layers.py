@@ -11,16 +11,21 @@ from torch import Tensor, nn
 
 
 def attend(
-    query: Tensor, key: Tensor, value: Tensor, heads: int, is_causal: bool = False
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    heads: int,
+    is_causal: bool = False,
+    bias: Tensor | None = None,
 ) -> Tensor:
     """Multi-head scaled dot-product attention.
 
-    Query (b, n, c), key and value (b, m, c) -> (b, n, c).
+    Query (b, n, c), key and value (b, m, c) -> (b, n, c); `bias` (b, 1, 1, m) is added to scores.
     """
     q = split_heads(query, heads)
     k = split_heads(key, heads)
     v = split_heads(value, heads)
-    x = F.scaled_dot_product_attention(q, k, v, is_causal=is_causal)
+    x = F.scaled_dot_product_attention(q, k, v, attn_mask=bias, is_causal=is_causal)
     return x.transpose(1, 2).flatten(2)
 
 

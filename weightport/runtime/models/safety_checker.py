@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from ...hub.mixin import PushToHub
 from ..loading.config import Config, HasConfig
-from ..loading.model import Model
+from ..loading.model import TransformersModel
 from ..loading.source import Place, PlaceOptions
 from ..text.prompt_tokenizer import Encoding
 from .clip import CLIPEncoder
@@ -83,7 +83,7 @@ class CLIPVisionTransformer(nn.Module):
         return pooled
 
 
-class StableDiffusionSafetyChecker(Model):
+class StableDiffusionSafetyChecker(TransformersModel):
     """Flags images and blackens those it flags.
 
     Args:

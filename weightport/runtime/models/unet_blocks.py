@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -14,40 +14,12 @@ from ..loading.model import Model
 from .attention import Level, Transformer2DModel
 from .layers import Downsample2D, ResnetBlock2D, TimestepEmbedding, Upsample2D, timestep_embedding
 
-# options that a UNet and its ControlNet have
-DEFAULTS: dict[str, Any] = {
-    "in_channels": 4,
-    "flip_sin_to_cos": True,
-    "freq_shift": 0,
-    "down_block_types": [
-        "CrossAttnDownBlock2D",
-        "CrossAttnDownBlock2D",
-        "CrossAttnDownBlock2D",
-        "DownBlock2D",
-    ],
-    "only_cross_attention": False,
-    "block_out_channels": [320, 640, 1280, 1280],
-    "layers_per_block": 2,
-    "norm_num_groups": 32,
-    "norm_eps": 1e-5,
-    "cross_attention_dim": 1280,
-    "transformer_layers_per_block": 1,
-    "attention_head_dim": 8,
-    "use_linear_projection": False,
-    "addition_time_embed_dim": None,
-    "num_class_embeds": None,
-    "projection_class_embeddings_input_dim": None,
-}
-CHOICES: dict[str, tuple[Any, ...]] = {
-    "act_fn": ("silu", "swish"),  # two names of one function
-    "addition_embed_type": (None, "text_time"),
-    "mid_block_type": ("UNetMidBlock2DCrossAttn",),
-    # diffusers refuses it too: the number of heads is `attention_head_dim`
-    "num_attention_heads": (None,),
-    "resnet_time_scale_shift": ("default",),
-    **dict.fromkeys(("downsample_padding", "mid_block_scale_factor"), (1,)),
-    **dict.fromkeys(("class_embed_type", "encoder_hid_dim", "encoder_hid_dim_type"), (None,)),
-}
+# a block for each resolution
+DOWN_BLOCKS = (*["CrossAttnDownBlock2D"] * 3, "DownBlock2D")
+UP_BLOCKS = ("UpBlock2D", *["CrossAttnUpBlock2D"] * 3)
+Blocks = Sequence[str]
+Text = tuple[Tensor, Tensor | None]  # the states of the tokens, and what is added to their scores
+Each = int | Sequence[int]  # one value for all resolutions, or one for each
 IRRELEVANT = {
     "addition_embed_type_num_heads",  # of another addition_embed_type
     "dropout",  # training
@@ -85,10 +57,10 @@ class Block(nn.Module):
             for inputs in resnet_inputs
         )
 
-    def layer(self, i: int, x: Tensor, emb: Tensor, context: Tensor) -> Tensor:
+    def layer(self, i: int, x: Tensor, emb: Tensor, text: Text) -> Tensor:
         """Residual block `i`, then attention `i` where there is one."""
         x = self.resnets[i](x, emb)
-        return self.attentions[i](x, context) if self.attentions else x
+        return self.attentions[i](x, *text) if self.attentions else x
 
 
 class DownBlock(Block):
@@ -104,13 +76,13 @@ class DownBlock(Block):
         if not last:
             self.downsamplers.append(Downsample2D(level.channels, padding=1))
 
-    def forward(self, x: Tensor, emb: Tensor, context: Tensor, skips: list[Tensor]) -> Tensor:
+    def forward(self, x: Tensor, emb: Tensor, text: Text, skips: list[Tensor]) -> Tensor:
         """(b, in_channels, h, w) -> (b, c, h / 2, w / 2).
 
         Every layer's output is pushed on `skips`.
         """
         for i in range(len(self.resnets)):
-            x = self.layer(i, x, emb, context)
+            x = self.layer(i, x, emb, text)
             skips.append(x)
         for downsample in self.downsamplers:
             x = downsample(x)
@@ -124,9 +96,9 @@ class MidBlock(Block):
     def __init__(self, config: Config, level: Level) -> None:
         super().__init__(config, level, [level.channels] * 2, attentions=1)
 
-    def forward(self, x: Tensor, emb: Tensor, context: Tensor) -> Tensor:
+    def forward(self, x: Tensor, emb: Tensor, text: Text) -> Tensor:
         """(b, c, h, w) -> (b, c, h, w)."""
-        x = self.layer(0, x, emb, context)
+        x = self.layer(0, x, emb, text)
         x = self.resnets[1](x, emb)
         return x
 
@@ -151,17 +123,46 @@ class UpBlock(Block):
         if not last:
             self.upsamplers.append(Upsample2D(level.channels))
 
-    def forward(self, x: Tensor, emb: Tensor, context: Tensor, skips: list[Tensor]) -> Tensor:
+    def forward(self, x: Tensor, emb: Tensor, text: Text, skips: list[Tensor]) -> Tensor:
         """(b, in_channels, h, w) -> (b, c, 2 h, 2 w), or the size of the next skip.
 
         Pops its skips off the list.
         """
         for i in range(len(self.resnets)):
             x = torch.cat([x, skips.pop()], dim=1)
-            x = self.layer(i, x, emb, context)
+            x = self.layer(i, x, emb, text)
         for upsample in self.upsamplers:
             x = upsample(x, skips[-1].shape[-2:])
         return x
+
+
+def text_of(
+    states: Tensor,
+    mask: Tensor | None,
+    attention_mask: Tensor | None,
+    cross_attention_kwargs: Mapping[str, Any] | None,
+) -> Text:
+    """What blocks attend to, by the arguments of a call.
+
+    Args:
+        states: of the tokens, (b, m, c).
+        mask: 1 on tokens to see and 0 on others, (b, m).
+        attention_mask: of an image's pixels, which is refused.
+        cross_attention_kwargs: of custom attention processors, which are refused.
+
+    Raises:
+        ValueError: something is refused.
+    """
+    if attention_mask is not None:
+        raise ValueError("attention_mask is not supported; give encoder_attention_mask")
+    if cross_attention_kwargs:
+        names = ", ".join(cross_attention_kwargs)
+        raise ValueError(
+            f"cross_attention_kwargs: attention processors, which take {names}, are not supported"
+        )
+    if mask is None:
+        return states, None
+    return states, (1 - mask.to(states.dtype))[:, None, None] * -10000.0
 
 
 def is_attention_block(kind: str, plain: str) -> bool:
@@ -229,9 +230,11 @@ class Conditioned(Model):
 
     down_blocks: nn.ModuleList
     mid_block: MidBlock
+    irrelevant = IRRELEVANT
 
-    def __init__(self, config: Config) -> None:
-        super().__init__(config)
+    def _make_embeddings(self) -> None:
+        """Make the layers of the global conditions, and the first convolution."""
+        config = self.config
         width = config.block_out_channels[0]
         classes = config.num_class_embeds
         self.conv_in = nn.Conv2d(config.in_channels, width, 3, padding=1)
@@ -286,12 +289,12 @@ class Conditioned(Model):
         features = self._features(sizes, self.config.addition_time_embed_dim).to(sample.dtype)
         return torch.cat([text, features.reshape(len(text), -1)], dim=-1)
 
-    def encode(self, x: Tensor, emb: Tensor, context: Tensor) -> tuple[Tensor, list[Tensor]]:
+    def encode(self, x: Tensor, emb: Tensor, text: Text) -> tuple[Tensor, list[Tensor]]:
         """The output of the middle block, and that of every layer on the way from `conv_in`."""
         skips = [x]
         for block in self.down_blocks:
-            x = block(x, emb, context, skips)
-        return self.mid_block(x, emb, context), skips
+            x = block(x, emb, text, skips)
+        return self.mid_block(x, emb, text), skips
 
 
 def make_add_embedding(config: Config) -> nn.Module | None:

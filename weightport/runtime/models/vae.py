@@ -5,36 +5,23 @@ Rombach et al. 2021, https://arxiv.org/abs/2112.10752.
 
 from __future__ import annotations
 
+import math
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...io.heap import keep_freed_memory
-from ..loading.config import Config, read_config
+from ..loading.config import Config
 from ..loading.model import Model
+from ..loading.options import configured
+from ..outputs import Output
 from .layers import Downsample2D, ResnetBlock2D, Upsample2D, attend
 
-DEFAULTS: dict[str, Any] = {
-    "in_channels": 3,
-    "out_channels": 3,
-    "down_block_types": ["DownEncoderBlock2D"],
-    "up_block_types": ["UpDecoderBlock2D"],
-    "block_out_channels": [64],
-    "layers_per_block": 1,
-    "latent_channels": 4,
-    "norm_num_groups": 32,
-    "scaling_factor": 0.18215,
-}
-CHOICES: dict[str, tuple[Any, ...]] = {
-    "act_fn": ("silu", "swish"),
-    **dict.fromkeys(("mid_block_add_attention", "use_post_quant_conv", "use_quant_conv"), (True,)),
-}
-# the model works on unscaled latents; pipelines read these, and scaling_factor
-IRRELEVANT = {"force_upcast", "latents_mean", "latents_std", "sample_size", "shift_factor"}
 BLOCK_TYPES = {"down_block_types": "DownEncoderBlock2D", "up_block_types": "UpDecoderBlock2D"}
 OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 EPS = 1e-6  # of every GroupNorm
@@ -167,14 +154,36 @@ class DiagonalGaussianDistribution:
         """The most probable latents."""
         return self.mean
 
+    def kl(self, other: DiagonalGaussianDistribution | None = None) -> Tensor:
+        """The divergence from another distribution, (b,); by default from the standard normal one.
 
-class AutoencoderKLOutput(NamedTuple):
+        Kingma and Welling 2013, appendix B.
+        """
+        var = self.std**2
+        if other is None:
+            parts = self.mean**2 + var - 1.0 - self.logvar
+        else:
+            other_var = other.std**2
+            gap = (self.mean - other.mean) ** 2
+            parts = gap / other_var + var / other_var - 1.0 - self.logvar + other.logvar
+        return 0.5 * parts.sum((1, 2, 3))
+
+    def nll(self, sample: Tensor, dims: Sequence[int] = (1, 2, 3)) -> Tensor:
+        """The negative logarithm of the density at latents, summed over `dims`."""
+        var = self.std**2
+        parts = math.log(2 * math.pi) + self.logvar + (sample - self.mean) ** 2 / var
+        return 0.5 * parts.sum(tuple(dims))
+
+
+@dataclass(eq=False)
+class AutoencoderKLOutput(Output):
     """What `encode` returns."""
 
     latent_dist: DiagonalGaussianDistribution
 
 
-class DecoderOutput(NamedTuple):
+@dataclass(eq=False)
+class DecoderOutput(Output):
     """What `decode` returns: the image, (b, out_channels, 8 h, 8 w)."""
 
     sample: Tensor
@@ -185,15 +194,38 @@ class AutoencoderKL(Model):
 
     Latents are unscaled here: callers multiply by `config.scaling_factor` on the way to the UNet.
 
-    Args:
-        config: the content of `vae/config.json`; absent keys take the defaults of diffusers.
+    Its options are those of diffusers; `force_upcast`, `sample_size` and what latents are shifted
+    and scaled by matter to pipelines alone.
 
     Raises:
-        ValueError: the config asks for something that is not implemented.
+        ValueError: the options ask for something that is not implemented.
     """
 
-    def __init__(self, config: Mapping[str, Any]) -> None:
-        super().__init__(read_config("AutoencoderKL", config, DEFAULTS, CHOICES, IRRELEVANT))
+    irrelevant = frozenset({"force_upcast"})
+
+    @configured
+    def __init__(
+        self,
+        in_channels: int = 3,
+        out_channels: int = 3,
+        down_block_types: Sequence[str] = ("DownEncoderBlock2D",),
+        up_block_types: Sequence[str] = ("UpDecoderBlock2D",),
+        block_out_channels: Sequence[int] = (64,),
+        layers_per_block: int = 1,
+        act_fn: Literal["silu", "swish"] = "silu",
+        latent_channels: int = 4,
+        norm_num_groups: int = 32,
+        sample_size: int | Sequence[int] | None = 32,
+        scaling_factor: float = 0.18215,
+        shift_factor: float | None = None,
+        latents_mean: Sequence[float] | None = None,
+        latents_std: Sequence[float] | None = None,
+        force_upcast: bool = True,
+        use_quant_conv: Literal[True] = True,
+        use_post_quant_conv: Literal[True] = True,
+        mid_block_add_attention: Literal[True] = True,
+    ) -> None:
+        super().__init__()
         c = self.config
         for key, kind in BLOCK_TYPES.items():
             if list(c[key]) != [kind] * len(c.block_out_channels):
@@ -243,7 +275,7 @@ class AutoencoderKL(Model):
         keep_freed_memory()
         pixels, latents = self._tile_sizes()
         moments = self._in_parts(lambda x: self.quant_conv(self.encoder(x)), x, pixels, latents)
-        return AutoencoderKLOutput(DiagonalGaussianDistribution(moments))
+        return AutoencoderKLOutput.asked(return_dict, DiagonalGaussianDistribution(moments))
 
     def decode(
         self, z: Tensor, return_dict: bool = True, generator: torch.Generator | None = None
@@ -255,7 +287,19 @@ class AutoencoderKL(Model):
         keep_freed_memory()
         pixels, latents = self._tile_sizes()
         image = self._in_parts(lambda z: self.decoder(self.post_quant_conv(z)), z, latents, pixels)
-        return DecoderOutput(image)
+        return DecoderOutput.asked(return_dict, image)
+
+    def forward(
+        self,
+        sample: Tensor,
+        sample_posterior: bool = False,
+        return_dict: bool = True,
+        generator: torch.Generator | None = None,
+    ) -> DecoderOutput:
+        """An image encoded and decoded again: by the most probable latents, or by random ones."""
+        posterior = self.encode(sample).latent_dist
+        latents = posterior.sample(generator) if sample_posterior else posterior.mode()
+        return self.decode(latents, return_dict)
 
     def _tile_sizes(self) -> tuple[int, int]:
         """The edge of a tile, in pixels and in latents."""

@@ -91,7 +91,7 @@ class StableDiffusionControlNetPipeline(StableDiffusionBase):
         callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
     ) -> StableDiffusionPipelineOutput:
         """Make images; `sampling.arguments` says what the arguments mean."""
-        return StableDiffusionPipelineOutput(*self._sample(locals()))
+        return StableDiffusionPipelineOutput.of(self._sample(locals()), return_dict)
 
 
 class StableDiffusionControlNetImg2ImgPipeline(StableDiffusionBase):
@@ -161,7 +161,7 @@ class StableDiffusionControlNetImg2ImgPipeline(StableDiffusionBase):
         callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
     ) -> StableDiffusionPipelineOutput:
         """Make images; `sampling.arguments` says what the arguments mean."""
-        return StableDiffusionPipelineOutput(*self._sample(locals()))
+        return StableDiffusionPipelineOutput.of(self._sample(locals()), return_dict)
 
 
 class StableDiffusionControlNetInpaintPipeline(StableDiffusionBase):
@@ -233,7 +233,7 @@ class StableDiffusionControlNetInpaintPipeline(StableDiffusionBase):
         callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
     ) -> StableDiffusionPipelineOutput:
         """Make images; `sampling.arguments` says what the arguments mean."""
-        return StableDiffusionPipelineOutput(*self._sample(locals()))
+        return StableDiffusionPipelineOutput.of(self._sample(locals()), return_dict)
 
 
 class StableDiffusionXLControlNetPipeline(StableDiffusionXLBase):
@@ -323,7 +323,7 @@ class StableDiffusionXLControlNetPipeline(StableDiffusionXLBase):
         callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
     ) -> StableDiffusionXLPipelineOutput:
         """Make images; `sampling.arguments` says what the arguments mean."""
-        return StableDiffusionXLPipelineOutput(self._sample(locals()).images)
+        return StableDiffusionXLPipelineOutput.of(self._sample(locals()), return_dict)
 
 
 class StableDiffusionXLControlNetImg2ImgPipeline(StableDiffusionXLBase):
@@ -418,7 +418,7 @@ class StableDiffusionXLControlNetImg2ImgPipeline(StableDiffusionXLBase):
         callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
     ) -> StableDiffusionXLPipelineOutput:
         """Make images; `sampling.arguments` says what the arguments mean."""
-        return StableDiffusionXLPipelineOutput(self._sample(locals()).images)
+        return StableDiffusionXLPipelineOutput.of(self._sample(locals()), return_dict)
 
 
 class StableDiffusionXLControlNetInpaintPipeline(StableDiffusionXLBase):
@@ -515,4 +515,4 @@ class StableDiffusionXLControlNetInpaintPipeline(StableDiffusionXLBase):
         callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
     ) -> StableDiffusionXLPipelineOutput:
         """Make images; `sampling.arguments` says what the arguments mean."""
-        return StableDiffusionXLPipelineOutput(self._sample(locals()).images)
+        return StableDiffusionXLPipelineOutput.of(self._sample(locals()), return_dict)

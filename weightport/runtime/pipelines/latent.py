@@ -374,15 +374,16 @@ class LatentDiffusionPipeline(DiffusionPipeline):
         """What the UNet makes of the scaled latents in step `i`, guided."""
         conditions = run.conditions
         inner = {} if run.leading is None else control.residuals(run, run.leading, i, x)
-        prediction = self.unet(
+        (prediction,) = self.unet(  # a plain tuple, as compilers like it
             torch.cat([x, *run.beside.channels()], dim=1),
             run.timesteps[i],
             encoder_hidden_states=conditions.prompt_embeds,
             class_labels=conditions.class_labels,
             timestep_cond=conditions.w_embedding,
             added_cond_kwargs=conditions.added(),
+            return_dict=False,
             **inner,
-        ).sample
+        )
         return run.guide.guide(prediction)
 
     def finish(self, run: Run) -> Images:

@@ -119,7 +119,7 @@ class StableDiffusionPipeline(StableDiffusionBase):
         callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
     ) -> StableDiffusionPipelineOutput:
         """Make images; `sampling.arguments` says what the arguments mean."""
-        return StableDiffusionPipelineOutput(*self._sample(locals()))
+        return StableDiffusionPipelineOutput.of(self._sample(locals()), return_dict)
 
 
 class StableDiffusionImg2ImgPipeline(StableDiffusionBase):
@@ -154,7 +154,7 @@ class StableDiffusionImg2ImgPipeline(StableDiffusionBase):
         callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
     ) -> StableDiffusionPipelineOutput:
         """Make images; `sampling.arguments` says what the arguments mean."""
-        return StableDiffusionPipelineOutput(*self._sample(locals()))
+        return StableDiffusionPipelineOutput.of(self._sample(locals()), return_dict)
 
 
 class StableDiffusionInpaintPipeline(StableDiffusionBase):
@@ -195,7 +195,7 @@ class StableDiffusionInpaintPipeline(StableDiffusionBase):
         callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
     ) -> StableDiffusionPipelineOutput:
         """Make images; `sampling.arguments` says what the arguments mean."""
-        return StableDiffusionPipelineOutput(*self._sample(locals()))
+        return StableDiffusionPipelineOutput.of(self._sample(locals()), return_dict)
 
 
 class StableDiffusionInstructPix2PixPipeline(StableDiffusionBase):
@@ -227,7 +227,7 @@ class StableDiffusionInstructPix2PixPipeline(StableDiffusionBase):
         cross_attention_kwargs: None = None,
     ) -> StableDiffusionPipelineOutput:
         """Make images; `sampling.arguments` says what the arguments mean."""
-        return StableDiffusionPipelineOutput(*self._sample(locals()))
+        return StableDiffusionPipelineOutput.of(self._sample(locals()), return_dict)
 
 
 class LatentConsistencyModelPipeline(StableDiffusionBase):
@@ -260,7 +260,7 @@ class LatentConsistencyModelPipeline(StableDiffusionBase):
         callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
     ) -> StableDiffusionPipelineOutput:
         """Make images; `sampling.arguments` says what the arguments mean."""
-        return StableDiffusionPipelineOutput(*self._sample(locals()))
+        return StableDiffusionPipelineOutput.of(self._sample(locals()), return_dict)
 
 
 class LatentConsistencyModelImg2ImgPipeline(StableDiffusionBase):
@@ -294,7 +294,7 @@ class LatentConsistencyModelImg2ImgPipeline(StableDiffusionBase):
         callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
     ) -> StableDiffusionPipelineOutput:
         """Make images; `sampling.arguments` says what the arguments mean."""
-        return StableDiffusionPipelineOutput(*self._sample(locals()))
+        return StableDiffusionPipelineOutput.of(self._sample(locals()), return_dict)
 
 
 class StableDiffusionUpscalePipeline(StableDiffusionBase):
@@ -357,7 +357,7 @@ class StableDiffusionUpscalePipeline(StableDiffusionBase):
         callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
     ) -> StableDiffusionPipelineOutput:
         """Make images; `sampling.arguments` says what the arguments mean."""
-        return StableDiffusionPipelineOutput(*self._sample(locals()))
+        return StableDiffusionPipelineOutput.of(self._sample(locals()), return_dict)
 
     @property
     def codec(self) -> Codec:
@@ -422,4 +422,4 @@ class StableDiffusionDepth2ImgPipeline(StableDiffusionBase):
         callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
     ) -> StableDiffusionPipelineOutput:
         """Make images; `sampling.arguments` says what the arguments mean."""
-        return StableDiffusionPipelineOutput(*self._sample(locals()))
+        return StableDiffusionPipelineOutput.of(self._sample(locals()), return_dict)

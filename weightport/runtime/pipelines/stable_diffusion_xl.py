@@ -185,7 +185,7 @@ class StableDiffusionXLPipeline(StableDiffusionXLBase):
         callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
     ) -> StableDiffusionXLPipelineOutput:
         """Make images; `sampling.arguments` says what the arguments mean."""
-        return StableDiffusionXLPipelineOutput(self._sample(locals()).images)
+        return StableDiffusionXLPipelineOutput.of(self._sample(locals()), return_dict)
 
 
 class StableDiffusionXLImg2ImgPipeline(StableDiffusionXLBase):
@@ -276,7 +276,7 @@ class StableDiffusionXLImg2ImgPipeline(StableDiffusionXLBase):
         callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
     ) -> StableDiffusionXLPipelineOutput:
         """Make images; `sampling.arguments` says what the arguments mean."""
-        return StableDiffusionXLPipelineOutput(self._sample(locals()).images)
+        return StableDiffusionXLPipelineOutput.of(self._sample(locals()), return_dict)
 
 
 class StableDiffusionXLInpaintPipeline(StableDiffusionXLBase):
@@ -371,7 +371,7 @@ class StableDiffusionXLInpaintPipeline(StableDiffusionXLBase):
         callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
     ) -> StableDiffusionXLPipelineOutput:
         """Make images; `sampling.arguments` says what the arguments mean."""
-        return StableDiffusionXLPipelineOutput(self._sample(locals()).images)
+        return StableDiffusionXLPipelineOutput.of(self._sample(locals()), return_dict)
 
 
 class StableDiffusionXLInstructPix2PixPipeline(StableDiffusionXLBase):
@@ -445,7 +445,7 @@ class StableDiffusionXLInstructPix2PixPipeline(StableDiffusionXLBase):
         target_size: Size | None = None,
     ) -> StableDiffusionXLPipelineOutput:
         """Make images; `sampling.arguments` says what the arguments mean."""
-        return StableDiffusionXLPipelineOutput(self._sample(locals()).images)
+        return StableDiffusionXLPipelineOutput.of(self._sample(locals()), return_dict)
 
     def _begin(self, run: Run, codec: Codec) -> None:
         scales_image = bool(self.config.get("is_cosxl_edit"))

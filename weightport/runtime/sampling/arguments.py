@@ -176,14 +176,13 @@ class Result:
 
     Attributes:
         output_type: pil, np, pt or latent.
-        return_dict: of no effect: what is returned is a tuple with names.
         callback_on_step_end: called as (pipeline, step, timestep, tensors); returns the tensors to
             go on with.
-        callback_on_step_end_tensor_inputs: the names of the tensors it gets.
+        callback_on_step_end_tensor_inputs: the names of the tensors it gets; one that has
+            `tensor_inputs` gets those.
     """
 
     output_type: OutputType = "pil"
-    return_dict: bool = True
     callback_on_step_end: Callback | None = None
     callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",)
 
@@ -210,6 +209,9 @@ class Arguments:
         """
         for name in REFUSED:
             require(given.get(name) is None, f"{name} is not supported")
+        wanted = getattr(given.get("callback_on_step_end"), "tensor_inputs", None)
+        if wanted is not None:
+            given = {**given, "callback_on_step_end_tensor_inputs": wanted}
         return cls(
             _part(Prompts, given),
             _part(Steps, given),

@@ -85,7 +85,7 @@ def residuals(run: Run, leading: Leading, i: int, x: Tensor) -> dict[str, Any]:
     sums: list[Tensor] = []
     for net, image, window in zip(leading.nets, leading.images, leading.windows, strict=True):
         acts = window.start <= i / total and (i + 1) / total <= window.end
-        down, mid = net(
+        down, mid = net(  # a plain tuple, as compilers like it
             x[rows],
             run.timesteps[i],
             encoder_hidden_states=conditions.prompt_embeds[rows],
@@ -93,6 +93,7 @@ def residuals(run: Run, leading: Leading, i: int, x: Tensor) -> dict[str, Any]:
             conditioning_scale=window.weight * float(acts),
             guess_mode=leading.guesses,
             added_cond_kwargs=added,
+            return_dict=False,
         )
         terms = [*down, mid]
         sums = [a + b for a, b in zip(sums, terms, strict=True)] if sums else terms

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,19 +15,20 @@ from .arguments import Prompts, Texts, require
 
 
 class Tokenizer(Protocol):
-    """Texts to token ids."""
+    """Texts to token ids: ours, or one of transformers."""
 
     @property
     def model_max_length(self) -> int:
         """Tokens that a text encoder takes."""
         ...
 
-    def expand(self, prompt: str) -> str:
-        """The prompt with the names of added embeddings written out."""
+    @property
+    def added_tokens_encoder(self) -> dict[str, int]:
+        """Special and added token -> id."""
         ...
 
-    def cut_off(self, text: str) -> str:
-        """What of a text does not fit."""
+    def decode(self, *arguments: Any, **named: Any) -> Any:
+        """Token ids -> a text."""
         ...
 
     def __call__(self, *arguments: Any, **named: Any) -> Any:
@@ -146,7 +148,8 @@ class LastStates(PromptEncoder):
         if not clip_skip:
             return output.last_hidden_state, None
         state = output.hidden_states[-(clip_skip + 1)]
-        return model.text_model.final_layer_norm(state), None
+        inner = getattr(model, "text_model", model)  # transformers 5 has no such level
+        return inner.final_layer_norm(state), None
 
 
 class PenultimateStates(PromptEncoder):
@@ -184,13 +187,33 @@ def listed(text: Texts | None, count: int, what: str = "negative prompts") -> li
 
 def tokenize(tokenizer: Tokenizer, prompts: list[str]) -> Tensor:
     """Texts -> token ids (b, model_max_length); warns of what does not fit."""
-    prompts = [tokenizer.expand(prompt) for prompt in prompts]
+    limit = tokenizer.model_max_length
+    prompts = [expanded(tokenizer, prompt) for prompt in prompts]
     for prompt in prompts:
-        if rest := tokenizer.cut_off(prompt):
-            limit = tokenizer.model_max_length
+        whole: list[int] = tokenizer(prompt).input_ids
+        if rest := tokenizer.decode(whole[limit - 1 : -1]).strip():
             warnings.warn(
                 f"the prompt is longer than {limit} tokens; this is left out: {rest}", stacklevel=2
             )
-    encoded = tokenizer(prompts, padding="max_length", truncation=True, return_tensors="pt")
+    encoded = tokenizer(
+        prompts, padding="max_length", max_length=limit, truncation=True, return_tensors="pt"
+    )
     ids: Tensor = encoded.input_ids
     return ids
+
+
+def expanded(tokenizer: Tokenizer, prompt: str) -> str:
+    """The prompt with textual inversions of several vectors written out: `tok` becomes `tok tok_1
+    tok_2`.
+
+    As everywhere in CLIP, case does not matter.
+    """
+    known = {token.lower(): token for token in tokenizer.added_tokens_encoder}
+    for name, token in known.items():
+        series = [token]
+        while (following := f"{name}_{len(series)}") in known:
+            series.append(known[following])
+        if len(series) > 1:
+            written = " ".join(series).replace("\\", r"\\")
+            prompt = re.sub(rf"{re.escape(token)}(?!_\d)", written, prompt, flags=re.I)
+    return prompt

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Tensor
 
 from ..images import Box
 from ..models.controlnet import ControlNetModel
+from ..outputs import Output
 from .arguments import Arguments, Size
 from .guidance import Guide
 from .noise import Noise
@@ -174,15 +175,29 @@ class Images(NamedTuple):
     flagged: list[bool] | None
 
 
-class StableDiffusionPipelineOutput(NamedTuple):
+@dataclass(eq=False)
+class StableDiffusionPipelineOutput(Output):
     """What a pipeline returns: the images, and for each whether the safety checker objects to
     it."""
 
     images: Any
-    nsfw_content_detected: list[bool] | None
+    nsfw_content_detected: list[bool] | None = None
+
+    @classmethod
+    def of(cls, made: Images, return_dict: bool) -> Self:
+        """What a run made; with `return_dict=False` a plain tuple of both fields, None or not,
+        which type checkers do not see."""
+        return cls(*made) if return_dict else tuple(made)  # type: ignore[return-value]
 
 
-class StableDiffusionXLPipelineOutput(NamedTuple):
+@dataclass(eq=False)
+class StableDiffusionXLPipelineOutput(Output):
     """What an SDXL pipeline returns."""
 
     images: Any
+
+    @classmethod
+    def of(cls, made: Images, return_dict: bool) -> Self:
+        """What a run made; with `return_dict=False` a plain tuple, which type checkers do not
+        see."""
+        return cls.asked(return_dict, made.images)

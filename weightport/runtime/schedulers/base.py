@@ -20,7 +20,8 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping
-from typing import Any, ClassVar, NamedTuple, Self
+from dataclasses import dataclass
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import torch
@@ -28,9 +29,11 @@ from torch import Tensor
 
 from ...hub.mixin import PushToHub
 from ..loading.config import Config, HasConfig
+from ..loading.options import Options, choices_of, defaults_of
 from ..loading.source import Place
+from ..outputs import Output
 from .brownian import BrownianNoise
-from .config import FILE, RESPACING, Options, check, choices_of, defaults_of
+from .config import FILE, RESPACING, check
 from .noise import TINY_ALPHA_BAR, make_betas, zero_terminal_snr
 from .samples import Draw, Generator, beside, draw_noise, widened
 from .spacing import Array, Numbers, TrainedLevels, beta, exponential, karras, lambdas
@@ -46,12 +49,20 @@ RESPACINGS: dict[str, Callable[[float, float, int], Array]] = {
 }
 
 
-class SchedulerOutput(NamedTuple):
+@dataclass(eq=False)
+class SchedulerOutput(Output):
     """The sample at the next timestep, and where known the image that the model sees in this
     one."""
 
     prev_sample: Tensor
     pred_original_sample: Tensor | None = None
+
+
+def stray(timestep: Timestep) -> ValueError:
+    """The error of a timestep that is not in the run."""
+    return ValueError(
+        f"{float(timestep)} is not one of the scheduler's timesteps; pass values of `timesteps`"
+    )
 
 
 class Scheduler(HasConfig, PushToHub):
@@ -65,6 +76,9 @@ class Scheduler(HasConfig, PushToHub):
         names: what people call it, and the options that they mean by that.
         compatible: whether those that have compatible schedulers can be swapped for it.
         has_compatibles: whether these take its config.
+        ignored: options of others that are taken with a warning, and have no effect.
+        steps_untimed: whether steps may go over the training timesteps, without `set_timesteps`.
+        strays_end: whether a timestep that is not in the run means its last step.
         stochastic: whether a run adds noise, so that it does not follow the probability flow ODE.
         order: model calls a step.
         takes: which of `timesteps` and `sigmas` a run can be made of.
@@ -77,8 +91,6 @@ class Scheduler(HasConfig, PushToHub):
         sigmas: σ of every model call, and the end, where steps depend on σ.
         alphas_cumprod: ᾱ of every training timestep, float32 on the CPU.
         num_inference_steps: as given to `set_timesteps`; None before.
-        step_index: the number of the next step; None before the first one.
-        begin_index: where the run begins, as said by `set_begin_index`.
     """
 
     known: ClassVar[dict[str, type[Scheduler]]] = {}
@@ -89,6 +101,9 @@ class Scheduler(HasConfig, PushToHub):
     names: ClassVar[dict[str, Options]] = {}
     compatible: ClassVar[bool] = False
     has_compatibles: ClassVar[bool] = True
+    ignored: ClassVar[tuple[str, ...]] = ()
+    steps_untimed: ClassVar[bool] = False
+    strays_end: ClassVar[bool] = False
     stochastic: bool = False
     order: ClassVar[int] = 1
     takes: ClassVar[tuple[str, ...]] = ()
@@ -115,7 +130,8 @@ class Scheduler(HasConfig, PushToHub):
             if options.get(key) in meanings
         }
         unset = [key for key in self.defaults if key not in options]
-        self.config = Config({**self.defaults, **options, **meant, "_use_default_values": unset})
+        private = {"_use_default_values": unset} if unset else {}
+        self.config = Config({**self.defaults, **options, **meant, **private})
         check(type(self).__name__, self.config, choices_of(init))
 
     def _prepare(self) -> None:
@@ -141,17 +157,19 @@ class Scheduler(HasConfig, PushToHub):
 
         Keys that no scheduler knows, and options that this one does not have, warn by name.
         """
-        unset = ("_use_default_values", *config.get("_use_default_values", ()))
-        given = {key: value for key, value in config.items() if key not in unset}
+        unset = config.get("_use_default_values", ())
+        given = {
+            key: value
+            for key, value in config.items()
+            if key not in unset and not key.startswith("_")
+        }
         of_any = {key for scheduler in Scheduler.known.values() for key in scheduler.defaults}
-        ignored = [key for key in given if not key.startswith("_") and key not in of_any]
+        ignored = [key for key in given if key not in of_any]
         ignored += [key for key in options if key not in cls.defaults]
         if ignored:
             warnings.warn(f"{cls.__name__} has no use for {', '.join(ignored)}", stacklevel=2)
         own = {key: value for key, value in (given | options).items() if key in cls.defaults}
         hidden = {key: value for key, value in given.items() if key not in own}
-        if "_class_name" in hidden:
-            hidden["_class_name"] = cls.__name__
         scheduler = cls(**own)
         scheduler.config = Config({**scheduler.config, **hidden})
         return scheduler
@@ -169,6 +187,8 @@ class Scheduler(HasConfig, PushToHub):
 
     def _saved_config(self) -> Options:
         saved = super()._saved_config()
+        if self._own("trained_betas") is not None:
+            saved["trained_betas"] = np.asarray(self.config.trained_betas).tolist()
         if callables := [key for key, value in saved.items() if callable(value)]:
             raise ValueError(f"{callables[0]} is a function, which a JSON file cannot hold")
         return saved
@@ -200,7 +220,7 @@ class Scheduler(HasConfig, PushToHub):
         return self._visits(len(self), None, None)
 
     @property
-    def init_noise_sigma(self) -> float:
+    def init_noise_sigma(self) -> float | Tensor:
         """The standard deviation of the sample that a run starts with."""
         return 1.0
 
@@ -294,11 +314,11 @@ class Scheduler(HasConfig, PushToHub):
 
     def _begin(self, timesteps: Array, sigmas: Array, device: Device = None) -> None:
         """Take these timesteps and σ, and forget the run before."""
-        self.timesteps = torch.from_numpy(np.ascontiguousarray(timesteps)).to(device)
+        self.timesteps = torch.from_numpy(np.array(timesteps)).to(device)
         self.sigmas = torch.from_numpy(np.asarray(sigmas, np.float32))
         self._levels: list[float] = self.sigmas.tolist()
-        self.step_index: int | None = None
-        self.begin_index: int | None = None
+        self._step_index: int | None = None
+        self._begin_index: int | None = None
         self._history: list[Tensor] = []  # what the model said in the last steps, newest first
         self._start: Tensor | None = None  # the sample that a step of several calls began with
         self._path: BrownianNoise | None = None  # of solvers whose noise is one path
@@ -309,7 +329,6 @@ class Scheduler(HasConfig, PushToHub):
         timestep: Timestep,
         sample: Tensor,
         generator: Generator = None,
-        variance_noise: Tensor | None = None,
         return_dict: bool = True,
     ) -> SchedulerOutput:
         """Go to the next timestep.
@@ -319,12 +338,10 @@ class Scheduler(HasConfig, PushToHub):
             timestep: the one that the model was called with.
             sample: what it was called for, before `scale_model_input`.
             generator: draws the noise of solvers that add some.
-            variance_noise: the noise, instead of drawing it.
-            return_dict: of no effect, the result is a tuple with names.
+            return_dict: False returns a plain tuple.
         """
-        return SchedulerOutput(
-            *self._step(model_output, timestep, sample, generator, variance_noise)
-        )
+        parts = self._step(model_output, timestep, sample, generator)
+        return SchedulerOutput.asked(return_dict, *parts)
 
     def _step(
         self,
@@ -342,7 +359,7 @@ class Scheduler(HasConfig, PushToHub):
             return draw_noise(like, generator, dtype or model_output.dtype)
 
         self._generator = generator
-        if self.num_inference_steps is None:
+        if self.num_inference_steps is None and not self.steps_untimed:
             raise ValueError("call set_timesteps before the first step")
         x, x0 = self._solve(self._next(timestep), widened(sample), widened(model_output), draw)
         dtype = model_output.dtype
@@ -352,41 +369,56 @@ class Scheduler(HasConfig, PushToHub):
         """The sample after step i, and x₀ where the solver has it."""
         raise NotImplementedError
 
+    @property
+    def step_index(self) -> int | None:
+        """The number of the next step; None before the first one."""
+        return self._step_index
+
+    @property
+    def begin_index(self) -> int | None:
+        """Where the run begins, as said by `set_begin_index`."""
+        return self._begin_index
+
     def set_begin_index(self, begin_index: int = 0) -> None:
         """Begin the run at this step, not where the first timestep is found."""
-        self.begin_index = begin_index
+        self._begin_index = begin_index
 
     def index_for_timestep(self, timestep: Timestep) -> int:
         """The position of a timestep in `timesteps`; of two equal ones the second, so that img2img
         skips no noise.
 
         Raises:
-            ValueError: it is not there.
+            ValueError: it is not there, and that does not mean the last step.
         """
         matches = (self.timesteps == timestep).nonzero().flatten().tolist()
+        if not matches and self.strays_end:
+            return len(self.timesteps) - 1
         if not matches:
-            raise ValueError(
-                f"{float(timestep)} is not one of the scheduler's timesteps; pass values of"
-                " `timesteps`"
-            )
+            raise stray(timestep)
         return int(matches[1 if len(matches) > 1 else 0])
 
     def _here(self, timestep: Timestep) -> int:
         """The number of the step that `timestep` belongs to."""
-        if self.step_index is None:
-            self.step_index = self.begin_index
-        if self.step_index is None:
-            self.step_index = self.index_for_timestep(timestep)
-        return self.step_index
+        if self._step_index is None:
+            self._step_index = self._begin_index
+        if self._step_index is None:
+            self._step_index = self.index_for_timestep(timestep)
+        return self._step_index
 
-    def _next(self, timestep: Timestep) -> int:
+    def _count(self, timestep: Timestep) -> int:
         """As `_here`, and the step is taken."""
         i = self._here(timestep)
-        self.step_index = i + 1
+        self._step_index = i + 1
         return i
 
-    def scale_model_input(self, sample: Tensor, timestep: Timestep | None = None) -> Tensor:
-        """What the model is to see of the sample: here, all of it."""
+    def _next(self, timestep: Timestep) -> int:
+        """What `_solve` is told of the step: its number."""
+        return self._count(timestep)
+
+    def scale_model_input(
+        self, sample: Tensor, timestep: Timestep | None = None, *_: Any, **__: Any
+    ) -> Tensor:
+        """What the model is to see of the sample: here all of it, whatever is said of the step."""
         return sample
 
     def _limit(self, x0: Tensor) -> Tensor:
@@ -433,3 +465,15 @@ class Scheduler(HasConfig, PushToHub):
         appendix D)."""
         alpha, sigma = self._training_shares(timesteps, sample)
         return (alpha * noise - sigma * sample).to(sample.dtype)
+
+
+def noiseless_step(
+    self: Scheduler,
+    model_output: Tensor,
+    timestep: Timestep,
+    sample: Tensor,
+    return_dict: bool = True,
+) -> SchedulerOutput:
+    """Go to the next timestep: the `step` of solvers that draw no noise."""
+    parts = self._step(model_output, timestep, sample)
+    return SchedulerOutput.asked(return_dict, *parts)

@@ -9,8 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .base import Device
-from .config import FlowPrediction, TimeShift, configured
+from ..loading.options import configured
+from .base import Device, noiseless_step
+from .config import FlowPrediction, TimeShift
 from .exponential import SHORT_RUN, ExponentialSolver, Orders, Rows, as_rows
 from .samples import Draw, combine, to_noise
 from .spacing import Array, Numbers
@@ -27,6 +28,8 @@ class DEISMultistepScheduler(ExponentialSolver):
         ),
         "solver_type": dict.fromkeys(("midpoint", "heun", "bh1", "bh2"), "logrho"),
     }
+
+    step = noiseless_step  # type: ignore[assignment]
 
     @configured
     def __init__(

@@ -11,8 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .base import Device, Scheduler, SchedulerOutput, Timestep, Visits
-from .config import EpsilonOrV, Prediction, Variance, configured
+from ..loading.options import configured
+from .base import Device, Scheduler, SchedulerOutput, Timestep, Visits, noiseless_step, stray
+from .config import EpsilonOrV, Prediction, Variance
 from .samples import Draw, Generator, combine, to_image, to_noise
 from .spacing import Array, Numbers, spaced
 
@@ -21,7 +22,13 @@ NO_SIGMAS: Array = np.empty(0)
 
 class DiscreteSolver(Scheduler):
     """A scheduler whose steps depend on the timestep alone: step number and timestep are the same
-    thing."""
+    thing.
+
+    Attributes:
+        counts_steps: whether a step goes to what the run visits next, whatever timestep it is told.
+    """
+
+    counts_steps: ClassVar[bool] = False
 
     def _set_training_noise(self) -> None:
         super()._set_training_noise()
@@ -50,14 +57,26 @@ class DiscreteSolver(Scheduler):
 
     def _begin(self, timesteps: Array, sigmas: Array, device: Device = None) -> None:
         super()._begin(timesteps, sigmas, device)
-        self._following = dict(pairwise([*timesteps.tolist(), -1]))
+        self._following: dict[int, int] = dict(pairwise([*timesteps.tolist(), -1]))
         self._stride = len(self) // (self.num_inference_steps or 1)  # training timesteps a step
 
-    def previous_timestep(self, timestep: Timestep) -> int:
-        """The timestep that a step from this one goes to; -1 is the clean image."""
-        return int(self._following[int(timestep)])
+    def previous_timestep(self, timestep: Timestep) -> Tensor:
+        """The timestep that a step from this one goes to; -1 is the clean image.
+
+        Raises:
+            ValueError: the run does not visit this one.
+        """
+        return torch.tensor(self._previous(int(timestep)))
+
+    def _previous(self, timestep: int) -> int:
+        if timestep not in self._following:
+            raise stray(timestep)
+        return self._following[timestep]
 
     def _next(self, timestep: Timestep) -> int:
+        if self.counts_steps:
+            following = self.timesteps[self._count(timestep) + 1 :]
+            self._to = int(following[0]) if len(following) else -1
         return int(timestep)
 
     def _alpha_bar(self, timestep: int) -> np.float32:
@@ -128,7 +147,8 @@ class DDIMScheduler(DiscreteSolver):
         clipped image."""
         self._eta = eta
         self._from_clipped = use_clipped_model_output
-        return super().step(model_output, timestep, sample, generator, variance_noise)
+        parts = self._step(model_output, timestep, sample, generator, variance_noise)
+        return SchedulerOutput.asked(return_dict, *parts)
 
     def _solve(self, i: int, x: Tensor, output: Tensor, draw: Draw) -> tuple[Tensor, Tensor]:
         to = i - self._stride
@@ -152,6 +172,13 @@ class DDIMInverseScheduler(DiscreteSolver):
     """DDIM backwards, from an image to the noise that it is made of (Song et al., section 4.3)."""
 
     has_compatibles = False
+    ignored: ClassVar[tuple[str, ...]] = (
+        "thresholding",
+        "dynamic_thresholding_ratio",
+        "sample_max_value",
+    )
+
+    step = noiseless_step  # type: ignore[assignment]
 
     @configured
     def __init__(
@@ -215,7 +242,7 @@ class KerasCVScheduler(DiscreteSolver):
         return (np.arange(steps) * stride).round().astype(np.int64)[::-1]
 
     def _solve(self, i: int, x: Tensor, output: Tensor, draw: Draw) -> tuple[Tensor, Any]:
-        alpha, sigma = self._parts(self.previous_timestep(i))
+        alpha, sigma = self._parts(self._previous(i))
         x0 = self._image(x, output, i)
         return combine(sigma, self._noise(x, output, i), (alpha, x0)), x0
 
@@ -227,6 +254,7 @@ class DDPMScheduler(DiscreteSolver):
     names: ClassVar = {"ddpm": {}}
     compatible = True
     stochastic = True
+    steps_untimed = True
     takes = ("timesteps",)
 
     @configured
@@ -252,7 +280,7 @@ class DDPMScheduler(DiscreteSolver):
 
     def _solve(self, i: int, x: Tensor, output: Tensor, draw: Draw) -> tuple[Tensor, Tensor]:
         now = self._alpha_bar(i)
-        to = self._alpha_bar(self.previous_timestep(i))
+        to = self._alpha_bar(self._previous(i))
         kind = self.config.variance_type
         learned = None
         if kind in ("learned", "learned_range"):
@@ -293,8 +321,8 @@ ADAMS_BASHFORTH = (
 
 
 def extrapolated(history: list[Tensor]) -> Tensor:
-    """The mean of the noise over the next step, from up to four values, newest first."""
-    first, *rest = zip(ADAMS_BASHFORTH[len(history) - 1], history, strict=True)
+    """The mean of the noise over the next step, from up to four values, newest last."""
+    first, *rest = zip(ADAMS_BASHFORTH[len(history) - 1], history[::-1], strict=True)
     return combine(*first, *rest)
 
 
@@ -326,39 +354,94 @@ class PNDMScheduler(DiscreteSolver):
     ) -> None:
         self._prepare()
 
+    def _training_run(self) -> Visits:
+        self.prk_timesteps: Array = np.empty(0)
+        self.plms_timesteps: Array = np.empty(0)
+        return super()._training_run()
+
     def _visits(self, steps: int, timesteps: Numbers | None, sigmas: Numbers | None) -> Visits:
         grid = self._spaced(steps)
         half = len(self) // steps // 2
+        if self.config.skip_prk_steps:
+            self.prk_timesteps = np.empty(0, np.int64)
+            self.plms_timesteps = np.concatenate([grid[:2], grid[1:2], grid[2:]])
+        else:
+            stages = [t for end in grid[:4].tolist() for t in (end + half, end)]
+            self.prk_timesteps = np.repeat(stages[1:], 2)[1:-1]
+            self.plms_timesteps = grid[3:]
+        visited = np.concatenate([self.prk_timesteps, self.plms_timesteps])
+        return visited.astype(np.int64), NO_SIGMAS
+
+    def _begin(self, timesteps: Array, sigmas: Array, device: Device = None) -> None:
+        super()._begin(timesteps, sigmas, device)
         self._sum: Tensor | None = None
         self._calls = 0
-        self._warm_up: list[int] = []
-        if self.config.skip_prk_steps:
-            return np.concatenate([grid[:2], grid[1:2], grid[2:]]), NO_SIGMAS
-        stages = [t for end in grid[:4].tolist() for t in (end + half, end)]
-        self._warm_up = np.repeat(stages[1:], 2).tolist()[1:-1]
-        return np.concatenate([self._warm_up, grid[3:]]).astype(np.int64), NO_SIGMAS
+        self.ets: list[Tensor] = []
+
+    def step(  # type: ignore[override]
+        self,
+        model_output: Tensor,
+        timestep: Timestep,
+        sample: Tensor,
+        return_dict: bool = True,
+    ) -> SchedulerOutput:
+        """Go to the next timestep: first `step_prk`, later `step_plms`."""
+        warms_up = self._calls < len(self.prk_timesteps)
+        step = self.step_prk if warms_up else self.step_plms
+        return step(model_output, timestep, sample, return_dict)
+
+    def step_prk(
+        self,
+        model_output: Tensor,
+        timestep: Timestep,
+        sample: Tensor,
+        return_dict: bool = True,
+    ) -> SchedulerOutput:
+        """Make one of the four calls of a Runge-Kutta step."""
+        self._method = self._runge_kutta
+        return noiseless_step(self, model_output, timestep, sample, return_dict)
+
+    def step_plms(
+        self,
+        model_output: Tensor,
+        timestep: Timestep,
+        sample: Tensor,
+        return_dict: bool = True,
+    ) -> SchedulerOutput:
+        """Make an Adams-Bashforth step.
+
+        Raises:
+            ValueError: it needs Runge-Kutta steps before it.
+        """
+        timed = self.num_inference_steps is not None
+        if timed and not self.config.skip_prk_steps and len(self.ets) < 3:
+            raise ValueError("step_plms follows twelve calls of step_prk; or set skip_prk_steps")
+        self._method = self._adams_bashforth
+        return noiseless_step(self, model_output, timestep, sample, return_dict)
 
     def _solve(self, i: int, x: Tensor, output: Tensor, draw: Draw) -> tuple[Tensor, None]:
-        call = self._calls
+        moved = self._method(i, x, output)
         self._calls += 1
-        if call < len(self._warm_up):
-            return self._runge_kutta(call, i, x, output), None
-        if call == 1 and not self._warm_up:
-            mean = combine(0.5, output, (0.5, self._history[0]))
-            return self._transfer(x, mean, i + self._stride, i), None
-        self._history = [output, *self._history[:3]]
-        self._start = x
-        return self._transfer(x, extrapolated(self._history), i, i - self._stride), None
+        return moved, None
 
-    def _runge_kutta(self, call: int, t: int, x: Tensor, output: Tensor) -> Tensor:
+    def _adams_bashforth(self, t: int, x: Tensor, output: Tensor) -> Tensor:
+        """The sample after a step on the noise of the last ones."""
+        if self._calls == 1:
+            mean = combine(0.5, output, (0.5, self.ets[-1]))
+            return self._transfer(x, mean, t + self._stride, t)
+        self.ets = [*self.ets[-3:], output]
+        self._start = x
+        return self._transfer(x, extrapolated(self.ets), t, t - self._stride)
+
+    def _runge_kutta(self, t: int, x: Tensor, output: Tensor) -> Tensor:
         """The sample after one of four calls, all of which go from the first one's."""
-        stage = call % 4
+        stage = self._calls % 4
         share = (1 / 6, 1 / 3, 1 / 3, 1 / 6)[stage]
         self._sum = combine(share, output, (1, self._sum if stage else None))
         if stage == 0:
-            self._history = [output, *self._history]
+            self.ets.append(output)
             self._start = x
-        start = self._warm_up[call - stage]
+        start = int(self.prk_timesteps[self._calls - stage])
         end = t if stage % 2 else t - self._stride // 2
         return self._transfer(x, self._sum if stage == 3 else output, start, end)
 
@@ -382,6 +465,9 @@ class IPNDMScheduler(Scheduler):
     """
 
     has_compatibles = False
+    steps_untimed = True
+
+    step = noiseless_step  # type: ignore[assignment]
 
     @configured
     def __init__(
@@ -394,16 +480,23 @@ class IPNDMScheduler(Scheduler):
     def _visits(self, steps: int, timesteps: Numbers | None, sigmas: Numbers | None) -> Visits:
         angles = torch.cat([torch.linspace(1, 0, steps + 1)[:-1], torch.zeros(1)])
         trained = self.config.trained_betas
-        self.betas = (angles * math.pi / 2).sin() ** 2 if trained is None else torch.tensor(trained)
+        if trained is None:
+            self.betas = (angles * math.pi / 2).sin() ** 2
+        else:
+            self.betas = torch.as_tensor(trained, dtype=torch.float32)
         self.alphas = (1 - self.betas**2) ** 0.5
         self._angles = list(zip(self.alphas.tolist(), self.betas.tolist(), strict=True))
         t = torch.atan2(self.betas, self.alphas) / math.pi * 2
         return t[:-1].numpy(), self.betas.numpy()
 
+    def _begin(self, timesteps: Array, sigmas: Array, device: Device = None) -> None:
+        super()._begin(timesteps, sigmas, device)
+        self.ets: list[Tensor] = []
+
     def _solve(self, i: int, x: Tensor, output: Tensor, draw: Draw) -> tuple[Tensor, None]:
         (alpha, sigma), (alpha_to, sigma_to) = self._angles[i : i + 2]
         noise = to_noise("v_prediction", x, output, alpha, sigma)
-        self._history = [noise, *self._history[:3]]
-        eps = extrapolated(self._history)
+        self.ets = [*self.ets[-3:], noise]
+        eps = extrapolated(self.ets)
         x0 = combine(1, x, (-sigma, eps)) / max(alpha, 1e-8)
         return combine(alpha_to, x0, (sigma_to, eps)), None

@@ -2,26 +2,31 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, NamedTuple
+from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 from torch import Tensor
 
+from ..loading.options import configured
+from ..outputs import Output
 from .base import Device, Timestep, Visits
-from .config import Prediction, configured
+from .config import Prediction
 from .discrete import NO_SIGMAS, DiscreteSolver, parts
 from .samples import Draw, Generator, combine, to_image
 from .spacing import Array, Numbers
 
 
-class LCMSchedulerOutput(NamedTuple):
+@dataclass(eq=False)
+class LCMSchedulerOutput(Output):
     """The sample at the next timestep, and the image that the model sees in this one."""
 
     prev_sample: Tensor
     denoised: Tensor | None = None
 
 
-class TCDSchedulerOutput(NamedTuple):
+@dataclass(eq=False)
+class TCDSchedulerOutput(Output):
     """The sample at the next timestep, and as it was before noise was added."""
 
     prev_sample: Tensor
@@ -61,6 +66,7 @@ class LCMScheduler(DiscreteSolver):
     names: ClassVar = {"lcm": {}}
     has_compatibles = False
     stochastic = True
+    counts_steps = True
     takes = ("timesteps",)
 
     @configured
@@ -115,10 +121,11 @@ class LCMScheduler(DiscreteSolver):
         return_dict: bool = True,
     ) -> LCMSchedulerOutput:
         """Go to the next timestep, with noise from the generator."""
-        return LCMSchedulerOutput(*self._step(model_output, timestep, sample, generator))
+        parts = self._step(model_output, timestep, sample, generator)
+        return LCMSchedulerOutput.asked(return_dict, *parts)
 
     def _solve(self, i: int, x: Tensor, output: Tensor, draw: Draw) -> tuple[Tensor, Tensor]:
-        to = self.previous_timestep(i)
+        to = self._to
         scaled = i * self.config.timestep_scaling
         skip = 0.25 / (scaled**2 + 0.25)  # section 4.2, with σ_data = 0.5
         out = scaled / (scaled**2 + 0.25) ** 0.5
@@ -136,6 +143,7 @@ class TCDScheduler(DiscreteSolver):
     names: ClassVar = {"tcd": {}}
     has_compatibles = False
     stochastic = True
+    counts_steps = True
     takes = ("timesteps",)
 
     @configured
@@ -197,10 +205,11 @@ class TCDScheduler(DiscreteSolver):
         """Go to the next timestep; `eta` is the γ of the paper, from 0 without noise to 1 with
         most."""
         self._eta = eta
-        return TCDSchedulerOutput(*self._step(model_output, timestep, sample, generator))
+        parts = self._step(model_output, timestep, sample, generator)
+        return TCDSchedulerOutput.asked(return_dict, *parts)
 
     def _solve(self, i: int, x: Tensor, output: Tensor, draw: Draw) -> tuple[Tensor, Tensor]:
-        to = self.previous_timestep(i)
+        to = self._to
         beyond = int(np.float32(1 - self._eta) * np.float32(max(to, 0)))
         alpha, sigma = self._parts(beyond)
         x0 = to_image(self.config.prediction_type, x, output, *self._parts(i))

@@ -14,21 +14,13 @@ import torch
 from torch import Tensor
 
 from ..loading.config import Config
-from .base import Device, Visits
+from ..loading.options import Options, configured
+from .base import Device, SchedulerOutput, Timestep, Visits
 from .brownian import BrownianNoise
-from .config import (
-    Ends,
-    EpsilonOrV,
-    FlowPrediction,
-    Options,
-    Spread,
-    TimeShift,
-    Variance,
-    configured,
-)
+from .config import Ends, EpsilonOrV, FlowPrediction, Spread, TimeShift, Variance
 from .edm import Preconditioned
 from .exponential import SHORT_RUN, ExponentialSolver, Levels, Orders, Rows, as_rows, levels_of
-from .samples import Draw, combine
+from .samples import Draw, Generator, combine
 from .spacing import Array, Numbers, spaced
 
 ON_IMAGES = ("dpmsolver++", "sde-dpmsolver++")
@@ -250,6 +242,19 @@ class DPMSolverMultistepScheduler(ExponentialSolver):
         refuse_endless(type(self).__name__, self.config)
         self.stochastic = self.config.algorithm_type in STOCHASTIC
 
+    def step(  # type: ignore[override]
+        self,
+        model_output: Tensor,
+        timestep: Timestep,
+        sample: Tensor,
+        generator: Generator = None,
+        variance_noise: Tensor | None = None,
+        return_dict: bool = True,
+    ) -> SchedulerOutput:
+        """Go to the next timestep, with noise of the generator or the one that is given."""
+        parts = self._step(model_output, timestep, sample, generator, variance_noise)
+        return SchedulerOutput.asked(return_dict, *parts)
+
     def _rounds(self) -> bool:
         rounds = self.config.use_karras_sigmas or self.config.use_lu_lambdas
         return bool(rounds and self.config.beta_schedule != "squaredcos_cap_v2")
@@ -306,6 +311,19 @@ class DPMSolverMultistepInverseScheduler(ExponentialSolver):
     ) -> None:
         self._prepare()
         self.stochastic = self.config.algorithm_type in STOCHASTIC
+
+    def step(  # type: ignore[override]
+        self,
+        model_output: Tensor,
+        timestep: Timestep,
+        sample: Tensor,
+        generator: Generator = None,
+        variance_noise: Tensor | None = None,
+        return_dict: bool = True,
+    ) -> SchedulerOutput:
+        """Go to the next timestep, with noise of the generator or the one that is given."""
+        parts = self._step(model_output, timestep, sample, generator, variance_noise)
+        return SchedulerOutput.asked(return_dict, *parts)
 
     def _rounds(self) -> bool:
         cosine = self.config.beta_schedule == "squaredcos_cap_v2"
@@ -421,6 +439,8 @@ class DPMSolverSinglestepScheduler(ExponentialSolver):
 class EDMDPMSolverMultistepScheduler(Preconditioned):
     """DPM-Solver++ for preconditioned models; the sample is x₀ + σ·ε."""
 
+    strays_end = True
+
     aliases: ClassVar = ALIASES
 
     @configured
@@ -466,6 +486,7 @@ class CosineDPMSolverMultistepScheduler(Preconditioned):
     Open)."""
 
     stochastic = True
+    strays_end = True
     aliases: ClassVar = ALIASES
 
     @configured

@@ -10,8 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..loading.options import configured
 from .base import Scheduler, SchedulerOutput, Timestep, Visits
-from .config import Ends, EpsilonOrV, Spread, configured
+from .config import Ends, EpsilonOrV, Spread
 from .samples import Draw, Generator, combine
 from .sigmas import Churn, towards
 from .spacing import Array, Numbers, power_spaced, spaced
@@ -73,6 +74,7 @@ class EDMEulerScheduler(Preconditioned):
     order)."""
 
     compatible = True
+    steps_untimed = True
     takes = ("sigmas",)
     ramp_dtype = torch.float64
 
@@ -107,7 +109,8 @@ class EDMEulerScheduler(Preconditioned):
         `s_churn` noise is spread over the steps from σ = `s_tmax` to `s_tmin`, scaled by `s_noise`.
         """
         self._churn = Churn(s_churn, s_tmin, s_tmax, s_noise)
-        return super().step(model_output, timestep, sample, generator)
+        parts = self._step(model_output, timestep, sample, generator)
+        return SchedulerOutput.asked(return_dict, *parts)
 
     def _solve(self, i: int, x: Tensor, output: Tensor, draw: Draw) -> tuple[Tensor, Tensor]:
         x, raised = self._churn.add(x, self._levels[i], len(self._levels) - 1, draw)
@@ -119,6 +122,7 @@ class CMStochasticIterativeScheduler(Preconditioned):
     """Multistep sampling of consistency models (Song et al., Consistency Models, algorithm 1)."""
 
     stochastic = True
+    steps_untimed = True
     takes = ("timesteps",)
     timestep_dtype = np.float64
 
@@ -146,9 +150,13 @@ class CMStochasticIterativeScheduler(Preconditioned):
         low = self.config.sigma_min
         if timesteps is None:
             timesteps = spaced("leading", steps, total)
-        ramp = self._descending(timesteps)[::-1] / (total - 1)
+        ramp = self._descending(timesteps)[::-1] / max(total - 1, 1)
         levels = power_spaced(high, low, ramp, self.config.rho)
-        return self._calls(1000 * 0.25 * np.log(levels + 1e-44), levels, low)
+        return self._calls(self.sigma_to_t(levels), levels, low)
+
+    def sigma_to_t(self, sigmas: float | Array) -> Array:
+        """What the model is told of noise levels."""
+        return np.asarray(1000 * 0.25 * np.log(np.asarray(sigmas, np.float64) + 1e-44))
 
     def _solve(self, i: int, x: Tensor, output: Tensor, draw: Draw) -> tuple[Tensor, None]:
         sigma = self._levels[i]

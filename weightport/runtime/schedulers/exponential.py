@@ -68,13 +68,15 @@ class ExponentialSolver(Scheduler):
     """A scheduler whose steps are rows of coefficients: for x, the noise, and what is known of the
     outputs."""
 
+    strays_end = True
+
     def _set_training_noise(self) -> None:
         super()._set_training_noise()
         self._trained = TrainedLevels(self.alphas_cumprod)
 
     def _training_run(self) -> Visits:
-        t = np.arange(len(self), dtype=np.float32)
-        return self._calls(t[::-1], self._trained.sigmas[::-1], 0.0)
+        t = np.arange(len(self), dtype=np.float32)[::-1]
+        return self._calls(t, self._trained.at(t), 0.0)
 
     def _visits(self, steps: int, timesteps: Numbers | None, sigmas: Numbers | None) -> Visits:
         t, levels = self._grid(steps, timesteps)
@@ -134,6 +136,8 @@ class ExponentialSolver(Scheduler):
 
     def _begin(self, timesteps: Array, sigmas: Array, device: Device = None) -> None:
         super()._begin(timesteps, sigmas, device)
+        if self.num_inference_steps is not None:
+            self.num_inference_steps = len(timesteps)  # without those that were there twice
         alpha, sigma = self._split(self.sigmas)
         self._noise_levels = levels_of(alpha, sigma)
         self._parts = list(zip(alpha.tolist(), sigma.tolist(), strict=True))

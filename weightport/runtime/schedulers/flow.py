@@ -14,8 +14,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..loading.options import configured
 from .base import Scheduler, SchedulerOutput, Timestep, Visits
-from .config import TimeShift, configured
+from .config import TimeShift
 from .samples import Draw, Generator, combine
 from .sigmas import Churn
 from .spacing import Array, Numbers, flow_shifted, shifted
@@ -25,6 +26,7 @@ class FlowSolver(Scheduler):
     """The base of the solvers of flows."""
 
     has_compatibles = False
+    steps_untimed = True
 
     def _training_run(self) -> Visits:
         self.shift = self.config.shift
@@ -142,7 +144,8 @@ class FlowMatchHeunDiscreteScheduler(FlowSolver):
         `s_churn` noise is spread over the steps from σ = `s_tmax` to `s_tmin`, scaled by `s_noise`.
         """
         self._churn = Churn(s_churn, s_tmin, s_tmax, s_noise)
-        return super().step(model_output, timestep, sample, generator)
+        parts = self._step(model_output, timestep, sample, generator)
+        return SchedulerOutput.asked(return_dict, *parts)
 
     def _visits(self, steps: int, timesteps: Numbers | None, sigmas: Numbers | None) -> Visits:
         ends = flow_shifted(self._spread(steps), self.shift).astype(np.float32)

@@ -6,9 +6,9 @@ import difflib
 from collections.abc import Mapping
 from typing import Any
 
+from ..loading.options import Options
 from . import SCHEDULERS
 from .base import Scheduler
-from .config import Options
 
 # name -> class, and the options that are meant
 NAMES: dict[str, tuple[str, Options]] = {

@@ -11,8 +11,9 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
+from ..loading.options import configured
 from .base import Device
-from .config import FlowPrediction, Variance, configured
+from .config import FlowPrediction, Variance
 from .exponential import ExponentialSolver, Rows, as_rows
 from .samples import Draw, combine
 from .spacing import Array, Numbers

@@ -15,8 +15,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..loading.options import configured
 from .base import Device, Scheduler, SchedulerOutput, Timestep, Visits
-from .config import Ends, EpsilonOrV, Prediction, configured
+from .config import Ends, EpsilonOrV, Prediction
 from .samples import Draw, Generator, combine
 from .spacing import Array, Numbers, TrainedLevels, spaced
 
@@ -25,6 +26,7 @@ class SigmaSolver(Scheduler):
     """A scheduler whose steps go from one σ to the next. `sigmas` has one more entry than there are
     steps: the end."""
 
+    steps_untimed = True
     timestep_dtype: ClassVar[Any] = np.float32
     rounds_karras: ClassVar[bool] = False
 
@@ -33,16 +35,16 @@ class SigmaSolver(Scheduler):
         self._trained = TrainedLevels(self.alphas_cumprod)
 
     def _training_run(self) -> Visits:
-        t = np.arange(len(self), dtype=np.float32)
-        return self._calls(t[::-1], self._trained.sigmas[::-1], 0.0)
+        t = np.arange(len(self), dtype=np.float32)[::-1]
+        return self._calls(t, self._trained.at(t), 0.0)
 
     @property
-    def init_noise_sigma(self) -> float:
+    def init_noise_sigma(self) -> Tensor:
         """The standard deviation of pure noise; with `leading` timesteps there is some image in
         it."""
-        high = float(self.sigmas.max())
+        high = self.sigmas.max()
         pure = self.config.timestep_spacing in ("linspace", "trailing")
-        return high if pure else variance(high)[1]
+        return high if pure else (high**2 + 1).sqrt()
 
     def _visits(self, steps: int, timesteps: Numbers | None, sigmas: Numbers | None) -> Visits:
         if sigmas is not None:
@@ -191,7 +193,8 @@ class EulerDiscreteScheduler(SigmaSolver):
         `s_churn` noise is spread over the steps from σ = `s_tmax` to `s_tmin`, scaled by `s_noise`.
         """
         self._churn = Churn(s_churn, s_tmin, s_tmax, s_noise)
-        return super().step(model_output, timestep, sample, generator)
+        parts = self._step(model_output, timestep, sample, generator)
+        return SchedulerOutput.asked(return_dict, *parts)
 
     def _calls(self, timesteps: Array, sigmas: Array, end: float) -> Visits:
         continuous = self.config.timestep_type == "continuous"
@@ -284,7 +287,8 @@ class LMSDiscreteScheduler(SigmaSolver):
     ) -> SchedulerOutput:
         """Go to the next timestep, with the slopes of so many steps."""
         self._order = order
-        return super().step(model_output, timestep, sample)
+        parts = self._step(model_output, timestep, sample)
+        return SchedulerOutput.asked(return_dict, *parts)
 
     def _solve(self, i: int, x: Tensor, output: Tensor, draw: Draw) -> tuple[Tensor, Tensor]:
         sigma = self._levels[i]

@@ -11,9 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .base import Device, SchedulerOutput, Timestep, Visits
+from ..loading.options import configured
+from .base import Device, SchedulerOutput, Timestep, Visits, noiseless_step
 from .brownian import BrownianNoise
-from .config import EpsilonOrV, Prediction, configured
+from .config import EpsilonOrV, Prediction
 from .samples import Draw, combine
 from .sigmas import SigmaSolver, ancestral, towards
 from .spacing import Array, Numbers
@@ -81,6 +82,8 @@ class HeunDiscreteScheduler(SigmaSolver):
     order = 2
     takes = ("timesteps",)
 
+    step = noiseless_step  # type: ignore[assignment]
+
     @configured
     def __init__(
         self,
@@ -123,6 +126,8 @@ class KDPM2DiscreteScheduler(SigmaSolver):
     compatible = True
     order = 2
     rounds_karras = True
+
+    step = noiseless_step  # type: ignore[assignment]
 
     @configured
     def __init__(
@@ -252,7 +257,8 @@ class DPMSolverSDEScheduler(SigmaSolver):
     ) -> SchedulerOutput:
         """Go to the next timestep, with noise scaled by `s_noise`."""
         self._scale = s_noise
-        return super().step(model_output, timestep, sample)
+        parts = self._step(model_output, timestep, sample)
+        return SchedulerOutput.asked(return_dict, *parts)
 
     def _solve(self, i: int, x: Tensor, output: Tensor, draw: Draw) -> tuple[Tensor, Tensor]:
         if self._path is None:

@@ -11,8 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .base import Device, Visits
-from .config import Ends, FlowPrediction, TimeShift, configured
+from ..loading.options import configured
+from .base import Device, Visits, noiseless_step
+from .config import Ends, FlowPrediction, TimeShift
 from .exponential import ExponentialSolver, Rows, as_rows
 from .samples import Draw, combine
 from .spacing import Array, Numbers, shifted
@@ -26,6 +27,8 @@ class UniPCMultistepScheduler(ExponentialSolver):
     clips_alpha_bar = True
     takes = ("sigmas",)
     aliases: ClassVar = {"solver_type": dict.fromkeys(("midpoint", "heun", "logrho"), "bh2")}
+
+    step = noiseless_step  # type: ignore[assignment]
 
     @configured
     def __init__(

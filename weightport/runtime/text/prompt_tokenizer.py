@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from typing import Any, ClassVar, Literal, Self
@@ -103,6 +104,15 @@ class PromptTokenizer(ABC):
         """The text of each row of ids."""
         return [self.decode(row, skip_special_tokens) for row in rows]
 
+    def tokenize(self, text: str) -> list[str]:
+        """The tokens of a text, without those at its start and end."""
+        tokens: list[str] = self.backend.encode(text, add_special_tokens=False).tokens
+        return tokens
+
+    def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
+        """The ids of a text."""
+        return self._ids(text, add_special_tokens, None)
+
     def add_tokens(
         self, tokens: str | Sequence[str | AddedToken], special_tokens: bool = False
     ) -> int:
@@ -112,11 +122,43 @@ class PromptTokenizer(ABC):
             return self.backend.add_special_tokens(tokens)
         return self.backend.add_tokens(tokens)
 
+    def remove_tokens(self, tokens: Sequence[str] | None = None) -> list[int]:
+        """Forget added tokens, by default all but special ones; later ones move up.
+
+        Returns:
+            The ids that stay, in order: the rows to keep of a text encoder's table.
+
+        Raises:
+            ValueError: a token was not added.
+        """
+        added = self.backend.get_added_tokens_decoder()
+        removable = {token.content: id_ for id_, token in added.items() if not token.special}
+        names = list(removable) if tokens is None else list(tokens)
+        if unknown := [name for name in names if name not in removable]:
+            raise ValueError(f"{unknown[0]!r} is not an added token")
+        gone = {removable[name] for name in names}
+        kept = [id_ for id_ in range(len(self)) if id_ not in gone]
+        content = json.loads(self.backend.to_str())
+        places = {id_: place for place, id_ in enumerate(kept)}
+        content["added_tokens"] = [
+            {**token, "id": places[token["id"]]}
+            for token in content["added_tokens"]
+            if token["id"] in places
+        ]
+        self.backend = Tokenizer.from_str(json.dumps(content))
+        return kept
+
     def convert_tokens_to_ids(self, tokens: str | Sequence[str]) -> int | list[int]:
         """The id of a token, or of each; that of `unk_token` where there is none."""
         if isinstance(tokens, str):
             return self._id(tokens)
         return [self._id(token) for token in tokens]
+
+    def convert_ids_to_tokens(self, ids: int | Sequence[int]) -> str | list[str]:
+        """The token of an id, or of each."""
+        if isinstance(ids, int):
+            return str(self.backend.id_to_token(ids))
+        return [str(self.backend.id_to_token(int(one))) for one in ids]
 
     def _id(self, token: str) -> int:
         id_ = self.backend.token_to_id(token)

@@ -18,15 +18,14 @@ from torch import Tensor, nn
 from ..loading.config import Config
 from ..loading.source import Place, Source, open_source
 from ..loading.weights import load_pickle, read_tensors
-from .tokenizer import CLIPTokenizer
 
 NAMES = ("learned_embeds.safetensors", "learned_embeds.bin")
-Embedding = Place | Mapping[str, Any]
+Embedding = Place | Mapping[str, Any] | Tensor
 
 
 def load_textual_inversion(
-    tokenizer: CLIPTokenizer,
-    text_encoder: nn.Module,
+    tokenizer: Any,
+    text_encoder: Any,
     embeddings: Embedding | Sequence[Embedding],
     token: str | Sequence[str | None] | None = None,
     *,
@@ -37,15 +36,15 @@ def load_textual_inversion(
 
     All of them, or none if one is faulty.
 
-    Several vectors become `token`, `token_1`, `token_2`, …; `CLIPTokenizer.expand` writes them out
-    in a prompt.
+    Several vectors become `token`, `token_1`, `token_2`, …; pipelines write them out in a prompt.
 
     Args:
-        tokenizer: gets the tokens.
-        text_encoder: gets the vectors.
+        tokenizer: gets the tokens; ours, or transformers'.
+        text_encoder: gets the vectors; likewise.
         embeddings: a file, a folder or repository with `learned_embeds`, or what was in such a
-            file; or a list of them.
-        token: the token of each, in place of the one in the file.
+            file, or the vectors (d,) or (n, d) alone; or a list of them.
+        token: the token of each, in place of the one in the file; a list for one tensor (n, d)
+            names its rows.
         weight_name: the file in a folder or repository.
         options: `subfolder`, and how to reach the Hub.
 
@@ -55,15 +54,19 @@ def load_textual_inversion(
             known already.
     """
     items: list[Any] = list(embeddings) if isinstance(embeddings, (list, tuple)) else [embeddings]
+    if isinstance(embeddings, Tensor) and not (token is None or isinstance(token, str)):
+        items = list(embeddings)  # a token for each row
     tokens = [token] * len(items) if token is None or isinstance(token, str) else list(token)
     if len(tokens) != len(items):
         raise ValueError(f"{len(tokens)} tokens are given for {len(items)} embeddings")
-    table: nn.Embedding = text_encoder.get_submodule("text_model.embeddings.token_embedding")  # type: ignore[assignment]
+    table: nn.Embedding = text_encoder.get_input_embeddings()
     known = tokenizer.get_vocab()
     vectors: dict[str, Tensor] = {}
     for item, name in zip(items, tokens, strict=True):
-        where = "the embedding" if isinstance(item, Mapping) else str(getattr(item, "name", item))
-        content = item if isinstance(item, Mapping) else _load(item, weight_name, options)
+        is_content = isinstance(item, (Mapping, Tensor))
+        where = "the embedding" if is_content else str(getattr(item, "name", item))
+        content = item if is_content else _load(item, weight_name, options)
+        content = {"*": content} if isinstance(content, Tensor) else content
         name, values = _read(content, name, where)
         if values.ndim != 2 or values.shape[1] != table.embedding_dim:
             width = f"a text encoder of {table.embedding_dim} channels"
@@ -78,7 +81,40 @@ def load_textual_inversion(
     tokenizer.add_tokens(list(vectors))
     known = tokenizer.get_vocab()
     _enlarge(table, {known[one]: vector for one, vector in vectors.items()}, len(tokenizer))
-    text_encoder.config = Config({**text_encoder.config, "vocab_size": table.num_embeddings})  # type: ignore[assignment, dict-item]
+    _tell_size(text_encoder, table.num_embeddings)
+
+
+def unload_textual_inversion(
+    tokenizer: Any, text_encoder: Any, tokens: str | Sequence[str] | None = None
+) -> None:
+    """Take words out of the tokenizer, and their vectors out of the text encoder.
+
+    Args:
+        tokenizer: ours.
+        text_encoder: ours, or transformers'.
+        tokens: which; by default all that were added.
+
+    Raises:
+        ValueError: a token was not added, or the tokenizer is another library's.
+    """
+    if not hasattr(tokenizer, "remove_tokens"):
+        raise ValueError("only a CLIPTokenizer of weightport can forget words")
+    wanted = [tokens] if isinstance(tokens, str) else tokens
+    kept = tokenizer.remove_tokens(wanted)
+    table: nn.Embedding = text_encoder.get_input_embeddings()
+    with torch.no_grad():
+        rows = table.weight[kept]
+    table.weight = nn.Parameter(rows, requires_grad=table.weight.requires_grad)
+    table.num_embeddings = len(rows)
+    _tell_size(text_encoder, len(rows))
+
+
+def _tell_size(text_encoder: Any, size: int) -> None:
+    """Let the config say how many tokens there are."""
+    if isinstance(text_encoder.config, Config):
+        text_encoder.register_to_config(vocab_size=size)
+    else:
+        text_encoder.config.vocab_size = size
 
 
 @torch.no_grad()

@@ -6,7 +6,6 @@ that library.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Self, Unpack
 
@@ -172,21 +171,6 @@ class CLIPTokenizer(PromptTokenizer):
         limit = max_length or self.model_max_length
         ids = self._ids(text, True, None)
         return self.decode(ids[limit - 1 : -1])
-
-    def expand(self, prompt: str) -> str:
-        """Write out textual inversions of several vectors: `tok` becomes `tok tok_1 tok_2`.
-
-        As everywhere in CLIP, case does not matter.
-        """
-        known = {token.lower(): token for token in self.added_tokens_encoder}
-        for name, token in known.items():
-            series = [token]
-            while (following := f"{name}_{len(series)}") in known:
-                series.append(known[following])
-            if len(series) > 1:
-                written = " ".join(series).replace("\\", r"\\")
-                prompt = re.sub(rf"{re.escape(token)}(?!_\d)", written, prompt, flags=re.I)
-        return prompt
 
 
 def _backend(vocab: dict[str, int], merges: list[tuple[str, str]], unknown: str) -> Tokenizer:
