@@ -3,7 +3,8 @@ all."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -51,6 +52,30 @@ def convert(
     adapters = [Path(parse_lora(text)[0]) for text in settings.lora]
     check_apart(output, [*sources, *adapters, *(path for path in (base, settings.vae) if path)])
     writer = OUTPUTS[settings.to]
+    with planned(sources, base, settings, state_dict_shapes) as (conversion, settings):
+        if not settings.dry_run:
+            conversion.output = output
+            writer.write(conversion, output, settings, progress)
+            if conversion.baking and not writer.is_repo:
+                conversion.report["adapters"] = conversion.baking.report(settings.hashes)
+                conversion.notes += conversion.baking.notes()
+    return conversion
+
+
+@contextmanager
+def planned(
+    sources: Sequence[Path],
+    base: Path | None,
+    settings: Settings,
+    state_dict_shapes: StateDictShapes,
+) -> Iterator[tuple[Conversion, Settings]]:
+    """A conversion that is planned, and not written yet; and the settings that it is to be written
+    with. At the end the sources must be what they were.
+
+    Raises:
+        ConversionError: anything a user can act on.
+    """
+    writer = OUTPUTS[settings.to]
     _check_revision(sources, settings.revision)
     opened = open_sources(sources, settings)
     if writer.is_repo and settings.hashes and not settings.dry_run:
@@ -64,21 +89,16 @@ def convert(
     components = plan(parts, family, state_dict_shapes)
     if settings.component is not None:
         components = _only(components, settings.component)
-    conversion = Conversion(family.name, components, None if settings.dry_run else output)
+    conversion = Conversion(family.name, components, None)
     if settings.lora:
         conversion.baking = bake(components, family, settings)
     if writer.is_repo:
         settings = _with_tokens(conversion, settings)
         _take_notes(conversion, parts, settings)
-    if not settings.dry_run:
-        writer.write(conversion, output, settings, progress)
-        if conversion.baking and not writer.is_repo:
-            conversion.report["adapters"] = conversion.baking.report(settings.hashes)
-            conversion.notes += conversion.baking.notes()
+    yield conversion, settings
     for part in parts:
         for file in part.checkpoint.files:
             file.check_unchanged()
-    return conversion
 
 
 def _check_revision(sources: Sequence[Path], revision: str | None) -> None:

@@ -29,8 +29,7 @@ def write(
 ) -> None:
     """Write the repo and its `conversion.json`; fills in the conversion's report and notes."""
     total = total_nbytes(conversion, settings.dtype)
-    predicted = _prediction(conversion, settings)
-    settings = _with_image_size(conversion, settings)
+    predicted, settings = evidence(conversion, settings)
     with (
         _residue(conversion, output, settings),
         atomic.folder(output, settings.overwrite, settings.sync) as folder,
@@ -58,6 +57,11 @@ def pipeline_class(folder: Path) -> str | None:
 
 
 # --- what the file of the denoiser says -----------------------------------------------------------
+
+
+def evidence(conversion: Conversion, settings: Settings) -> tuple[Prediction | None, Settings]:
+    """What the UNet predicts, and the settings with the image size; takes notes of both."""
+    return _prediction(conversion, settings), _with_image_size(conversion, settings)
 
 
 def _prediction(conversion: Conversion, settings: Settings) -> Prediction | None:

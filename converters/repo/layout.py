@@ -14,10 +14,12 @@ from ..planning.plan import PlannedComponent
 from ..settings import Settings
 from ..writers.safetensors import Output, write_safetensors
 from .base import base_file, read_json
-from .configs import Configs, dated
+from .configs import Config, Configs, dated
 from .index import is_extension, model_index
 from .tokenizers import copy_or_write_tokenizer
 from .written import WrittenRepo
+
+INDEX = "model_index.json"
 
 
 def write_repo(
@@ -40,9 +42,35 @@ def write_repo(
     repo = _Repo(folder, family, components, settings, prediction)
     repo.write_configs()
     if not repo.is_extension:
-        repo.write_pipeline()
+        repo.write_tokenizers()
     repo.write_weights(progress)  # last: what is refused is refused before gigabytes are written
     return repo.written
+
+
+def described(
+    family: Family,
+    components: Mapping[str, PlannedComponent],
+    settings: Settings,
+    prediction: Prediction | None,
+) -> dict[str, Config]:
+    """The configs that `write_repo` writes, and the index: place in the repo -> content."""
+    return _Repo(Path(), family, components, settings, prediction).configs_by_path()
+
+
+def outputs_of(component: PlannedComponent, dtype: str) -> list[Output]:
+    """The tensors of a component as they are made, in the wanted dtype or `keep`."""
+    return [
+        Output(
+            planned.key,
+            planned.output_dtype(dtype),
+            planned.shape,
+            planned.sources,
+            planned.op,
+            planned.part,
+            planned.parts,
+        )
+        for planned in component.tensors.values()
+    ]
 
 
 @dataclass
@@ -74,20 +102,32 @@ class _Repo:
         """The folder of a component in the repo."""
         return "" if self.is_extension else name
 
-    def write_configs(self) -> None:
-        """Each model's."""
+    def configs_by_path(self) -> dict[str, Config]:
+        """The JSON files of models and schedulers, and the index: place in the repo -> content."""
+        found: dict[str, Config] = {}
         for name, component in self.components.items():
-            place = self.folder / self.place(name)
-            place.mkdir(exist_ok=True)
-            write_json(place / "config.json", self.configs.of(component))
-
-    def write_pipeline(self) -> None:
-        """What a pipeline needs beside models: schedulers, tokenizers and the index."""
+            found[f"{self.place(name)}/config.json".lstrip("/")] = self.configs.of(component)
+        if self.is_extension:
+            return found
         scheduler = self.configs.scheduler(self.denoiser)
-        self._write_scheduler("scheduler", scheduler)
+        found["scheduler/scheduler_config.json"] = scheduler
         for name, stock in self.family.schedulers.items():
-            theirs = base_file(self.denoiser, f"{name}/scheduler_config.json")
-            self._write_scheduler(name, read_json(theirs) if theirs else dated(stock))
+            place = f"{name}/scheduler_config.json"
+            theirs = base_file(self.denoiser, place)
+            found[place] = read_json(theirs) if theirs else dated(stock)
+        name = str(scheduler["_class_name"])
+        found[INDEX] = model_index(self.family, self.components, name)
+        return found
+
+    def write_configs(self) -> None:
+        """Those of `configs_by_path`."""
+        for place, content in self.configs_by_path().items():
+            path = self.folder / place
+            path.parent.mkdir(exist_ok=True)
+            write_json(path, content)
+
+    def write_tokenizers(self) -> None:
+        """Each text encoder's."""
         for name, tokenizer in self.family.tokenizers.items():
             encoder = self.components.get(tokenizer.encoder, next(iter(self.components.values())))
             copy_or_write_tokenizer(
@@ -96,34 +136,15 @@ class _Repo:
                 encoder,
                 placeholder_tokens=self.settings.placeholder_tokens,
             )
-        index = model_index(self.family, self.components, str(scheduler["_class_name"]))
-        write_json(self.folder / "model_index.json", index)
-
-    def _write_scheduler(self, name: str, config: Mapping[str, object]) -> None:
-        place = self.folder / name
-        place.mkdir()
-        write_json(place / "scheduler_config.json", config)
 
     def write_weights(self, progress: Callable[[int], None]) -> None:
         """Each model's, as the settings ask for."""
         for name, component in self.components.items():
             place = self.place(name)
-            outputs = [
-                Output(
-                    planned.key,
-                    planned.output_dtype(self.settings.dtype),
-                    planned.shape,
-                    planned.sources,
-                    planned.op,
-                    planned.part,
-                    planned.parts,
-                )
-                for planned in component.tensors.values()
-            ]
             written = write_safetensors(
                 self.folder / place,
                 self._weights_name(name),
-                outputs,
+                outputs_of(component, self.settings.dtype),
                 max_shard_size=self.settings.max_shard_size,
                 progress=progress,
                 hashes=self.settings.hashes,

@@ -148,6 +148,14 @@ class Blocks:
                 yield block.shape, partial(copy_view, block)
 
 
+def as_stored(output: Output) -> Stored | None:
+    """The bytes in a file that an output is, where it is some as they lie; None for others."""
+    if output.dtype != output.sources[0].dtype or not _in_order(output, _moves(output)):
+        return None
+    places = list(_places(output))
+    return places[0] if len(places) == 1 else None
+
+
 def _in_order(output: Output, moves: tuple[Shape, Shape] | None) -> bool:
     """Whether the output, whose axes move so, is bytes of its sources as they lie."""
     still = output.op is None or output.op.keeps_order or (moves is not None and len(moves[0]) < 2)
