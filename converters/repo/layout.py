@@ -57,6 +57,16 @@ def described(
     return _Repo(Path(), family, components, settings, prediction).configs_by_path()
 
 
+def write_tokenizers(
+    folder: Path,
+    family: Family,
+    components: Mapping[str, PlannedComponent],
+    settings: Settings,
+) -> None:
+    """Write the tokenizers of a repository alone."""
+    _Repo(folder, family, components, settings, None).write_tokenizers()
+
+
 def outputs_of(component: PlannedComponent, dtype: str) -> list[Output]:
     """The tensors of a component as they are made, in the wanted dtype or `keep`."""
     return [

@@ -15,6 +15,7 @@ from torch import nn
 
 from ...io.weight_files import find_variants, find_weights
 from ..registry import component_class
+from ..single_file import PlannedRepo
 from .config import Config
 from .custom_code import custom_file, load_class
 from .model import CONFIG, LoadOptions, Model, find_files
@@ -119,6 +120,41 @@ def load_arguments(
     return arguments | {
         name: parts if len(parts) > 1 else parts[0] for name, parts in loaded.items()
     }
+
+
+def planned_arguments(
+    kind: Any, repo: PlannedRepo, given: Mapping[str, Any], wanted: LoadOptions
+) -> dict[str, Any]:
+    """As `load_arguments`, of a planned repository.
+
+    Raises:
+        ValueError: a component is missing or of a wrong kind, or weights do not fit.
+    """
+    dtypes = wanted.dtypes()
+    names, options = read_signature(kind)
+    index = repo.index
+    known = {name: index[name] for name in (*names, *options) if name in index}
+    absent = [name for name in names if _read_entry(index.get(name)) == ("", "")]
+    known |= dict.fromkeys([name for name in absent if name in index])
+    for name in names:
+        if name in given and name in index:
+            _check_kind(name, given[name], component_class(*_read_entry(index[name])))
+    gaps = f" lacks {'; '.join(repo.lacks)}, and" if repo.lacks else ""
+    arguments = choose_arguments(kind, f"{repo.name}{gaps}", known, given)
+    for name in names:
+        if name in given or name in absent:
+            continue
+        component = component_class(*_read_entry(index[name]))
+        assert component is not None  # the index is ours
+        dtype = dtypes.get(name, dtypes["default"]) or "auto"
+        if issubclass(component, Model):
+            each = replace(wanted, dtype=dtype, torch_dtype=None)
+            arguments[name] = component.from_planned(repo, name, each)
+        elif name in repo.schedulers:
+            arguments[name] = component.from_config(repo.configs[repo.schedulers[name]])
+        else:
+            arguments[name] = repo.tokenizer(name, component)
+    return arguments
 
 
 def choose_arguments(

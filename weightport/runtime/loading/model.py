@@ -6,10 +6,10 @@ import gc
 import inspect
 import re
 import warnings
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self, cast
 
 import torch
 from torch import nn
@@ -21,10 +21,11 @@ from ...io.heap import keep_freed_memory
 from ...io.sizes import parse_size
 from ...io.weight_files import find_weights, read_index, sibling_files, why_no_weights
 from ..registry import COMPONENTS, component_class
+from ..single_file import PlannedRepo, PlanOptions, planned_repo
 from .config import Config, HasConfig, read_config, refuse_unknown
 from .options import Options, choices_of, defaults_of
 from .source import Place, PlaceOptions, Source, StrPath, open_source, split_options
-from .weights import NoInit, load_weights, write_weights
+from .weights import NoInit, fill, load_weights, write_weights
 
 CONFIG = "config.json"
 
@@ -220,6 +221,51 @@ class Model(nn.Module, HasConfig, PushToHub):
                 "error_msgs": [],
             }
             return model, info  # type: ignore[return-value]
+        return model
+
+    @classmethod
+    def from_single_file(
+        cls,
+        pretrained_model_link_or_path_or_dict: StrPath | Sequence[StrPath],
+        *,
+        component: str | None = None,
+        **options: Any,
+    ) -> Self:
+        """The model that a checkpoint of any layout holds, in evaluation mode: equal to converting
+        first, and nothing is written.
+
+        Args:
+            pretrained_model_link_or_path_or_dict: what `weightport.convert` reads, one or several;
+                or the address of a file on the Hub.
+            component: which, where the checkpoint holds several of this class.
+            options: see `PlanOptions` and `LoadOptions`.
+
+        Raises:
+            ConversionError: the checkpoint cannot be read.
+            TypeError: an option is unknown.
+            ValueError: it holds no such model.
+        """
+        plan, others = split_options(options, PlanOptions)
+        load, unknown = split_options(others, LoadOptions)
+        if unknown:
+            raise TypeError(f"{cls.__name__}.from_single_file() takes no {', '.join(unknown)}")
+        with planned_repo(pretrained_model_link_or_path_or_dict, cast(PlanOptions, plan)) as repo:
+            mine = [name for name, kind in repo.classes.items() if kind == cls.__name__]
+            if not mine or component not in (None, *mine):
+                held = ", ".join(f"{name} ({kind})" for name, kind in repo.classes.items())
+                raise ValueError(f"{repo.name}: there is no {cls.__name__} in it, but {held}")
+            return cls.from_planned(repo, component or mine[0], LoadOptions(**load))
+
+    @classmethod
+    def from_planned(cls, repo: PlannedRepo, component: str, wanted: LoadOptions) -> Self:
+        """A component of a planned repository, in evaluation mode."""
+        dtype = wanted.dtypes()["default"]
+        with torch.device("meta"), NoInit():
+            model = cls.from_config(repo.config(component))
+        where = f"{repo.name}: {component}"
+        fill(model, repo.tensors(component), where, cls.rename, dtype, wanted.device())
+        model.name_or_path = repo.name
+        model.eval()
         return model
 
     def save_pretrained(

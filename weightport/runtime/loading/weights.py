@@ -8,7 +8,7 @@ without touching the file. A cast goes tensor by tensor and gives the pages of i
 from __future__ import annotations
 
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -59,36 +59,65 @@ def load_weights(
     Raises:
         ValueError: a key is missing, unexpected or has the wrong shape, or a file is damaged.
     """
+
+    def tensors() -> Iterator[tuple[str, Tensor, bool]]:
+        for path in files:
+            is_mapped = use_mmap and path.suffix == ".safetensors"
+            for key, tensor in read_tensors(path, use_mmap):
+                yield key, tensor, is_mapped
+
+    where = files[0] if len(files) == 1 else files[0].parent
+    return fill(model, tensors(), str(where), rename, dtype, device)
+
+
+def fill(
+    model: nn.Module,
+    tensors: Iterable[tuple[str, Tensor, bool]],
+    where: str,
+    rename: Callable[[str], str | None],
+    dtype: torch.dtype | None,
+    device: torch.device | None = None,
+) -> list[str]:
+    """Fill a model that is on the meta device.
+
+    Args:
+        model: as of `load_weights`.
+        tensors: keys, tensors, and whether a tensor lies in a mapped file that nobody wrote to.
+        where: they come from, for messages.
+        rename: as of `load_weights`.
+        dtype: likewise.
+        device: likewise.
+
+    Returns:
+        The keys that the model has no use for.
+
+    Raises:
+        ValueError: a key is missing, unexpected or has the wrong shape.
+    """
     expected = model.state_dict()
     state: dict[str, Tensor] = {}
     unused: list[str] = []
     faults: list[str] = []
-    for path in files:
-        for key, tensor in read_tensors(path, use_mmap):
-            name = rename(key)
-            if name is None:
-                unused.append(key)
-            elif name not in expected:
-                close = get_close_matches(name, expected, n=1) if len(faults) < _TOLD else []
-                faults.append(f"unexpected {key}" + (f" (nearest: {close[0]})" if close else ""))
-            elif name in state:
-                faults.append(f"{key} is there twice")
-            else:
-                state[name] = tensor = _squeezed(tensor, expected[name].shape)
-                if tensor.shape != expected[name].shape:
-                    faults.append(
-                        f"{key} has shape {[*tensor.shape]}, not {[*expected[name].shape]}"
-                    )
-                elif not faults:
-                    state[name] = tensor.to(device, dtype if tensor.is_floating_point() else None)
-                    if state[name] is not tensor:
-                        drop_file_pages(
-                            tensor, unwritten=use_mmap and path.suffix == ".safetensors"
-                        )
+    for key, tensor, is_mapped in tensors:
+        name = rename(key)
+        if name is None:
+            unused.append(key)
+        elif name not in expected:
+            close = get_close_matches(name, expected, n=1) if len(faults) < _TOLD else []
+            faults.append(f"unexpected {key}" + (f" (nearest: {close[0]})" if close else ""))
+        elif name in state:
+            faults.append(f"{key} is there twice")
+        else:
+            state[name] = tensor = _squeezed(tensor, expected[name].shape)
+            if tensor.shape != expected[name].shape:
+                faults.append(f"{key} has shape {[*tensor.shape]}, not {[*expected[name].shape]}")
+            elif not faults:
+                state[name] = tensor.to(device, dtype if tensor.is_floating_point() else None)
+                if state[name] is not tensor:
+                    drop_file_pages(tensor, unwritten=is_mapped)
     faults += [f"missing {key}" for key in expected if key not in state]
     if faults:
         more = f" and {len(faults) - _TOLD} more" if len(faults) > _TOLD else ""
-        where = files[0] if len(files) == 1 else files[0].parent
         raise ValueError(
             f"{where}: does not fit {type(model).__name__}: {'; '.join(faults[:_TOLD])}{more}"
         )

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import inspect
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self, cast
 
 import torch
 from torch import nn
@@ -17,12 +17,18 @@ from ...hub.mixin import PushToHub
 from ...io.atomic import merged
 from ...io.config_files import DIFFUSERS_VERSION, write_json
 from ...io.weight_files import sibling_files
-from ..loading.components import choose_arguments, load_arguments, read_signature
+from ..loading.components import (
+    choose_arguments,
+    load_arguments,
+    planned_arguments,
+    read_signature,
+)
 from ..loading.config import Config, HasConfig
 from ..loading.custom_code import copy_code, custom_file, load_class
 from ..loading.model import LoadOptions, Model
 from ..loading.source import Place, Source, StrPath, open_source, split_options
 from ..registry import PIPELINES, library_of, public_class
+from ..single_file import PlanOptions, planned_repo
 
 INDEX = "model_index.json"
 
@@ -176,6 +182,38 @@ class DiffusionPipeline(HasConfig, PushToHub):
         )
         pipeline: Self = kind(**arguments)
         pipeline.name_or_path = source.name
+        return pipeline
+
+    @classmethod
+    def from_single_file(
+        cls, pretrained_model_link_or_path: StrPath | Sequence[StrPath], **options: Any
+    ) -> Self:
+        """The pipeline that a checkpoint of any layout is: equal to converting first, and nothing
+        is written.
+
+        Args:
+            pretrained_model_link_or_path: what `weightport.convert` reads, one or several: an
+                original `.ckpt` or `.safetensors`, KerasCV's files, a folder; or the address of a
+                file on the Hub.
+            options: `PlanOptions` and `LoadOptions`; components to take instead of those of the
+                checkpoint; other arguments of the pipeline's constructor.
+
+        Raises:
+            ConversionError: the checkpoint cannot be read.
+            ValueError: it is no pipeline of this class, or components are missing.
+        """
+        plan, others = split_options(options, PlanOptions)
+        wanted, given = split_options(others, LoadOptions)
+        with planned_repo(pretrained_model_link_or_path, cast(PlanOptions, plan)) as repo:
+            if not repo.index:
+                held = ", ".join(repo.classes.values())
+                raise ValueError(f"{repo.name}: no pipeline; {held}.from_single_file loads it")
+            kind = cls
+            if cls is DiffusionPipeline:
+                kind = public_class(str(repo.index["_class_name"]))
+            arguments = planned_arguments(kind, repo, given, LoadOptions(**wanted))
+        pipeline: Self = kind(**arguments)
+        pipeline.name_or_path = repo.name
         return pipeline
 
     @classmethod
