@@ -14,7 +14,7 @@ import os
 import stat
 import threading
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -141,6 +141,14 @@ class Tensor:
         """The whole tensor, in memory."""
         raise NotImplementedError
 
+    def reshaped(self, shape: tuple[int, ...]) -> Tensor:
+        """The same numbers in another shape of as many."""
+
+        def compute(array: Array) -> Array:
+            return array.reshape(shape)
+
+        return Computed(self.name, self.dtype, shape, (self,), compute, "reshaped")
+
 
 @dataclass(frozen=True)
 class Stored(Tensor):
@@ -148,6 +156,10 @@ class Stored(Tensor):
 
     file: SourceFile
     offset: int
+
+    def reshaped(self, shape: tuple[int, ...]) -> Stored:
+        """The same bytes in another shape of as many numbers."""
+        return replace(self, shape=shape)
 
     def numpy(self) -> Array:
         """The whole tensor, in memory."""
@@ -202,6 +214,11 @@ class Checkpoint:
         whole: the file that this is one part of, with every tensor under its own key.
         ignored_classes: classes that a pickle names; they were neither imported nor created.
         loss: what this way of saving may have lost.
+        naming: whose names the keys are, where that is known: `mappings/facts/names.toml`.
+        unused: keys of what a part may do without -> the reason for leaving them out.
+        taken_off: what stood around the names and is not in the keys, in words.
+        average: whether it is the moving average of the weights.
+        beside: names of dicts that lie beside the weights in a pickle -> what they are, in words.
     """
 
     path: Path
@@ -215,3 +232,8 @@ class Checkpoint:
     ignored_classes: list[str] = field(default_factory=list)
     whole: Checkpoint | None = None
     loss: Loss | None = None
+    naming: str = ""
+    unused: Mapping[str, str] = field(default_factory=dict)
+    taken_off: str | None = None
+    average: bool = False
+    beside: Mapping[str, str] = field(default_factory=dict)

@@ -16,14 +16,13 @@ from .adapters import convert_adapters
 from .baking import bake, parse_lora
 from .checkpoint import Checkpoint
 from .conversion import Conversion
-from .layouts.diffusers import is_average
 from .layouts.folders import is_hub_cache, located
 from .layouts.source import Source
 from .layouts.sources import open_source
 from .outputs import OUTPUTS
-from .planning.candidates import candidates
 from .planning.plan import PlannedComponent, StateDictShapes, choose_family, plan, shared
 from .planning.recognise import Recognition, complete, recognise
+from .planning.strays import without_strays
 from .repo.index import lacking
 from .repo.tokenizer import named_placeholders, placeholder_notes
 from .settings import Settings
@@ -81,8 +80,8 @@ def planned(
     if writer.is_repo and settings.hashes and not settings.dry_run:
         Later(lambda: _hash(opened))  # while we plan and write
     parts = recognised(opened)
-    if settings.ema and not any(_has_average(part) for part in parts):
-        raise ConversionError("--ema: no source is the UNet of an original checkpoint")
+    if settings.ema and not any(checkpoint.average for checkpoint in opened):
+        raise ConversionError(f"{sources[0]}: --ema, but the file holds no moving average")
     if settings.vae is not None:
         parts = _with_vae(parts, settings.vae, settings)
     family, parts = _with_base(parts, base, settings)
@@ -182,12 +181,12 @@ def open_sources(sources: Sequence[Path], settings: Settings) -> list[Checkpoint
 
 
 def recognised(checkpoints: Sequence[Checkpoint]) -> list[Recognition]:
-    """Recognise every part.
+    """Recognise every part, less strays of other models in a file.
 
     Raises:
         ConversionError: one is not a whole part of a known model.
     """
-    parts = [recognise(checkpoint) for checkpoint in checkpoints]
+    parts = without_strays([recognise(checkpoint) for checkpoint in checkpoints])
     for part in parts:
         complete(part)
     return parts
@@ -202,15 +201,6 @@ def _with_vae(parts: list[Recognition], path: Path, settings: Settings) -> list[
     # what else its file holds is not of this model
     alone = [replace(part, checkpoint=replace(part.checkpoint, whole=None)) for part in baked]
     return [part for part in parts if not _is_autoencoder(part)] + alone
-
-
-def _has_average(part: Recognition) -> bool:
-    """Whether the part is a moving average, or files in its layout may hold one of it."""
-    if is_average(part.checkpoint):
-        return True
-    averages = layouts()[part.checkpoint.layout].averages
-    known = candidates(averages) if averages else ()
-    return any(candidate.part == part.part for candidate in known)
 
 
 def _is_autoencoder(part: Recognition) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -10,13 +11,14 @@ from typing import Any
 from ..errors import ConversionError
 from ..mappings.families import families
 from .adapter_inspection import InspectedAdapter, inspect_adapter
-from .checkpoint import Checkpoint
+from .checkpoint import Tensor
 from .layouts import adapters
 from .layouts.ldm_evidence import image_size, prediction, stands_alone
 from .layouts.source import Source
 from .layouts.sources import open_source
 from .planning.keys import collapse
 from .planning.recognise import Recognition, recognise
+from .planning.strays import without_strays
 
 
 @dataclass(frozen=True)
@@ -79,7 +81,8 @@ def inspect(path: Path, family: str | None = None) -> Inspection:
     if adapters.reads(source):
         return Inspection(str(path), (), inspect_adapter(adapters.open_adapter(source), family))
     parts = open_source(source)
-    return Inspection(str(path), tuple(_inspected(recognise(part)) for part in parts))
+    found = without_strays([recognise(part) for part in parts])
+    return Inspection(str(path), tuple(_inspected(part) for part in found))
 
 
 def _inspected(found: Recognition) -> InspectedPart:
@@ -92,7 +95,7 @@ def _inspected(found: Recognition) -> InspectedPart:
         else "nothing"
     )
     return InspectedPart(
-        root=checkpoint.root,
+        root=found.root if found.known else checkpoint.root,
         format=checkpoint.format,
         part=found.part,
         families=tuple(families()[name].title for name in found.families),
@@ -101,10 +104,10 @@ def _inspected(found: Recognition) -> InspectedPart:
         count=len(checkpoint.tensors),
         nbytes=sum(tensor.nbytes for tensor in checkpoint.tensors.values()),
         dtypes=dict(Counter(tensor.dtype for tensor in checkpoint.tensors.values())),
-        tensors=_collapsed(checkpoint),
+        tensors=_collapsed(nearest.named(checkpoint)),
         missing=found.missing,
         unexpected=found.unexpected,
-        skipped=dict(Counter(checkpoint.skipped.values())),
+        skipped=dict(Counter(found.skipped.values())),
     )
 
 
@@ -129,11 +132,11 @@ def _evidence(found: Recognition) -> tuple[str, ...]:
     return tuple(facts)
 
 
-def _collapsed(checkpoint: Checkpoint) -> tuple[tuple[str, int, str, int], ...]:
+def _collapsed(tensors: Mapping[str, Tensor]) -> tuple[tuple[str, int, str, int], ...]:
     """Collapsed keys with dtype and size; keys that differ in dtype are not put together."""
     rows = []
-    for dtype in sorted({tensor.dtype for tensor in checkpoint.tensors.values()}):
-        mine = {key: tensor for key, tensor in checkpoint.tensors.items() if tensor.dtype == dtype}
+    for dtype in sorted({tensor.dtype for tensor in tensors.values()}):
+        mine = {key: tensor for key, tensor in tensors.items() if tensor.dtype == dtype}
         rows += [
             (pattern, len(keys), dtype, sum(mine[key].nbytes for key in keys))
             for pattern, keys in collapse(mine)

@@ -42,7 +42,6 @@ class Layout:
         pad_token: what fills prompts up; None where families differ in it.
         text_encoder: options of every text encoder's config.
         text_activation: what the user must say of a text encoder.
-        averages: the layout whose tables name the moving averages in its files, if they hold any.
         base_models: family -> the Hub id of the model whose weights its programs start from.
         stock_files: family -> the names of the files that its programs download.
     """
@@ -54,7 +53,6 @@ class Layout:
     pad_token: str | None
     text_encoder: Mapping[str, Any]
     text_activation: TextActivation | None
-    averages: str | None
     base_models: Mapping[str, str]
     stock_files: Mapping[str, list[str]]
 
@@ -76,7 +74,6 @@ def _layout(name: str) -> Layout:
         pad_token=known.get("pad_token"),
         text_encoder=known.get("text_encoder", {}),
         text_activation=_text_activation(activation) if activation else None,
-        averages=known.get("averages"),
         base_models=known.get("base_models", {}),
         stock_files=known.get("stock_files", {}),
     )

@@ -13,7 +13,7 @@ from ..checkpoint import Checkpoint
 from ..readers.sniff import file_names
 from .folders import inside, left_beside
 from .foreign import refuse_folder
-from .ldm_extras import stated, without_extras
+from .single_file import parts_of
 from .source import Source
 
 
@@ -29,16 +29,16 @@ def parts(source: Source) -> list[Checkpoint]:
         ConversionError: no weights are there, or they lie elsewhere.
     """
     if source.raw is not None:
-        return [_file(source.raw)]
+        return parts_of(source)
     if source.kind == "model":
-        return [_model(source.path, "")]
+        return [_model(source, "")]
     repo = source.path
     folders = {name: folder for name in component_names() if (folder := _folder(source, name))}
     if not folders:
         refuse_folder(repo)
         known = "/, ".join(component_names())
         raise ConversionError(f"{repo}: a diffusers repo without weights in {known}/")
-    models = {name: _model(repo, folder) for name, folder in folders.items()}
+    models = {name: _model(source, folder) for name, folder in folders.items()}
     for name, model in models.items():
         average = _average(name)
         if model.root == name and _weights(repo / average):
@@ -47,11 +47,6 @@ def parts(source: Source) -> list[Checkpoint]:
     first = next(iter(models.values()))
     first.skipped.update(left_beside(repo))
     return list(models.values())
-
-
-def is_average(checkpoint: Checkpoint) -> bool:
-    """Whether it was taken from a folder that holds the moving average of another one's model."""
-    return checkpoint.root.endswith(_average(""))
 
 
 def _average(name: str) -> str:
@@ -65,30 +60,31 @@ def _folder(source: Source, name: str) -> str | None:
     return next((folder for folder in wanted if _weights(source.path / folder)), None)
 
 
-def _file(raw: Checkpoint) -> Checkpoint:
-    """A file of one part; what is not the model is left out, markers become metadata."""
-    skipped = dict(raw.skipped)
-    tensors = without_extras(raw.tensors, skipped)
-    return replace(raw, layout="diffusers", tensors=tensors, skipped=skipped, metadata=stated(raw))
-
-
-def _model(repo: Path, folder: str) -> Checkpoint:
+def _model(source: Source, folder: str) -> Checkpoint:
     """The model in one folder of a repo, or in the repo itself."""
+    repo = source.path
     file = _weights(repo / folder)
     if file is None:
         stems = [f"{stem}.{suffix}" for suffix, stems in MAIN_STEMS.items() for stem in stems]
         raise ConversionError(f"{repo}: no weights named {' or '.join(stems)}")
-    checkpoint = Source(inside(repo, file)).raw
-    if checkpoint is None:
+    weights = Source(inside(repo, file), source.lora_alpha)
+    raw = weights.raw
+    if raw is None:
         raise ConversionError(f"{file}: holds no tensors, whatever its name says")
-    for opened in checkpoint.files:
+    for opened in raw.files:
         inside(repo, opened.path)
-    pickles = "" if checkpoint.format.endswith("safetensors") else f", {checkpoint.format}"
-    checkpoint.layout = "diffusers"
-    checkpoint.path = repo
-    checkpoint.root = folder
-    checkpoint.format = ("diffusers repo" if folder else "diffusers model") + pickles
-    return checkpoint
+    pickles = "" if raw.format.endswith("safetensors") else f", {raw.format}"
+    parts = parts_of(weights)
+    return replace(
+        parts[0] if len(parts) == 1 else raw,
+        layout="diffusers",
+        path=repo,
+        root=folder,
+        format=("diffusers repo" if folder else "diffusers model") + pickles,
+        metadata=raw.metadata,
+        whole=None,
+        average=folder.endswith(_average("")),
+    )
 
 
 def _weights(folder: Path) -> Path | None:

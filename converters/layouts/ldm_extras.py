@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fnmatch
 import json
 import math
 from collections.abc import Mapping
@@ -19,21 +18,17 @@ _PRECISE = ("F32", "F64")  # half precision tells how a schedule ends, not how i
 _STEPS = 1000
 
 
-def without_extras(tensors: Mapping[str, Tensor], skipped: dict[str, str]) -> dict[str, Tensor]:
-    """The tensors that a table may know; the reasons for the others go to `skipped`."""
-    for pattern, reason in facts("ldm")["skip"].items():
-        for key in fnmatch.filter(tensors, pattern):
-            skipped.setdefault(key, reason)
-    return {key: tensor for key, tensor in tensors.items() if key not in skipped}
+def stated(raw: Checkpoint, leftovers: Mapping[str, Tensor]) -> dict[str, str]:
+    """The metadata, and what tensors say of the prediction type and the schedule.
 
-
-def stated(raw: Checkpoint) -> dict[str, str]:
-    """The metadata, and what tensors say of the prediction type and the schedule."""
+    Args:
+        leftovers: the tensors that lie beside the parts.
+    """
     found = {key: value for key, value in raw.metadata.items() if key not in MARKERS}
-    found |= {name: "present" for name in MARKERS if name in raw.tensors}
+    found |= {name: "present" for name in MARKERS if name in leftovers}
     configs: dict[str, Any] = {}
     for name in ("betas", "alphas_cumprod"):
-        tensor = raw.tensors.get(name)
+        tensor = leftovers.get(name)
         if tensor is None or tensor.dtype not in FLOATS or tensor.shape != (_STEPS,):
             continue
         kept = _alphas_cumprod(name, tensor)
@@ -42,8 +37,8 @@ def stated(raw: Checkpoint) -> dict[str, str]:
             options = betas_config(kept)
             configs = {f"scheduler.{option}": value for option, value in options.items()}
     for marker, options in facts("ldm")["edm"].items():
-        if marker in raw.tensors:
-            configs = {option: _value(raw.tensors, value) for option, value in options.items()}
+        if marker in leftovers:
+            configs = {option: _value(leftovers, value) for option, value in options.items()}
     known = {option: value for option, value in configs.items() if value is not None}
     return found | {CONFIGS: json.dumps(known)}
 

@@ -11,6 +11,7 @@ from ..readers.safetensors import read_safetensors
 from ..readers.sniff import sniff
 from ..readers.torch_file import read_torch
 from .foreign import refuse_file
+from .groups import Split, split
 
 _BARE = {"safetensors": read_safetensors, "torch": read_torch}
 
@@ -20,7 +21,7 @@ class Source:
     """A file or folder, opened when it is asked for.
 
     Attributes:
-        lora_alpha: LoRA factors in a Keras file are merged with it; they are refused without.
+        lora_alpha: LoRA factors inside a model are merged with it; they are refused without.
         ema: take the moving average of the weights.
         revision: of the Hub, where the path is the folder of a repository in its cache.
     """
@@ -47,3 +48,8 @@ class Source:
         """The tensors of a file that merely lists them, under its own keys; None for others."""
         read = _BARE.get(self.kind)
         return read(self.path) if read else None
+
+    @cached_property
+    def split(self) -> Split:
+        """The names of such a file, taken apart."""
+        return split(self.raw.tensors if self.raw else {})

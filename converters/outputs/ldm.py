@@ -20,7 +20,7 @@ from ..repo.index import lacking
 from ..settings import Settings
 from ..writers.safetensors import Output, write_safetensors
 from .ldm_regenerate import Made, constants, markers, schedule
-from .ldm_residue import Residue, read_residue, residue_of, residue_outputs, source_repo, written_by
+from .ldm_residue import Residue, read_residue, residue_of, residue_outputs, source_repo
 
 # https://github.com/Stability-AI/ModelSpec
 _MODELSPEC = {"epsilon": "epsilon", "v_prediction": "v"}
@@ -49,7 +49,7 @@ def write(
     names: dict[str, str] = {}  # key -> `component key` of what it holds
     made: list[Made] = []
     for component in conversion.components.values():
-        candidate = written_by(component, conversion.architecture)
+        candidate = residue.writer(component, conversion.architecture)
         mine = []
         for link in dict.fromkeys(candidate.links.values()):
             mine.append(_output(link, component, residue, settings))
@@ -176,4 +176,8 @@ def _output(
     dtype = planned[0].output_dtype(settings.dtype)
     key = residue.keys.get(link.sources[0], link.sources[0])
     sources = tuple(tensor.tensor() for tensor in planned)
+    if key in residue.shapes:
+        (source,) = sources
+        shape = tuple(residue.shapes[key])
+        return Output(key, dtype, shape, (source.reshaped(shape),))
     return Output(key, dtype, shape, sources, back.op)

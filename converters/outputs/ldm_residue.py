@@ -7,13 +7,14 @@ metadata go to `<repo>.residue.safetensors`; `--to ldm` finds it there and puts 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from ...errors import ConversionError
 from ...mappings.families import Family
 from ...mappings.layouts import CANONICAL
+from ...mappings.library import load_table
 from ..checkpoint import Checkpoint, Tensor
 from ..planning.candidates import Candidate, candidates
 from ..planning.plan import PlannedComponent
@@ -31,11 +32,26 @@ class Residue:
         tensors: original key -> tensor.
         keys: key by the table -> key in the original, where the two differ.
         metadata: of the original: the training step, what its header says.
+        tables: component -> the table that writes it, where that is not the usual one.
+        shapes: key in the original -> its shape, where the table gives another of as many numbers.
     """
 
     tensors: Mapping[str, Tensor]
     keys: Mapping[str, str]
     metadata: Mapping[str, str]
+    tables: Mapping[str, str] = field(default_factory=dict)
+    shapes: Mapping[str, Sequence[int]] = field(default_factory=dict)
+
+    def writer(self, component: PlannedComponent, family: Family) -> Candidate:
+        """The table that writes a component.
+
+        Raises:
+            ConversionError: there is none, or the component lacks tensors that it needs.
+        """
+        name = self.tables.get(component.name)
+        if name is None:
+            return written_by(component, family)
+        return Candidate(load_table(name), family)
 
 
 def residue_path(repo: Path) -> Path:
@@ -73,26 +89,58 @@ def residue_of(components: Mapping[str, PlannedComponent], family: Family) -> Re
     whole = _whole(components)
     if whole is None:
         return None
-    originals = {id(tensor): key for key, tensor in whole.tensors.items()}
-    used: set[int] = set()
+    names = _names_in(whole, components)
+    used: set[str] = set()
     written: set[str] = set()  # also what a VAE from elsewhere takes the place of
     keys = {}
+    tables = {}
+    shapes = {}
     for component in components.values():
         for tensor in component.tensors.values():
-            used.update(map(id, tensor.sources))
-        for link in dict.fromkeys(written_by(component, family).links.values()):
+            used.update(names[id(source)] for source in tensor.sources if id(source) in names)
+        writer = written_by(component, family)
+        reader = _read_by(component, family)
+        if reader is not None and _pairs(reader) != _pairs(writer):
+            writer = reader
+            tables[component.name] = reader.table.name
+        for link in dict.fromkeys(writer.links.values()):
             key = link.sources[0]
             source = component.tensors[link.targets[0]].sources[0]
-            original = originals.get(id(source), key)
+            original = names.get(id(source), key)
             if original != key:
                 keys[key] = original
+            if id(source) in names and whole.tensors[original].shape != source.shape:
+                shapes[original] = whole.tensors[original].shape
             written.add(original)
     rest = {
         key: tensor
         for key, tensor in whole.tensors.items()
-        if id(tensor) not in used and key not in written
+        if key not in used and key not in written
     }
-    return Residue(rest, keys, whole.metadata)
+    return Residue(rest, keys, whole.metadata, tables, shapes)
+
+
+def _names_in(whole: Checkpoint, components: Mapping[str, PlannedComponent]) -> dict[int, str]:
+    """`id` of each tensor that comes from the original -> its name there."""
+    parts = [part for component in components.values() for part in component.parts]
+    return {
+        id(tensor): tensor.name
+        for part in parts
+        if part.checkpoint.whole is whole
+        for tensor in part.checkpoint.tensors.values()
+    }
+
+
+def _read_by(component: PlannedComponent, family: Family) -> Candidate | None:
+    """The table by which an original checkpoint gave a component."""
+    if len(component.parts) != 1 or component.parts[0].checkpoint.whole is None:
+        return None
+    return component.parts[0].of_family(family.name)
+
+
+def _pairs(candidate: Candidate) -> dict[tuple[str, ...], str]:
+    """Which tensors are one in the original, and how they are arranged there."""
+    return {link.targets: str(link.op) for link in candidate.links.values()}
 
 
 def _whole(components: Mapping[str, PlannedComponent]) -> Checkpoint | None:
@@ -112,11 +160,15 @@ def residue_outputs(residue: Residue) -> tuple[list[Output], dict[str, str]]:
         Output(key, tensor.dtype, tensor.shape, (tensor,))
         for key, tensor in residue.tensors.items()
     ]
-    return outputs, {
+    metadata = {
         _FORMAT: "1",
         "keys": json.dumps(residue.keys),
         "metadata": json.dumps(residue.metadata),
     }
+    for name, content in (("tables", residue.tables), ("shapes", residue.shapes)):
+        if content:
+            metadata[name] = json.dumps(content)
+    return outputs, metadata
 
 
 def read_residue(repo: Path) -> Residue | None:
@@ -134,11 +186,13 @@ def read_residue(repo: Path) -> Residue | None:
             raise KeyError(_FORMAT)
         keys = json.loads(file.metadata["keys"])
         metadata = json.loads(file.metadata["metadata"])
+        tables = json.loads(file.metadata.get("tables", "{}"))
+        shapes = json.loads(file.metadata.get("shapes", "{}"))
     except (KeyError, ValueError):
         raise ConversionError(
             f"{path}: not a residue file of this version; remove it or use --no-residue"
         ) from None
-    return Residue(file.tensors, keys, metadata)
+    return Residue(file.tensors, keys, metadata, tables, shapes)
 
 
 def source_repo(components: Mapping[str, PlannedComponent]) -> Path | None:

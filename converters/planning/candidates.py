@@ -9,6 +9,7 @@ from functools import cache, cached_property
 from ...mappings.families import Component, Family, families
 from ...mappings.library import all_tables
 from ...mappings.table import Link, Table
+from ..checkpoint import Checkpoint, Tensor
 
 Shape = tuple[int, ...]
 
@@ -52,11 +53,27 @@ class Candidate:
         """Whether the part is what predicts noise."""
         return self.component.name == self.family.denoiser
 
-    def score(self, keys: set[str]) -> float:
+    def named(self, checkpoint: Checkpoint) -> dict[str, Tensor]:
+        """A checkpoint's tensors under the names that the table has for them: with its prefix."""
+        prefix = self.table.prefix
+        return {prefix + key: tensor for key, tensor in checkpoint.tensors.items()}
+
+    def score(self, checkpoint: Checkpoint) -> float:
         """The share of keys that the part and a checkpoint have in common."""
         expected = self.links.keys()
-        counted = {key for key in keys if key in expected or self.table.ignored(key) is None}
+        counted = self.named(checkpoint).keys() - self.ignored(checkpoint).keys()
         return len(counted & expected) / max(len(counted | expected), 1)
+
+    def ignored(self, checkpoint: Checkpoint) -> dict[str, str]:
+        """Names of a checkpoint's tensors that the part does without -> the reason."""
+        prefix = self.table.prefix
+        reasons = {}
+        for key in checkpoint.tensors:
+            name = prefix + key
+            reason = self.table.ignored(name) or checkpoint.unused.get(key)
+            if reason is not None and name not in self.links:
+                reasons[name] = reason
+        return reasons
 
 
 @cache

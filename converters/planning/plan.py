@@ -185,8 +185,9 @@ def _expected(
 def _planned(part: Recognition, candidate: Candidate) -> list[PlannedTensor]:
     """Every canonical tensor that a part gives."""
     planned = []
+    named = candidate.named(part.checkpoint)
     for link in dict.fromkeys(candidate.links.values()):
-        sources = tuple(part.checkpoint.tensors[key] for key in link.sources)
+        sources = tuple(named[key] for key in link.sources)
         shapes = _target_shapes(part, link, sources)
         for index, key in enumerate(link.targets):
             planned.append(

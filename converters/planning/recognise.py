@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 from ...errors import ConversionError
+from ...mappings.layouts import NAMES
+from ...mappings.library import all_tables
+from ...mappings.names import place_in
 from ..checkpoint import Checkpoint
 from .candidates import Candidate, candidates
 from .keys import brief
@@ -23,6 +26,7 @@ class Recognition:
         evidence: why, one sentence a fact.
         missing: source keys that the part needs and the checkpoint lacks.
         unexpected: keys of the checkpoint that the part does not have.
+        left_out: names of tensors at the part that it does without -> the reason.
     """
 
     checkpoint: Checkpoint
@@ -31,6 +35,17 @@ class Recognition:
     evidence: tuple[str, ...]
     missing: tuple[str, ...]
     unexpected: tuple[str, ...]
+    left_out: Mapping[str, str]
+
+    @property
+    def root(self) -> str:
+        """Where in its file the part lies, or lies in whole checkpoints."""
+        return self.checkpoint.root or self.candidates[0].table.prefix.rstrip(".")
+
+    @property
+    def skipped(self) -> dict[str, str]:
+        """Names of what was left out of the file and of the part -> the reason."""
+        return {**self.checkpoint.skipped, **self.left_out}
 
     @property
     def known(self) -> bool:
@@ -41,6 +56,12 @@ class Recognition:
     def part(self) -> str:
         """The part's name, or `unknown`."""
         return self.candidates[0].part if self.known else "unknown"
+
+    @property
+    def is_text_encoder(self) -> bool:
+        """Whether it is a part that a tokenizer of its family serves."""
+        first = self.candidates[0]
+        return self.known and first.component.name in first.family.text_encoders
 
     @property
     def families(self) -> tuple[str, ...]:
@@ -62,36 +83,60 @@ class Recognition:
 
 def recognise(checkpoint: Checkpoint) -> Recognition:
     """The best-matching part, known or not; never raises for a stranger."""
-    keys = set(checkpoint.tensors)
-    scores = [(candidate.score(keys), candidate) for candidate in _possible(checkpoint)]
+    scores = [(candidate.score(checkpoint), candidate) for candidate in _possible(checkpoint)]
     best = max(score for score, _ in scores)
     winners = [candidate for score, candidate in scores if score == best]
     winners = [candidate for candidate in winners if _ranks_fit(checkpoint, candidate)] or winners
-    expected = winners[0].links
-    ignored = winners[0].table.ignored
-    strange = [key for key in checkpoint.tensors if key not in expected]
+    winners = _at_home(checkpoint, winners)
+    first = winners[0]
+    named = first.named(checkpoint)
+    ignored = first.ignored(checkpoint)
+    prefix = first.table.prefix if best < _KNOWN else ""  # of a stranger the names are its own
+    strange = [name for name in named if name not in first.links and name not in ignored]
     return Recognition(
-        checkpoint=checkpoint,
+        checkpoint=replace(checkpoint, layout=first.table.about["layout"]),
         candidates=tuple(winners),
         score=best,
-        evidence=_evidence(keys, winners, best),
-        missing=tuple(key for key in expected if key not in keys),
-        unexpected=tuple(key for key in strange if ignored(key) is None),
+        evidence=_evidence(checkpoint, winners, best),
+        missing=tuple(name for name in first.links if name not in named),
+        unexpected=tuple(name.removeprefix(prefix) for name in strange),
+        left_out={
+            named[name].name: reason
+            for name, reason in ignored.items()
+            if first.table.ignored(name) is None
+        },
     )
 
 
 def _possible(checkpoint: Checkpoint) -> Sequence[Candidate]:
-    """The candidates of a layout; where keys tell, only those whose prefix is there.
+    """The candidates of a layout; where the naming is known, those whose tables have it.
 
     To expand a table takes time.
     """
-    known = candidates(checkpoint.layout)
-    begun = {
-        beginning
-        for beginning in {candidate.table.beginning for candidate in known}
-        if any(key.startswith(beginning) for key in checkpoint.tensors)
-    }
-    return [candidate for candidate in known if candidate.table.beginning in begun] or known
+    naming = checkpoint.naming
+    if naming:
+        return [
+            candidate
+            for layout in NAMES
+            for candidate in candidates(layout)
+            if candidate.table.about.get("naming") == naming
+        ]
+    return candidates(checkpoint.layout)
+
+
+def _at_home(checkpoint: Checkpoint, winners: list[Candidate]) -> list[Candidate]:
+    """Of candidates that fit alike those that belong where the checkpoint lies in its file.
+
+    They are of families that have a part there, and of them those whose table has it there.
+    """
+    place = place_in(f"{checkpoint.root}.")
+    front = f"{place}." if place else ""
+    tables = [table for table in all_tables() if place and table.prefix == front]
+    families_there = {family for table in tables for family in table.about["families"]}
+    there = [one for one in winners if one.family.name in families_there] or winners
+    same = [one for one in there if one.table.prefix == front]
+    plain = [one for one in there if not one.table.prefix]
+    return same or plain or there
 
 
 def _ranks_fit(checkpoint: Checkpoint, candidate: Candidate) -> bool:
@@ -100,15 +145,17 @@ def _ranks_fit(checkpoint: Checkpoint, candidate: Candidate) -> bool:
     Linear projections and 1x1 convolutions share names.
     """
     return all(
-        len(tensor.shape) == len(candidate.shapes[key])
-        for key, tensor in checkpoint.tensors.items()
-        if key in candidate.shapes
+        len(tensor.shape) == len(candidate.shapes[name])
+        for name, tensor in candidate.named(checkpoint).items()
+        if name in candidate.shapes
     )
 
 
-def _evidence(keys: set[str], winners: Sequence[Candidate], score: float) -> tuple[str, ...]:
+def _evidence(
+    checkpoint: Checkpoint, winners: Sequence[Candidate], score: float
+) -> tuple[str, ...]:
     first = winners[0]
-    common = len(keys & first.links.keys())
+    common = len(first.named(checkpoint).keys() & first.links.keys())
     facts = [
         f"{common} of the {len(first.links)} tensors of the {first.title} are there"
         f" ({score:.0%} match)"
@@ -116,6 +163,8 @@ def _evidence(keys: set[str], winners: Sequence[Candidate], score: float) -> tup
     if len(winners) > 1 and score >= _KNOWN:
         titles = " and ".join(candidate.family.title for candidate in winners)
         facts.append(f"the same in {titles}: --family chooses")
+    if checkpoint.taken_off is not None:
+        facts.append(checkpoint.taken_off)
     return tuple(facts)
 
 
@@ -128,7 +177,7 @@ def complete(recognition: Recognition) -> None:
     flaw = _flaw(recognition)
     if flaw is not None:
         checkpoint = recognition.checkpoint
-        root = f" ({checkpoint.root})" if checkpoint.root else ""
+        root = f" ({recognition.root})" if recognition.known and recognition.root else ""
         raise ConversionError(f"{checkpoint.path}{root}: {flaw}")
 
 
@@ -141,7 +190,7 @@ def _flaw(recognition: Recognition) -> str | None:
     if recognition.score == 0 and tensors:
         return (
             f"not recognised; {len(tensors)} tensors belong to no part of a known model:"
-            f" {brief(tensors)}"
+            f" {brief(tensor.name for tensor in tensors.values())}"
         )
     if not recognition.known:
         return (

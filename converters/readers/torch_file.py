@@ -94,6 +94,7 @@ def _read_file(path: Path) -> Checkpoint:
         skipped=weights.skipped,
         files=[file],
         metadata=weights.metadata,
+        beside=weights.beside,
         ignored_classes=sorted(unknown),
     )
 

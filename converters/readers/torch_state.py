@@ -31,11 +31,17 @@ _Entries = Iterator[tuple[object, object]]
 @dataclass
 class Weights:
     """What was found: tensors by name in file order, what was left out and why, and the scalars
-    beside them."""
+    beside them.
+
+    Attributes:
+        beside: names of dicts that hold tensors too, which may be other parts, an average or
+            nothing of use -> what they are, in words. The names of their tensors begin with them.
+    """
 
     tensors: dict[str, Tensor] = field(default_factory=dict)
     skipped: dict[str, str] = field(default_factory=dict)
     metadata: dict[str, str] = field(default_factory=dict)
+    beside: dict[str, str] = field(default_factory=dict)
 
 
 def find_weights(root: object, storages: Storages) -> Weights:
@@ -45,14 +51,49 @@ def find_weights(root: object, storages: Storages) -> Weights:
         PickleError: there are none, or a tensor among them cannot be read.
     """
     weights = Weights()
-    node = _unwrap(root, weights)
+    node, others = _unwrap(root, weights)
     if not is_tensor(node):
         _note_scalars(node, weights)
         for name, value in _leaves(node, weights):
             _add(name, value, storages, weights)
+        if node is root:
+            weights.beside |= _side_by_side(node)
     if not weights.tensors:
         raise PickleError(f"there are no named tensors in it, but {_describe(root)}")
+    for name, (other, words) in others.items():
+        _add_beside(name, other, words, storages, weights)
     return weights
+
+
+def _side_by_side(node: object) -> dict[str, str]:
+    """The dicts that hold tensors where a tree first has several: path -> what they are."""
+    front = ""
+    for _ in range(_MAX_WRAPPERS):
+        entries = _mapping(node) or {}
+        found = {key: value for key, value in entries.items() if _holds_tensors(value)}
+        if len(found) != 1:
+            return {
+                f"{front}{_shown(key)}": f"beside the weights: {_describe(value)}"
+                for key, value in found.items()
+            }
+        ((key, node),) = found.items()
+        front += f"{_shown(key)}."
+    return {}
+
+
+def _add_beside(name: str, node: object, words: str, storages: Storages, weights: Weights) -> None:
+    """The tensors of a dict beside the weights, if they can be read; else it is left out."""
+    found = Weights()
+    try:
+        for key, value in _leaves(node, found):
+            _add(f"{name}.{key}", value, storages, found)
+    except PickleError:
+        found = Weights()
+    if not found.tensors or found.tensors.keys() & weights.tensors.keys():
+        weights.skipped[name] = words
+        return
+    weights.tensors |= found.tensors
+    weights.beside[name] = words
 
 
 def _add(name: str, value: object, storages: Storages, weights: Weights) -> None:
@@ -69,8 +110,13 @@ def _add(name: str, value: object, storages: Storages, weights: Weights) -> None
     weights.tensors[name] = tensor
 
 
-def _unwrap(node: object, weights: Weights) -> object:
-    """Go down to the weights that a trainer put beside other things, noting those."""
+def _unwrap(node: object, weights: Weights) -> tuple[object, dict[str, tuple[object, str]]]:
+    """Go down to the weights that a trainer put beside other things, noting those.
+
+    Returns:
+        The weights, and by name what else holds tensors, with what it is in words.
+    """
+    others: dict[str, tuple[object, str]] = {}
     for _ in range(_MAX_WRAPPERS):
         entries = _mapping(node)
         if entries is None:
@@ -81,11 +127,17 @@ def _unwrap(node: object, weights: Weights) -> object:
             break
         _note_scalars(node, weights)
         for key, value in entries.items():
-            if key != inner:
-                name = _shown(key)
-                weights.skipped[name] = _reason(name) or f"beside `{inner}`: {_describe(value)}"
+            if key == inner:
+                continue
+            name = _shown(key)
+            words = f"beside `{inner}`: {_describe(value)}"
+            reason = _reason(name)
+            if reason is None and _holds_tensors(value):
+                others[name] = value, words
+            else:
+                weights.skipped[name] = reason or words
         node = entries[inner]
-    return node
+    return node, others
 
 
 def _note_scalars(node: object, weights: Weights) -> None:

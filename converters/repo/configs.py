@@ -13,7 +13,6 @@ from ...io.config_files import DIFFUSERS_VERSION
 from ...io.dtypes import WORDS
 from ...mappings.facts import facts
 from ...mappings.families import Component, Family
-from ..layouts.diffusers import is_average
 from ..layouts.ldm_evidence import Prediction
 from ..planning.plan import PlannedComponent
 from ..settings import Settings
@@ -121,7 +120,7 @@ def dated(config: Mapping[str, Any]) -> Config:
 
 def _without_bookkeeping(component: PlannedComponent, config: Config) -> Config:
     """The config of a model, less what one of a moving average says of the averaging."""
-    if not is_average(component.parts[0].checkpoint):
+    if not component.parts[0].checkpoint.average:
         return config
     options = facts("containers")["averages"]["options"]
     return {key: value for key, value in config.items() if key not in options}

@@ -53,7 +53,7 @@ def _source(part: Recognition, sha256: Mapping[str, str]) -> dict[str, Any]:
     checkpoint = part.checkpoint
     return {
         "path": checkpoint.path.name,
-        "root": checkpoint.root,
+        "root": part.root,
         "format": checkpoint.format,
         "part": part.part,
         "evidence": list(part.evidence),
@@ -62,7 +62,7 @@ def _source(part: Recognition, sha256: Mapping[str, str]) -> dict[str, Any]:
             for file in checkpoint.files
             if str(file.path) in sha256
         },
-        "dropped": checkpoint.skipped,
+        "dropped": part.skipped,
     }
 
 

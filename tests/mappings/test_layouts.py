@@ -44,8 +44,3 @@ def test_files_of_other_layouts_differ(name: str) -> None:
     assert layout.pad_token is None
     assert layout.text_activation is None
     assert not layout.text_encoder
-
-
-def test_averages_are_named_by_tables() -> None:
-    named = {layout.averages for layout in layouts().values()} - {None}
-    assert named == {table.about["layout"] for table in all_tables()} - set(NAMES)

@@ -6,7 +6,6 @@ from pathlib import Path
 import pytest
 
 from weightport.mappings.errors import MappingError
-from weightport.mappings.families import families
 from weightport.mappings.library import load_table
 from weightport.mappings.table import Link, Table
 
@@ -204,16 +203,3 @@ def test_a_spelling_is_inherited_and_replaced_as_a_whole(table: Load) -> None:
 def test_a_spelling_that_is_none_is_refused(table: Load, section: str) -> None:
     with pytest.raises(MappingError, match=r"t: \[spelling\]"):
         table(f"[spelling]\n{section}")
-
-
-def test_the_names_of_averages_are_those_of_the_weights_without_dots() -> None:
-    """LitEma: `name.replace('.', '')` of the parameters of `model`, in ldm/modules/ema.py."""
-    average, weight = load_table("ldm_ema"), load_table("ldm_unet")
-    for family in average.about["families"]:
-        unet = families()[family].components["unet"]
-        names = average.links(unet.manifest(), unet.config)
-        keys = weight.links(unet.manifest(), unet.config)
-        for link, known in zip(names, keys, strict=True):
-            key = known.sources[0].removeprefix("model.")
-            assert link.sources[0] == "model_ema." + key.replace(".", "")
-            assert link.targets == known.targets

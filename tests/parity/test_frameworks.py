@@ -10,8 +10,6 @@ from weightport.converters.layouts.sources import LAYOUTS
 from weightport.errors import ConversionError
 from weightport.mappings.facts import facts
 from weightport.mappings.families import families, halves
-from weightport.mappings.layouts import layouts as known_layouts
-from weightport.mappings.library import all_tables
 from weightport.parity.frameworks import OURS, call_of, framework_of, frameworks
 from weightport.parity.process import RUNNERS
 
@@ -35,13 +33,6 @@ def test_every_model_can_be_called() -> None:
 def test_every_layout_has_a_framework(layout: str) -> None:
     for family in families().values():
         assert framework_of(layout, family.name, family.denoiser, sys.executable)
-
-
-def test_moving_averages_have_tables() -> None:
-    layouts = {table.about["layout"] for table in all_tables()}
-    averages = {one.averages for one in known_layouts().values() if one.averages}
-    assert averages
-    assert averages <= layouts
 
 
 def test_facts_name_checks_that_there_are() -> None:

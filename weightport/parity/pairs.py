@@ -16,8 +16,6 @@ from ..converters.planning.recognise import Recognition
 from ..converters.settings import Settings
 from ..errors import ConversionError
 from ..mappings.families import Component, Family, halves
-from ..mappings.layouts import layouts
-from ..mappings.library import all_tables
 from .frameworks import Framework, call_of, framework_of
 from .layers import watched
 from .result import File
@@ -115,7 +113,7 @@ class Pair:
             "repo": str(self.repo),
             "subfolder": self.folder,
             "prefix": self.part.of_family(self.family.name).table.prefix if self.part else "",
-            "ema": self.part is not None and _is_moving_average(self.part.checkpoint),
+            "ema": self.part is not None and self.part.checkpoint.average,
             "watch": self._ours_watched() if self.framework.renames else dict(self.watch),
             "image_size": self.family.latent_scale * latent_side,
         }
@@ -189,16 +187,6 @@ def _checks(component: Component, part: str, wanted: str | None) -> list[str]:
     """
     names = list(component.halves) if part == component.name and component.halves else [part]
     return [name for name in names if wanted in (None, name, halves().get(name))]
-
-
-def _is_moving_average(checkpoint: Checkpoint) -> bool:
-    """Whether tensors come from the moving average that a file holds beside its weights."""
-    layout = layouts().get(checkpoint.layout)
-    if layout is None or layout.averages is None:
-        return False
-    tables = [table for table in all_tables() if table.about["layout"] == layout.averages]
-    beginnings = tuple(table.beginning for table in tables)
-    return any(tensor.name.startswith(beginnings) for tensor in checkpoint.tensors.values())
 
 
 def files_of(pairs: Sequence[Pair]) -> tuple[File, ...]:

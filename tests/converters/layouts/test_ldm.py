@@ -338,16 +338,14 @@ def test_ema_needs_an_average_of_the_unet_only(sd1: State, baked: bool, tmp_path
 
 
 def test_ema_that_is_not_there_or_not_known_is_refused(sd1: State, tmp_path: Path) -> None:
+    for prefix in (P, V):
+        with pytest.raises(
+            weightport.ConversionError, match="--ema, but the file holds no moving average"
+        ):
+            convert(part(sd1, prefix), tmp_path, ema=True)
     with pytest.raises(
-        weightport.ConversionError, match="--ema, but the file holds no moving average"
-    ):
-        convert(part(sd1, P), tmp_path, ema=True)
-    with pytest.raises(
-        weightport.ConversionError, match="--ema: no source is the UNet of an original checkpoint"
-    ):
-        convert(part(sd1, V), tmp_path, ema=True)
-    with pytest.raises(
-        weightport.ConversionError, match=r"1 averages belong to no tensor of a UNet: .*blocks9junk"
+        weightport.ConversionError,
+        match=r"1 averages belong to no tensor of a known part: .*blocks9junk",
     ):
         convert(
             averages(sd1) | {"model_ema.diffusion_modelinput_blocks9junk": np.ones(1, "f4")},

@@ -1,0 +1,182 @@
+"""How the names of a file are read: `facts/names.toml`, typed."""
+
+from __future__ import annotations
+
+import fnmatch
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import cache
+
+from .facts import facts
+
+
+@dataclass(frozen=True)
+class Naming:
+    """Whose names the keys of a part are.
+
+    Attributes:
+        kind: parts of one kind under one front are one part.
+        layout: of the tables that read them; empty for what no table reads.
+    """
+
+    name: str
+    kind: str
+    layout: str
+
+
+@dataclass(frozen=True)
+class Root:
+    """Where the keys of a part begin in a name.
+
+    Attributes:
+        at: the number of segments before it.
+    """
+
+    at: int
+    naming: Naming
+
+
+def find_root(segments: list[str]) -> Root | None:
+    """The first place in a name where a part's own key begins, if there is one."""
+    known = _roots()
+    inside = inside_wrappers()
+    for at, segment in enumerate(segments):
+        seconds = known.get(segment)
+        if seconds is None:
+            continue
+        if "" in seconds:
+            return Root(at, seconds[""])
+        following = next((one for one in segments[at + 1 :] if one not in inside), "")
+        naming = seconds.get("#" if following.isdigit() else following)
+        if naming is not None:
+            return Root(at, naming)
+    return None
+
+
+@cache
+def inside_wrappers() -> frozenset[str]:
+    """Segments of wrappers that may stand inside a part."""
+    return frozenset(facts("names")["inside"]["names"])
+
+
+def place_in(front: str) -> str:
+    """The place that original checkpoints have for a part, where a front holds one."""
+    known = facts("names")["places"]["names"]
+    found = [place for place in known if f".{place}." in f".{front}"]
+    return max(found, key=len, default="")
+
+
+def layout_in(front: str) -> str:
+    """The layout of the files whose place for a part a front holds; empty if it holds none."""
+    return str(facts("names")["places"]["layout"]) if place_in(front) else ""
+
+
+def without_place(front: str) -> str:
+    """A front less the place in it that original checkpoints have for a part."""
+    place = place_in(front)
+    if not place:
+        return front
+    before, _, after = f".{front}".rpartition(f".{place}.")
+    return f"{before}.{after}".removeprefix(".")
+
+
+def wrappers_in(front: str) -> list[str]:
+    """Whose segments are in a front, in order, each once."""
+    known = facts("names")["wrappers"]
+    segments = front.split(".")
+    return list(dict.fromkeys(known[segment] for segment in segments if segment in known))
+
+
+@dataclass(frozen=True)
+class Spelling:
+    """Modules inside a part that files name in several ways.
+
+    Attributes:
+        front: what stands before their names in a key.
+        names: what files say -> what tables say.
+        layers: those that are a matrix or a 1x1 convolution, which have the same numbers.
+        rank: axes of their weights as tables have them.
+    """
+
+    front: str
+    names: Mapping[str, str]
+    layers: tuple[str, ...]
+    rank: int
+
+    def read(self, key: str, shape: tuple[int, ...]) -> tuple[str, tuple[int, ...]]:
+        """A key and the shape of its tensor as tables have them."""
+        before, front, after = key.rpartition(self.front)
+        module, _, leaf = after.rpartition(".")
+        if not front:
+            return key, shape
+        module = self.names.get(module, module)
+        is_layer = module in self.layers and leaf == "weight" and len(shape) > 1
+        if is_layer and shape[2:] in ((), (1, 1)):
+            shape = (*shape[:2], 1, 1)[: self.rank]
+        return f"{before}{front}{module}.{leaf}", shape
+
+
+@cache
+def spellings(naming: str) -> tuple[Spelling, ...]:
+    """What files under some naming spell in several ways."""
+    return tuple(
+        Spelling(entry["front"], entry["names"], tuple(entry["layers"]), entry["rank"])
+        for entry in facts("names")["spellings"]
+        if entry["naming"] == naming
+    )
+
+
+def unused(kind: str, keys: Iterable[str]) -> dict[str, str]:
+    """Keys of what may lie at a part of some kind and is nothing that it uses -> the reason."""
+    return _matched(facts("names")["unused"].get(kind, {}), keys)
+
+
+def leftovers(names: Iterable[str], joined: bool = False) -> dict[str, str]:
+    """Names of what trainers and mergers leave beside a model -> the reason.
+
+    Args:
+        joined: the names are written without dots.
+    """
+    patterns = {**facts("ldm")["skip"], **facts("names")["leftovers"]}
+    if joined:
+        patterns = {pattern.replace(".", ""): reason for pattern, reason in patterns.items()}
+    return _matched(patterns, names)
+
+
+def is_average(front: str) -> bool | None:
+    """Whether a front says that what is below is an average; None where it does not say.
+
+    The segment that is nearest to the model decides.
+    """
+    known = facts("names")["averages"]
+    for segment in reversed(front.split(".")):
+        words = set(re.findall("[a-z]+", segment.lower()))
+        if words & set(known["average"]):
+            return True
+        if words & set(known["weights"]):
+            return False
+    return None
+
+
+def _matched(patterns: Mapping[str, str], names: Iterable[str]) -> dict[str, str]:
+    """Names that one of some patterns fits -> the reason that the first such pattern has."""
+    found: dict[str, str] = {}
+    listed = list(names)
+    for pattern, reason in patterns.items():
+        for name in fnmatch.filter(listed, pattern):
+            found.setdefault(name, reason)
+    return found
+
+
+@cache
+def _roots() -> dict[str, dict[str, Naming]]:
+    """First segment -> second segment -> the naming; the second is empty where the first is
+    enough."""
+    roots: dict[str, dict[str, Naming]] = {}
+    for name, entry in facts("names")["namings"].items():
+        naming = Naming(name, entry["kind"], entry["layout"])
+        for root in entry["roots"]:
+            first, _, second = root.partition(".")
+            roots.setdefault(first, {})[second] = naming
+    return roots
