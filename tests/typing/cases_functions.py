@@ -25,5 +25,12 @@ def schedulers(x: torch.Tensor) -> None:
     scheduler.set_timesteps("many")  # error: Argument 1 to "set_timesteps"
 
 
+def made() -> None:
+    UNet2DConditionModel(16, cross_attention_dim=32, block_out_channels=(32, 64))
+    UNet2DConditionModel(act_fn="gelu")  # error: Argument "act_fn"
+    UNet2DConditionModel(cross_attenion_dim=32)  # error: Unexpected keyword argument
+    reveal_type(UNet2DConditionModel.from_single_file("a.ckpt"))  # UNet2DConditionModel
+
+
 def models(unet: UNet2DConditionModel) -> None:
     reveal_type(unet.dtype)  # dtype

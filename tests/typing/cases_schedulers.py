@@ -26,7 +26,7 @@ def run(x: torch.Tensor) -> None:
     euler = EulerDiscreteScheduler(use_karras_sigmas=True)
     euler.set_timesteps(20, "cpu")
     reveal_type(euler.sigmas)  # Tensor
-    reveal_type(euler.init_noise_sigma)  # float
+    reveal_type(euler.init_noise_sigma)  # Tensor
     reveal_type(euler.scale_model_input(x, 999))  # Tensor
     reveal_type(euler.step(x, 999, x, s_churn=1.0))  # SchedulerOutput
     reveal_type(euler.step(x, 999, x).prev_sample)  # Tensor

@@ -13,7 +13,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image, ImageOps
+from PIL import Image, ImageFilter, ImageOps
 from torch import Tensor
 
 OutputType = Literal["pil", "np", "pt", "latent"]
@@ -180,9 +180,30 @@ class VaeImageProcessor:
         array = image.cpu().permute(0, 2, 3, 1).float().numpy()
         if output_type == "np":
             return array
-        pixels = (array * 255).round().astype("uint8")
-        is_grey = pixels.shape[-1] == 1
-        return [Image.fromarray(one.squeeze(-1) if is_grey else one) for one in pixels]
+        return numpy_to_pil(array)
+
+    def blur(self, image: Image.Image, blur_factor: int = 4) -> Image.Image:
+        """A mask with soft edges: a Gaussian of so many pixels."""
+        return image.filter(ImageFilter.GaussianBlur(blur_factor))
+
+    def apply_overlay(
+        self,
+        mask: Image.Image,
+        init_image: Image.Image,
+        image: Image.Image,
+        crop_coords: Box | None = None,
+    ) -> Image.Image:
+        """An inpainted image, new where the mask is white and as it was elsewhere; `crop_coords` is
+        the part of the image that was painted."""
+        return apply_overlay(self, mask, init_image, image, crop_coords or (0, 0, *init_image.size))
+
+
+def numpy_to_pil(images: np.ndarray[Any, Any]) -> list[Image.Image]:
+    """An array (b, h, w, c) or (h, w, c) in [0, 1] -> images."""
+    batch = images[None] if images.ndim == 3 else images
+    pixels = (batch * 255).round().astype("uint8")
+    is_grey = pixels.shape[-1] == 1
+    return [Image.fromarray(one.squeeze(-1) if is_grey else one) for one in pixels]
 
 
 def _with_channel(image: Tensor | np.ndarray[Any, Any]) -> Tensor | np.ndarray[Any, Any]:

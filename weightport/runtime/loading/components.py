@@ -122,6 +122,22 @@ def load_arguments(
     }
 
 
+def fetch_components(
+    kind: Any,
+    source: Source,
+    index: Mapping[str, Any],
+    given: Mapping[str, Any],
+    wanted: LoadOptions,
+) -> None:
+    """Fetch the files of the components that `load_arguments` would load."""
+    components: list[Component] = []
+    for name in read_signature(kind)[0]:
+        library, class_name = _read_entry(index.get(name))
+        if class_name and name not in given:
+            components += _find_components(source, name, library, class_name, False)
+    _choose_files(source, components, wanted)
+
+
 def planned_arguments(
     kind: Any, repo: PlannedRepo, given: Mapping[str, Any], wanted: LoadOptions
 ) -> dict[str, Any]:

@@ -33,19 +33,30 @@ class Config(Attributes):
     __setitem__ = __delitem__ = __setattr__ = __delattr__ = __ior__ = _refuse
     clear = pop = popitem = setdefault = update = _refuse
 
+    def to_dict(self) -> dict[str, Any]:
+        """A plain dict of it, to change."""
+        return dict(self)
+
     def __reduce__(self) -> tuple[type[Config], tuple[dict[str, Any]]]:
         return type(self), (dict(self),)
 
 
 class HasConfig:
-    """What has a config in a JSON file of the name `config_name`."""
+    """What has a config in a JSON file of the name `config_name`.
+
+    Attributes:
+        refused: what diffusers' objects can do and ours cannot -> what to do instead.
+    """
 
     config_name: ClassVar[str]
+    refused: ClassVar[Mapping[str, str]] = {}
     config: Any
 
     if not TYPE_CHECKING:  # type checkers know `config`, and find misspelt names
 
         def __getattr__(self, name: str) -> Any:
+            if advice := self.refused.get(name):
+                raise AttributeError(f"{type(self).__name__} has no {name}: {advice}")
             if name == "config" or name.startswith("_") or name not in self.config:
                 raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
             advice = f"read {type(self).__name__}.config.{name}; the object itself has no {name}"

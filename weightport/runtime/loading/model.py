@@ -45,6 +45,7 @@ class LoadOptions:
         device_map: the device to load to.
         disable_mmap: read the files into memory instead of mapping them.
         low_cpu_mem_usage: of no effect; loading always takes as little memory as it can.
+        ignore_mismatched_sizes: weights of another shape than the model's stay random.
     """
 
     variant: str | None = None
@@ -54,6 +55,7 @@ class LoadOptions:
     device_map: str | torch.device | None = None
     disable_mmap: bool = False
     low_cpu_mem_usage: bool = True
+    ignore_mismatched_sizes: bool = False
 
     def dtypes(self) -> dict[str, torch.dtype | None]:
         """Component, or `default` -> the dtype to cast to; None leaves weights as they are.
@@ -97,6 +99,19 @@ class Model(nn.Module, HasConfig, PushToHub):
 
     config_name: ClassVar[str] = CONFIG
     library: ClassVar[str] = "diffusers"
+    refused: ClassVar[Mapping[str, str]] = {
+        **dict.fromkeys(
+            ("set_attn_processor", "set_default_attn_processor", "attn_processors"),
+            "custom attention processors are not supported; attention is PyTorch's own",
+        ),
+        **dict.fromkeys(
+            ("enable_gradient_checkpointing", "disable_gradient_checkpointing"),
+            "gradient checkpointing is for training; train with diffusers",
+        ),
+        "enable_xformers_memory_efficient_attention": "xformers is not used; attention is"
+        " PyTorch's own, which takes no more memory",
+        "enable_group_offload": "offloading is not supported; move the model with to()",
+    }
     irrelevant: ClassVar[Collection[str]] = ()
     ignored: ClassVar[tuple[str, ...]] = ()
     config: Config
@@ -130,6 +145,16 @@ class Model(nn.Module, HasConfig, PushToHub):
         """Run the model; the process keeps the memory of its activations for the next run."""
         keep_freed_memory()
         return super().__call__(*args, **kwargs)
+
+    def num_parameters(self, only_trainable: bool = False, exclude_embeddings: bool = False) -> int:
+        """How many numbers the model has; of those that train, or without tables of embeddings."""
+        tables = [one for one in self.modules() if isinstance(one, nn.Embedding)]
+        left_out = {id(one.weight) for one in tables} if exclude_embeddings else set()
+        return sum(
+            one.numel()
+            for one in self.parameters()
+            if id(one) not in left_out and (one.requires_grad or not only_trainable)
+        )
 
     @classmethod
     def rename(cls, key: str) -> str | None:
@@ -178,7 +203,7 @@ class Model(nn.Module, HasConfig, PushToHub):
         Args:
             pretrained_model_name_or_path: a local folder, or the id of a repository on the Hub.
             output_loading_info: return the model and, as diffusers does, a dict of lists:
-                `missing_keys`, `mismatched_keys` and `error_msgs`, always empty as these raise, and
+                `missing_keys` and `error_msgs`, always empty as these raise, `mismatched_keys`, and
                 `unexpected_keys`, those that are known to be of no use.
             options: see `LoadOptions` and `PlaceOptions`, and options of the model that take
                 precedence over its config; a model alone never falls back from a variant to the
@@ -207,17 +232,24 @@ class Model(nn.Module, HasConfig, PushToHub):
         try:
             with torch.device("meta"), NoInit():
                 model = cls.from_config(source.json(CONFIG), **changes)
-            unused = load_weights(model, paths, cls.rename, dtype, device, not wanted.disable_mmap)
+            unfit: list[str] | None = [] if wanted.ignore_mismatched_sizes else None
+            unused = load_weights(
+                model, paths, cls.rename, dtype, device, not wanted.disable_mmap, unfit
+            )
         finally:
             if collects:
                 gc.enable()
+        if unfit:
+            random = cls.from_config(source.json(CONFIG), **changes).state_dict()
+            fresh = {key: random[key].to(device, dtype) for key in unfit}
+            model.load_state_dict(fresh, strict=False, assign=True)
         model.name_or_path = source.name
         model.eval()
         if output_loading_info:
             info = {
                 "missing_keys": [],
                 "unexpected_keys": unused,
-                "mismatched_keys": [],
+                "mismatched_keys": unfit or [],
                 "error_msgs": [],
             }
             return model, info  # type: ignore[return-value]
@@ -272,6 +304,8 @@ class Model(nn.Module, HasConfig, PushToHub):
         self,
         save_directory: StrPath,
         *,
+        is_main_process: bool = True,
+        save_function: None = None,
         safe_serialization: bool = True,
         variant: str | None = None,
         max_shard_size: int | str = "10GB",
@@ -284,6 +318,8 @@ class Model(nn.Module, HasConfig, PushToHub):
 
         Args:
             save_directory: made if it does not exist.
+            is_main_process: False writes nothing: another process does.
+            save_function: of no use, which is said: files appear whole or not at all.
             safe_serialization: False writes `.bin` in place of safetensors.
             variant: a part of the names of the weights; the config is the same for all variants.
             max_shard_size: bytes, or text such as `500MB`; larger weights are split.
@@ -292,6 +328,10 @@ class Model(nn.Module, HasConfig, PushToHub):
             OSError: the folder cannot be written.
             ValueError: the variant or the size makes no sense.
         """
+        if save_function is not None:
+            warnings.warn("save_function is not called", stacklevel=3)
+        if not is_main_process:
+            return
         if variant is not None and not re.fullmatch(r"[\w-]+", variant):
             raise ValueError(f"variant = {variant!r} cannot be part of a file name")
         stale = sibling_files(Source(Path(save_directory)).names, self.library, variant)

@@ -42,6 +42,7 @@ def load_weights(
     dtype: torch.dtype | None,
     device: torch.device | None = None,
     use_mmap: bool = True,
+    unfit: list[str] | None = None,
 ) -> list[str]:
     """Fill a model that is on the meta device.
 
@@ -52,6 +53,8 @@ def load_weights(
         dtype: what floating-point tensors are cast to; None leaves them as they are.
         device: where they go; None leaves them in the mapped file.
         use_mmap: False reads files into memory first.
+        unfit: gets the keys of another shape, which stay on the meta device; without it that is an
+            error.
 
     Returns:
         The keys that the model has no use for.
@@ -67,7 +70,7 @@ def load_weights(
                 yield key, tensor, is_mapped
 
     where = files[0] if len(files) == 1 else files[0].parent
-    return fill(model, tensors(), str(where), rename, dtype, device)
+    return fill(model, tensors(), str(where), rename, dtype, device, unfit)
 
 
 def fill(
@@ -77,6 +80,7 @@ def fill(
     rename: Callable[[str], str | None],
     dtype: torch.dtype | None,
     device: torch.device | None = None,
+    unfit: list[str] | None = None,
 ) -> list[str]:
     """Fill a model that is on the meta device.
 
@@ -87,6 +91,7 @@ def fill(
         rename: as of `load_weights`.
         dtype: likewise.
         device: likewise.
+        unfit: likewise.
 
     Returns:
         The keys that the model has no use for.
@@ -109,7 +114,11 @@ def fill(
             faults.append(f"{key} is there twice")
         else:
             state[name] = tensor = _squeezed(tensor, expected[name].shape)
-            if tensor.shape != expected[name].shape:
+            fits = tensor.shape == expected[name].shape
+            if not fits and unfit is not None:
+                unfit.append(name)
+                state[name] = expected[name]
+            elif not fits:
                 faults.append(f"{key} has shape {[*tensor.shape]}, not {[*expected[name].shape]}")
             elif not faults:
                 state[name] = tensor.to(device, dtype if tensor.is_floating_point() else None)

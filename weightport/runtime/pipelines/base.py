@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self, cast
 
 import torch
+from PIL import Image
 from torch import nn
 from tqdm import tqdm
 
@@ -17,8 +18,10 @@ from ...hub.mixin import PushToHub
 from ...io.atomic import merged
 from ...io.config_files import DIFFUSERS_VERSION, write_json
 from ...io.weight_files import sibling_files
+from ..images import numpy_to_pil
 from ..loading.components import (
     choose_arguments,
+    fetch_components,
     load_arguments,
     planned_arguments,
     read_signature,
@@ -48,6 +51,30 @@ class DiffusionPipeline(HasConfig, PushToHub):
     name_or_path: str = ""
     _names: tuple[str, ...] = ()  # of the components
     _options: Mapping[str, Any] = {}
+    refused: ClassVar[Mapping[str, str]] = {
+        **dict.fromkeys(
+            ("load_ip_adapter", "set_ip_adapter_scale", "unload_ip_adapter"),
+            "IP-Adapter is not supported; load the pipeline with diffusers",
+        ),
+        **dict.fromkeys(
+            (
+                "enable_model_cpu_offload",
+                "enable_sequential_cpu_offload",
+                "enable_group_offload",
+                "reset_device_map",
+            ),
+            "accelerate's offloading is not supported; move the pipeline with to(), load it in"
+            " float16, and let the VAE work in parts: vae.enable_tiling(), vae.enable_slicing()",
+        ),
+        **dict.fromkeys(
+            (
+                "enable_xformers_memory_efficient_attention",
+                "disable_xformers_memory_efficient_attention",
+            ),
+            "xformers is not used; attention is PyTorch's own, which takes no more memory",
+        ),
+        "enable_freeu": "FreeU is not supported; load the pipeline with diffusers",
+    }
     _progress_bar_config: Mapping[str, Any] = {}
 
     def register_modules(self, **components: Any) -> None:
@@ -106,13 +133,33 @@ class DiffusionPipeline(HasConfig, PushToHub):
         """The dtype of the first model."""
         return next((one.dtype for one in self._parameters()), torch.float32)
 
-    def to(self, *arguments: Any, device: Any = None, dtype: torch.dtype | None = None) -> Self:
+    @property
+    def _execution_device(self) -> torch.device:
+        return self.device
+
+    @staticmethod
+    def numpy_to_pil(images: Any) -> list[Image.Image]:
+        """An array (b, h, w, c) in [0, 1] -> images."""
+        return numpy_to_pil(images)
+
+    def to(
+        self,
+        *arguments: Any,
+        device: Any = None,
+        dtype: torch.dtype | None = None,
+        torch_device: Any = None,
+        torch_dtype: torch.dtype | None = None,
+        silence_dtype_warnings: bool = False,
+    ) -> Self:
         """Move and cast every model: `to(device)`, `to(dtype)`, `to(device, dtype)`.
+
+        `torch_device` and `torch_dtype` are older names; there are no warnings to silence.
 
         Raises:
             ValueError: the arguments are something else.
         """
-        named = [value for value in (device, dtype) if value is not None]
+        everything = (device, torch_device, dtype, torch_dtype)
+        named = [value for value in everything if value is not None]
         given = [*arguments, *named]
         are_dtypes = [isinstance(value, torch.dtype) for value in given]
         if are_dtypes not in ([], [False], [True], [False, True]):
@@ -215,6 +262,24 @@ class DiffusionPipeline(HasConfig, PushToHub):
         pipeline: Self = kind(**arguments)
         pipeline.name_or_path = repo.name
         return pipeline
+
+    @classmethod
+    def download(cls, pretrained_model_name: Place, **options: Any) -> str:
+        """Download what `from_pretrained` with these options would, and load nothing.
+
+        Returns:
+            The local folder.
+
+        Raises:
+            OSError: the repository or a file in it is missing.
+        """
+        hub, others = split_options(options, HubOptions)
+        wanted, given = split_options(others, LoadOptions)
+        source = open_source(pretrained_model_name, **hub)
+        index = source.json(INDEX)
+        kind = cls._find_class(source, index.get("_class_name"), None, False, hub)
+        fetch_components(kind, source, index, given, LoadOptions(**wanted))
+        return str(source.fetch([INDEX]))
 
     @classmethod
     def _find_class(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from threading import get_ident
 from typing import Any, ClassVar
 
@@ -20,18 +21,18 @@ from ..models.controlnet import ControlNetModel, MultiControlNetModel
 from ..models.unet import UNet2DConditionModel
 from ..models.vae import AutoencoderKL
 from ..sampling import control, results, schedule
-from ..sampling.arguments import Arguments
+from ..sampling.arguments import Arguments, Draws, Generator, Texts
 from ..sampling.checks import Requirements, check
 from ..sampling.guidance import Dials, Guide, embed_guidance
 from ..sampling.latents import Codec
 from ..sampling.loop import sample
 from ..sampling.noise import Noise
-from ..sampling.prompts import Embeddings, LastStates, PromptEncoder
+from ..sampling.prompts import Embeddings, LastStates, PromptEncoder, expanded
 from ..sampling.schedule import Scheduler
 from ..sampling.starts import FROM_NOISE, Channels, Start
 from ..sampling.state import Conditions, Images, Run
 from ..speed import compile_model, pack_model
-from ..text.textual_inversion import load_textual_inversion
+from ..text.textual_inversion import load_textual_inversion, unload_textual_inversion
 from ..text.tokenizer import CLIPTokenizer
 from .base import DiffusionPipeline
 
@@ -128,6 +129,17 @@ class LatentDiffusionPipeline(DiffusionPipeline):
     @_guidance_rescale.setter
     def _guidance_rescale(self, value: float) -> None:
         self._shown.guidance_rescale = value
+
+    @property
+    def do_classifier_free_guidance(self) -> bool:
+        """Whether the model is asked without the prompt as well."""
+        is_condition = self.unet.config.get("time_cond_proj_dim") is not None
+        return self._shown.guidance_scale > 1 and not is_condition
+
+    @property
+    def clip_skip(self) -> int | None:
+        """How many of the text encoder's last layers are left out."""
+        return self._shown.clip_skip
 
     @property
     def num_timesteps(self) -> int:
@@ -242,6 +254,84 @@ class LatentDiffusionPipeline(DiffusionPipeline):
             **options,
         )
 
+    def unload_textual_inversion(
+        self,
+        tokens: str | list[str] | None = None,
+        tokenizer: Any = None,
+        text_encoder: Any = None,
+    ) -> None:
+        """Forget words; see `textual_inversion.unload_textual_inversion`."""
+        unload_textual_inversion(
+            tokenizer or self.tokenizer, text_encoder or self.text_encoder, tokens
+        )
+
+    def maybe_convert_prompt(self, prompt: Texts, tokenizer: Any) -> Texts:
+        """Prompts with textual inversions of several vectors written out."""
+        if isinstance(prompt, str):
+            return expanded(tokenizer, prompt)
+        return [expanded(tokenizer, one) for one in prompt]
+
+    def prepare_latents(
+        self,
+        batch_size: int,
+        num_channels_latents: int,
+        height: int,
+        width: int,
+        dtype: torch.dtype,
+        device: torch.device | str,
+        generator: Generator = None,
+        latents: Tensor | None = None,
+    ) -> Tensor:
+        """The latents that a run from noise begins with, (b, c, h / 8, w / 8)."""
+        factor = self.vae_scale_factor
+        place = torch.device(device)
+        if latents is None:
+            noise = Noise.of(Draws(generator), batch_size, place, dtype)
+            shape = (batch_size, num_channels_latents, height // factor, width // factor)
+            latents = noise.draw(shape)
+        scaled: Tensor = latents.to(place) * self.scheduler.init_noise_sigma
+        return scaled
+
+    def upcast_vae(self) -> None:
+        """Let the VAE compute in float32."""
+        self.vae.to(torch.float32)
+
+    def enable_vae_slicing(self) -> None:
+        """Take the images of a batch one at a time in the VAE."""
+        self.vae.enable_slicing()
+
+    def disable_vae_slicing(self) -> None:
+        """Take the images of a batch at once."""
+        self.vae.disable_slicing()
+
+    def enable_vae_tiling(self) -> None:
+        """Take large images in overlapping tiles in the VAE."""
+        self.vae.enable_tiling()
+
+    def disable_vae_tiling(self) -> None:
+        """Take images whole."""
+        self.vae.disable_tiling()
+
+    def enable_attention_slicing(self, slice_size: str | int | None = "auto") -> None:
+        """Of no effect, which is said once: attention never holds all its scores."""
+        say_once("enable_attention_slicing has no effect: attention never holds all its scores")
+
+    def disable_attention_slicing(self) -> None:
+        """Of no effect, as nothing is sliced; said once."""
+        say_once("disable_attention_slicing has no effect: attention is not sliced")
+
+    def fuse_qkv_projections(self, unet: bool = True, vae: bool = True) -> None:
+        """Of no effect, which is said once: fused projections take the same time here."""
+        say_once("fuse_qkv_projections has no effect: fused projections would take the same time")
+
+    def unfuse_qkv_projections(self, unet: bool = True, vae: bool = True) -> None:
+        """Of no effect, as nothing is fused; said once."""
+        say_once("unfuse_qkv_projections has no effect: projections are not fused")
+
+    def maybe_free_model_hooks(self) -> None:
+        """Of no effect, which is said once: models have no hooks."""
+        say_once("maybe_free_model_hooks has no effect: models are not offloaded")
+
     def compile(self) -> None:
         """Compile the UNet for speed; images then differ by rounding. See `speed.compile_model`."""
         compile_model(self.unet)
@@ -329,7 +419,10 @@ class LatentDiffusionPipeline(DiffusionPipeline):
     def _guide(self, arguments: Arguments) -> Guide:
         guidance = arguments.guidance
         dials = Dials(
-            guidance.guidance_scale, guidance.image_guidance_scale, guidance.guidance_rescale
+            guidance.guidance_scale,
+            guidance.image_guidance_scale,
+            guidance.guidance_rescale,
+            arguments.prompts.clip_skip,
         )
         is_condition = self.is_distilled or bool(self.unet.config.get("time_cond_proj_dim"))
         return Guide(dials, is_condition, self.is_guided_by_image)
@@ -411,6 +504,12 @@ def _conditions(encoded: Embeddings, guide: Guide, dtype: torch.dtype) -> Condit
         None if pooled is None else guide.join(pooled, negative_pooled),
         negative_pooled,
     )
+
+
+@cache
+def say_once(message: str) -> None:
+    """Warn, the first time."""
+    warnings.warn(message, stacklevel=4)
 
 
 def warn_if_unchecked(safety_checker: object, is_required: bool) -> None:

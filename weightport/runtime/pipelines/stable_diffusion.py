@@ -15,8 +15,10 @@ from ..models.clip import CLIPTextModel
 from ..models.safety_checker import CLIPImageProcessor, StableDiffusionSafetyChecker
 from ..models.unet import UNet2DConditionModel
 from ..models.vae import AutoencoderKL
-from ..sampling.arguments import Callback, Generator, Texts
+from ..sampling.arguments import Arguments, Callback, Generator, Texts
+from ..sampling.checks import Requirements, check
 from ..sampling.latents import Codec
+from ..sampling.results import Safety
 from ..sampling.schedule import Scheduler
 from ..sampling.starts import (
     FROM_DEPTH,
@@ -68,6 +70,38 @@ class StableDiffusionBase(LatentDiffusionPipeline):
             feature_extractor=feature_extractor,
             image_encoder=image_encoder,
         )
+
+    def run_safety_checker(
+        self, image: Any, device: torch.device | str, dtype: torch.dtype
+    ) -> tuple[Any, list[bool] | None]:
+        """Images in [-1, 1], black where the safety checker objects, and where it does; None
+        without one."""
+        if self.safety_checker is None:
+            return image, None
+        safety = Safety(self.safety_checker, self.feature_extractor)
+        return safety.censor(image.to(device), self.image_processor, dtype)
+
+    def check_inputs(
+        self,
+        prompt: Texts | None,
+        height: int | None,
+        width: int | None,
+        callback_steps: int | None = None,
+        negative_prompt: Texts | None = None,
+        prompt_embeds: Tensor | None = None,
+        negative_prompt_embeds: Tensor | None = None,
+        ip_adapter_image: None = None,
+        ip_adapter_image_embeds: None = None,
+        callback_on_step_end_tensor_inputs: Sequence[str] | None = None,
+    ) -> None:
+        """Find arguments of a call that contradict each other or make no sense.
+
+        Raises:
+            TypeError: an argument is of the wrong kind.
+            ValueError: anything else is wrong.
+        """
+        given = {key: value for key, value in locals().items() if value is not None}
+        check(Arguments.of(given), Requirements({}, False, self._callback_tensor_inputs))
 
     def encode_prompt(
         self,

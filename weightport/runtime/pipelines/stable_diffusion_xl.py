@@ -63,6 +63,24 @@ class StableDiffusionXLBase(LatentDiffusionPipeline):
         return self._encode(locals())
 
     @property
+    def default_sample_size(self) -> int:
+        """The edge of latents that the UNet was trained for."""
+        size = self.unet.config.get("sample_size") or 128
+        return int(size[0] if isinstance(size, (list, tuple)) else size)
+
+    def _get_add_time_ids(
+        self,
+        original_size: Size,
+        crops_coords_top_left: Size,
+        target_size: Size,
+        dtype: torch.dtype,
+        text_encoder_projection_dim: int | None = None,
+    ) -> Tensor:
+        """Sizes and crop as the UNet is told them, (1, 6)."""
+        told = [*original_size, *crops_coords_top_left, *target_size]
+        return torch.tensor([told], dtype=dtype)
+
+    @property
     def codec(self) -> Codec:
         """The VAE, in float32 where its config asks for that."""
         return replace(super().codec, may_widen=True)

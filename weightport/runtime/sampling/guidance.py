@@ -18,6 +18,7 @@ class Dials:
     guidance_scale: float = 1.0
     image_guidance_scale: float = 1.5
     guidance_rescale: float = 0.0
+    clip_skip: int | None = None
     num_timesteps: int = 0
     interrupt: bool = False
 

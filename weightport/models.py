@@ -1,0 +1,14 @@
+"""The models of diffusers, where scripts look for them."""
+
+from .runtime.loading.model import AutoModel
+from .runtime.models.controlnet import ControlNetModel, MultiControlNetModel
+from .runtime.models.unet import UNet2DConditionModel
+from .runtime.models.vae import AutoencoderKL
+
+__all__ = [
+    "AutoModel",
+    "AutoencoderKL",
+    "ControlNetModel",
+    "MultiControlNetModel",
+    "UNet2DConditionModel",
+]
