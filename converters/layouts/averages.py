@@ -56,7 +56,7 @@ def choose(groups: Iterable[Group], wanted: bool) -> Chosen:
         main, *others = weights
         if others and not _is_plainer(main, others[0]):
             raise ConversionError(_ambiguous(main, others[0]))
-        if others and not averages:
+        if others and not averages and is_average(others[0].place) is None:
             averages.append(others.pop(0))
         for other in others:
             chosen.leave_out(other.tensors.values(), _ANOTHER)

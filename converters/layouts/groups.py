@@ -34,7 +34,7 @@ class Group:
         kind: of the part: parts of two kinds may share a front.
         tensors: key, as the tables spell it -> tensor.
         wrapped: segments of wrappers that stood inside the part.
-        merged: whether weights are not those of the file any more, but merged with others.
+        merged: what was merged into the weights, in words; empty where they are those of the file.
     """
 
     front: str
@@ -42,7 +42,7 @@ class Group:
     tensors: dict[str, Tensor] = field(default_factory=dict)
     wrapped: set[str] = field(default_factory=set)
     namings: Counter[Naming] = field(default_factory=Counter)
-    merged: bool = False
+    merged: str = ""
 
     @property
     def place(self) -> str:
@@ -78,10 +78,10 @@ class Group:
         whose = wrappers_in(".".join([around, *sorted(self.wrapped)]))
         told = [f"`{around}.` before every name"] if around else []
         told += [f"`{segment}.` inside names" for segment in sorted(self.wrapped)]
-        if not told:
-            return None
         by = f" ({', '.join(whose)})" if whose else ""
-        return f"taken off: {' and '.join(told)}{by}"
+        facts = [f"taken off: {' and '.join(told)}{by}"] if told else []
+        facts += [self.merged] if self.merged else []
+        return "; ".join(facts) or None
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ _LEFT = ("lora_A", "lora_embedding_A")
 _RIGHT = ("lora_B", "lora_embedding_B")
 _SAVED = "modules_to_save"
 _ORIGINAL = "original_module"
+_TRAINED_WHOLE = "modules that PEFT trained whole are taken"
 
 Tensors = Mapping[str, Tensor]
 
@@ -33,7 +34,8 @@ def merged(group: Group, alpha: float | None) -> Group:
     """
     tensors = _with_saved(group.tensors)
     if not any(f".{_BASE}." in key for key in tensors):
-        return replace(group, tensors=tensors, merged=tensors is not group.tensors)
+        saved = tensors is not group.tensors
+        return replace(group, tensors=tensors, merged=_TRAINED_WHOLE if saved else "")
     modules = {key.rpartition(f".{_BASE}.")[0] for key in tensors if f".{_BASE}." in key}
     plain: dict[str, Tensor] = {}
     factors: dict[str, dict[str, Tensor]] = {module: {} for module in modules}
@@ -47,10 +49,9 @@ def merged(group: Group, alpha: float | None) -> Group:
             plain[f"{module}.{rest.removeprefix(_BASE + '.')}"] = tensor
         else:
             factors[module][rest] = tensor
-    adapters = _adapters(factors)
+    names = ", ".join(f"`{printable(name)}`" for name in _adapters(factors) if name)
+    of = f" of the adapter {names}" if names else ""
     if alpha is None:
-        names = ", ".join(f"`{printable(name)}`" for name in adapters if name)
-        of = f" of the adapter {names}" if names else ""
         raise ConversionError(
             f"holds layers of LoRA{of} by PEFT inside the model, in {len(modules)} modules, and no"
             " file says their alpha; give --lora-alpha to merge them (PEFT's default is 8)"
@@ -59,7 +60,8 @@ def merged(group: Group, alpha: float | None) -> Group:
         if own:
             key = f"{module}.weight"
             plain[key] = _merged(module, plain.get(key), own, alpha)
-    return replace(group, tensors=plain, merged=True)
+    told = f"LoRA{of} by PEFT is inside the model; --lora-alpha merges it"
+    return replace(group, tensors=plain, merged=told)
 
 
 def _parents(key: str) -> list[str]:

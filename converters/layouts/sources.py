@@ -39,7 +39,9 @@ def open_source(source: Source) -> list[Checkpoint]:
     Raises:
         ConversionError: nothing readable is there, or a model that is not supported.
     """
-    source = replace(source, path=located(source.path, source.revision))
+    path = located(source.path, source.revision)
+    if path != source.path:
+        source = replace(source, path=path)
     refuse_adapter(source)
     if source.kind == "zip":
         refuse_archive(source.path)

@@ -4,6 +4,7 @@ spellings inside it."""
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -209,6 +210,27 @@ def test_a_state_dict_lies_at_any_depth_under_any_name(names: str, tmp_path: Pat
     content["optimizers"] = {"Adam": {"state": {"m": torch.zeros(2)}}}
     (found,) = recognised(content, tmp_path).values()
     assert found.part == "unet"
+
+
+def test_a_folder_is_read_like_a_file(repo_of: Callable[[str], Path], tmp_path: Path) -> None:
+    """A component of a repo may be wrapped, and its VAE spelled as diffusers did before 0.18."""
+    repo = tmp_path / "repo"
+    shutil.copytree(repo_of("sd1"), repo)
+    for name, front in (("unet", "module._orig_mod."), ("vae", "")):
+        path = repo / name / "diffusion_pytorch_model.safetensors"
+        old = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
+        renamed = {}
+        for key, one in load_file(path).items():
+            for new, before in old.items() if name == "vae" else ():
+                key = key.replace(
+                    f"mid_block.attentions.0.{new}.", f"mid_block.attentions.0.{before}."
+                )
+            renamed[front + key] = one
+        save_file(renamed, path)
+    parts = {part.part: part for part in gather([repo], Settings())}
+    assert parts["unet"].root == "unet"
+    assert "torch.compile" in parts["unet"].evidence[-1]
+    assert not parts["vae"].missing
 
 
 # --- A4: averages ---------------------------------------------------------------------------------
@@ -446,6 +468,8 @@ def test_lora_of_peft_inside_a_model_is_merged_with_its_alpha(module: str, tmp_p
         inside[f"conv_out.original_module.{leaf}"] = inside.pop(f"conv_out.{leaf}")
     wrapped = {f"base_model.model.{key}": one for key, one in inside.items()}
     refused(wrapped, tmp_path, "LoRA of the adapter `style` by PEFT.*--lora-alpha")
+    (inspected,) = weightport.inspect(tmp_path / "model.safetensors").parts
+    assert any("LoRA of the adapter `style`" in fact for fact in inspected.evidence)
     merged = recognised(wrapped, tmp_path, lora_alpha=8.0)["unet"].checkpoint.tensors
     found = {key: merged[key].numpy() for key in (f"{module}.weight", "conv_out.bias")}
     change = 8 / 2 * (0.5 * 0.25 * 2)
