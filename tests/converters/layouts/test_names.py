@@ -362,7 +362,6 @@ def test_any_place_may_hold_any_naming_and_size(
         more = {
             f"{place}logit_scale": np.zeros((), "f4"),
             f"{place}attn_mask": np.zeros((77, 77), "f4"),
-            f"{place}text_model.embeddings.position_ids": np.arange(77)[None],
             f"{place}transformer.text_model.embeddings.position_ids": np.arange(77)[None],
             f"{place}vision_model.encoder.layers.0.layer_norm1.weight": np.ones(3, "f4"),
             f"{place}vision_model.embeddings.position_ids": np.arange(257)[None],
