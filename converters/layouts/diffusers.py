@@ -74,9 +74,10 @@ def _model(source: Source, folder: str) -> Checkpoint:
     for opened in raw.files:
         inside(repo, opened.path)
     pickles = "" if raw.format.endswith("safetensors") else f", {raw.format}"
-    parts = parts_of(weights)
+    part, *others = parts_of(weights)
+    all_of_it = not others and part.skipped == raw.skipped  # nothing else belongs in the folder
     return replace(
-        parts[0] if len(parts) == 1 else raw,
+        part if all_of_it else raw,
         layout="diffusers",
         path=repo,
         root=folder,
