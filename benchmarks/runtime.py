@@ -1,8 +1,10 @@
-"""The runtime beside diffusers, in turns: runtime.py [start] [load] [step] [cuda]
+"""The runtime beside diffusers, in turns: runtime.py [start] [load] [file] [step] [cuda]
 
 start    import, and process start to a loaded pipeline
 load     a UNet of Stable Diffusion 1.5 in float32 cast to float16 and bfloat16, from the page cache
          and from the disk, without what imports take
+file     a pipeline of an original checkpoint of Stable Diffusion 1.5 in float32, `.safetensors` and
+         `.ckpt`, from the page cache, without what imports take
 step     one step of that UNet on the CPU, eager, batch 2; float32 at 256x256, on one thread
 cuda     eager and compiled steps on a GPU, float16 and bfloat16, at 512x512 and 1024x1024
 
@@ -217,6 +219,33 @@ def load_once(bench: Bench, cold: bool, dtype: str, turn: int) -> Round:
     return {side.name: runs[side.name] for side in bench.sides}
 
 
+def file(bench: Bench) -> None:
+    """An original checkpoint -> a pipeline; the first round warms the caches."""
+    import torch
+    from safetensors.torch import load_file
+
+    import weightport
+
+    peers = {side.name: bench.peer.name for side in bench.sides}
+    safe = bench.repo.with_name("original.safetensors")
+    pickled = safe.with_suffix(".ckpt")
+    if not safe.exists():
+        weightport.convert(bench.repo, safe, to="ldm", residue=False)
+        torch.save({"state_dict": load_file(safe)}, pickled)
+    for path in (safe, pickled):
+        rounds = [file_once(bench, path, turn) for turn in range(bench.options.repeat + 1)]
+        show(f"from_single_file, {path.suffix}", rounds[1:], peers)
+
+
+def file_once(bench: Bench, path: Path, turn: int) -> Round:
+    """One load by each side, in a new process, in turns."""
+    sides = bench.sides[:: -1 if turn % 2 else 1]
+    commands = {side.name: side.worker("file", side.package, path, bench.repo) for side in sides}
+    with living(commands) as workers:
+        runs = {name: ask(worker) for name, worker in workers.items()}
+    return {side.name: runs[side.name] for side in bench.sides}
+
+
 def drop_cache(folder: Path) -> None:
     """Let the system read weights from the disk again."""
     for path in folder.glob("*.safetensors"):
@@ -290,7 +319,7 @@ def cuda(bench: Bench) -> None:
         steps(bench, ["eager", "packed", "compiled"], "cuda", dtype, size)
 
 
-PARTS = {"start": start, "load": load, "step": step, "cuda": cuda}
+PARTS = {"start": start, "load": load, "file": file, "step": step, "cuda": cuda}
 
 
 def parse() -> argparse.Namespace:

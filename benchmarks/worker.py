@@ -3,9 +3,11 @@
 It prepares, then does its work as often as each line of its input says.
 
 worker.py load PACKAGE FOLDER DTYPE
+worker.py file PACKAGE FILE REPO
 worker.py step PACKAGE FOLDER DEVICE DTYPE SIZE THREADS LEVER OUTPUT
 
-`load` casts a UNet in a float32 file. `step` puts the result of the last step in the file OUTPUT.
+`load` casts a UNet in a float32 file. `file` loads a pipeline from an original checkpoint; REPO has
+the configs, which diffusers asks for. `step` puts the result of the last step in the file OUTPUT.
 """
 
 from __future__ import annotations
@@ -55,6 +57,14 @@ def load(package: str, folder: str, dtype: str) -> None:
     serve(lambda: kind.from_pretrained(folder, torch_dtype=getattr(torch, dtype)))
 
 
+def file(package: str, path: str, repo: str) -> None:
+    """A pipeline, of an original checkpoint."""
+    library = importlib.import_module(package)
+    kind = library.StableDiffusionPipeline
+    configs = {"config": repo, "local_files_only": True} if package == "diffusers" else {}
+    serve(lambda: kind.from_single_file(path, safety_checker=None, **configs))
+
+
 def step(
     package: str,
     folder: str,
@@ -101,4 +111,4 @@ def step(
 
 
 if __name__ == "__main__":
-    {"load": load, "step": step}[sys.argv[1]](*sys.argv[2:])
+    {"load": load, "file": file, "step": step}[sys.argv[1]](*sys.argv[2:])

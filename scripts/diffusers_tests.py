@@ -5,7 +5,8 @@ Each test runs twice, with diffusers' classes and with ours in their place; what
 that passes with diffusers' own. Nothing is downloaded: where tests want a small tokenizer of the
 Hub, one of the same size is made, and what else they want of the Hub fails for both.
 
-Prints a table in Markdown, then every test that fails with ours, with the last line of its error.
+Prints a table in Markdown, then every test that fails with ours, with the first line of its error.
+diffusers' tests themselves need accelerate, parameterized and requests_mock.
 """
 
 from __future__ import annotations
@@ -23,8 +24,14 @@ from typing import Any, NamedTuple
 
 import pytest
 
+SCHEDULERS = (  # whose classes we have
+    *("consistency_model", "ddim", "ddim_inverse", "ddpm", "deis", "dpm_multi"),
+    *("dpm_multi_inverse", "dpm_sde", "dpm_single", "edm_dpmsolver_multistep", "edm_euler"),
+    *("euler", "euler_ancestral", "heun", "ipndm", "kdpm2_ancestral", "kdpm2_discrete"),
+    *("lcm", "lms", "pndm", "sasolver", "tcd", "unipc"),
+)
 GROUPS: dict[str, tuple[str, ...]] = {  # what is run -> files and folders of the clone's tests
-    "schedulers": ("schedulers",),
+    "schedulers": tuple(f"schedulers/test_scheduler_{name}.py" for name in SCHEDULERS),
     "pipelines of SD": ("pipelines/stable_diffusion", "pipelines/stable_diffusion_2"),
     "pipelines of SDXL": ("pipelines/stable_diffusion_xl",),
     "pipelines with ControlNets": ("pipelines/controlnet",),
@@ -39,13 +46,13 @@ ON_OURS = "WEIGHTPORT_IN_PLACE_OF_DIFFUSERS"
 RESULTS = "WEIGHTPORT_RESULTS_OF_TESTS"
 OUT_OF_SCOPE = re.compile(
     "ip.?adapter|attn_proc|attention_processor|training|gradient|xformers|offload|device_map|lora"
-    "|parallel|compile|quant|layerwise|_cache|flash|single_file",
+    "|parallel|compile|quant|layerwise|_cache|flash|_deprecated_kwargs|custom_diffusion",
     re.IGNORECASE,
 )
 
 
 class Outcome(NamedTuple):
-    """What became of a test, and if it failed the last line of its error."""
+    """What became of a test, and if it failed the first line of its error."""
 
     passed: bool
     error: str = ""

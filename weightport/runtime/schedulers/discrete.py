@@ -161,11 +161,15 @@ class DDIMScheduler(DiscreteSolver):
         eta = self._eta
         if eta <= 0:
             return combine(alpha, x0, (sigma, eps)), x0
-        now = self._alpha_bar(i)
-        end = self._alpha_bar(to)
-        variance = float(eta**2 * ((1 - end) / (1 - now) * (1 - now / end)))
-        direction = max(float(1 - end) - variance, 0.0) ** 0.5
+        variance = float(eta**2 * self._get_variance(i, to))
+        direction = max(float(1 - self._alpha_bar(to)) - variance, 0.0) ** 0.5
         return combine(alpha, x0, (direction, eps), (variance**0.5, draw())), x0
+
+    def _get_variance(self, timestep: int, prev_timestep: int) -> Tensor:
+        """Of the noise of a step at η = 1."""
+        now = self._alpha_bar(timestep)
+        end = self._alpha_bar(prev_timestep)
+        return torch.tensor((1 - end) / (1 - now) * (1 - now / end))
 
 
 class DDIMInverseScheduler(DiscreteSolver):
@@ -297,19 +301,31 @@ class DDPMScheduler(DiscreteSolver):
         mean = combine(share, x0, (rest, x))
         if i <= 0:
             return mean, x0
-        small = max(float((1 - to) / (1 - now) * beta), 1e-20)
-        large = float(beta)
         noise = draw(output)
         if learned is None:
-            fixed = large if str(kind).startswith("fixed_large") else small
+            fixed = self._get_variance(i).item()
             return combine(1, mean, (fixed**0.5, noise)), x0
         if kind == "learned":
             deviation = learned.clamp(min=0).sqrt()
         else:  # between both in the log; Nichol and Dhariwal, Improved DDPM, eq. 15
+            small, large = self._variances(i)
             log_large = (learned + 1) * math.log(large)
             log_small = (1 - learned) * math.log(small)
             deviation = torch.exp(0.25 * (log_large + log_small))
         return mean + noise * deviation, x0
+
+    def _variances(self, timestep: int) -> tuple[float, float]:
+        """The least and the most that the noise of a step can have (section 3.2)."""
+        now = self._alpha_bar(timestep)
+        to = self._alpha_bar(self._previous(timestep))
+        beta = 1 - now / to
+        return max(float((1 - to) / (1 - now) * beta), 1e-20), float(beta)
+
+    def _get_variance(self, t: int) -> Tensor:
+        """Of the noise of a step, where it is not learned."""
+        small, large = self._variances(t)
+        is_large = str(self.config.variance_type).startswith("fixed_large")
+        return torch.tensor(large if is_large else small, dtype=torch.float64)
 
 
 ADAMS_BASHFORTH = (
