@@ -226,6 +226,17 @@ def image_to_image(library: Any, repo: Path) -> Any:
 
 
 @script
+def an_image_processor_of_ones_own(library: Any, repo: Path) -> Any:
+    pipe = library.StableDiffusionImg2ImgPipeline(**loaded(library, repo).components)
+    pipe.set_progress_bar_config(disable=True)
+    kind = part(library, "image_processor").VaeImageProcessor
+    pipe.image_processor = kind(do_resize=False, do_normalize=False)
+    pixels = torch.rand((1, 3, 32, 32), generator=seeded())
+    run = RUN | {"num_inference_steps": 4}
+    return pipe("a", image=pixels, generator=seeded(), **run).images
+
+
+@script
 def inpainting_with_a_soft_mask(library: Any, repo: Path) -> Any:
     pipe = library.StableDiffusionInpaintPipeline(**loaded(library, repo).components)
     pipe.set_progress_bar_config(disable=True)

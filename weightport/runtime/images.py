@@ -32,6 +32,7 @@ class VaeImageProcessor:
         vae_scale_factor: sizes are rounded down to a multiple of it.
         resample: the filter for PIL images; tensors and arrays are resized to the nearest
             neighbour.
+        do_resize: bring images to the size that is asked for, or to such a multiple.
         do_normalize: map [0, 1] to [-1, 1].
         do_binarize: make every value 0 or 1, as masks need.
         do_convert_grayscale: convert PIL images to one channel, not to RGB, and let tensors and
@@ -41,6 +42,7 @@ class VaeImageProcessor:
 
     vae_scale_factor: int = 8
     resample: Literal["lanczos", "bicubic"] = "lanczos"
+    do_resize: bool = field(default=True, kw_only=True)
     do_normalize: bool = field(default=True, kw_only=True)
     do_binarize: bool = field(default=False, kw_only=True)
     do_convert_grayscale: bool = field(default=False, kw_only=True)
@@ -79,8 +81,9 @@ class VaeImageProcessor:
             pixels = _to_tensor(np.concatenate(batches)) if is_array else torch.cat(batches)
             if not is_array and pixels.shape[1] == self.vae_latent_channels:
                 return pixels
-            target = self._size(pixels.shape[-2], pixels.shape[-1], height, width)
-            pixels = F.interpolate(pixels, target)
+            if self.do_resize:
+                target = self._size(pixels.shape[-2], pixels.shape[-1], height, width)
+                pixels = F.interpolate(pixels, target)
         if self.do_normalize and pixels.min() < 0:
             warnings.warn(
                 "the image has negative values: it is taken to be in [-1, 1] already", stacklevel=2
@@ -100,6 +103,8 @@ class VaeImageProcessor:
         """PIL images -> (b, c, h, w), cropped and at one size."""
         if crop:
             images = [one.crop(crop) for one in images]
+        if not self.do_resize:
+            return torch.cat([self._from_pil(one) for one in images])
         target = self._size(images[0].height, images[0].width, height, width)
         return torch.cat([self._from_pil(self.resize(one, *target, resize_mode)) for one in images])
 

@@ -65,6 +65,7 @@ class LatentDiffusionPipeline(DiffusionPipeline):
     control_argument: ClassVar[str | None] = None
     _callback_tensor_inputs: ClassVar[tuple[str, ...]] = TENSORS
 
+    _processor: VaeImageProcessor | None = None
     vae: AutoencoderKL
     text_encoder: CLIPTextModel
     tokenizer: CLIPTokenizer
@@ -178,7 +179,7 @@ class LatentDiffusionPipeline(DiffusionPipeline):
     @property
     def codec(self) -> Codec:
         """The VAE, with what images go through on the way."""
-        return Codec(self.vae)
+        return Codec(self.vae, processor=self._processor)
 
     @property
     def vae_scale_factor(self) -> int:
@@ -189,6 +190,10 @@ class LatentDiffusionPipeline(DiffusionPipeline):
     def image_processor(self) -> VaeImageProcessor:
         """What images go through."""
         return self.codec.images
+
+    @image_processor.setter
+    def image_processor(self, processor: VaeImageProcessor) -> None:
+        self._processor = processor
 
     @property
     def mask_processor(self) -> VaeImageProcessor:

@@ -47,12 +47,14 @@ class Codec:
         resample: the filter for PIL images.
         latent_channels: an image of so many channels is taken for latents; those of the VAE if
             None.
+        processor: what images go through in place of what the VAE needs.
     """
 
     vae: AutoencoderKL | None
     may_widen: bool = False
     resample: Literal["lanczos", "bicubic"] = "lanczos"
     latent_channels: int | None = None
+    processor: VaeImageProcessor | None = None
 
     @property
     def model(self) -> AutoencoderKL:
@@ -76,6 +78,8 @@ class Codec:
     @property
     def images(self) -> VaeImageProcessor:
         """What images go through."""
+        if self.processor is not None:
+            return self.processor
         channels = self.latent_channels or self.model.config.latent_channels
         return VaeImageProcessor(self.scale_factor, self.resample, vae_latent_channels=channels)
 
