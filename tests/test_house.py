@@ -47,7 +47,7 @@ _REPO = _LAYOUTS | {"converters.layouts", "converters.writers", "converters.conv
 _LOADING = {"errors", "io", "hub"}
 _MODELS = _LOADING | {"runtime.loading", "runtime.outputs"}
 _SAMPLING = _MODELS | {"runtime.models", "runtime.images", "runtime.speed"}
-_PIPELINES = _SAMPLING | {"runtime"}
+_PIPELINES = _SAMPLING | {"runtime", "adapters", "mappings"}
 _ALL_BUT_THE_TOP = {*GROUND, "converters", "runtime"}
 _TOP = _ALL_BUT_THE_TOP | {"parity", "comparison", "push", "pull", "recipe"}
 # Room -> what its modules may import beside one another. The innermost room of a module counts.

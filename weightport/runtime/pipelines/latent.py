@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
 from threading import get_ident
@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from ..adapted import scaled
 from ..images import VaeImageProcessor
 from ..loading.components import correct_sample_size
 from ..loading.config import Config
@@ -34,12 +35,13 @@ from ..sampling.state import Conditions, Images, Run
 from ..speed import compile_model, pack_model
 from ..text.textual_inversion import load_textual_inversion, unload_textual_inversion
 from ..text.tokenizer import CLIPTokenizer
+from .adapters import LoadsAdapters
 from .base import DiffusionPipeline
 
 TENSORS = ("latents", "prompt_embeds", "negative_prompt_embeds")  # that every callback may ask for
 
 
-class LatentDiffusionPipeline(DiffusionPipeline):
+class LatentDiffusionPipeline(LoadsAdapters, DiffusionPipeline):
     """The base of all pipelines of this family.
 
     One pipeline may serve several threads at once: what changes in a run belongs to the run, and
@@ -353,7 +355,10 @@ class LatentDiffusionPipeline(DiffusionPipeline):
         """Make images by the arguments of a call; `self` may be among them."""
         if self.control_argument == "image":
             given = {**given, "control_image": given["image"], "image": None}
-        return sample(self, Arguments.of(given))
+        scale = _lora_scale(given.get("cross_attention_kwargs"))
+        self._check_scale(scale)
+        with scaled(scale):
+            return sample(self, Arguments.of(given))
 
     def _encode(self, given: dict[str, Any]) -> Embeddings:
         """Encode prompts by the arguments of `encode_prompt`."""
@@ -492,6 +497,19 @@ class LatentDiffusionPipeline(DiffusionPipeline):
         checker = self.components.get("safety_checker")
         safety = None if checker is None else results.Safety(checker, self.feature_extractor)
         return results.finish(run, latents, self.codec, safety)
+
+
+def _lora_scale(given: Mapping[str, Any] | None) -> float:
+    """The scale of LoRA in a run.
+
+    Raises:
+        ValueError: something else is asked for.
+    """
+    options = dict(given or {})
+    scale = float(options.pop("scale", 1.0))
+    if options:
+        raise ValueError(f"cross_attention_kwargs: {', '.join(options)} is not supported")
+    return scale
 
 
 def _conditions(encoded: Embeddings, guide: Guide, dtype: torch.dtype) -> Conditions:

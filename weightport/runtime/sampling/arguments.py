@@ -17,7 +17,7 @@ Size = tuple[int, int]
 Generator = torch.Generator | list[torch.Generator] | None
 Callback = Callable[[Any, int, Any, dict[str, Any]], dict[str, Any] | None]
 # what diffusers' calls take and ours refuse, rather than to ignore it
-REFUSED = ("ip_adapter_image", "ip_adapter_image_embeds", "cross_attention_kwargs")
+REFUSED = ("ip_adapter_image", "ip_adapter_image_embeds")
 
 
 @dataclass(frozen=True)

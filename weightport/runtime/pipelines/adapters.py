@@ -1,0 +1,367 @@
+"""What pipelines do with adapters: load, weigh, fuse and unload LoRA and its relatives.
+
+Names and defaults are those of diffusers; files of every convention and flavour are read.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from ...adapters.alphas import KEY, Alphas
+from ...adapters.modules import Adapter, Model, decode
+from ...mappings.families import families
+from ..adapted import AdaptedModel, Fused, is_plain
+from ..loading.source import Place, Source, open_source
+from ..loading.weights import load_pickle, read_tensors
+
+NAMES = ("pytorch_lora_weights.safetensors", "pytorch_lora_weights.bin")
+_FOLDER = ("adapter_model.safetensors", "adapter_model.bin")  # of PEFT
+_CONFIG = "adapter_config.json"
+_IGNORED = {"low_cpu_mem_usage", "hotswap", "use_safetensors", "unet_config"}  # of diffusers
+
+Weight = float | Mapping[str, float] | None
+
+
+class LoadsAdapters:
+    """The part of a pipeline that adapters are loaded into.
+
+    Attributes:
+        adapted: the components that they may change.
+    """
+
+    _lora_loadable_modules: ClassVar[tuple[str, ...]] = ("unet", "text_encoder", "text_encoder_2")
+
+    def _adapted(self) -> dict[str, AdaptedModel]:
+        """Component -> its adapters."""
+        models = {name: getattr(self, name, None) for name in self._lora_loadable_modules}
+        return {
+            name: AdaptedModel.of(model)
+            for name, model in models.items()
+            if isinstance(model, nn.Module)
+        }
+
+    # --- loading ----------------------------------------------------------------------------------
+
+    def load_lora_weights(
+        self,
+        pretrained_model_name_or_path_or_dict: Place | Mapping[str, Tensor],
+        adapter_name: str | None = None,
+        **options: Any,
+    ) -> None:
+        """Load an adapter, and use it alone from now on.
+
+        Args:
+            pretrained_model_name_or_path_or_dict: a file, a folder or Hub id, or what was in a
+                file: LoRA, LyCORIS, DoRA, OFT and more, under the names of any trainer.
+            adapter_name: to speak of it later; by default `default_0`, `default_1`, ...
+            options: `weight_name`, the file in a folder or repository; `subfolder`, and how to
+                reach the Hub.
+
+        Raises:
+            OSError: there is no such file.
+            ValueError: it is no adapter, or not of this model.
+        """
+        options = {key: value for key, value in options.items() if key not in _IGNORED}
+        place = pretrained_model_name_or_path_or_dict
+        if isinstance(place, Mapping):
+            where = "the state dict"
+            tensors = dict(place)
+            alphas = Alphas()
+        else:
+            where, tensors, alphas = _read(place, options)
+        adapted = self._adapted()
+        self._check_not_compiled()
+        name = adapter_name or f"default_{len(self._all_adapters())}"
+        if name in self._all_adapters():
+            raise ValueError(f"there is an adapter {name!r} already; choose another adapter_name")
+        adapter = self._sorted(where, tensors, alphas)
+        for component, model in adapted.items():
+            modules = {path: one for (of, path), one in adapter.modules.items() if of == component}
+            if modules:
+                model.adapters[name] = modules
+                model.strengths = {name: 1.0}
+                model.is_enabled = True
+                model.update()
+
+    def _sorted(self, where: str, tensors: Mapping[str, Tensor], alphas: Alphas) -> Adapter[Tensor]:
+        """The modules of an adapter, of this pipeline's models."""
+        models = {name: _model(getattr(self, name)) for name in self._adapted()}
+        adapter = None
+        for family in _compatible(models):
+            try:
+                adapter = decode(tensors, family, models, alphas, lambda one: float(one.item()))
+            except ValueError as error:
+                raise ValueError(f"{where}: {error}") from None
+            if adapter.fits:
+                return adapter
+        assert adapter is not None
+        if adapter.unmatched:
+            raise ValueError(
+                f"{where}: {len(adapter.unmatched)} tensors belong to no module of the pipeline:"
+                f" {adapter.unmatched[0]}"
+            )
+        name, why = next(iter(adapter.flaws.items()))
+        raise ValueError(f"{where}: {name} {why}")
+
+    def _check_not_compiled(self) -> None:
+        for name in self._adapted():
+            if "forward" in vars(getattr(self, name)):
+                raise ValueError(
+                    f"the {name} is compiled, and its graph knows nothing of adapters: load them"
+                    " before compile()"
+                )
+
+    # --- weights ----------------------------------------------------------------------------------
+
+    def set_adapters(
+        self, adapter_names: str | Sequence[str], adapter_weights: Weight | Sequence[Weight] = None
+    ) -> None:
+        """Use these adapters, each with a weight or with one for each component.
+
+        Raises:
+            ValueError: there is no such adapter, or not one weight for each.
+        """
+        names = [adapter_names] if isinstance(adapter_names, str) else list(adapter_names)
+        weights: list[Any] = (
+            list(adapter_weights)
+            if isinstance(adapter_weights, Sequence)
+            else [adapter_weights] * len(names)
+        )
+        if len(names) != len(weights):
+            raise ValueError(f"{len(names)} adapters are named, with {len(weights)} weights")
+        self._check_known(names)
+        self._check_not_compiled()
+        for component, model in self._adapted().items():
+            model.strengths = {
+                name: _weight(weight, component)
+                for name, weight in zip(names, weights, strict=True)
+                if name in model.adapters
+            }
+            model.update()
+
+    def get_active_adapters(self) -> list[str]:
+        """The names of the adapters in use."""
+        used = [name for model in self._adapted().values() for name in model.strengths]
+        return list(dict.fromkeys(used))
+
+    def get_list_adapters(self) -> dict[str, list[str]]:
+        """Component -> the names of its adapters."""
+        return {
+            component: list(model.adapters)
+            for component, model in self._adapted().items()
+            if model.adapters
+        }
+
+    def enable_lora(self) -> None:
+        """Use the adapters again."""
+        self._enable(True)
+
+    def disable_lora(self) -> None:
+        """Use no adapter until `enable_lora`."""
+        self._enable(False)
+
+    def _enable(self, is_enabled: bool) -> None:
+        self._check_not_compiled()
+        for model in self._adapted().values():
+            model.is_enabled = is_enabled
+            model.update()
+
+    def delete_adapters(self, adapter_names: str | Sequence[str]) -> None:
+        """Forget adapters.
+
+        Raises:
+            ValueError: there is no such adapter.
+        """
+        names = [adapter_names] if isinstance(adapter_names, str) else list(adapter_names)
+        self._check_known(names)
+        self._check_not_compiled()
+        for model in self._adapted().values():
+            for name in names:
+                model.adapters.pop(name, None)
+                model.strengths.pop(name, None)
+            model.update()
+
+    def unload_lora_weights(self) -> None:
+        """Forget all adapters; what is fused stays."""
+        self.delete_adapters(list(self._all_adapters()))
+
+    # --- fusing -----------------------------------------------------------------------------------
+
+    def fuse_lora(
+        self,
+        components: Sequence[str] | None = None,
+        lora_scale: float = 1.0,
+        safe_fusing: bool = False,
+        adapter_names: Sequence[str] | None = None,
+    ) -> None:
+        """Make adapters part of the parameters, which then take no more time than without.
+
+        Args:
+            components: those to fuse; by default all.
+            lora_scale: weight of all of them.
+            safe_fusing: as in diffusers; NaN is refused in any case.
+            adapter_names: by default those in use.
+
+        Raises:
+            ValueError: there is no such component or adapter.
+        """
+        self._check_known(adapter_names or ())
+        self._check_not_compiled()
+        for model in self._chosen(components).values():
+            names = [name for name in adapter_names or model.strengths if name in model.adapters]
+            for name in names:
+                strength = lora_scale * model.strengths.get(name, 1.0)
+                model.fused[name] = Fused(model.adapters[name], strength)
+            model.update()
+
+    def unfuse_lora(self, components: Sequence[str] | None = None) -> None:
+        """Put back the parameters from before `fuse_lora`, bit for bit."""
+        self._check_not_compiled()
+        for model in self._chosen(components).values():
+            model.fused.clear()
+            model.update()
+
+    def _chosen(self, components: Sequence[str] | None) -> dict[str, AdaptedModel]:
+        adapted = self._adapted()
+        for name in components or ():
+            if name not in adapted:
+                raise ValueError(f"{name} is no component with adapters; there are {[*adapted]}")
+        return {name: adapted[name] for name in components or adapted}
+
+    # --- saving -----------------------------------------------------------------------------------
+
+    @classmethod
+    def save_lora_weights(
+        cls,
+        save_directory: str | Path,
+        unet_lora_layers: Mapping[str, Tensor] | None = None,
+        text_encoder_lora_layers: Mapping[str, Tensor] | None = None,
+        text_encoder_2_lora_layers: Mapping[str, Tensor] | None = None,
+        weight_name: str | None = None,
+        unet_lora_adapter_metadata: Mapping[str, Any] | None = None,
+        text_encoder_lora_adapter_metadata: Mapping[str, Any] | None = None,
+        text_encoder_2_lora_adapter_metadata: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Save what was trained, as diffusers does: one safetensors file with PEFT's configs.
+
+        Raises:
+            ValueError: there is nothing to save.
+        """
+        states = (unet_lora_layers, text_encoder_lora_layers, text_encoder_2_lora_layers)
+        configs = (
+            unet_lora_adapter_metadata,
+            text_encoder_lora_adapter_metadata,
+            text_encoder_2_lora_adapter_metadata,
+        )
+        tensors: dict[str, Tensor] = {}
+        said: dict[str, Any] = {}
+        for component, state, config in zip(
+            cls._lora_loadable_modules, states, configs, strict=True
+        ):
+            for key, tensor in (state or {}).items():
+                tensors[f"{component}.{key}"] = tensor.detach().cpu().clone().contiguous()
+            for key, value in (config or {}).items():
+                said[f"{component}.{key}"] = sorted(value) if isinstance(value, set) else value
+        if not tensors:
+            raise ValueError("there are no layers to save")
+        metadata = {"format": "pt"}
+        if said:
+            metadata[KEY] = json.dumps(said, indent=2, sort_keys=True)
+        folder = Path(save_directory)
+        folder.mkdir(parents=True, exist_ok=True)
+        save_file(tensors, folder / (weight_name or NAMES[0]), metadata)
+
+    # --- checks -----------------------------------------------------------------------------------
+
+    def _all_adapters(self) -> list[str]:
+        every = [name for names in self.get_list_adapters().values() for name in names]
+        return list(dict.fromkeys(every))
+
+    def _check_known(self, names: Sequence[str]) -> None:
+        known = self._all_adapters()
+        for name in names:
+            if name not in known:
+                raise ValueError(f"there is no adapter {name!r}; there are {known}")
+
+    def _check_scale(self, scale: float) -> None:
+        """Refuse a scale for adapters that are part of the parameters."""
+        if scale == 1:
+            return
+        for model in self._adapted().values():
+            active = [model.adapters[name] for name in model.strengths]
+            if any(not is_plain(one) for modules in active for one in modules.values()):
+                raise ValueError(
+                    'cross_attention_kwargs={"scale": ...} is for plain LoRA; weigh others with'
+                    " set_adapters"
+                )
+
+
+def _weight(weight: Weight, component: str) -> float:
+    """The weight of an adapter in a component."""
+    value: Any = weight.get(component) if isinstance(weight, Mapping) else weight
+    if isinstance(value, Mapping):
+        raise ValueError("weights for single blocks are not supported; give one for a component")
+    return 1.0 if value is None else float(value)
+
+
+def _model(model: Any) -> Model:
+    shapes = {key: tuple(tensor.shape) for key, tensor in model.state_dict().items()}
+    return Model(shapes, dict(model.config), frozenset({"conv_in.weight"}))
+
+
+def _compatible(models: Mapping[str, Model]) -> list[str]:
+    """Families that have these text encoders, those with no others first."""
+    present = {name for name in models if name.startswith("text_encoder")}
+    fitting = [name for name, one in families().items() if present <= set(one.text_encoders)]
+    return sorted(fitting, key=lambda name: len(families()[name].text_encoders))
+
+
+# --- files ----------------------------------------------------------------------------------------
+
+
+def _read(place: Place, options: Mapping[str, Any]) -> tuple[str, dict[str, Tensor], Alphas]:
+    """What is in a file: for messages its name, tensors, and what its header says of alphas."""
+    config = None
+    if isinstance(place, Source) or not Path(place).is_file():
+        others = {key: value for key, value in options.items() if key != "weight_name"}
+        source = open_source(place, **others)
+        name = options.get("weight_name") or _only(source)
+        if name in _FOLDER and _CONFIG in source.names:
+            config = source.json(_CONFIG)
+        path = source.path(name)
+    else:
+        path = Path(place)
+    try:
+        if path.suffix == ".safetensors":
+            tensors = dict(read_tensors(path))
+            with safe_open(path, framework="pt") as file:
+                alphas = Alphas.parse(file.metadata() or {})
+        else:
+            tensors = load_pickle(path)
+            alphas = Alphas()
+        if config is not None:
+            alphas = Alphas.of_config(config)
+    except ValueError as error:
+        message = str(error)
+        raise ValueError(message if str(path) in message else f"{path}: {message}") from None
+    return str(path), tensors, alphas
+
+
+def _only(source: Source) -> str:
+    """The file of a folder that is meant where none is named."""
+    for name in (*NAMES, *_FOLDER):
+        if name in source.names:
+            return name
+    found = [name for name in source.names if name.endswith(".safetensors")]
+    if len(found) != 1:
+        raise ValueError(
+            f"{source.name}: {len(found)} files may be the adapter; say which with weight_name"
+        )
+    return found[0]
