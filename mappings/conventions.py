@@ -17,8 +17,7 @@ from typing import Any
 
 from .facts import facts
 from .families import families
-from .library import load_table
-from .table import Spelling
+from .spelling import Spelling
 
 NAMES = (
     "kohya",
@@ -68,6 +67,8 @@ class Naming:
         if not self.table:
             paths = {key: key for key in weights}
         else:
+            from .library import load_table  # numpy, which the command line does without
+
             table = load_table(self.table)
             links = table.links(weights, config)
             paths = {link.targets[0]: link.sources[0].removeprefix(table.prefix) for link in links}

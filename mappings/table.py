@@ -22,6 +22,7 @@ from .errors import MappingError
 from .expressions import evaluate
 from .ops import Op, Shape
 from .rows import Row
+from .spelling import Spelling
 
 _HEADER = ("extends", "prefix", "about", "let", "spelling", "ignore", "regenerate")
 
@@ -56,31 +57,6 @@ class Link:
         if self.op is None:
             return shapes[0]
         return self.op.inverse.shapes(shapes)[0]
-
-
-@dataclass(frozen=True)
-class Spelling:
-    """How a layout that writes no dots spells a path: `lora_unet_`, then segments joined by `_`."""
-
-    prefix: str
-    join: str
-
-    @classmethod
-    def parse(cls, table: str, section: Mapping[str, Any]) -> Spelling:
-        """Read the section `[spelling]` of a table.
-
-        Raises:
-            MappingError: it holds something else than text for `prefix` and `join`.
-        """
-        if section.keys() - {"prefix", "join"} or "join" not in section:
-            raise MappingError(f"{table}: [spelling] holds `join` and perhaps `prefix`")
-        if not all(isinstance(value, str) for value in section.values()):
-            raise MappingError(f"{table}: [spelling] holds text")
-        return cls(section.get("prefix", ""), section["join"])
-
-    def spell(self, path: str) -> str:
-        """The name of a dotted path."""
-        return self.prefix + path.replace(".", self.join)
 
 
 @dataclass(frozen=True)

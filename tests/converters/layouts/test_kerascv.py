@@ -13,6 +13,7 @@ from weightport.converters.checkpoint import Checkpoint, Computed
 from weightport.converters.layouts.kerascv import parts
 from weightport.converters.layouts.kerascv_layers import model_layers
 from weightport.converters.layouts.source import Source
+from weightport.converters.layouts.sources import open_source
 from weightport.converters.planning.candidates import Candidate, candidates
 from weightport.converters.planning.recognise import recognise
 from weightport.errors import ConversionError
@@ -269,14 +270,16 @@ def test_other_layers_of_a_trainer_are_named(tmp_path: Path) -> None:
     check(checkpoint, "unet", document, keys)
 
 
-@pytest.mark.parametrize("count", [0, 2])
-def test_a_folder_of_shards_has_one_index(count: int, tmp_path: Path) -> None:
-    for index in range(count):
+def test_a_folder_of_shards_has_one_index(tmp_path: Path) -> None:
+    for index in range(2):
         (tmp_path / f"{index}.weights.json").write_text('{"weight_map": {"/vars": "a.h5"}}')
-    with pytest.raises(
-        ConversionError, match="holds 2 `.weights.json` files" if count else "a folder, but neither"
-    ):
+    with pytest.raises(ConversionError, match=r"holds 2 `\.weights\.json` files"):
         read(tmp_path)
+
+
+def test_an_empty_folder_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConversionError, match="a folder, but neither"):
+        open_source(Source(tmp_path))
 
 
 def test_a_folder_of_shards_is_read(tmp_path: Path) -> None:

@@ -609,7 +609,7 @@ def test_contradictions_are_named(name: str, arguments: dict[str, Any], message:
 
 def test_a_unet_of_another_task_is_named() -> None:
     _, ours, arguments = make("text")
-    ours.unet = type(ours.unet)({**ours.unet.config, "in_channels": 9})
+    ours.unet = type(ours.unet).from_config({**ours.unet.config, "in_channels": 9})
     with pytest.raises(ValueError, match="4 channels are given, but this model takes 9"):
         ours(**arguments)
 
