@@ -76,11 +76,6 @@ class Recognition:
         first = self.candidates[0]
         return f"{first.title} ({first.family.title})"
 
-    @property
-    def flaw(self) -> str | None:
-        """Why it is no whole part, if it is none."""
-        return _flaw(self)
-
     def of_family(self, name: str) -> Candidate:
         """The candidate of one family."""
         return next(candidate for candidate in self.candidates if candidate.family.name == name)
@@ -179,7 +174,7 @@ def complete(recognition: Recognition) -> None:
     Raises:
         ConversionError: says what is missing or unexpected, and why if that is known.
     """
-    flaw = recognition.flaw
+    flaw = _flaw(recognition)
     if flaw is not None:
         checkpoint = recognition.checkpoint
         root = f" ({recognition.root})" if recognition.known and recognition.root else ""

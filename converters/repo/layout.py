@@ -14,9 +14,8 @@ from ..planning.plan import PlannedComponent
 from ..settings import Settings
 from ..writers.safetensors import Output, write_safetensors
 from .base import base_file, read_json
-from .carried import Carried
 from .configs import Config, Configs, dated
-from .index import is_extension, model_index, tokenizers
+from .index import is_extension, model_index
 from .tokenizers import copy_or_write_tokenizer
 from .written import WrittenRepo
 
@@ -29,7 +28,6 @@ def write_repo(
     components: Mapping[str, PlannedComponent],
     settings: Settings,
     prediction: Prediction | None,
-    carried: Carried | None,
     progress: Callable[[int], None],
 ) -> WrittenRepo:
     """Write every planned component, and what a pipeline needs beside the weights.
@@ -40,14 +38,11 @@ def write_repo(
         folder: an empty one.
         prediction: what the UNet of an original checkpoint predicts; KerasCV's and a base's own are
             known.
-        carried: what is taken over, as it is, from the repository of the denoiser.
     """
-    repo = _Repo(folder, family, components, settings, prediction, carried)
+    repo = _Repo(folder, family, components, settings, prediction)
     repo.write_configs()
     if not repo.is_extension:
         repo.write_tokenizers()
-    if carried is not None:
-        carried.write(folder)
     repo.write_weights(progress)  # last: what is refused is refused before gigabytes are written
     return repo.written
 
@@ -97,7 +92,6 @@ class _Repo:
     components: Mapping[str, PlannedComponent]
     settings: Settings
     prediction: Prediction | None
-    carried: Carried | None = None
     written: WrittenRepo = field(default_factory=WrittenRepo)
 
     @property
@@ -132,7 +126,7 @@ class _Repo:
             theirs = base_file(self.denoiser, place)
             found[place] = read_json(theirs) if theirs else dated(stock)
         name = str(scheduler["_class_name"])
-        found[INDEX] = model_index(self.family, self.components, name, self.carried)
+        found[INDEX] = model_index(self.family, self.components, name)
         return found
 
     def write_configs(self) -> None:
@@ -144,8 +138,7 @@ class _Repo:
 
     def write_tokenizers(self) -> None:
         """Each text encoder's."""
-        for name in tokenizers(self.family, self.components, self.carried):
-            tokenizer = self.family.tokenizers[name]
+        for name, tokenizer in self.family.tokenizers.items():
             encoder = self.components.get(tokenizer.encoder, next(iter(self.components.values())))
             copy_or_write_tokenizer(
                 self.folder / name,
