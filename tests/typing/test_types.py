@@ -99,7 +99,8 @@ def parts() -> dict[str, tuple[Any, Any]]:
     for part in get_type_hints(arguments.Arguments).values():
         hints = get_type_hints(part)
         known |= {one.name: (hints[one.name], one.default) for one in fields(part)}
-    known["return_dict"] = (bool, True)  # of the call alone
+    known["return_dict"] = (bool, True)  # of the call alone, as the next
+    known["cross_attention_kwargs"] = (dict[str, float] | None, None)
     return known | dict.fromkeys(arguments.REFUSED, (type(None), None))
 
 
