@@ -67,11 +67,14 @@ class Candidate:
     def ignored(self, checkpoint: Checkpoint) -> dict[str, str]:
         """Names of a checkpoint's tensors that the part does without -> the reason."""
         prefix = self.table.prefix
+        links = self.links
         reasons = {}
         for key in checkpoint.tensors:
             name = prefix + key
+            if name in links:
+                continue  # most are: to look for a reason takes time
             reason = self.table.ignored(name) or checkpoint.unused.get(key)
-            if reason is not None and name not in self.links:
+            if reason is not None:
                 reasons[name] = reason
         return reasons
 

@@ -226,9 +226,10 @@ def _check_shapes(
     if not wrong:
         return
     source = wrong[0].sources[0]
-    links = part.of_family(family).links
-    key = next(key for key, tensor in part.checkpoint.tensors.items() if tensor is source)
-    expected = links[key].source_shape(shapes)
+    candidate = part.of_family(family)
+    named = candidate.named(part.checkpoint)
+    name = next(name for name, tensor in named.items() if tensor is source)
+    expected = candidate.links[name].source_shape(shapes)
     flaw = f"has the wrong shape {list(source.shape)}, expected {list(expected)}"
     if len(wrong) > 1:
         flaw += f"; also {brief(planned.sources[0].name for planned in wrong[1:])}"

@@ -487,6 +487,25 @@ def test_a_stray_tensor_is_refused_by_name(sd1: State, key: str, tmp_path: Path)
         convert(sd1 | {key: np.ones(3, np.float32)}, tmp_path)
 
 
+@pytest.mark.parametrize(
+    "key",
+    [
+        f"{P}time_embed.0.bias",
+        f"{V}encoder.conv_in.bias",
+        f"{C}text_model.final_layer_norm.bias",
+    ],
+)
+@pytest.mark.parametrize("around", ["", "module."])
+def test_a_wrong_shape_is_refused_by_its_name_in_the_file(
+    sd1: State, key: str, around: str, tmp_path: Path
+) -> None:
+    longer = np.zeros(len(sd1[key]) + 1, sd1[key].dtype)
+    state = {around + name: array for name, array in (sd1 | {key: longer}).items()}
+    told = rf"`{around}{key}` has the wrong shape \[{len(longer)}\], expected \[{len(sd1[key])}\]"
+    with pytest.raises(weightport.ConversionError, match=told):
+        convert(state, tmp_path)
+
+
 def test_parts_of_different_families_are_refused(
     sd1: State, original_of: Callable[[str], Path], tmp_path: Path
 ) -> None:
