@@ -10,27 +10,12 @@ from dataclasses import dataclass
 from ..adapters.modules import Adapter, Module
 from ..errors import printable
 from ..mappings.conventions import conventions
+from ..mappings.facts import facts
 from ..mappings.families import families
 from .checkpoint import Tensor
 from .layouts.adapters import AdapterFile
 from .planning.keys import brief
 
-_TOLD = (  # what trainers say of an adapter, that people ask for
-    "ss_base_model_version",
-    "ss_sd_model_name",
-    "ss_output_name",
-    "ss_network_module",
-    "ss_network_dim",
-    "ss_network_alpha",
-    "ss_v2",
-    "ss_num_epochs",
-    "ss_steps",
-    "modelspec.title",
-    "modelspec.architecture",
-    "modelspec.trigger_phrase",
-)
-_TAGS = "ss_tag_frequency"
-_TRIGGER = "modelspec.trigger_phrase"
 _MOST = 10  # trigger words
 
 
@@ -87,7 +72,9 @@ def inspect_adapter(file: AdapterFile, family: str | None) -> InspectedAdapter:
         magnitudes=dict(Counter(_axis(one) for one in decomposed)),
         embeddings=tuple((name, one.shape) for name, one in first.bundled.items()),
         words=_words(said),
-        metadata={key: printable(said[key]) for key in _TOLD if key in said},
+        metadata={
+            key: printable(said[key]) for key in facts("adapters")["says"]["keys"] if key in said
+        },
         unmatched=first.unmatched,
     )
 
@@ -131,10 +118,11 @@ def _axis(module: Module[Tensor]) -> str:
 
 def _words(metadata: Mapping[str, str]) -> tuple[str, ...]:
     """The trigger phrase, or the tags that most training images had."""
-    if _TRIGGER in metadata:
-        return (printable(metadata[_TRIGGER]),)
+    says = facts("adapters")["says"]
+    if says["phrase"] in metadata:
+        return (printable(metadata[says["phrase"]]),)
     try:
-        folders = json.loads(metadata.get(_TAGS, "{}"))
+        folders = json.loads(metadata.get(says["tags"], "{}"))
         counts: Counter[str] = Counter()
         for tags in folders.values():
             counts.update({str(tag): int(number) for tag, number in tags.items()})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -82,10 +83,7 @@ def _chosen(file: AdapterFile, settings: Settings) -> tuple[Adapter[Tensor], Res
 
 def described(adapter: Adapter[Tensor]) -> list[str]:
     """What an adapter changes, a line for each component and flavour."""
-    counts: dict[tuple[str, str], int] = {}
-    for module in adapter.modules.values():
-        key = (module.component, module.title)
-        counts[key] = counts.get(key, 0) + 1
+    counts = Counter((module.component, module.title) for module in adapter.modules.values())
     return [
         f"{component}: {count} modules, {title}" for (component, title), count in counts.items()
     ]

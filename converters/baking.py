@@ -17,6 +17,7 @@ import numpy as np
 from ..adapters.change import (
     Change,
     bias_change,
+    changes_bias,
     changes_weight,
     row_blocks,
     weight_change,
@@ -145,8 +146,7 @@ class _Applied:
 
 def _model(component: PlannedComponent, family: Family) -> Model:
     shapes = {key: planned.shape for key, planned in component.tensors.items()}
-    own = family.components[component.name].own.values()
-    return Model(shapes, component.config, frozenset(place.split()[0] for place in own))
+    return Model(shapes, component.config, family.components[component.name].open_axes)
 
 
 def _refuse_unfit(
@@ -183,7 +183,7 @@ def _patched(
         )
     keys = []
     weights = [one for one in applied if changes_weight(one.module)]
-    biases = [one for one in applied if _BIAS_ROLES & one.module.tensors.keys()]
+    biases = [one for one in applied if changes_bias(one.module)]
     for key, several, make in (
         (f"{path}.weight", weights, _weight_change),
         (f"{path}.bias", biases, _bias_change),
@@ -201,7 +201,6 @@ def _patched(
     return keys
 
 
-_BIAS_ROLES = {"diff_b", "b_norm", "up_bias"}
 _Make = Callable[[_Applied, Mapping[str, Array], Array], Change]
 
 

@@ -60,6 +60,11 @@ class Component:
         """Whether it is no piece of a pipeline, but a model that extends others: a ControlNet."""
         return bool(self.pipelines)
 
+    @property
+    def open_axes(self) -> frozenset[str]:
+        """Keys of the tensors of which a model may have more rows or input channels than stock."""
+        return frozenset(place.split()[0] for place in self.own.values())
+
     def half_of(self, key: str) -> str:
         """The half that a tensor belongs to.
 

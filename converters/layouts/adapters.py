@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from ...adapters.alphas import Alphas
+from ...adapters.alphas import CONFIG, WEIGHTS, Alphas
 from ...adapters.modules import Adapter, Model, decode, is_adapter, stock_models
 from ...errors import ConversionError
 from ...mappings.families import families
-from ..checkpoint import Checkpoint, Tensor
+from ..checkpoint import Checkpoint, SourceFile, Tensor
 from ..planning.keys import brief
-from ..readers.json_objects import parse_json
+from ..readers.json_objects import read_json
 from ..readers.safetensors import read_safetensors
 from ..readers.torch_file import read_torch
 from .source import Source
 
-CONFIG = "adapter_config.json"
-"""What PEFT puts beside the weights of a folder."""
-_WEIGHTS = {"adapter_model.safetensors": read_safetensors, "adapter_model.bin": read_torch}
+_READERS = {".safetensors": read_safetensors, ".bin": read_torch}
 _MAX_CONFIG = 10_000_000
 
 
@@ -43,7 +41,7 @@ class AdapterFile:
         """
         known = stock_models(family) if models is None else models
         try:
-            return decode(self.checkpoint.tensors, family, known, self.alphas, _number)
+            return decode(self.checkpoint.tensors, family, known, self.alphas, number_in)
         except ValueError as error:
             raise ConversionError(f"{self.path}: {error}") from None
 
@@ -126,17 +124,17 @@ def refuse_adapter(source: Source) -> None:
 
 def _folder(folder: Path) -> AdapterFile:
     """A folder that PEFT saved."""
-    names = [name for name in _WEIGHTS if (folder / name).is_file()]
-    if not names:
-        raise ConversionError(f"{folder}: {CONFIG} without {' or '.join(_WEIGHTS)} beside it")
-    checkpoint = _WEIGHTS[names[0]](folder / names[0])
-    config = folder / CONFIG
-    if config.stat().st_size > _MAX_CONFIG:
-        raise ConversionError(f"{config}: too large for a config")
+    files = [folder / name for name in WEIGHTS if (folder / name).is_file()]
+    if not files:
+        raise ConversionError(f"{folder}: {CONFIG} without {' or '.join(WEIGHTS)} beside it")
+    checkpoint = _READERS[files[0].suffix](files[0])
+    config = SourceFile(folder / CONFIG)
     try:
-        alphas = Alphas.of_config(parse_json(config.read_bytes(), config))
+        alphas = Alphas.of_config(read_json(config, _MAX_CONFIG))
     except ValueError as error:
         raise ConversionError(f"{folder}: {error}") from None
+    finally:
+        config.close()
     checkpoint.path = folder
     checkpoint.format = "PEFT folder"
     return AdapterFile(checkpoint, alphas)
@@ -156,10 +154,6 @@ def _strange_axes(adapter: Adapter[Tensor]) -> int:
     )
 
 
-def _number(tensor: Tensor) -> float:
+def number_in(tensor: Tensor) -> float:
+    """The number in a tensor of one element."""
     return float(tensor.numpy().reshape(-1)[0])
-
-
-def titles(adapters: Sequence[Adapter[Tensor]]) -> str:
-    """The families of adapters, in words."""
-    return " or ".join(families()[adapter.family].title for adapter in adapters)

@@ -18,7 +18,7 @@ import numpy as np
 from ...adapters.alphas import KEY
 from ...errors import ConversionError
 from ..checkpoint import DTYPES, Array, Computed, Tensor
-from ..layouts.adapters import AdapterFile
+from ..layouts.adapters import AdapterFile, number_in
 from ..writers.safetensors import Output
 
 RECORD = "weightport"
@@ -73,14 +73,14 @@ class Record:
                 tensors[out.key] = None
                 continue
             value = None
-            if place[2] == "alpha" and _number(tensor) != _number(out.sources[0]):
-                value = _number(tensor)
+            if place[2] == "alpha" and number_in(tensor) != number_in(out.sources[0]):
+                value = number_in(tensor)
             kept = Kept(tensor.name, tensor.dtype, tensor.shape, value)
             if kept != Kept(out.key, out.dtype, out.shape, None):
                 tensors[out.key] = kept
         for place in before.keys() - back.keys():
             tensor = before[place]
-            tensors[tensor.name] = Kept(tensor.name, tensor.dtype, tensor.shape, _number(tensor))
+            tensors[tensor.name] = Kept(tensor.name, tensor.dtype, tensor.shape, number_in(tensor))
         said = file.checkpoint.metadata
         metadata = {key: said[key] for key in (KEY, *STALE) if key in said}
         return cls(origin, metadata, dict(sorted(tensors.items())))
@@ -153,13 +153,9 @@ def _as_it_was(out: Output, kept: Kept) -> Output:
         )
     if kept.value is None and kept.dtype == out.dtype:
         return replace(out, key=kept.name, shape=kept.shape)
-    value = _number(out.sources[0]) if kept.value is None else kept.value
+    value = number_in(out.sources[0]) if kept.value is None else kept.value
     tensor = number_tensor(kept.name, value, kept.dtype, kept.shape)
     return Output(kept.name, tensor.dtype, tensor.shape, (tensor,))
-
-
-def _number(tensor: Tensor) -> float:
-    return float(tensor.numpy().reshape(-1)[0])
 
 
 def _kept(entry: Any) -> Kept | None:

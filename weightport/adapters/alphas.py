@@ -17,6 +17,10 @@ from typing import Any
 from ..errors import printable
 
 KEY = "lora_adapter_metadata"
+CONFIG = "adapter_config.json"
+"""What PEFT puts beside the weights of a folder."""
+WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
+"""The names that it gives them."""
 _PATTERN = re.compile(r"\^?(?:\(\.\*\\?\.\)\?)?((?:[\w-]|\\?\.)+)\$?")
 
 

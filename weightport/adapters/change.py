@@ -21,7 +21,7 @@ import numpy as np
 
 from ..mappings.conventions import conventions
 from .modules import Module
-from .shapes import upright
+from .shapes import BIAS_ROLES, upright
 
 Array = np.ndarray[Any, Any]
 Change = Callable[[Array, slice], Array]
@@ -55,8 +55,9 @@ def weight_change(
 def bias_change(module: Module[Any], arrays: Mapping[str, Array], strength: float) -> Array | None:
     """How a module changes the bias (o,) of its layer; None if it does not."""
     total: Array | None = None
-    for role, factor in (("diff_b", 1.0), ("b_norm", 1.0), ("up_bias", module.factor)):
+    for role in BIAS_ROLES:
         if role in arrays:
+            factor = module.factor if role == "up_bias" else 1.0
             part = strength * factor * arrays[role].astype(np.float64).reshape(-1)
             total = part if total is None else total + part
     return total
@@ -65,6 +66,11 @@ def bias_change(module: Module[Any], arrays: Mapping[str, Array], strength: floa
 def changes_weight(module: Module[Any]) -> bool:
     """Whether a module changes the weight of its layer, and not the bias alone."""
     return module.flavour != "bias"
+
+
+def changes_bias(module: Module[Any]) -> bool:
+    """Whether a module changes the bias of its layer."""
+    return any(role in module.tensors for role in BIAS_ROLES)
 
 
 def row_blocks(rows: int, columns: int) -> Iterator[slice]:

@@ -10,25 +10,17 @@ import math
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
-from typing import Any, Generic, NamedTuple, Protocol, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
 from ..errors import printable
 from ..mappings.conventions import Convention, Naming, conventions, stock_names
 from ..mappings.facts import facts
 from ..mappings.families import families
 from .alphas import Alphas
-from .shapes import Shape, flaw
+from .shapes import Shape, Shaped, flaw
 
 BUNDLED = "bundle_emb."
 """How the names of embeddings in a file of LoRA begin."""
-
-
-class Shaped(Protocol):
-    """A tensor, of any library."""
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """The dimensions."""
 
 
 T = TypeVar("T", bound=Shaped)
@@ -149,9 +141,7 @@ def stock_models(family: str) -> dict[str, Model]:
     """The models of a family, by component. Treat as read-only."""
     components = families()[family].components.values()
     return {
-        one.name: Model(
-            one.manifest(), one.config, frozenset(place.split()[0] for place in one.own.values())
-        )
+        one.name: Model(one.manifest(), one.config, one.open_axes)
         for one in components
         if not one.extends
     }

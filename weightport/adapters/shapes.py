@@ -9,13 +9,19 @@ from typing import Protocol, TypeVar
 Shape = tuple[int, ...]
 S = TypeVar("S")
 
+BIAS_ROLES = ("diff_b", "b_norm", "up_bias")
+"""What changes a bias."""
 
-class _Shaped(Protocol):
+
+class Shaped(Protocol):
+    """A tensor, of any library."""
+
     @property
-    def shape(self) -> Shape: ...
+    def shape(self) -> Shape:
+        """The dimensions."""
 
 
-def flaw(tensors: Mapping[str, _Shaped], weight: Shape, is_open: bool) -> str | None:
+def flaw(tensors: Mapping[str, Shaped], weight: Shape, is_open: bool) -> str | None:
     """Why a module does not fit a weight (o, i[, h, w]), if it does not.
 
     Args:
@@ -27,7 +33,7 @@ def flaw(tensors: Mapping[str, _Shaped], weight: Shape, is_open: bool) -> str | 
     """
     shapes = {role: tuple(tensor.shape) for role, tensor in tensors.items()}
     change = _changed_shape(upright(shapes, shapes, weight))
-    for role in ("diff_b", "b_norm", "up_bias"):
+    for role in BIAS_ROLES:
         if role in shapes and prod(shapes[role]) != weight[0]:
             return f"{_said(role, shapes)} does not fit a bias of {weight[0]}"
     size = prod(shapes["ia3"]) if "ia3" in shapes else weight[0]

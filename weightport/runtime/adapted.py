@@ -22,6 +22,7 @@ from ..adapters.change import (
     Array,
     Change,
     bias_change,
+    changes_bias,
     changes_weight,
     row_blocks,
     weight_change,
@@ -229,7 +230,7 @@ def _changed(path: str, module: Module[Tensor]) -> Iterator[str]:
     """The parameters that a module changes."""
     if changes_weight(module):
         yield f"{path}.weight"
-    if module.tensors.keys() & {"diff_b", "b_norm", "up_bias"}:
+    if changes_bias(module):
         yield f"{path}.bias"
 
 

@@ -28,18 +28,7 @@ if TYPE_CHECKING:
     from ..converters.checkpoint import SourceFile, Stored
     from ..converters.writers.pieces import Output
 
-DTYPES = {
-    "F64": torch.float64,
-    "F32": torch.float32,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-    "I64": torch.int64,
-    "I32": torch.int32,
-    "I16": torch.int16,
-    "I8": torch.int8,
-    "U8": torch.uint8,
-    "BOOL": torch.bool,
-}
+DTYPES: dict[str, torch.dtype] = {name: getattr(torch, word) for name, word in dtypes.WORDS.items()}
 INDEX = "model_index.json"
 
 

@@ -6,7 +6,7 @@ Names and defaults are those of diffusers; files of every convention and flavour
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -14,16 +14,15 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from ...adapters.alphas import KEY, Alphas
+from ...adapters.alphas import CONFIG, KEY, WEIGHTS, Alphas
 from ...adapters.modules import Adapter, Model, decode
+from ...io.atomic import merged
 from ...mappings.families import families
 from ..adapted import AdaptedModel, Fused, is_plain
 from ..loading.source import Place, Source, open_source
 from ..loading.weights import load_pickle, read_tensors
 
 NAMES = ("pytorch_lora_weights.safetensors", "pytorch_lora_weights.bin")
-_FOLDER = ("adapter_model.safetensors", "adapter_model.bin")  # of PEFT
-_CONFIG = "adapter_config.json"
 _IGNORED = {"low_cpu_mem_usage", "hotswap", "use_safetensors", "unet_config"}  # of diffusers
 
 Weight = float | Mapping[str, float] | None
@@ -92,9 +91,10 @@ class LoadsAdapters:
 
     def _sorted(self, where: str, tensors: Mapping[str, Tensor], alphas: Alphas) -> Adapter[Tensor]:
         """The modules of an adapter, of this pipeline's models."""
-        models = {name: _model(getattr(self, name)) for name in self._adapted()}
+        components = {name: getattr(self, name) for name in self._adapted()}
         adapter = None
-        for family in _compatible(models):
+        for family in _compatible(components):
+            models = {name: _model(family, name, one) for name, one in components.items()}
             try:
                 adapter = decode(tensors, family, models, alphas, lambda one: float(one.item()))
             except ValueError as error:
@@ -274,9 +274,8 @@ class LoadsAdapters:
         metadata = {"format": "pt"}
         if said:
             metadata[KEY] = json.dumps(said, indent=2, sort_keys=True)
-        folder = Path(save_directory)
-        folder.mkdir(parents=True, exist_ok=True)
-        save_file(tensors, folder / (weight_name or NAMES[0]), metadata)
+        with merged(save_directory) as staging:
+            save_file(tensors, staging / (weight_name or NAMES[0]), metadata)
 
     # --- checks -----------------------------------------------------------------------------------
 
@@ -311,12 +310,13 @@ def _weight(weight: Weight, component: str) -> float:
     return 1.0 if value is None else float(value)
 
 
-def _model(model: Any) -> Model:
+def _model(family: str, name: str, model: Any) -> Model:
     shapes = {key: tuple(tensor.shape) for key, tensor in model.state_dict().items()}
-    return Model(shapes, dict(model.config), frozenset({"conv_in.weight"}))
+    stock = families()[family].components[name]
+    return Model(shapes, dict(model.config), stock.open_axes)
 
 
-def _compatible(models: Mapping[str, Model]) -> list[str]:
+def _compatible(models: Iterable[str]) -> list[str]:
     """Families that have these text encoders, those with no others first."""
     present = {name for name in models if name.startswith("text_encoder")}
     fitting = [name for name, one in families().items() if present <= set(one.text_encoders)]
@@ -333,8 +333,8 @@ def _read(place: Place, options: Mapping[str, Any]) -> tuple[str, dict[str, Tens
         others = {key: value for key, value in options.items() if key != "weight_name"}
         source = open_source(place, **others)
         name = options.get("weight_name") or _only(source)
-        if name in _FOLDER and _CONFIG in source.names:
-            config = source.json(_CONFIG)
+        if name in WEIGHTS and CONFIG in source.names:
+            config = source.json(CONFIG)
         path = source.path(name)
     else:
         path = Path(place)
@@ -356,7 +356,7 @@ def _read(place: Place, options: Mapping[str, Any]) -> tuple[str, dict[str, Tens
 
 def _only(source: Source) -> str:
     """The file of a folder that is meant where none is named."""
-    for name in (*NAMES, *_FOLDER):
+    for name in (*NAMES, *WEIGHTS):
         if name in source.names:
             return name
     found = [name for name in source.names if name.endswith(".safetensors")]

@@ -477,3 +477,17 @@ def noiseless_step(
     """Go to the next timestep: the `step` of solvers that draw no noise."""
     parts = self._step(model_output, timestep, sample)
     return SchedulerOutput.asked(return_dict, *parts)
+
+
+def noisy_step(
+    self: Scheduler,
+    model_output: Tensor,
+    timestep: Timestep,
+    sample: Tensor,
+    generator: Generator = None,
+    variance_noise: Tensor | None = None,
+    return_dict: bool = True,
+) -> SchedulerOutput:
+    """Go to the next timestep, with noise of the generator or the one that is given."""
+    parts = self._step(model_output, timestep, sample, generator, variance_noise)
+    return SchedulerOutput.asked(return_dict, *parts)

@@ -15,12 +15,12 @@ from torch import Tensor
 
 from ..loading.config import Config
 from ..loading.options import Options, configured
-from .base import Device, SchedulerOutput, Timestep, Visits
+from .base import Device, Visits, noisy_step
 from .brownian import BrownianNoise
 from .config import Ends, EpsilonOrV, FlowPrediction, Spread, TimeShift, Variance
 from .edm import Preconditioned
 from .exponential import SHORT_RUN, ExponentialSolver, Levels, Orders, Rows, as_rows, levels_of
-from .samples import Draw, Generator, combine
+from .samples import Draw, combine
 from .spacing import Array, Numbers, spaced
 
 ON_IMAGES = ("dpmsolver++", "sde-dpmsolver++")
@@ -242,18 +242,7 @@ class DPMSolverMultistepScheduler(ExponentialSolver):
         refuse_endless(type(self).__name__, self.config)
         self.stochastic = self.config.algorithm_type in STOCHASTIC
 
-    def step(  # type: ignore[override]
-        self,
-        model_output: Tensor,
-        timestep: Timestep,
-        sample: Tensor,
-        generator: Generator = None,
-        variance_noise: Tensor | None = None,
-        return_dict: bool = True,
-    ) -> SchedulerOutput:
-        """Go to the next timestep, with noise of the generator or the one that is given."""
-        parts = self._step(model_output, timestep, sample, generator, variance_noise)
-        return SchedulerOutput.asked(return_dict, *parts)
+    step = noisy_step  # type: ignore[assignment]
 
     def _rounds(self) -> bool:
         rounds = self.config.use_karras_sigmas or self.config.use_lu_lambdas
@@ -312,18 +301,7 @@ class DPMSolverMultistepInverseScheduler(ExponentialSolver):
         self._prepare()
         self.stochastic = self.config.algorithm_type in STOCHASTIC
 
-    def step(  # type: ignore[override]
-        self,
-        model_output: Tensor,
-        timestep: Timestep,
-        sample: Tensor,
-        generator: Generator = None,
-        variance_noise: Tensor | None = None,
-        return_dict: bool = True,
-    ) -> SchedulerOutput:
-        """Go to the next timestep, with noise of the generator or the one that is given."""
-        parts = self._step(model_output, timestep, sample, generator, variance_noise)
-        return SchedulerOutput.asked(return_dict, *parts)
+    step = noisy_step  # type: ignore[assignment]
 
     def _rounds(self) -> bool:
         cosine = self.config.beta_schedule == "squaredcos_cap_v2"

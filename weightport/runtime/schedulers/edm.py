@@ -109,8 +109,7 @@ class EDMEulerScheduler(Preconditioned):
         `s_churn` noise is spread over the steps from σ = `s_tmax` to `s_tmin`, scaled by `s_noise`.
         """
         self._churn = Churn(s_churn, s_tmin, s_tmax, s_noise)
-        parts = self._step(model_output, timestep, sample, generator)
-        return SchedulerOutput.asked(return_dict, *parts)
+        return super().step(model_output, timestep, sample, generator, return_dict)
 
     def _solve(self, i: int, x: Tensor, output: Tensor, draw: Draw) -> tuple[Tensor, Tensor]:
         x, raised = self._churn.add(x, self._levels[i], len(self._levels) - 1, draw)

@@ -144,8 +144,7 @@ class FlowMatchHeunDiscreteScheduler(FlowSolver):
         `s_churn` noise is spread over the steps from σ = `s_tmax` to `s_tmin`, scaled by `s_noise`.
         """
         self._churn = Churn(s_churn, s_tmin, s_tmax, s_noise)
-        parts = self._step(model_output, timestep, sample, generator)
-        return SchedulerOutput.asked(return_dict, *parts)
+        return super().step(model_output, timestep, sample, generator, return_dict)
 
     def _visits(self, steps: int, timesteps: Numbers | None, sigmas: Numbers | None) -> Visits:
         ends = flow_shifted(self._spread(steps), self.shift).astype(np.float32)

@@ -193,8 +193,7 @@ class EulerDiscreteScheduler(SigmaSolver):
         `s_churn` noise is spread over the steps from σ = `s_tmax` to `s_tmin`, scaled by `s_noise`.
         """
         self._churn = Churn(s_churn, s_tmin, s_tmax, s_noise)
-        parts = self._step(model_output, timestep, sample, generator)
-        return SchedulerOutput.asked(return_dict, *parts)
+        return super().step(model_output, timestep, sample, generator, return_dict)
 
     def _calls(self, timesteps: Array, sigmas: Array, end: float) -> Visits:
         continuous = self.config.timestep_type == "continuous"
@@ -287,8 +286,7 @@ class LMSDiscreteScheduler(SigmaSolver):
     ) -> SchedulerOutput:
         """Go to the next timestep, with the slopes of so many steps."""
         self._order = order
-        parts = self._step(model_output, timestep, sample)
-        return SchedulerOutput.asked(return_dict, *parts)
+        return super().step(model_output, timestep, sample, return_dict=return_dict)
 
     def _solve(self, i: int, x: Tensor, output: Tensor, draw: Draw) -> tuple[Tensor, Tensor]:
         sigma = self._levels[i]

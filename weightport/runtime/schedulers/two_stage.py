@@ -257,8 +257,7 @@ class DPMSolverSDEScheduler(SigmaSolver):
     ) -> SchedulerOutput:
         """Go to the next timestep, with noise scaled by `s_noise`."""
         self._scale = s_noise
-        parts = self._step(model_output, timestep, sample)
-        return SchedulerOutput.asked(return_dict, *parts)
+        return super().step(model_output, timestep, sample, return_dict=return_dict)
 
     def _solve(self, i: int, x: Tensor, output: Tensor, draw: Draw) -> tuple[Tensor, Tensor]:
         if self._path is None:
