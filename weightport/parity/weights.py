@@ -48,13 +48,15 @@ def compare_weights(
     equal = 0
     rounded = dict[str, int]()
     wrong = list[WrongTensor]()
-    for link in dict.fromkeys(part.of_family(family).links.values()):
+    candidate = part.of_family(family)
+    named = candidate.named(part.checkpoint)
+    for link in dict.fromkeys(candidate.links.values()):
         if any(target not in tensors for target in link.targets):
             wrong.append(WrongTensor(link.sources[0], link.targets, link.row, None))
             continue
         dtype = tensors[link.targets[0]].dtype
         for key, back in zip(link.sources, _back(link, tensors), strict=True):
-            source = part.checkpoint.tensors[key]
+            source = named[key]
             expected = _rounded(source.numpy(), dtype, back.dtype)
             if back.shape != expected.shape:
                 wrong.append(WrongTensor(source.name, link.targets, link.row, None))
