@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..io.pages import drop_file_pages
+from .outputs import Output
 
 
 class Packed(NamedTuple):
@@ -88,8 +89,9 @@ def compile_steps(model: nn.Module) -> None:
 
     def forward(*args: Any, **kwargs: Any) -> Any:
         outputs = compiled(*args, **kwargs)
-        return type(outputs)(
-            *(output.clone() for output in outputs)
-        )  # a CUDA graph writes to the same memory again
+        # a CUDA graph writes to the same memory again
+        if isinstance(outputs, Output):
+            return type(outputs)(*(output.clone() for output in outputs.to_tuple()))
+        return tuple(output.clone() for output in outputs)
 
     model.forward = forward
