@@ -21,7 +21,8 @@ import weightport
 from weightport.pull import Reference
 from weightport.push import unverified
 
-from ..support.command import COMMAND, Run, assert_refused, run_python, spawn
+from ..support.command import COMMAND, Run, assert_refused
+from ..support.forks import run_command, run_python
 from ..support.hub_server import TOKEN, Fault, HubServer
 
 UNET = "unet/diffusion_pytorch_model.safetensors"
@@ -50,7 +51,7 @@ def command(hub: HubServer, tmp_path: Path) -> Command:
     """Runs the command in a process of its own, as a client of the hub."""
 
     def command(*arguments: str | Path, token: str | None = TOKEN, **environment: str) -> Run:
-        return spawn(
+        return run_command(
             *arguments, environment=hub.environment(tmp_path / "home", token) | environment
         )
 

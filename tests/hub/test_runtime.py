@@ -14,7 +14,7 @@ import pytest
 
 import weightport
 
-from ..support.command import run_python, spawn
+from ..support.forks import run_command, run_python
 from ..support.hub_server import TOKEN, Fault, HubServer
 
 WEIGHTS = {
@@ -163,7 +163,7 @@ def test_the_round_trip_gives_the_same_image(
     hub: HubServer, repo: Path, tmp_path: Path, client: Client
 ) -> None:
     environment = hub.environment(tmp_path / "home")
-    pushed = spawn("push", repo, "org/model", "--allow-unverified", environment=environment)
+    pushed = run_command("push", repo, "org/model", "--allow-unverified", environment=environment)
     assert pushed.status == 0, pushed.err
     before = client("result = draw(StableDiffusionPipeline.from_pretrained(args[0]))", repo)
     code = (

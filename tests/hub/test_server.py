@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from ..support.command import run_python
+from ..support.forks import run_python
 from ..support.hub_server import TOKEN, Fault, HubServer
 
 WEIGHTS = os.urandom(3_000_000)  # needs several parts, and several reads

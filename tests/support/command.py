@@ -49,22 +49,9 @@ def spawn(
     before: Callable[[], None] | None = None,
     environment: Mapping[str, str] | None = None,
 ) -> Run:
-    """Run the command in a process of its own; `before` runs in it first."""
-    return _process([*COMMAND, *map(str, arguments)], before, environment)
-
-
-def run_python(
-    code: str, *arguments: str | Path, environment: Mapping[str, str] | None = None
-) -> Run:
-    """Run Python code in a process of its own; it finds the arguments in `sys.argv[1:]`."""
-    return _process([sys.executable, "-c", code, *map(str, arguments)], None, environment)
-
-
-def _process(
-    command: list[str], before: Callable[[], None] | None, environment: Mapping[str, str] | None
-) -> Run:
+    """Run the command in an interpreter of its own; `before` runs in its process first."""
     process = subprocess.run(
-        command,
+        [*COMMAND, *map(str, arguments)],
         capture_output=True,
         text=True,
         errors="surrogateescape",

@@ -13,7 +13,8 @@ from huggingface_hub import ModelCard, ModelCardData
 import weightport
 from weightport.converters.repo.card import END, START, body, metadata, model_card, refresh
 
-from ...support.command import assert_refused, run, run_python
+from ...support.command import assert_refused, run
+from ...support.forks import run_python
 from ...support.synthetic import write_controlnet
 
 SHA = "ab" * 32

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,17 +15,15 @@ from weightport import DDIMScheduler, DiffusionPipeline, UNet2DConditionModel
 from weightport.hub.download import HubOptions
 from weightport.runtime.loading.source import Source, open_source, split_options
 
-from ...support.command import run_python
+from ...support.forks import run_python
 from ...support.hub_server import HubServer
 from .test_custom_code import HELPERS, MORE, ONE_STEP, UNET, write_files
 
 Client = Callable[..., str]
-SETUP = """
-import json, os, sys
+RUN = """
+import os, sys
 import torch
 from weightport import *
-from weightport.runtime import schedulers
-from weightport.runtime.models import unet  # before any fork
 
 class Pair(DiffusionPipeline):
     def __init__(self, unet, scheduler):
@@ -38,22 +34,9 @@ def run(code):
         exec(code, globals())
     except (OSError, ValueError) as error:
         print(type(error).__name__, error, sep=": ")
+
+run(sys.argv[1])
 """
-# A process that has imported all but the client of the Hub, and answers each line of input in a
-# fork of its own: the client reads the environment when it is imported.
-FORKS = (
-    SETUP
-    + """
-for line in sys.stdin:
-    code, environment, answer = json.loads(line)
-    if os.fork() == 0:
-        os.environ.update(environment)
-        with open(answer, "w") as sys.stdout:
-            run(code)
-        os._exit(0)
-    print(os.wait()[1], flush=True)
-"""
-)
 NEEDED = {
     "model_index.json",
     "unet/config.json",
@@ -88,30 +71,16 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_files(folder, {"model_index.json": json.dumps(index), **unneeded})
 
 
-@pytest.fixture(scope="module")
-def forks() -> Iterator[subprocess.Popen[str]]:
-    with subprocess.Popen(
-        [sys.executable, "-c", FORKS], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    ) as process:
-        yield process
-        assert process.stdin is not None
-        process.stdin.close()
-
-
 @pytest.fixture
-def client(hub: HubServer, tmp_path: Path, forks: subprocess.Popen[str]) -> Client:
+def client(hub: HubServer, tmp_path: Path) -> Client:
     """Runs code in a process of its own, whose Hub is `hub`; gives what it prints."""
 
     def run(code: str, token: str | None = None, **more: str) -> str:
         hub.requests.clear()
-        assert forks.stdin is not None
-        assert forks.stdout is not None
         environment = hub.environment(tmp_path / "home", token) | more
-        print(
-            json.dumps([code, environment, str(tmp_path / "answer")]), file=forks.stdin, flush=True
-        )
-        assert forks.stdout.readline() == "0\n"
-        return (tmp_path / "answer").read_text().strip()
+        ended = run_python(RUN, code, environment=environment)
+        assert ended.status == 0, ended.err
+        return ended.out.strip()
 
     return run
 
@@ -298,8 +267,12 @@ def test_a_repository_that_is_its_own_code(hub: HubServer, client: Client, pair:
 
 
 def test_without_huggingface_hub(tmp_path: Path) -> None:
-    code = "import sys; sys.modules['huggingface_hub'] = None\n" + SETUP
-    ended = run_python(code + "\nrun(sys.argv[1])", "Pair.from_pretrained('org/pair')")
+    code = (
+        "import sys\n"
+        "assert 'huggingface_hub' not in sys.modules\n"
+        "sys.modules['huggingface_hub'] = None\n"
+    )
+    ended = run_python(code + RUN, "Pair.from_pretrained('org/pair')")
     assert (
         ended.out.strip()
         == "OSError: org/pair: there is no such folder; an id on the Hub needs `pip install"

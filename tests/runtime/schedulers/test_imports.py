@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from ...support.command import run_python
+from ...support.forks import run_python
 
 RUN = """
 import sys
+assert "scipy" not in sys.modules
 sys.modules.update(scipy=None, torchsde=None)  # any import of them fails
 import torch, weightport
 scheduler = weightport.{name}({options})
