@@ -83,7 +83,7 @@ class Component:
         input channels.
         """
         config = config or self.config
-        shapes = read_manifest(FOLDER / "manifests" / f"{self.family}_{self.name}.txt")
+        shapes = dict(_stock_shapes(self.family, self.name))
         for option, place in self.own.items():
             key, axis = place.split()
             shape = list(shapes[key])
@@ -206,6 +206,12 @@ def read_manifest(path: Path) -> dict[str, Shape]:
             key, sides = line.split()
             shapes[key] = tuple(map(int, sides.split("x")))
     return shapes
+
+
+@cache
+def _stock_shapes(family: str, component: str) -> dict[str, Shape]:
+    """The manifest of a component, read once."""
+    return read_manifest(FOLDER / "manifests" / f"{family}_{component}.txt")
 
 
 @cache
