@@ -26,7 +26,7 @@ from ..io.dtypes import WORDS
 
 
 def _little_endian(word: str) -> np.dtype[Any]:
-    dtype: np.dtype[Any] = np.dtype(ml_dtypes.bfloat16 if word == "bfloat16" else word)
+    dtype: np.dtype[Any] = np.dtype(getattr(ml_dtypes, word, word))
     return dtype if dtype.isnative else dtype.newbyteorder("<")
 
 

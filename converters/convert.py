@@ -10,6 +10,7 @@ from pathlib import Path
 
 from ..errors import ConversionError, printable
 from ..io.atomic import check_apart
+from ..io.dtypes import EIGHT_BITS, KEEP, WORDS
 from ..mappings.families import Family, families, halves, halves_of
 from ..mappings.layouts import layouts
 from .adapters import convert_adapters
@@ -23,6 +24,7 @@ from .outputs import OUTPUTS
 from .planning.plan import PlannedComponent, StateDictShapes, choose_family, plan, shared
 from .planning.recognise import Recognition, complete, recognise
 from .planning.strays import without_strays
+from .repo.carried import Carried, carried_from
 from .repo.index import lacking
 from .repo.tokenizer import named_placeholders, placeholder_notes
 from .settings import Settings
@@ -91,9 +93,13 @@ def planned(
     conversion = Conversion(family.name, components, None)
     if settings.lora:
         conversion.baking = bake(components, family, settings)
+    carried = None
     if writer.is_repo:
         settings = _with_tokens(conversion, settings)
-        _take_notes(conversion, parts, settings)
+        carried = carried_from(family, components, settings.component is None)
+        _take_notes(conversion, parts, carried, settings)
+    conversion.notes += _left_out(parts, carried)
+    conversion.notes += _eight_bit_notes(components, settings.dtype)
     yield conversion, settings
     for part in parts:
         for file in part.checkpoint.files:
@@ -123,15 +129,48 @@ def _with_tokens(conversion: Conversion, settings: Settings) -> Settings:
     return replace(settings, placeholder_tokens=tokens)
 
 
-def _take_notes(conversion: Conversion, parts: Sequence[Recognition], settings: Settings) -> None:
+def _take_notes(
+    conversion: Conversion,
+    parts: Sequence[Recognition],
+    carried: Carried | None,
+    settings: Settings,
+) -> None:
     """What the user should know of the repo, and what it lacks."""
     family = conversion.architecture
     if not settings.family:
         conversion.notes += _choice_notes(family, parts)
     conversion.notes += _width_notes(family, conversion.components)
     conversion.notes += placeholder_notes(settings.placeholder_tokens)
+    if carried is not None:
+        conversion.notes += carried.notes
     if settings.component is None:
-        conversion.lacks = lacking(family, conversion.components)
+        conversion.lacks = lacking(family, conversion.components, carried)
+
+
+def _left_out(parts: Sequence[Recognition], carried: Carried | None) -> list[str]:
+    """The folders of repositories that are neither converted nor taken over, and why."""
+    notes = []
+    for part in parts:
+        checkpoint = part.checkpoint
+        taken = carried.folders if carried and carried.repo == checkpoint.path else ()
+        for name, reason in checkpoint.skipped.items():
+            if name.endswith("/") and name.removesuffix("/") not in taken:
+                notes.append(f"left out: {reason}")
+    return notes
+
+
+def _eight_bit_notes(components: Mapping[str, PlannedComponent], wanted: str) -> list[str]:
+    """Which components hold floats of eight bits, and what becomes of them."""
+    notes = []
+    for name, component in components.items():
+        small = [tensor for tensor in component.tensors.values() if tensor.dtype in EIGHT_BITS]
+        if small and wanted == KEEP:
+            kinds = " and ".join(sorted({WORDS[tensor.dtype] for tensor in small}))
+            notes.append(
+                f"{name}: {len(small)} tensors of {kinds} become bfloat16, which holds them"
+                " exactly; --dtype chooses another"
+            )
+    return notes
 
 
 def _choice_notes(family: Family, parts: Sequence[Recognition]) -> list[str]:

@@ -89,11 +89,11 @@ def _inspected(found: Recognition) -> InspectedPart:
     checkpoint = found.checkpoint
     nearest = found.candidates[0]
     component = nearest.component
-    becomes = (
-        f"{component.name}/ ({component.class_name}) by the table {nearest.table.name}"
-        if found.known
-        else "nothing"
-    )
+    becomes = f"{component.name}/ ({component.class_name}) by the table {nearest.table.name}"
+    if not found.known:
+        becomes = "nothing"
+    elif found.flaw is not None:
+        becomes = f"nothing as it is: {found.flaw}"
     return InspectedPart(
         root=found.root if found.known else checkpoint.root,
         format=checkpoint.format,

@@ -11,10 +11,12 @@ from ...mappings.facts import facts
 from ...mappings.families import component_names
 from ..checkpoint import Checkpoint
 from ..readers.sniff import file_names
+from .diffusers_repo import not_converted, other_models, read_config, refuse_pipeline
 from .folders import inside, left_beside
-from .foreign import refuse_folder
+from .foreign import refuse_contents, refuse_folder
 from .single_file import parts_of
 from .source import Source
+from .unsupported import other_class, refuse_config, refuse_quantised, refuse_unsupported
 
 
 def reads(source: Source) -> bool:
@@ -31,27 +33,49 @@ def parts(source: Source) -> list[Checkpoint]:
     if source.raw is not None:
         return parts_of(source)
     if source.kind == "model":
+        refuse_config(source.path, read_config(source.path, ""))
         return [_model(source, "")]
-    repo = source.path
-    folders = {name: folder for name in component_names() if (folder := _folder(source, name))}
-    if not folders:
-        refuse_folder(repo)
-        known = "/, ".join(component_names())
-        raise ConversionError(f"{repo}: a diffusers repo without weights in {known}/")
-    models = {name: _model(source, folder) for name, folder in folders.items()}
-    for name, model in models.items():
-        average = _average(name)
-        if model.root == name and _weights(repo / average):
-            reason = facts("containers")["averages"]["reason"]
-            model.skipped[f"{average}/"] = reason.replace("{folder}", name)
-    first = next(iter(models.values()))
-    first.skipped.update(left_beside(repo))
-    return list(models.values())
+    return _models(source)
 
 
 def _average(name: str) -> str:
     """The folder of the moving average of a component."""
     return name + str(facts("containers")["averages"]["suffix"])
+
+
+def _models(source: Source) -> list[Checkpoint]:
+    """The models of a repository; what else it holds is named as left out.
+
+    Raises:
+        ConversionError: there are none, or it is one of another kind.
+    """
+    repo = source.path
+    models: dict[str, Checkpoint] = {}
+    others = other_models(repo)
+    for name in component_names():
+        folder = _folder(source, name)
+        if folder is None:
+            continue
+        config = read_config(repo, folder)
+        other = other_class(config)
+        if other is not None:
+            others[name] = other
+            continue
+        refuse_quantised(repo / folder, config)
+        models[name] = _model(source, folder)
+        if folder == name and _weights(repo / _average(name)):
+            reason = facts("containers")["averages"]["reason"]
+            models[name].skipped[f"{_average(name)}/"] = reason.replace("{folder}", name)
+    refuse_pipeline(repo, models, others)
+    if not models:
+        refuse_folder(repo)
+        known = "/, ".join(component_names())
+        raise ConversionError(f"{repo}: a diffusers repo without weights in {known}/")
+    first = next(iter(models.values()))
+    first.skipped.update(left_beside(repo))
+    averages = {_average(name) for name in models}
+    first.skipped.update(not_converted(repo, others, {*models, *averages}))
+    return list(models.values())
 
 
 def _folder(source: Source, name: str) -> str | None:
@@ -73,6 +97,8 @@ def _model(source: Source, folder: str) -> Checkpoint:
         raise ConversionError(f"{file}: holds no tensors, whatever its name says")
     for opened in raw.files:
         inside(repo, opened.path)
+    refuse_contents(raw, repo / folder)
+    refuse_unsupported(raw, repo / folder)
     pickles = "" if raw.format.endswith("safetensors") else f", {raw.format}"
     part, *others = parts_of(weights)
     all_of_it = not others and part.skipped == raw.skipped  # nothing else belongs in the folder

@@ -11,7 +11,8 @@ from typing import NoReturn
 
 from ...errors import ConversionError
 from ...mappings.facts import facts
-from ..checkpoint import SourceFile
+from ..checkpoint import Checkpoint, SourceFile
+from ..planning.keys import brief
 from ..readers.archives import zip_members
 from ..readers.sniff import file_names, folder_names
 
@@ -44,6 +45,48 @@ def refuse_file(path: Path) -> NoReturn:
     is_text = all(byte >= 0x20 or byte in b"\t\r\n" for byte in head)
     kind = "a text file" if is_text else "in no format known here"
     raise ConversionError(f"{path}: {kind}, not a checkpoint")
+
+
+def refuse_contents(checkpoint: Checkpoint, place: Path | None = None) -> None:
+    """Refuse weights that are not there, and those of another framework.
+
+    Args:
+        place: what messages name, if not the file.
+
+    Raises:
+        ConversionError: it holds such weights.
+    """
+    _refuse_hollow(checkpoint, place or checkpoint.path)
+    _refuse_turned(checkpoint, place or checkpoint.path)
+
+
+def _refuse_hollow(checkpoint: Checkpoint, place: Path) -> None:
+    """Refuse weights without elements."""
+    known = facts("containers")["hollow"]
+    empty = [key for key, tensor in checkpoint.tensors.items() if 0 in tensor.shape]
+    hollow = [key for pattern in known["tensors"] for key in fnmatch.filter(empty, pattern)]
+    if hollow:
+        raise ConversionError(f"{place}: {len(hollow)} tensors {known['reason']}: {brief(hollow)}")
+
+
+def _refuse_turned(checkpoint: Checkpoint, path: Path) -> None:
+    """Refuse weights whose matrices may lie the other way round.
+
+    Where a matrix is square its shape tells nothing: the container must.
+    """
+    known = facts("containers")
+    for pattern, meaning in known["entries"].items():
+        if fnmatch.filter([*checkpoint.tensors, *checkpoint.skipped], pattern):
+            raise ConversionError(_said(path, meaning))
+    header = checkpoint.metadata.get("format", "")
+    if header in known["formats"]:
+        raise ConversionError(_said(path, known["formats"][header]))
+    bare = known["arrays"]
+    if checkpoint.format not in bare["formats"] and header not in bare["headers"]:
+        return
+    shapes = [tensor.shape for tensor in checkpoint.tensors.values() if len(tensor.shape) == 2]
+    if shapes and all(rows == columns for rows, columns in shapes):
+        raise ConversionError(_said(path, bare["reason"]))
 
 
 def refuse_archive(path: Path) -> None:

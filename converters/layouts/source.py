@@ -12,6 +12,7 @@ from ..readers.sniff import sniff
 from ..readers.torch_file import read_torch
 from .foreign import refuse_file
 from .groups import Split, split
+from .scales import unscaled
 
 _BARE = {"safetensors": read_safetensors, "torch": read_torch}
 
@@ -47,7 +48,7 @@ class Source:
     def raw(self) -> Checkpoint | None:
         """The tensors of a file that merely lists them, under its own keys; None for others."""
         read = _BARE.get(self.kind)
-        return read(self.path) if read else None
+        return unscaled(read(self.path)) if read else None
 
     @cached_property
     def split(self) -> Split:

@@ -10,7 +10,7 @@ from ..checkpoint import Checkpoint
 from . import diffusers, kerascv, ldm
 from .adapters import refuse_adapter
 from .folders import left_beside, located, weight_files
-from .foreign import refuse_archive, refuse_folder
+from .foreign import refuse_archive, refuse_contents, refuse_folder
 from .source import Source
 from .unsupported import refuse_unsupported
 
@@ -48,6 +48,7 @@ def open_source(source: Source) -> list[Checkpoint]:
     if source.kind == "folder":
         return _files(source)
     if source.raw is not None:
+        refuse_contents(source.raw)
         refuse_unsupported(source.raw)
     layout = next(layout for layout in LAYOUTS.values() if layout.reads(source))
     return layout.parts(source)

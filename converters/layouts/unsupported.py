@@ -1,39 +1,172 @@
-"""Refuses models of other architectures by name: `mappings/facts/unsupported.toml`."""
+"""Refuses models of other kinds by name: `mappings/facts/unsupported.toml`.
+
+Files and folders go one way here, and so do `inspect` and `convert`.
+"""
 
 from __future__ import annotations
 
 import fnmatch
+import re
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any, NoReturn
 
 from ...errors import ConversionError, printable
 from ...mappings.facts import facts
 from ...mappings.families import families
 from ..checkpoint import Checkpoint, Tensor
 
+Tensors = Mapping[str, Tensor]
+_DIFFUSERS = "_class_name"
+_TRANSFORMERS = "architectures"
+_QUANTISED = "quantization_config"
 
-def refuse_unsupported(checkpoint: Checkpoint) -> None:
-    """Name a model of another architecture, of which a part may well look like one of ours.
+
+def refuse_unsupported(checkpoint: Checkpoint, place: Path | None = None) -> None:
+    """Name a model of another kind, of which a part may well look like one of ours.
+
+    Args:
+        place: what messages name, if not the file.
 
     Raises:
-        ConversionError: the checkpoint holds a tensor that only such a model has.
+        ConversionError: the checkpoint holds a tensor that only such a model has, or quantised
+            ones.
     """
     tensors = checkpoint.tensors
-    for pattern, model in facts("unsupported")["tensors"].items():
-        for key in fnmatch.filter(tensors, pattern):
-            _refuse(checkpoint, key, model)
-    for place, model in facts("unsupported")["sizes"].items():
-        pattern, axis, size = place.split()
-        for key in fnmatch.filter(tensors, pattern):
+    place = place or checkpoint.path
+    for method, key in _fitting(tensors, facts("unsupported")["quantised"]):
+        _refuse_quantised(place, method, f"`{printable(key)}`")
+    for model, key in _fitting(tensors, facts("unsupported")["tensors"]):
+        _refuse(place, model, key)
+    for rule, model in facts("unsupported")["sizes"].items():
+        pattern, axis, size = rule.split()
+        for _, key in _fitting(tensors, {pattern: model}):
             if _has_size(tensors[key], int(axis), int(size)):
-                _refuse(checkpoint, key, model)
+                _refuse(place, model, key)
+    if tensors and all(_is_word(key, tensor) for key, tensor in tensors.items()):
+        _refuse(place, facts("unsupported")["words"]["model"], next(iter(tensors)))
+
+
+def refuse_config(path: Path, config: Mapping[str, Any]) -> None:
+    """Name a model whose config says that it is of another class, or quantised.
+
+    Args:
+        path: the folder of the config.
+        config: the content of its `config.json`.
+
+    Raises:
+        ConversionError: it is.
+    """
+    refuse_quantised(path, config)
+    name = other_class(config)
+    if name is None:
+        return
+    what = described(name)
+    said = f"{what} ({name})" if what else name
+    raise ConversionError(
+        f"{path}: its config.json says {said}, which is not supported;{_supported()}"
+    )
+
+
+def refuse_quantised(path: Path, config: Mapping[str, Any]) -> None:
+    """Name the method by which a model was saved in few bits.
+
+    Raises:
+        ConversionError: it was.
+    """
+    quantised = config.get(_QUANTISED)
+    if quantised:
+        method = quantised.get("quant_method") if isinstance(quantised, dict) else quantised
+        _refuse_quantised(path, printable(str(method)[:40]), f"`{_QUANTISED}` in its config.json")
+
+
+def refuse_pipeline_of(repo: Path, pipeline: str | None, folder: str, kind: str) -> NoReturn:
+    """Name a repository by a model in it that is not converted.
+
+    Args:
+        pipeline: the class that its index names.
+        folder: where the model lies.
+        kind: its class.
+
+    Raises:
+        ConversionError: always.
+    """
+    what = described(kind)
+    said = f"{what} ({kind})" if what else kind
+    raise ConversionError(
+        f"{repo}: a {pipeline or 'folder of models'}, whose {printable(folder)}/ is {said}, which"
+        f" is not supported;{_supported()}"
+    )
+
+
+def class_of(config: Mapping[str, Any]) -> str | None:
+    """The class that a config of diffusers or transformers names."""
+    name = config.get(_DIFFUSERS)
+    architectures = config.get(_TRANSFORMERS)
+    if name is None and isinstance(architectures, list) and architectures:
+        name = architectures[0]
+    return printable(name) if isinstance(name, str) else None
+
+
+def other_class(config: Mapping[str, Any]) -> str | None:
+    """The class that a config names, if it is none of those that are converted.
+
+    Of transformers' classes, whose names differ more than their tensors, it is one that is known.
+    """
+    name = class_of(config)
+    if name is None or name in facts("classes"):
+        return None
+    return name if _DIFFUSERS in config or described(name) is not None else None
+
+
+def described(name: str) -> str | None:
+    """What a class is that is not converted, in words."""
+    for pattern, model in facts("unsupported")["classes"].items():
+        if fnmatch.fnmatchcase(name, pattern):
+            return str(model)
+    return None
+
+
+def _fitting(tensors: Tensors, patterns: Mapping[str, str]) -> list[tuple[str, str]]:
+    """(what a pattern means, the first tensor that fits it), pattern by pattern."""
+    text = "\n".join(tensors)
+    found = []
+    for pattern, meaning in patterns.items():
+        if _literal(pattern) in text:
+            found += [(meaning, key) for key in fnmatch.filter(tensors, pattern)]
+    return found
+
+
+@cache
+def _literal(pattern: str) -> str:
+    """The longest text that every fitting name holds: to look for it is quick."""
+    return max(re.split(r"\*|\?|\[[^]]*\]", pattern), key=len)
 
 
 def _has_size(tensor: Tensor, axis: int, size: int) -> bool:
     return len(tensor.shape) > axis and tensor.shape[axis] == size
 
 
-def _refuse(checkpoint: Checkpoint, key: str, model: str) -> None:
-    supported = ", ".join(family.title for family in families().values())
+def _is_word(key: str, tensor: Tensor) -> bool:
+    """Whether a tensor is the vectors of a word, by which diffusers names it."""
+    known = facts("unsupported")["words"]["widths"]
+    return "." not in key and len(tensor.shape) in (1, 2) and tensor.shape[-1] in known
+
+
+def _refuse(place: Path, model: str, key: str) -> NoReturn:
     raise ConversionError(
-        f"{checkpoint.path}: looks like {model} (`{printable(key)}`), which is not supported;"
-        f" supported are {supported} and their ControlNets"
+        f"{place}: looks like {model} (`{printable(key)}`), which is not supported;{_supported()}"
     )
+
+
+def _refuse_quantised(place: Path, method: str, evidence: str) -> NoReturn:
+    raise ConversionError(
+        f"{place}: its weights are quantised with {method} ({evidence}), which is not supported;"
+        " look for the model before that, or save it dequantised (model.dequantize() in diffusers)"
+    )
+
+
+def _supported() -> str:
+    supported = ", ".join(family.title for family in families().values())
+    return f" supported are {supported} and their ControlNets"

@@ -12,8 +12,11 @@ from typing import Any
 from ...io import atomic
 from ..checkpoint import SourceFile
 from ..conversion import Conversion, check_finite, total_nbytes
+from ..layouts.diffusers_repo import class_name
 from ..layouts.ldm_evidence import Prediction, image_size, prediction, stands_alone
+from ..readers.sniff import INDEX
 from ..repo.card import model_card
+from ..repo.carried import carried_from
 from ..repo.layout import write_repo
 from ..repo.report import conversion_report
 from ..settings import Settings
@@ -30,17 +33,20 @@ def write(
     """Write the repo and its `conversion.json`; fills in the conversion's report and notes."""
     total = total_nbytes(conversion, settings.dtype)
     predicted, settings = evidence(conversion, settings)
+    whole = settings.component is None
+    carried = carried_from(conversion.architecture, conversion.components, whole)
     with (
         _residue(conversion, output, settings),
         atomic.folder(output, settings.overwrite, settings.sync) as folder,
     ):
-        atomic.check_space(output.absolute().parent, total)
+        atomic.check_space(output.absolute().parent, total + (carried.nbytes if carried else 0))
         written = write_repo(
             folder,
             conversion.architecture,
             conversion.components,
             settings,
             predicted,
+            carried,
             lambda n: progress(n, total),
         )
         check_finite(conversion, written.nonfinite, written.overflowed, settings)
@@ -52,8 +58,8 @@ def write(
 
 def pipeline_class(folder: Path) -> str | None:
     """The class that the index of a repo of ours names; a ControlNet alone has no index."""
-    index = folder / "model_index.json"
-    return json.loads(index.read_text())["_class_name"] if index.is_file() else None
+    index = folder / INDEX
+    return class_name(json.loads(index.read_text())) if index.is_file() else None
 
 
 # --- what the file of the denoiser says -----------------------------------------------------------

@@ -109,18 +109,19 @@ def _inverted(
         if back.op is not None:
             arrays = back.op.apply(arrays, len(back.targets))
         array = arrays[back.targets.index(key)]
-        return _cast(array, dtype, f"{component.name} {link.targets[0]}", seen)
+        wanted = component.tensors[link.targets[0]].output_dtype(dtype)
+        return _cast(array, wanted, f"{component.name} {link.targets[0]}", seen)
 
     return compute
 
 
 def _cast(array: Array, dtype: str, name: str, seen: Written) -> Array:
-    """The array in a dtype (or as it is, for "keep").
+    """The array in a dtype.
 
     What is not finite before and after is counted by name.
     """
     with np.errstate(over="ignore"):  # counted instead
-        cast = array if dtype == "keep" else array.astype(DTYPES[dtype])
+        cast: Array = array.astype(DTYPES[dtype], copy=False)
     before = _nonfinite(array)
     _count(seen.nonfinite, name, before)
     _count(seen.overflow, name, _nonfinite(cast) - before)

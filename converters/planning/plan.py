@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
 from ...errors import ConversionError, printable
-from ...io.dtypes import FLOATS
+from ...io.dtypes import EIGHT_BITS, FLOATS, KEEP
 from ...mappings.families import Component, Family, config_for, families
 from ...mappings.layouts import CANONICAL, Layout, layouts
 from ...mappings.ops import Op
@@ -47,9 +47,14 @@ class PlannedTensor:
         return self.sources[0].dtype
 
     def output_dtype(self, wanted: str) -> str:
-        """The dtype it is written in: the one that is wanted, or its own for `keep`."""
-        if wanted == "keep" or self.dtype not in FLOATS:
+        """The dtype it is written in: the one that is wanted, or its own for `keep`.
+
+        Floats of eight bits become bfloat16, which holds them exactly.
+        """
+        if self.dtype not in FLOATS:
             return self.dtype
+        if wanted == KEEP:
+            return "BF16" if self.dtype in EIGHT_BITS else self.dtype
         return wanted
 
     def tensor(self) -> Tensor:

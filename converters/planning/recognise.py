@@ -76,6 +76,11 @@ class Recognition:
         first = self.candidates[0]
         return f"{first.title} ({first.family.title})"
 
+    @property
+    def flaw(self) -> str | None:
+        """Why it is no whole part, if it is none."""
+        return _flaw(self)
+
     def of_family(self, name: str) -> Candidate:
         """The candidate of one family."""
         return next(candidate for candidate in self.candidates if candidate.family.name == name)
@@ -174,7 +179,7 @@ def complete(recognition: Recognition) -> None:
     Raises:
         ConversionError: says what is missing or unexpected, and why if that is known.
     """
-    flaw = _flaw(recognition)
+    flaw = recognition.flaw
     if flaw is not None:
         checkpoint = recognition.checkpoint
         root = f" ({recognition.root})" if recognition.known and recognition.root else ""

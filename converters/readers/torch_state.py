@@ -54,8 +54,11 @@ def find_weights(root: object, storages: Storages) -> Weights:
     node, others = _unwrap(root, weights)
     if not is_tensor(node):
         _note_scalars(node, weights)
-        for name, value in _leaves(node, weights):
-            _add(name, value, storages, weights)
+        for lists in (False, True):  # what lies in lists is mostly not the model
+            for name, value in _leaves(node, weights, lists):
+                _add(name, value, storages, weights)
+            if weights.tensors:
+                break
         if node is root:
             weights.beside |= _side_by_side(node)
     if not weights.tensors:
@@ -180,9 +183,13 @@ def _holds_tensors(node: object) -> bool:
     return not is_tensor(node) and any(is_tensor(value) for _, value in _leaves(node, Weights()))
 
 
-def _leaves(root: object, weights: Weights) -> Iterator[tuple[str, object]]:
+def _leaves(root: object, weights: Weights, lists: bool = False) -> Iterator[tuple[str, object]]:
     """Everything below a node that is no mapping or module, by dotted name, depth first; may meet a
-    node twice."""
+    node twice.
+
+    Args:
+        lists: go into lists too, whose entries are named by their place.
+    """
     levels = [("", _children(root) or iter(()))]
     for _ in range(_MAX_ENTRIES):
         while levels and (entry := next(levels[-1][1], None)) is None:
@@ -195,6 +202,8 @@ def _leaves(root: object, weights: Weights) -> Iterator[tuple[str, object]]:
         if len(name) > _MAX_NAME:
             raise PickleError(f"the name `{printable(name)}` is too long or too deep")
         children = None if is_tensor(value) else _children(value)
+        if children is None and lists and isinstance(value, list):
+            children = enumerate(value)
         if children is None:
             yield name, value
         elif reason := None if prefix else _reason(name):

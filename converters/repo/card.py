@@ -54,7 +54,11 @@ def metadata(report: Mapping[str, Any], class_name: str | None) -> dict[str, Any
         class_name: the pipeline's; None for a ControlNet alone.
     """
     options = report["options"]
-    task = "image-to-image" if class_name and _images_of(class_name) else "text-to-image"
+    task: str | None = (
+        "image-to-image" if class_name and _images_of(class_name) else "text-to-image"
+    )
+    if not _is_known(class_name):
+        task = None
     data = {
         "base_model": options.get("base_model"),
         "base_model_relation": "merge" if report.get("adapters") else None,
@@ -73,6 +77,16 @@ def _origins(report: Mapping[str, Any]) -> list[str]:
     return [
         tag for beginning, tag in tags.items() if any(name.startswith(beginning) for name in names)
     ]
+
+
+def _is_known(class_name: str | None) -> bool:
+    """Whether a pipeline is one that we know how to call; a ControlNet alone has none."""
+    classes: set[str | None] = {None}
+    for family in families().values():
+        classes |= {*family.pipelines.values()}
+        for component in family.components.values():
+            classes |= {*component.pipelines.values()}
+    return class_name in classes
 
 
 def _images_of(class_name: str) -> list[str]:
@@ -148,8 +162,23 @@ def _usage(
     keywords = {"variant": report["options"].get("variant"), "revision": revision}
     given = [f'{name}="{value}"' for name, value in keywords.items() if value]
     where = ", ".join([f'"{place}"', *given])
+    if not _is_known(class_name):
+        yield f"A `{class_name}`, which its own documentation says how to call:"
+        yield f"```python\n{_loading(where)}\n```"
+        return
     for library in ("weightport", "diffusers"):
         yield f"```python\n{_snippet(class_name, library, where)}\n```"
+
+
+def _loading(where: str) -> str:
+    """How diffusers loads a pipeline, whatever its class."""
+    return "\n".join(
+        [
+            "from diffusers import DiffusionPipeline",
+            "",
+            f"pipe = DiffusionPipeline.from_pretrained({where})",
+        ]
+    )
 
 
 def _snippet(class_name: str | None, library: str, where: str) -> str:

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections import ChainMap
-from collections.abc import Mapping
 from typing import Any
 
 from ...io.config_files import DIFFUSERS_VERSION
 from ...mappings.families import Family
-from ..planning.plan import PlannedComponent
-
-Components = Mapping[str, PlannedComponent]
+from ..layouts.diffusers_repo import class_name
+from .carried import Carried, Components
 
 _ADVICE = "(give its file, or a --base that has it)"
 
@@ -23,14 +21,19 @@ def is_extension(family: Family, components: Components) -> bool:
     return all(family.components[name].extends for name in components)
 
 
-def lacking(family: Family, components: Components) -> list[str]:
-    """What a complete repo of the family has and this one does not, in words."""
+def lacking(family: Family, components: Components, carried: Carried | None = None) -> list[str]:
+    """What a complete repo of the family has and this one does not, in words.
+
+    What the repository of another pipeline does without is not lacking.
+    """
     if is_extension(family, components):
         return []
     gaps = []
+    folders = carried.folders if carried else ()
+    is_ours = carried is None or class_name(carried.index) in _pipelines(family)
     for name, component in family.components.items():
         if name not in components:
-            if not component.extends:
+            if is_ours and not component.extends and name not in folders:
                 gaps.append(f"{name} {_ADVICE}")
             continue
         missing = component.manifest().keys() - components[name].tensors.keys()
@@ -39,17 +42,28 @@ def lacking(family: Family, components: Components) -> list[str]:
             gaps.append(f"the {half} half of the {name}, {len(missing)} tensors {_ADVICE}")
     denoiser = components.get(family.denoiser)
     if denoiser is not None:
-        gaps += family.needs.get(denoiser.config["in_channels"], [])
+        needs = family.needs.get(denoiser.config["in_channels"], [])
+        gaps += [need for need in needs if not need.startswith(folders or "\0")]
     return gaps
 
 
-def model_index(family: Family, components: Components, scheduler: str) -> dict[str, Any]:
+def _pipelines(family: Family) -> set[str]:
+    """The classes of the pipelines that are the family's."""
+    extended = [component.pipelines for component in family.components.values()]
+    return {name for classes in [family.pipelines, *extended] for name in classes.values()}
+
+
+def model_index(
+    family: Family, components: Components, scheduler: str, carried: Carried | None = None
+) -> dict[str, Any]:
     """The pipeline's index.
 
-    An absent or incomplete component is not named, so that nothing loads it by mistake.
+    An absent or incomplete component is not named, so that nothing loads it by mistake. What a
+    repository's own index says stays, where the conversion does not change it.
 
     Args:
         scheduler: the class of the denoiser's scheduler.
+        carried: what is taken over from the repository of the denoiser.
     """
     index: dict[str, Any] = {
         "_class_name": _pipeline(family, components),
@@ -58,14 +72,31 @@ def model_index(family: Family, components: Components, scheduler: str) -> dict[
     }
     for name, config in family.schedulers.items():
         index[name] = ["diffusers", config["_class_name"]]
-    for name, tokenizer in family.tokenizers.items():
-        index[name] = ["transformers", tokenizer.class_name]
+    for name in tokenizers(family, components, carried):
+        index[name] = ["transformers", family.tokenizers[name].class_name]
     for name, value in family.index.items():
         index[name] = value if value != [] else [None, None]
+    if carried is not None:
+        if family.index.keys() & carried.index.keys():
+            index = {name: entry for name, entry in index.items() if name not in family.index}
+        made = {"scheduler", *components}
+        index |= {name: entry for name, entry in carried.index.items() if name not in made}
     for name in _whole(family, components):
         component = family.components[name]
         index[name] = [component.library, component.class_name]
     return index
+
+
+def tokenizers(family: Family, components: Components, carried: Carried | None) -> list[str]:
+    """The tokenizers that a repo has: those of its text encoders.
+
+    A part of a repo has all of its family, a repository of another pipeline those that it names.
+    """
+    return [
+        name
+        for name, tokenizer in family.tokenizers.items()
+        if carried is None or tokenizer.encoder in components or name in carried.index
+    ]
 
 
 def _whole(family: Family, components: Components) -> list[str]:

@@ -14,8 +14,9 @@ from ..planning.plan import PlannedComponent
 from ..settings import Settings
 from ..writers.safetensors import Output, write_safetensors
 from .base import base_file, read_json
+from .carried import Carried
 from .configs import Config, Configs, dated
-from .index import is_extension, model_index
+from .index import is_extension, model_index, tokenizers
 from .tokenizers import copy_or_write_tokenizer
 from .written import WrittenRepo
 
@@ -28,6 +29,7 @@ def write_repo(
     components: Mapping[str, PlannedComponent],
     settings: Settings,
     prediction: Prediction | None,
+    carried: Carried | None,
     progress: Callable[[int], None],
 ) -> WrittenRepo:
     """Write every planned component, and what a pipeline needs beside the weights.
@@ -38,11 +40,14 @@ def write_repo(
         folder: an empty one.
         prediction: what the UNet of an original checkpoint predicts; KerasCV's and a base's own are
             known.
+        carried: what is taken over, as it is, from the repository of the denoiser.
     """
-    repo = _Repo(folder, family, components, settings, prediction)
+    repo = _Repo(folder, family, components, settings, prediction, carried)
     repo.write_configs()
     if not repo.is_extension:
         repo.write_tokenizers()
+    if carried is not None:
+        carried.write(folder)
     repo.write_weights(progress)  # last: what is refused is refused before gigabytes are written
     return repo.written
 
@@ -92,6 +97,7 @@ class _Repo:
     components: Mapping[str, PlannedComponent]
     settings: Settings
     prediction: Prediction | None
+    carried: Carried | None = None
     written: WrittenRepo = field(default_factory=WrittenRepo)
 
     @property
@@ -126,7 +132,7 @@ class _Repo:
             theirs = base_file(self.denoiser, place)
             found[place] = read_json(theirs) if theirs else dated(stock)
         name = str(scheduler["_class_name"])
-        found[INDEX] = model_index(self.family, self.components, name)
+        found[INDEX] = model_index(self.family, self.components, name, self.carried)
         return found
 
     def write_configs(self) -> None:
@@ -138,7 +144,8 @@ class _Repo:
 
     def write_tokenizers(self) -> None:
         """Each text encoder's."""
-        for name, tokenizer in self.family.tokenizers.items():
+        for name in tokenizers(self.family, self.components, self.carried):
+            tokenizer = self.family.tokenizers[name]
             encoder = self.components.get(tokenizer.encoder, next(iter(self.components.values())))
             copy_or_write_tokenizer(
                 self.folder / name,

@@ -12,10 +12,11 @@ import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property, partial
+from functools import cache, cached_property, partial
 
 import numpy as np
 
+from ...io.dtypes import EIGHT_BITS
 from ...mappings.ops import Op, Run
 from ..checkpoint import DTYPES, Array, Stored, Tensor
 from .cast import Float16Cast
@@ -32,6 +33,8 @@ _EXPONENT = {
     "F32": 0x7F80 << 16,
     "F16": 0x7C00,
     "BF16": 0x7F80,
+    "F8_E4M3": 0x7F,  # has no Inf: one pattern is NaN
+    "F8_E5M2": 0x7C,
 }  # all set: Inf or NaN
 _Fill = Callable[[Array], None]
 
@@ -124,6 +127,8 @@ class Blocks:
         with np.errstate(over="ignore", invalid="ignore"):  # counted instead
             if (source, output.dtype) == ("F32", "F16"):
                 self._float16(bits.view(DTYPES[source]), cast)
+            elif source in EIGHT_BITS:
+                np.take(_values(source, output.dtype), bits, out=cast, mode="clip")
             else:
                 np.copyto(cast, bits.view(DTYPES[source]), casting="unsafe")
         overflow = _count_nonfinite(cast.view(_bits(output.dtype)), output.dtype) - nonfinite
@@ -199,6 +204,13 @@ def _chunks(source: Stored) -> Iterator[tuple[Shape, _Fill]]:
     for start in range(0, source.nbytes, _CHUNK):
         count = min(_CHUNK, source.nbytes - start) // DTYPES[source.dtype].itemsize
         yield (count,), partial(_read, source, start)
+
+
+@cache
+def _values(source: str, dtype: str) -> Array:
+    """What each of the 256 numbers of eight bits is in another dtype."""
+    values: Array = np.arange(256, dtype=np.uint8).view(DTYPES[source]).astype(np.float32)
+    return values.astype(DTYPES[dtype])
 
 
 def _read(source: Stored, start: int, target: Array) -> None:

@@ -32,7 +32,9 @@ __all__ = ["Output", "Written", "WrittenFile", "write_safetensors"]
 _METADATA = {"format": "pt"}  # what transformers asks for
 _CHUNK = 1 << 18  # bytes hashed and written at once: still in the cache when they are written
 # Wide dtypes first, so that every tensor is aligned; within a dtype, by name.
-_ORDER = ("I64", "F64", "F32", "I32", "BF16", "F16", "I16", "I8", "U8", "BOOL")
+_ORDER = (
+    "I64", "F64", "F32", "I32", "BF16", "F16", "I16", "F8_E4M3", "F8_E5M2", "I8", "U8", "BOOL",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -10,13 +10,17 @@ WORDS = {
     "I64": "int64",
     "I32": "int32",
     "I16": "int16",
+    "F8_E4M3": "float8_e4m3fn",
+    "F8_E5M2": "float8_e5m2",
     "I8": "int8",
     "U8": "uint8",
     "BOOL": "bool",
 }
 """safetensors' name -> the word."""
 NAMES = {word: name for name, word in WORDS.items()}
-FLOATS = ("F64", "F32", "F16", "BF16")
+EIGHT_BITS = ("F8_E4M3", "F8_E5M2")
+"""Floats that are only read; bfloat16 holds every value of them, and so does float16."""
+FLOATS = ("F64", "F32", "F16", "BF16", *EIGHT_BITS)
 KEEP = "keep"
 CHOICES = ("float32", "float16", "bfloat16")
 """What weights can be written in and models run in."""

@@ -480,7 +480,7 @@ REFUSED: dict[str, tuple[bytes, str]] = {
     "entry no object": (blob({"x": [1]}), "not described"),
     "field missing": (blob({"x": {"dtype": "F32", "shape": [2]}}), "not described"),
     "field unknown": (blob({"x": entry() | {"order": "F"}}), "not described"),
-    "dtype unknown": (blob({"x": entry(dtype="F8_E4M3")}), "F8_E4M3, which is not supported"),
+    "dtype unknown": (blob({"x": entry(dtype="F8_E8M0")}), "F8_E8M0, which is not supported"),
     "dtype no text": (blob({"x": entry(dtype=["F32"])}), "not supported"),
     "shape bool": (blob({"x": entry(shape=[True, 2])}), "integers"),
     "shape float": (blob({"x": entry(shape=[2.0])}), "integers"),
