@@ -108,6 +108,8 @@ def test_equals_the_reference_implementation(tmp_path: Path) -> None:
         "F16": torch.float16,
         "F32": torch.float32,
         "F64": torch.float64,
+        "F8_E4M3": torch.float8_e4m3fn,
+        "F8_E5M2": torch.float8_e5m2,
     }
     kinds |= {
         "I64": torch.int64,
