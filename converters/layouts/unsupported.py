@@ -37,7 +37,7 @@ def refuse_unsupported(checkpoint: Checkpoint, place: Path | None = None) -> Non
     place = place or checkpoint.path
     for method, key in _fitting(tensors, facts("unsupported")["quantised"]):
         _refuse_quantised(place, method, f"`{printable(key)}`")
-    for model, key in _fitting(tensors, facts("unsupported")["tensors"]):
+    for model, key in _fitting(tensors, _telling(tensors)):
         _refuse(place, model, key)
     for rule, model in facts("unsupported")["sizes"].items():
         pattern, axis, size = rule.split()
@@ -126,6 +126,16 @@ def described(name: str) -> str | None:
         if fnmatch.fnmatchcase(name, pattern):
             return str(model)
     return None
+
+
+def _telling(tensors: Tensors) -> dict[str, str]:
+    """The patterns of `[tensors]`, less those that say nothing beside what is there."""
+    known = facts("unsupported")
+    return {
+        pattern: model
+        for pattern, model in known["tensors"].items()
+        if not fnmatch.filter(tensors, known["beside"].get(pattern, ""))
+    }
 
 
 def _fitting(tensors: Tensors, patterns: Mapping[str, str]) -> list[tuple[str, str]]:

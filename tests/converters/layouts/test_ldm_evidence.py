@@ -528,13 +528,11 @@ UNKNOWN: dict[str, State] = {
         for i in range(4)
         for part in "qkvo"
     },
-    "T5": {f"encoder.block.{i}.layer.0.SelfAttention.q.weight": matrix(8, 8) for i in range(4)},
     "BART": {
         f"{half}.layers.{i}.fc1.weight": matrix(8, 8)
         for half in ("encoder", "decoder")
         for i in range(3)
     },
-    "textual inversion of diffusers": {"<cat>": matrix(768)},
 }
 
 
@@ -552,15 +550,6 @@ def test_unknown_says_unknown(what: str, tmp_path: Path) -> None:
         weightport.convert(tmp_path / "model.safetensors", tmp_path / "repo")
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "repo").exists()
-
-
-def test_a_textual_inversion_pickle_is_unknown(tmp_path: Path) -> None:
-    torch.save(
-        {"string_to_token": {"*": 265}, "string_to_param": {"*": torch.ones(2, 768)}},
-        tmp_path / "ti.pt",
-    )
-    (part,) = weightport.inspect(tmp_path / "ti.pt").parts
-    assert (part.part, part.families) == ("unknown", ())
 
 
 def test_a_stray_part_of_a_model_is_shown_as_unknown(unet_of: Unet, tmp_path: Path) -> None:
