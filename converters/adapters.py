@@ -1,23 +1,38 @@
-"""The road of an adapter: a file of LoRA or its relatives -> modules -> other names."""
+"""The road of adapters: files of LoRA and its relatives -> modules -> one file, of other names or
+of all of them together."""
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from ..adapters.modules import Adapter
 from ..errors import ConversionError
 from ..io.atomic import check_apart
 from ..mappings.conventions import conventions
 from ..mappings.families import families
+from ..mappings.layouts import CANONICAL
+from .adapter_expansion import Expansion, expand
+from .adapter_merge import Merge, Share, merge
 from .checkpoint import Tensor
 from .conversion import Conversion
 from .layouts.adapters import AdapterFile, open_adapter, reads, refuse_unfit
 from .layouts.source import Source
-from .outputs.adapters import Respelled, respelled, write
+from .outputs.adapters import Respelled, origin, respelled, write
+from .outputs.adapters_record import RECORD
 from .settings import Settings
+
+_MERGED = "merged_from"  # the key of the header that names the adapters of a merge
+
+
+def takes(settings: Settings) -> bool:
+    """Whether a conversion is one of adapters, by what is asked for."""
+    is_convention = settings.to in conventions()
+    return is_convention or settings.expand or bool(settings.merge)
 
 
 def convert_adapters(
@@ -26,30 +41,54 @@ def convert_adapters(
     settings: Settings,
     progress: Callable[[int, int], None],
 ) -> Conversion:
-    """Write an adapter under the names of another convention.
+    """Write adapters as one, under the names of a convention: by default those that it has.
 
     Raises:
         ConversionError: anything a user can act on; nothing is left behind.
     """
     check_apart(output, sources)
-    if len(sources) != 1:
-        raise ConversionError(f"--to {settings.to}: name one adapter, not {len(sources)}")
-    file = opened(sources[0])
-    adapter, made = _chosen(file, settings)
-    conversion = Conversion(adapter.family, {}, None if settings.dry_run else output)
-    conversion.notes += described(adapter)
-    conversion.report["source"] = {
-        "path": file.path.name,
-        "files": {one.path.name: one.sha256() for one in file.checkpoint.files}
-        if settings.hashes and not settings.dry_run
-        else {},
-    }
+    strengths = _strengths(sources, settings)
+    files = [opened(path) for path in sources]
+    made = _chosen(files, strengths, settings)
+    conversion = Conversion(made.adapter.family, {}, None if settings.dry_run else output)
+    conversion.notes += described(made.adapter)
+    if made.merge is not None:
+        conversion.notes.append(made.merge.note())
+    hashed = settings.hashes and not settings.dry_run
+    conversion.report["source"] = [
+        {
+            "path": file.path.name,
+            "files": {one.path.name: one.sha256() for one in file.checkpoint.files}
+            if hashed
+            else {},
+        }
+        for file in files
+    ]
     if not settings.dry_run:
-        written = write(made, output, settings, progress)
+        written = write(made.respelled, output, settings, progress)
         conversion.report["files"] = {output.name: {"sha256": written.sha256}}
-    for one in file.checkpoint.files:
-        one.check_unchanged()
+    conversion.notes += [expansion.note() for expansion in made.expansions if expansion.modules]
+    for file in files:
+        for one in file.checkpoint.files:
+            one.check_unchanged()
     return conversion
+
+
+def _strengths(sources: Sequence[Path], settings: Settings) -> tuple[float, ...]:
+    """How strongly each adapter counts."""
+    if not settings.merge:
+        if len(sources) != 1:
+            raise ConversionError(
+                f"{len(sources)} adapters: name one, or --merge 0.7,0.4 with a strength for each"
+            )
+        return (1.0,)
+    if len(settings.merge) != len(sources):
+        raise ConversionError(
+            f"--merge: {len(settings.merge)} strengths are given for {len(sources)} adapters"
+        )
+    if 0 in settings.merge:
+        raise ConversionError("--merge: a strength of 0; leave that adapter out")
+    return settings.merge
 
 
 def opened(path: Path) -> AdapterFile:
@@ -64,21 +103,101 @@ def opened(path: Path) -> AdapterFile:
     return open_adapter(source)
 
 
-def _chosen(file: AdapterFile, settings: Settings) -> tuple[Adapter[Tensor], Respelled]:
-    """The adapter, of the family that it fits, under its new names.
+class _Made(NamedTuple):
+    """What is to be written, and how it came about."""
+
+    adapter: Adapter[Tensor]
+    respelled: Respelled
+    expansions: list[Expansion]
+    merge: Merge | None
+
+
+def _chosen(files: Sequence[AdapterFile], strengths: Sequence[float], settings: Settings) -> _Made:
+    """The adapters as one, of the family that they fit, under its new names.
 
     Of several families any will do where the names are the same.
     """
-    convention = conventions()[settings.to]
-    found = file.fitting(settings.family)
-    for adapter in found:
-        refuse_unfit(file, adapter)
-    made = [respelled(file, adapter, convention) for adapter in found]
-    names: list[Any] = [[(out.key, out.shape) for out in one.outputs] for one in made]
+    made = [_made(files, some, strengths, settings) for some in _fitting(files, settings)]
+    names: list[Any] = [[(out.key, out.shape) for out in one.respelled.outputs] for one in made]
     if any(name != names[0] for name in names):
-        titles = ", ".join(families()[adapter.family].title for adapter in found)
-        raise ConversionError(f"{file.path}: fits {titles}, which differ in names; say --family")
-    return found[0], made[0]
+        titles = ", ".join(families()[one.adapter.family].title for one in made)
+        raise ConversionError(
+            f"{files[0].path}: fits {titles}, which differ in names; say --family"
+        )
+    return made[0]
+
+
+def _fitting(files: Sequence[AdapterFile], settings: Settings) -> list[tuple[Adapter[Tensor], ...]]:
+    """The adapters, for each family that all of them fit."""
+    found: list[dict[str, Adapter[Tensor]]] = []
+    for file in files:
+        adapters = file.fitting(settings.family)
+        for adapter in adapters:
+            refuse_unfit(file, adapter)
+        found.append({adapter.family: adapter for adapter in adapters})
+    common = [name for name in found[0] if all(name in some for some in found)]
+    if not common:
+        fits = "; ".join(
+            f"{file.path} fits {', '.join(families()[name].title for name in some)}"
+            for file, some in zip(files, found, strict=True)
+        )
+        raise ConversionError(f"the adapters are not for one model: {fits}")
+    return [tuple(some[name] for some in found) for name in common]
+
+
+def _made(
+    files: Sequence[AdapterFile],
+    adapters: Sequence[Adapter[Tensor]],
+    strengths: Sequence[float],
+    settings: Settings,
+) -> _Made:
+    """The adapters as one, of a family."""
+    expansions = []
+    shares = []
+    for file, adapter, strength in zip(files, adapters, strengths, strict=True):
+        if settings.expand:
+            adapter, expansion = expand(adapter)
+            expansions.append(expansion)
+        shares.append(Share(file, adapter, strength))
+    name = origin(adapters[0]) if settings.to == CANONICAL else settings.to
+    convention = conventions()[name]
+    if not convention.is_written:
+        raise ConversionError(
+            f"{files[0].path}: has {convention.title}'s names, which are read only; --to chooses"
+            " others"
+        )
+    file = files[0]
+    adapter = shares[0].adapter
+    how = None
+    if settings.merge:
+        adapter, how = merge(shares)
+        file = _of_all(files, strengths, settings)
+    elif settings.expand:
+        file = _with_metadata(file, _said(file))
+    return _Made(adapter, respelled(file, adapter, convention), expansions, how)
+
+
+def _of_all(
+    files: Sequence[AdapterFile], strengths: Sequence[float], settings: Settings
+) -> AdapterFile:
+    """A file whose header names those that it is made of, and says nothing of one of them."""
+    merged = [
+        {"file": file.path.name, "strength": strength}
+        for file, strength in zip(files, strengths, strict=True)
+    ]
+    if settings.hashes and not settings.dry_run:
+        for entry, file in zip(merged, files, strict=True):
+            entry["sha256"] = file.checkpoint.files[0].sha256()
+    return _with_metadata(files[0], {"format": "pt", _MERGED: json.dumps(merged)})
+
+
+def _said(file: AdapterFile) -> dict[str, str]:
+    """A header, less what it says of a way back to other names: the factors are others now."""
+    return {key: value for key, value in file.checkpoint.metadata.items() if key != RECORD}
+
+
+def _with_metadata(file: AdapterFile, metadata: dict[str, str]) -> AdapterFile:
+    return replace(file, checkpoint=replace(file.checkpoint, metadata=metadata))
 
 
 def described(adapter: Adapter[Tensor]) -> list[str]:

@@ -13,7 +13,7 @@ from ..io.atomic import check_apart
 from ..io.dtypes import EIGHT_BITS, KEEP, WORDS
 from ..mappings.families import Family, families, halves, halves_of
 from ..mappings.layouts import layouts
-from .adapters import convert_adapters
+from .adapters import convert_adapters, takes
 from .baking import bake, parse_lora
 from .checkpoint import Checkpoint
 from .conversion import Conversion
@@ -48,7 +48,7 @@ def convert(
     Raises:
         ConversionError: anything a user can act on; nothing is left behind.
     """
-    if settings.to not in OUTPUTS:
+    if takes(settings):
         return convert_adapters(sources, output, settings, progress)
     adapters = [Path(parse_lora(text)[0]) for text in settings.lora]
     check_apart(output, [*sources, *adapters, *(path for path in (base, settings.vae) if path)])

@@ -6,6 +6,7 @@ same names and defaults, by a test.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -44,6 +45,18 @@ class Option:
 
     ALWAYS = True
     IF_SET = False
+
+
+def strengths(text: str) -> tuple[float, ...]:
+    """Numbers with commas between them.
+
+    Raises:
+        ValueError: one is no finite number.
+    """
+    values = tuple(float(part) for part in text.split(","))
+    if not all(map(math.isfinite, values)):
+        raise ValueError(text)
+    return values
 
 
 def option(default: Any, help: str, *, typed: Any = None, **more: Any) -> Any:
@@ -121,6 +134,13 @@ class Settings:
         "bake in an adapter: FILE, FILE@0.8, FILE@unet=0.8,text_encoder=0.5; repeat for several",
         metavar="FILE[@STRENGTH]",
     )
+    merge: tuple[float, ...] = option(
+        (),
+        "make one adapter of several, with a strength for each",
+        parse=strengths,
+        metavar="0.7,0.4",
+    )
+    expand: bool = option(False, "of an adapter: make plain LoRA of LoHa, LoKr and mid factors")
     ignore_unmatched: bool = option(
         False,
         "leave out what an adapter holds for no module of the model",

@@ -73,6 +73,8 @@ def convert(
     placeholder_tokens: Sequence[str] = (),
     lora_alpha: float | None = None,
     lora: Sequence[str] = (),
+    merge: Sequence[float] = (),
+    expand: bool = False,
     ignore_unmatched: bool = False,
     ema: bool = False,
     revision: str | None = None,
@@ -112,6 +114,8 @@ def convert(
         lora_alpha: merge LoRA factors with this alpha; they are refused without it.
         lora: adapters to bake into the weights, `FILE`, `FILE@0.8` or
             `FILE@unet=0.8,text_encoder=0.5`.
+        merge: make one adapter of several sources, with a strength for each.
+        expand: of an adapter, make plain LoRA of LoHa, LoKr and mid factors.
         ignore_unmatched: leave out what an adapter holds for no module of the model.
         ema: take the moving average of the weights instead of the weights themselves.
         revision: of a source that is a repository's folder in the Hub's cache: a branch, a tag or
@@ -160,6 +164,8 @@ def convert(
         placeholder_tokens=tuple(placeholder_tokens),
         lora_alpha=lora_alpha,
         lora=tuple(_local_lora(text) for text in lora),
+        merge=tuple(merge),
+        expand=expand,
         ignore_unmatched=ignore_unmatched,
         ema=ema,
         revision=revision,

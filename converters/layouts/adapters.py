@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ...adapters.alphas import CONFIG, WEIGHTS, Alphas
-from ...adapters.modules import Adapter, Model, decode, is_adapter, stock_models
+from ...adapters.modules import Adapter, Model, Module, decode, is_adapter, stock_models
 from ...errors import ConversionError
 from ...mappings.families import families
 from ..checkpoint import Checkpoint, SourceFile, Tensor
@@ -145,13 +145,16 @@ def _strange_axes(adapter: Adapter[Tensor]) -> int:
 
     Linear projections and 1x1 convolutions share names.
     """
-    models = stock_models(adapter.family)
     return sum(
-        len(module.tensors["down"].shape)
-        != len(models[module.component].shapes[f"{module.path}.weight"])
+        len(module.tensors["down"].shape) != len(weight_shape(adapter.family, module))
         for module in adapter.modules.values()
         if "down" in module.tensors
     )
+
+
+def weight_shape(family: str, module: Module[Tensor]) -> tuple[int, ...]:
+    """The shape of the weight that a module changes, in the stock model of a family."""
+    return stock_models(family)[module.component].shapes[f"{module.path}.weight"]
 
 
 def number_in(tensor: Tensor) -> float:

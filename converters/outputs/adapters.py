@@ -18,9 +18,8 @@ from ...adapters.modules import BUNDLED, Adapter, Module
 from ...errors import ConversionError, printable
 from ...io import atomic
 from ...mappings.conventions import Convention, Naming, conventions, stock_names
-from ...mappings.families import families
 from ..checkpoint import Tensor
-from ..layouts.adapters import AdapterFile
+from ..layouts.adapters import AdapterFile, weight_shape
 from ..settings import Settings
 from ..writers.safetensors import Output, WrittenFile, write_safetensors
 from .adapters_record import RECORD, STALE, Place, Record, number_tensor
@@ -63,15 +62,15 @@ def respelled(file: AdapterFile, adapter: Adapter[Tensor], convention: Conventio
     record = Record.read(file, convention.name)
     outputs = record.restored(plain)
     metadata |= record.metadata
-    origin = conventions()[_origin(adapter)]
-    if origin != convention and origin.is_written and not record.origin:
-        back = _back(file, adapter, Respelled(outputs, metadata, configs), origin)
+    came_from = conventions()[origin(adapter)]
+    if came_from != convention and came_from.is_written and not record.origin:
+        back = _back(file, adapter, Respelled(outputs, metadata, configs), came_from)
         before = {
             (*place, role): tensor
             for place, module in adapter.modules.items()
             for role, tensor in module.tensors.items()
         }
-        metadata[RECORD] = Record.of(file, origin.name, before, back).text()
+        metadata[RECORD] = Record.of(file, came_from.name, before, back).text()
     return Respelled(outputs, metadata, configs)
 
 
@@ -143,7 +142,7 @@ def write(
 # --- names and shapes -----------------------------------------------------------------------------
 
 
-def _origin(adapter: Adapter[Tensor]) -> str:
+def origin(adapter: Adapter[Tensor]) -> str:
     """The convention that most modules have."""
     return Counter(one.convention for one in adapter.modules.values()).most_common(1)[0][0]
 
@@ -197,7 +196,7 @@ def _shape(
     """The shape of a tensor: as it is, but magnitudes of rows and factors of PEFT's are those of
     their layer."""
     shape = tensor.shape
-    weight = _weight(family, module)
+    weight = weight_shape(family, module)
     if role == "magnitude" and module.is_by_row:
         return _rows(weight, convention)
     if role in ("down", "up") and convention.rows_only:
@@ -221,11 +220,6 @@ def _as_layer(shape: Shape, weight: Shape) -> Shape:
     if len(weight) == 4 and len(shape) == 2 and weight[2:] == (1, 1):
         return *shape, 1, 1
     return shape
-
-
-def _weight(family: str, module: Module[Tensor]) -> Shape:
-    shapes = families()[family].components[module.component].manifest()
-    return shapes[f"{module.path}.weight"]
 
 
 # --- what a header says of alphas -----------------------------------------------------------------

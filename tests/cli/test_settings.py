@@ -45,7 +45,8 @@ def test_literal_types_are_the_choices() -> None:
 def test_the_command_takes_the_settings() -> None:
     actions = {action.dest: action for action in command("convert")._actions}
     for name, option in options(Settings).items():
-        default = list(option.typed) if isinstance(option.typed, tuple) else option.typed
+        is_repeated = isinstance(option.typed, tuple) and option.parse is str
+        default = list(option.typed) if is_repeated else option.typed
         assert actions[name].default == default, name
         assert tuple(actions[name].choices or ()) == tuple(option.choices), name
 

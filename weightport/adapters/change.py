@@ -87,65 +87,66 @@ def _plain(module: Module[Any], arrays: Mapping[str, Array], shape: Sequence[int
     """The change at strength 1, without magnitudes, of the weights' own columns."""
     s = module.factor
     if module.flavour == "lora":
-        up = _matrix(arrays["up"]) * s
-        down = _down(arrays)
+        up = matrix(arrays["up"]) * s
+        down = down_matrix(arrays)
         return lambda _, which: up[which] @ down
     if module.flavour == "loha":
-        a1, b1 = _half(arrays, "1")
-        a2, b2 = _half(arrays, "2")
+        a1, b1 = hadamard_half(arrays, "1")
+        a2, b2 = hadamard_half(arrays, "2")
         return lambda _, which: s * ((a1[which] @ b1) * (a2[which] @ b2))
     if module.flavour == "lokr":
         return _kronecker(arrays, s)
     if module.flavour == "glora":
         return _two_sided(arrays, s, shape)
-    difference = _matrix(arrays["diff" if "diff" in arrays else "w_norm"])
+    difference = matrix(arrays["diff" if "diff" in arrays else "w_norm"])
     return lambda _, which: difference[which]
 
 
-def _matrix(array: Array) -> Array:
+def matrix(array: Array) -> Array:
+    """A tensor as rows of its first axis."""
     return array.reshape(len(array), -1)
 
 
-def _down(arrays: Mapping[str, Array]) -> Array:
+def down_matrix(arrays: Mapping[str, Array]) -> Array:
     """The right factor of a LoRA, with its mid factor in it: (rank, i k k)."""
     down = arrays["down"]
     if "mid" not in arrays:
-        return _matrix(down)
-    return _matrix(np.einsum("abhw,bi->aihw", arrays["mid"], _matrix(down)))
+        return matrix(down)
+    return matrix(np.einsum("abhw,bi->aihw", arrays["mid"], matrix(down)))
 
 
-def _half(arrays: Mapping[str, Array], half: str) -> tuple[Array, Array]:
+def hadamard_half(arrays: Mapping[str, Array], half: str) -> tuple[Array, Array]:
     """Factors (o, r) and (r, i k k) of one half of a LoHa."""
     a = arrays[f"hada_w{half}_a"]
     b = arrays[f"hada_w{half}_b"]
     core = arrays.get(f"hada_t{half}")
     if core is None:
-        return _matrix(a), _matrix(b)
-    return _matrix(a).T, _matrix(np.einsum("abhw,bi->aihw", core, _matrix(b)))
+        return matrix(a), matrix(b)
+    return matrix(a).T, matrix(np.einsum("abhw,bi->aihw", core, matrix(b)))
 
 
 def kronecker_factors(arrays: Mapping[str, Array]) -> tuple[Array, Array]:
     """The two factors (a, b) and (c, d[, k, k]) of a LoKr, made of their own factors."""
     first = arrays.get("lokr_w1")
     if first is None:
-        first = _matrix(arrays["lokr_w1_a"]) @ _matrix(arrays["lokr_w1_b"])
+        first = matrix(arrays["lokr_w1_a"]) @ matrix(arrays["lokr_w1_b"])
     second = arrays.get("lokr_w2")
     if second is not None:
-        return _matrix(first), second
-    a = _matrix(arrays["lokr_w2_a"])
+        return matrix(first), second
+    a = matrix(arrays["lokr_w2_a"])
     b = arrays["lokr_w2_b"]
     core = arrays.get("lokr_t2")
     if core is not None:
-        return _matrix(first), np.einsum("abhw,ac,bd->cdhw", core, a, _matrix(b))
-    second = a @ _matrix(b)
-    return _matrix(first), second.reshape(len(a), *b.shape[1:])
+        return matrix(first), np.einsum("abhw,ac,bd->cdhw", core, a, matrix(b))
+    second = a @ matrix(b)
+    return matrix(first), second.reshape(len(a), *b.shape[1:])
 
 
 def _kronecker(arrays: Mapping[str, Array], s: float) -> Change:
     first, second = kronecker_factors(arrays)
     first = first * s
     size = len(second)
-    flat = _matrix(second)
+    flat = matrix(second)
 
     def rows(_: Array, which: slice) -> Array:
         indices = np.arange(which.start, which.stop)
@@ -158,12 +159,12 @@ def _kronecker(arrays: Mapping[str, Array], s: float) -> Change:
 
 
 def _two_sided(arrays: Mapping[str, Array], s: float, shape: Sequence[int]) -> Change:
-    a1 = _matrix(arrays["glora_a1"])
-    a2 = _matrix(arrays["glora_a2"])
-    b1 = _matrix(arrays["glora_b1"])
-    b2 = _matrix(arrays["glora_b2"])
+    a1 = matrix(arrays["glora_a1"])
+    a2 = matrix(arrays["glora_a2"])
+    b1 = matrix(arrays["glora_b1"])
+    b2 = matrix(arrays["glora_b2"])
     if "glora_bm" in arrays:
-        b2 = _down({"down": arrays["glora_b2"], "mid": arrays["glora_bm"]})
+        b2 = down_matrix({"down": arrays["glora_b2"], "mid": arrays["glora_bm"]})
     inputs = shape[1]
 
     def rows(weight: Array, which: slice) -> Array:
@@ -205,7 +206,7 @@ def _rotation(module: Module[Any], arrays: Mapping[str, Array], weight: Array, m
     """OFT and BOFT: rows mix with one another, so the whole weight is in float64 at once."""
     clamps = conventions()[module.convention].clamps
     R = _rotations(arrays["oft"], module.alpha or 0.0, len(weight), clamps)
-    W = _matrix(weight).astype(np.float64)
+    W = matrix(weight).astype(np.float64)
     mix = _blockwise if R.ndim == 3 else _butterfly
     mixed = mix(R, W, m)
     if "rescale" in arrays:
@@ -251,7 +252,7 @@ def _butterfly(R: Array, W: Array, m: float) -> Array:
 
 def _decomposed(plain: Change, M: Array, weight: Array, m: float, is_by_row: bool) -> Change:
     """DoRA, between W and V M / |V|, with norms of rows or of input channels."""
-    W = _matrix(weight)
+    W = matrix(weight)
     if is_by_row:
 
         def rows(old: Array, which: slice) -> Array:

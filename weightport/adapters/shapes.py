@@ -32,7 +32,7 @@ def flaw(tensors: Mapping[str, Shaped], weight: Shape, is_open: bool) -> str | N
         ValueError: its tensors contradict one another, so that it fits nothing.
     """
     shapes = {role: tuple(tensor.shape) for role, tensor in tensors.items()}
-    change = _changed_shape(upright(shapes, shapes, weight))
+    change = changed_shape(upright(shapes, shapes, weight))
     for role in BIAS_ROLES:
         if role in shapes and prod(shapes[role]) != weight[0]:
             return f"{_said(role, shapes)} does not fit a bias of {weight[0]}"
@@ -74,7 +74,7 @@ _OLD_NAMES = {
 }
 
 
-def _changed_shape(shapes: Mapping[str, Shape]) -> Shape | None:
+def changed_shape(shapes: Mapping[str, Shape]) -> Shape | None:
     """The shape of the change that a module makes; None if it fits any or changes a bias alone.
 
     Raises:

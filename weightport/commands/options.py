@@ -26,12 +26,12 @@ def _add(parser: argparse.ArgumentParser, name: str, option: Option) -> None:
     elif option.typed is True:
         flag = option.flag or f"--no-{name.replace('_', '-')}"
         parser.add_argument(flag, dest=name, action="store_false", help=option.help)
-    elif isinstance(option.typed, tuple):
+    elif isinstance(option.typed, tuple) and option.parse is str:
         parser.add_argument(
             flag, dest=name, action="append", default=[], metavar=option.metavar, help=option.help
         )
     else:
-        shown = "" if option.typed is None else f" (default: {option.typed})"
+        shown = "" if option.typed in (None, ()) else f" (default: {option.typed})"
         parser.add_argument(
             flag,
             dest=name,
