@@ -3,6 +3,9 @@ read-only."""
 
 from __future__ import annotations
 
+import fcntl
+import os
+import shutil
 import socket
 import zipfile
 from collections.abc import Callable, Iterator
@@ -12,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from .support.hub_server import HubServer
-from .support.synthetic import write_keras, write_original, write_repo
+from .support.synthetic import PARTS, write_keras, write_original, write_repo
 
 # The longest files, which begin first, or the last one would keep one core idle.
 # `test_keras_files` makes what the other tests of Keras need.
@@ -41,45 +44,126 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.oracle)
 
 
+Make = Callable[[Path], object]
+
+
 @pytest.fixture(scope="session")
-def sd1_repo(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def made(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, Make], Path]:
+    """A folder of this name, filled once for all processes of a run."""
+    base = tmp_path_factory.getbasetemp()
+    models = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "models"
+    models.mkdir(exist_ok=True)
+
+    def made(name: str, make: Make) -> Path:
+        folder = models / name
+        with (models / f"{name}.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)  # what another process makes is waited for
+            if not folder.exists():
+                making = models / f"{name}.part"
+                shutil.rmtree(making, ignore_errors=True)
+                making.mkdir()
+                make(making)
+                making.rename(folder)
+        return folder
+
+    return made
+
+
+@pytest.fixture(scope="session")
+def repo_of(made: Callable[[str, Make], Path]) -> Callable[[str], Path]:
+    """Family -> a diffusers repo of a narrow model, complete."""
+    return cache(
+        lambda family: made(family, lambda folder: write_repo(folder / "repo", family)) / "repo"
+    )
+
+
+@pytest.fixture(scope="session")
+def original_of(
+    repo_of: Callable[[str], Path], made: Callable[[str, Make], Path]
+) -> Callable[[str], Path]:
+    """Family -> the original checkpoint of `repo_of`, one `.safetensors` file."""
+    name = "original.safetensors"
+
+    def original(family: str) -> Path:
+        repo = repo_of(family)
+        return made(f"{family}_ldm", lambda folder: write_original(repo, folder / name)) / name
+
+    return cache(original)
+
+
+@pytest.fixture(scope="session")
+def keras_of(
+    repo_of: Callable[[str], Path], made: Callable[[str, Make], Path]
+) -> Callable[[str, str], dict[str, Path]]:
+    """Family and suffix -> the Keras files of `repo_of`: part -> path."""
+
+    def keras(family: str, suffix: str) -> dict[str, Path]:
+        repo = repo_of(family)
+        folder = made(f"{family}_keras{suffix}", lambda folder: write_keras(repo, folder, suffix))
+        return {part: folder / f"model.{part}{suffix}" for part in PARTS}
+
+    return keras
+
+
+@pytest.fixture(scope="session")
+def sd1_repo(repo_of: Callable[[str], Path]) -> Path:
     """A diffusers repo of a narrow Stable Diffusion 1 model."""
-    return write_repo(tmp_path_factory.mktemp("sd1") / "repo", "sd1")
+    return repo_of("sd1")
 
 
 @pytest.fixture(scope="session")
-def sd2_repo(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def sd2_repo(repo_of: Callable[[str], Path]) -> Path:
     """A diffusers repo of a narrow Stable Diffusion 2 model."""
-    return write_repo(tmp_path_factory.mktemp("sd2") / "repo", "sd2")
+    return repo_of("sd2")
 
 
 @pytest.fixture(scope="session")
-def sd1_keras(sd1_repo: Path) -> dict[str, Path]:
+def sd1_keras(keras_of: Callable[[str, str], dict[str, Path]]) -> dict[str, Path]:
     """Part -> the `.weights.h5` file of `sd1_repo`."""
-    return write_keras(sd1_repo, sd1_repo.parent / "keras", ".weights.h5")
+    return keras_of("sd1", ".weights.h5")
 
 
 @pytest.fixture(scope="session")
-def sd1_legacy(sd1_repo: Path) -> dict[str, Path]:
+def sd1_legacy(keras_of: Callable[[str, str], dict[str, Path]]) -> dict[str, Path]:
     """Part -> the legacy `.h5` file of `sd1_repo`."""
-    return write_keras(sd1_repo, sd1_repo.parent / "legacy", ".h5")
+    return keras_of("sd1", ".h5")
 
 
 @pytest.fixture(scope="session")
-def sd2_keras(sd2_repo: Path) -> dict[str, Path]:
+def sd2_keras(keras_of: Callable[[str, str], dict[str, Path]]) -> dict[str, Path]:
     """Part -> the `.weights.h5` file of `sd2_repo`."""
-    return write_keras(sd2_repo, sd2_repo.parent / "keras", ".weights.h5")
+    return keras_of("sd2", ".weights.h5")
 
 
 @pytest.fixture(scope="session")
-def sd1_archive(sd1_keras: dict[str, Path]) -> Path:
+def sd1_archive(sd1_keras: dict[str, Path], made: Callable[[str, Make], Path]) -> Path:
     """The image encoder of `sd1_repo` as a `.keras` archive."""
-    path = sd1_keras["image_encoder"].with_name("image_encoder.keras")
-    with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
-        archive.writestr("metadata.json", '{"keras_version": "3.15.1"}')
-        archive.writestr("config.json", '{"class_name": "ImageEncoder"}')
-        archive.write(sd1_keras["image_encoder"], "model.weights.h5")
-    return path
+    name = "image_encoder.keras"
+
+    def write(folder: Path) -> None:
+        with zipfile.ZipFile(folder / name, "w", zipfile.ZIP_STORED) as archive:
+            archive.writestr("metadata.json", '{"keras_version": "3.15.1"}')
+            archive.writestr("config.json", '{"class_name": "ImageEncoder"}')
+            archive.write(sd1_keras["image_encoder"], "model.weights.h5")
+
+    return made("sd1_archive", write) / name
+
+
+@pytest.fixture(scope="module", autouse=True)
+def folders_of_a_file(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[None]:
+    """What the fixtures of a file wrote goes with it, or the disk fills; a failed test keeps it."""
+    base = tmp_path_factory.getbasetemp()
+    before = {*base.iterdir(), base / "models"}
+    failed = request.session.testsfailed
+    yield
+    if request.session.testsfailed == failed:
+        for folder in set(base.iterdir()) - before:
+            if folder.is_symlink():
+                folder.unlink()
+            else:
+                shutil.rmtree(folder, ignore_errors=True)
 
 
 @pytest.fixture
@@ -90,28 +174,20 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-@pytest.fixture(scope="session")
-def repo_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """Family -> a diffusers repo of a narrow model, complete."""
-    return cache(lambda family: write_repo(tmp_path_factory.mktemp(family) / "repo", family))
-
-
-@pytest.fixture(scope="session")
-def original_of(repo_of: Callable[[str], Path]) -> Callable[[str], Path]:
-    """Family -> the original checkpoint of `repo_of`, one `.safetensors` file."""
-    return cache(
-        lambda family: write_original(
-            repo_of(family), repo_of(family).with_name("original.safetensors")
-        )
-    )
-
-
 @pytest.fixture
 def hub() -> Iterator[HubServer]:
     """A Hub on loopback, empty. Its clients run in processes of their own, with
     `hub.environment(home)`."""
     with HubServer() as server:
         yield server
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_waiting_for_the_disk() -> Iterator[None]:
+    """No test pulls the plug: files need not reach the disk. Who asks for it is tested apart."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda descriptor: None)
+        yield
 
 
 @pytest.fixture(autouse=True)

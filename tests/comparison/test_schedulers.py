@@ -32,7 +32,7 @@ EXPERIMENT = Experiment(
 )
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def model(sd1_keras: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A narrow text-to-image model, complete with tokenizer and scheduler."""
     repo = tmp_path_factory.mktemp("model") / "repo"
@@ -40,14 +40,14 @@ def model(sd1_keras: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) 
     return repo
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def pipe(model: Path) -> Any:
     pipe = DiffusionPipeline.from_pretrained(model)
     pipe.set_progress_bar_config(disable=True)
     return pipe
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def compared(pipe: Any, tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Path]:
     output = tmp_path_factory.mktemp("compared")
     return compare(pipe, EXPERIMENT, output), output

@@ -39,7 +39,7 @@ def _same(a: Path, b: Path) -> bool:
     return a.read_bytes() == b.read_bytes()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def converted(
     sd1_keras: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
 ) -> weightport.Conversion:

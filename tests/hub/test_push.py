@@ -29,7 +29,7 @@ UNET = "unet/diffusion_pytorch_model.safetensors"
 Command = Callable[..., Run]
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def converted(tmp_path_factory: pytest.TempPathFactory, sd1_keras: dict[str, Path]) -> Path:
     """What `convert` makes of `sd1_keras`; not to be written to."""
     folder = tmp_path_factory.mktemp("converted") / "repo"

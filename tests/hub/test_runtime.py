@@ -73,7 +73,7 @@ def client(hub: HubServer, tmp_path: Path) -> Client:
     return client
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def repo(tmp_path_factory: pytest.TempPathFactory, sd1_keras: dict[str, Path]) -> Path:
     """A converted repo; not to be written to."""
     folder = tmp_path_factory.mktemp("runtime") / "repo"

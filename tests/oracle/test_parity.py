@@ -62,7 +62,7 @@ def _full_size(version: str) -> list[Path]:
     return [made.path(part, "weights.h5") for part in PARTS]
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def repo_of_keras(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, str, str], Path]:
     """(environment, version, format) -> the repo that KerasCV's narrow models become."""
 

@@ -27,7 +27,7 @@ P = "model.diffusion_model."
 Unet = Callable[[str], State]
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def unet_of(original_of: Callable[[str], Path]) -> Unet:
     """Family -> the UNet of the original checkpoint, keys with their prefix."""
     return lambda family: {
