@@ -112,16 +112,20 @@ def _mutants(table: Table) -> Iterator[tuple[Row, Row, Table]]:
             yield a, b, replace(table, sections={**table.sections, section: changed})
 
 
-def _is_caught(
-    mutant: Table, family: str, original: list[Link], sources: Shapes, targets: Shapes
-) -> bool:
+def _is_caught(mutant: Table, family: str, touched: list[Link], targets: Shapes) -> bool:
     """Whether names and shapes alone show that a table does not fit a checkpoint, or the swap
-    changes nothing."""
+    changes nothing.
+
+    Args:
+        touched: the table's own links by the rows that are swapped; the others are the mutant's.
+    """
+    component = families()[family].components[mutant.about["component"]]
+    sources = _source_shapes(touched, targets)
     try:
-        links = _links(mutant, family)
-        if [replace(link, row="") for link in links] == [
-            replace(link, row="") for link in original
-        ]:
+        links = mutant.links(
+            [target for link in touched for target in link.targets], component.config
+        )
+        if [replace(link, row="") for link in links] == [replace(link, row="") for link in touched]:
             return True
         if {source for link in links for source in link.sources} != sources.keys():
             return True
@@ -160,12 +164,20 @@ INVISIBLE = {
 
 def _invisible(table: Table, family: str) -> set[frozenset[str]]:
     targets = _target_shapes(table, family)
+    by_row: dict[str, list[int]] = {}
     original = _links(table, family)
-    sources = _source_shapes(original, targets)
+    for number, link in enumerate(original):
+        for row in link.row.split(" / "):
+            by_row.setdefault(row, []).append(number)
+
+    def touched(a: Row, b: Row) -> list[Link]:
+        numbers = {*by_row.get(str(a), ()), *by_row.get(str(b), ())}
+        return [original[number] for number in sorted(numbers)]
+
     return {
         frozenset((a.left, b.left))
         for a, b, mutant in _mutants(table)
-        if not _is_caught(mutant, family, original, sources, targets)
+        if not _is_caught(mutant, family, touched(a, b), targets)
     }
 
 
