@@ -13,6 +13,7 @@ import torch
 import transformers
 
 import weightport
+import weightport.models
 from weightport.runtime.models.clip import CLIPTextModel, CLIPTextModelWithProjection
 from weightport.runtime.models.controlnet import ControlNetModel
 from weightport.runtime.models.unet import UNet2DConditionModel
@@ -83,6 +84,27 @@ VAES: dict[str, dict[str, Any]] = {
     "upscale": {**VAE, "scaling_factor": 0.08333},
     "means": {**VAE, "latents_mean": [0.1, -0.2, 0.3, 0.0], "latents_std": [0.5, 1.5, 1.0, 2.0]},
 }
+OTHER_VAES: dict[str, tuple[str, dict[str, Any]]] = {
+    "tiny": (
+        "AutoencoderTiny",
+        {
+            "encoder_block_out_channels": (4, 4),
+            "decoder_block_out_channels": (4, 4),
+            "num_encoder_blocks": (1, 1),
+            "num_decoder_blocks": (1, 1),
+        },
+    ),
+    "asymmetric": (
+        "AsymmetricAutoencoderKL",
+        {
+            "down_block_types": ("DownEncoderBlock2D",) * 2,
+            "down_block_out_channels": (8, 16),
+            "up_block_types": ("UpDecoderBlock2D",) * 2,
+            "up_block_out_channels": (8, 16),
+            "norm_num_groups": 4,
+        },
+    ),
+}
 NOISE = {
     "beta_start": 0.00085,
     "beta_end": 0.012,
@@ -140,7 +162,11 @@ def controlnets(kind: str, seed: int, **options: Any) -> tuple[Any, Any]:
 
 @cache
 def vaes(kind: str = "sd") -> tuple[Any, Any]:
-    return pair(diffusers.AutoencoderKL(**VAES[kind]), AutoencoderKL(**VAES[kind]), 2)
+    if kind not in OTHER_VAES:
+        return pair(diffusers.AutoencoderKL(**VAES[kind]), AutoencoderKL(**VAES[kind]), 2)
+    name, options = OTHER_VAES[kind]
+    theirs = getattr(diffusers, name)(**options)
+    return pair(theirs, getattr(weightport.models, name)(**options), 2)
 
 
 @cache

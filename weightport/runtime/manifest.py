@@ -11,6 +11,8 @@ import torch
 
 from .loading.model import Model
 from .loading.weights import NoInit
+from .models.asymmetric_vae import AsymmetricAutoencoderKL
+from .models.autoencoder_tiny import AutoencoderTiny
 from .models.clip import CLIPTextModel, CLIPTextModelWithProjection
 from .models.controlnet import ControlNetModel
 from .models.unet import UNet2DConditionModel
@@ -22,6 +24,8 @@ MODELS: dict[str, type[Model]] = {
         UNet2DConditionModel,
         ControlNetModel,
         AutoencoderKL,
+        AutoencoderTiny,
+        AsymmetricAutoencoderKL,
         CLIPTextModel,
         CLIPTextModelWithProjection,
     )

@@ -4,6 +4,12 @@ name, and imports nothing before it is used."""
 from .loading.model import (
     AutoModel,
 )
+from .models.asymmetric_vae import (
+    AsymmetricAutoencoderKL,
+)
+from .models.autoencoder_tiny import (
+    AutoencoderTiny,
+)
 from .models.clip import (
     CLIPTextModel,
     CLIPTextModelWithProjection,
@@ -92,11 +98,13 @@ from .text.tokenizer import (
 )
 
 __all__ = [
+    "AsymmetricAutoencoderKL",
     "AutoModel",
     "AutoPipelineForImage2Image",
     "AutoPipelineForInpainting",
     "AutoPipelineForText2Image",
     "AutoencoderKL",
+    "AutoencoderTiny",
     "CLIPImageProcessor",
     "CLIPTextModel",
     "CLIPTextModelWithProjection",

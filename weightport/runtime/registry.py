@@ -16,6 +16,8 @@ MODULES: dict[str, tuple[str, ...]] = {  # modules of weightport.runtime -> publ
         "MultiControlNetModel",
     ),
     "models.vae": ("AutoencoderKL",),
+    "models.autoencoder_tiny": ("AutoencoderTiny",),
+    "models.asymmetric_vae": ("AsymmetricAutoencoderKL",),
     "models.clip": (
         "CLIPTextModel",
         "CLIPTextModelWithProjection",
@@ -99,6 +101,8 @@ COMPONENTS: dict[str, tuple[str, ...]] = {  # library in model_index.json -> cla
         "UNet2DConditionModel",
         *MODULES["models.controlnet"],
         "AutoencoderKL",
+        "AutoencoderTiny",
+        "AsymmetricAutoencoderKL",
         *MODULES["schedulers"],
     ),
     "transformers": (

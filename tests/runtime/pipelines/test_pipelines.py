@@ -80,6 +80,8 @@ PARTS: dict[str, Callable[[], dict[str, Any]]] = {
     "controlnets": lambda: {"controlnet": several_controlnets()},
     "xl controlnet": lambda: {"controlnet": pairs.controlnets("xl", 5)},
     "means": lambda: {"vae": pairs.vaes("means")},
+    "tiny vae": lambda: {"vae": pairs.vaes("tiny")},
+    "asymmetric vae": lambda: {"vae": pairs.vaes("asymmetric")},
     "refiner": lambda: {"requires_aesthetics_score": True},
     "encoded negative": lambda: {"force_zeros_for_empty_prompt": False},
     "cosxl": lambda: {"is_cosxl_edit": True},
@@ -103,6 +105,13 @@ CASES: dict[str, tuple[str, str, str, dict[str, Any]]] = {
     "inpaint 4": ("Inpaint", "sd", "none", {**ONE, **INPAINT}),
     "inpaint 4, weak": ("Inpaint", "sd", "none", {**ONE, **INPAINT, "strength": 0.6}),
     "inpaint 9": ("Inpaint", "inpaint", "none", {**ONE, **INPAINT}),
+    "image, tiny vae": ("Img2Img", "sd", "tiny vae", {**ONE, "image": IMAGE}),
+    "inpaint 9, asymmetric vae": (
+        "Inpaint",
+        "inpaint",
+        "asymmetric vae",
+        {"prompt": "a cat", **INPAINT},
+    ),
     "inpaint 9, weak": ("Inpaint", "inpaint", "none", {**ONE, **INPAINT, "strength": 0.6}),
     "inpaint 9, encoded": (
         "Inpaint",
@@ -359,8 +368,13 @@ def test_an_image_does_not_depend_on_its_batch() -> None:
         assert distance(alone[0], image) <= ROUNDING
 
 
+OTHERS = ["image, tiny vae", "inpaint 9, asymmetric vae"]
+
+
 @pytest.mark.parametrize("output_type", ["pil", "np", "pt"])
-@pytest.mark.parametrize("name", ["text", "inpaint 4", "control", "xl image", "upscale", "lcm"])
+@pytest.mark.parametrize(
+    "name", ["text", "inpaint 4", "control", "xl image", "upscale", "lcm", *OTHERS]
+)
 def test_images_are_identical(name: str, output_type: str) -> None:
     scheduler = one_scheduler("LCMScheduler" if "lcm" in CASES[name][2] else "DDIMScheduler")
     theirs, ours, arguments = make(name, scheduler)

@@ -20,6 +20,7 @@ from ..loading.config import Config
 from ..loading.model import Model
 from ..loading.options import configured
 from ..outputs import Output
+from .in_parts import InParts
 from .layers import Downsample2D, ResnetBlock2D, Upsample2D, attend
 
 BLOCK_TYPES = {"down_block_types": "DownEncoderBlock2D", "up_block_types": "UpDecoderBlock2D"}
@@ -189,8 +190,8 @@ class DecoderOutput(Output):
     sample: Tensor
 
 
-class AutoencoderKL(Model):
-    """The autoencoder.
+class AutoencoderKL(InParts, Model):
+    """The autoencoder. With tiling, images larger than `sample_size` are taken in tiles.
 
     Latents are unscaled here: callers multiply by `config.scaling_factor` on the way to the UNet.
 
@@ -237,8 +238,6 @@ class AutoencoderKL(Model):
         self.decoder = Decoder(c)
         self.quant_conv = nn.Conv2d(2 * c.latent_channels, 2 * c.latent_channels, 1)
         self.post_quant_conv = nn.Conv2d(c.latent_channels, c.latent_channels, 1)
-        self.use_tiling = False
-        self.use_slicing = False
 
     @classmethod
     def rename(cls, key: str) -> str | None:
@@ -247,25 +246,6 @@ class AutoencoderKL(Model):
             for old, new in OLD_ATTENTION.items():
                 key = key.replace(f".{old}.", f".{new}.")
         return key
-
-    def enable_tiling(self, use_tiling: bool = True) -> None:
-        """Take images larger than `sample_size` in overlapping tiles.
-
-        That takes less memory, and gives a slightly different result.
-        """
-        self.use_tiling = use_tiling
-
-    def disable_tiling(self) -> None:
-        """Take images whole."""
-        self.use_tiling = False
-
-    def enable_slicing(self) -> None:
-        """Take the images of a batch one at a time."""
-        self.use_slicing = True
-
-    def disable_slicing(self) -> None:
-        """Take the images of a batch at once."""
-        self.use_slicing = False
 
     def encode(self, x: Tensor, return_dict: bool = True) -> AutoencoderKLOutput:
         """An image in [-1, 1] becomes the distribution of its latents.

@@ -8,11 +8,11 @@ from typing import ClassVar
 from torch import Tensor
 
 from ..images import ImageInput, OutputType
+from ..models.autoencoders import Autoencoder
 from ..models.clip import CLIPTextModel, CLIPTextModelWithProjection
 from ..models.controlnet import ControlNetModel, MultiControlNetModel
 from ..models.safety_checker import CLIPImageProcessor, StableDiffusionSafetyChecker
 from ..models.unet import UNet2DConditionModel
-from ..models.vae import AutoencoderKL
 from ..sampling.arguments import Callback, Generator, Size, Texts
 from ..sampling.schedule import Scheduler
 from ..sampling.starts import FROM_IMAGE, FROM_MASK
@@ -33,7 +33,7 @@ class StableDiffusionControlNetPipeline(StableDiffusionBase):
 
     def __init__(
         self,
-        vae: AutoencoderKL,
+        vae: Autoencoder,
         text_encoder: CLIPTextModel,
         tokenizer: CLIPTokenizer,
         unet: UNet2DConditionModel,
@@ -103,7 +103,7 @@ class StableDiffusionControlNetImg2ImgPipeline(StableDiffusionBase):
 
     def __init__(
         self,
-        vae: AutoencoderKL,
+        vae: Autoencoder,
         text_encoder: CLIPTextModel,
         tokenizer: CLIPTokenizer,
         unet: UNet2DConditionModel,
@@ -173,7 +173,7 @@ class StableDiffusionControlNetInpaintPipeline(StableDiffusionBase):
 
     def __init__(
         self,
-        vae: AutoencoderKL,
+        vae: Autoencoder,
         text_encoder: CLIPTextModel,
         tokenizer: CLIPTokenizer,
         unet: UNet2DConditionModel,
@@ -252,7 +252,7 @@ class StableDiffusionXLControlNetPipeline(StableDiffusionXLBase):
 
     def __init__(
         self,
-        vae: AutoencoderKL,
+        vae: Autoencoder,
         text_encoder: CLIPTextModel | None,
         text_encoder_2: CLIPTextModelWithProjection | None,
         tokenizer: CLIPTokenizer | None,
@@ -344,7 +344,7 @@ class StableDiffusionXLControlNetImg2ImgPipeline(StableDiffusionXLBase):
 
     def __init__(
         self,
-        vae: AutoencoderKL,
+        vae: Autoencoder,
         text_encoder: CLIPTextModel | None,
         text_encoder_2: CLIPTextModelWithProjection | None,
         tokenizer: CLIPTokenizer | None,
@@ -439,7 +439,7 @@ class StableDiffusionXLControlNetInpaintPipeline(StableDiffusionXLBase):
 
     def __init__(
         self,
-        vae: AutoencoderKL,
+        vae: Autoencoder,
         text_encoder: CLIPTextModel | None,
         text_encoder_2: CLIPTextModelWithProjection | None,
         tokenizer: CLIPTokenizer | None,

@@ -17,10 +17,11 @@ from ..images import VaeImageProcessor
 from ..loading.components import correct_sample_size
 from ..loading.config import Config
 from ..models.attention import constant_context
+from ..models.autoencoders import Autoencoder
 from ..models.clip import CLIPTextModel
 from ..models.controlnet import ControlNetModel, MultiControlNetModel
+from ..models.in_parts import InParts
 from ..models.unet import UNet2DConditionModel
-from ..models.vae import AutoencoderKL
 from ..sampling import control, results, schedule
 from ..sampling.arguments import Arguments, Draws, Generator, Texts
 from ..sampling.checks import Requirements, check
@@ -68,7 +69,7 @@ class LatentDiffusionPipeline(LoadsAdapters, DiffusionPipeline):
     _callback_tensor_inputs: ClassVar[tuple[str, ...]] = TENSORS
 
     _processor: VaeImageProcessor | None = None
-    vae: AutoencoderKL
+    vae: Autoencoder
     text_encoder: CLIPTextModel
     tokenizer: CLIPTokenizer
     unet: UNet2DConditionModel
@@ -303,21 +304,32 @@ class LatentDiffusionPipeline(LoadsAdapters, DiffusionPipeline):
         """Let the VAE compute in float32."""
         self.vae.to(torch.float32)
 
+    @property
+    def _vae_in_parts(self) -> InParts:
+        """The VAE, if it can take images in parts.
+
+        Raises:
+            NotImplementedError: it cannot.
+        """
+        if not isinstance(self.vae, InParts):
+            raise NotImplementedError(f"{type(self.vae).__name__} takes images whole")
+        return self.vae
+
     def enable_vae_slicing(self) -> None:
         """Take the images of a batch one at a time in the VAE."""
-        self.vae.enable_slicing()
+        self._vae_in_parts.enable_slicing()
 
     def disable_vae_slicing(self) -> None:
         """Take the images of a batch at once."""
-        self.vae.disable_slicing()
+        self._vae_in_parts.disable_slicing()
 
     def enable_vae_tiling(self) -> None:
         """Take large images in overlapping tiles in the VAE."""
-        self.vae.enable_tiling()
+        self._vae_in_parts.enable_tiling()
 
     def disable_vae_tiling(self) -> None:
         """Take images whole."""
-        self.vae.disable_tiling()
+        self._vae_in_parts.disable_tiling()
 
     def enable_attention_slicing(self, slice_size: str | int | None = "auto") -> None:
         """Of no effect, which is said once: attention never holds all its scores."""

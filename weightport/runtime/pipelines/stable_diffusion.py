@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from ..images import ImageInput, OutputType
+from ..models.autoencoders import Autoencoder
 from ..models.clip import CLIPTextModel
 from ..models.safety_checker import CLIPImageProcessor, StableDiffusionSafetyChecker
 from ..models.unet import UNet2DConditionModel
-from ..models.vae import AutoencoderKL
 from ..sampling.arguments import Arguments, Callback, Generator, Texts
 from ..sampling.checks import Requirements, check
 from ..sampling.latents import Codec
@@ -46,7 +46,7 @@ class StableDiffusionBase(LatentDiffusionPipeline):
 
     def __init__(
         self,
-        vae: AutoencoderKL,
+        vae: Autoencoder,
         text_encoder: CLIPTextModel,
         tokenizer: CLIPTokenizer,
         unet: UNet2DConditionModel,
@@ -343,7 +343,7 @@ class StableDiffusionUpscalePipeline(StableDiffusionBase):
 
     def __init__(
         self,
-        vae: AutoencoderKL,
+        vae: Autoencoder,
         text_encoder: CLIPTextModel,
         tokenizer: CLIPTokenizer,
         unet: UNet2DConditionModel,
@@ -416,7 +416,7 @@ class StableDiffusionDepth2ImgPipeline(StableDiffusionBase):
 
     def __init__(
         self,
-        vae: AutoencoderKL,
+        vae: Autoencoder,
         text_encoder: CLIPTextModel,
         tokenizer: CLIPTokenizer,
         unet: UNet2DConditionModel,

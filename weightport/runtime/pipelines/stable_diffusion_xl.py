@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 
 from ..images import ImageInput, OutputType
+from ..models.autoencoders import Autoencoder
 from ..models.clip import CLIPTextModel, CLIPTextModelWithProjection
 from ..models.safety_checker import CLIPImageProcessor
 from ..models.unet import UNet2DConditionModel
-from ..models.vae import AutoencoderKL
 from ..sampling import sizes
 from ..sampling.arguments import Arguments, Callback, Generator, Size, Texts
 from ..sampling.checks import Requirements
@@ -138,7 +138,7 @@ class StableDiffusionXLPipeline(StableDiffusionXLBase):
 
     def __init__(
         self,
-        vae: AutoencoderKL,
+        vae: Autoencoder,
         text_encoder: CLIPTextModel | None,
         text_encoder_2: CLIPTextModelWithProjection | None,
         tokenizer: CLIPTokenizer | None,
@@ -224,7 +224,7 @@ class StableDiffusionXLImg2ImgPipeline(StableDiffusionXLBase):
 
     def __init__(
         self,
-        vae: AutoencoderKL,
+        vae: Autoencoder,
         text_encoder: CLIPTextModel | None,
         text_encoder_2: CLIPTextModelWithProjection | None,
         tokenizer: CLIPTokenizer | None,
@@ -314,7 +314,7 @@ class StableDiffusionXLInpaintPipeline(StableDiffusionXLBase):
 
     def __init__(
         self,
-        vae: AutoencoderKL,
+        vae: Autoencoder,
         text_encoder: CLIPTextModel | None,
         text_encoder_2: CLIPTextModelWithProjection | None,
         tokenizer: CLIPTokenizer | None,
@@ -406,7 +406,7 @@ class StableDiffusionXLInstructPix2PixPipeline(StableDiffusionXLBase):
 
     def __init__(
         self,
-        vae: AutoencoderKL,
+        vae: Autoencoder,
         text_encoder: CLIPTextModel | None,
         text_encoder_2: CLIPTextModelWithProjection | None,
         tokenizer: CLIPTokenizer | None,

@@ -12,7 +12,9 @@ import torch
 from torch import Tensor
 
 from ..images import VaeImageProcessor
-from ..models.vae import AutoencoderKL
+from ..models.asymmetric_vae import AsymmetricAutoencoderKL
+from ..models.autoencoder_tiny import AutoencoderTinyOutput
+from ..models.autoencoders import Autoencoder
 from .arguments import Size, require
 from .noise import Noise
 
@@ -50,14 +52,14 @@ class Codec:
         processor: what images go through in place of what the VAE needs.
     """
 
-    vae: AutoencoderKL | None
+    vae: Autoencoder | None
     may_widen: bool = False
     resample: Literal["lanczos", "bicubic"] = "lanczos"
     latent_channels: int | None = None
     processor: VaeImageProcessor | None = None
 
     @property
-    def model(self) -> AutoencoderKL:
+    def model(self) -> Autoencoder:
         """The VAE.
 
         Raises:
@@ -118,7 +120,7 @@ class Codec:
         return Statistics(means, deviations, scale)
 
     @contextmanager
-    def _wide(self, *dtypes: torch.dtype) -> Iterator[tuple[AutoencoderKL, torch.dtype]]:
+    def _wide(self, *dtypes: torch.dtype) -> Iterator[tuple[Autoencoder, torch.dtype]]:
         """The VAE and its dtype; if that is one of these, and its config asks for it, the VAE is in
         float32 meanwhile, and no other thread has it."""
         vae = self.model
@@ -144,8 +146,7 @@ class Codec:
             parts = image.chunk(len(image)) if isinstance(generator, list) else [image]
             drawn = []
             for part, seed in zip(parts, seeds, strict=False):
-                posterior = vae.encode(part).latent_dist
-                drawn.append(posterior.mode() if noise is None else posterior.sample(seed))
+                drawn.append(_drawn(vae, part, noise is not None, seed))
             return torch.cat(drawn)
 
     def to_latents(self, image: Tensor, noise: Noise, rows: int) -> Tensor:
@@ -156,11 +157,35 @@ class Codec:
             image = self.statistics(latents).normalise(latents)
         return tile(image.to(noise.device, noise.dtype), rows).contiguous()
 
-    def decode(self, latents: Tensor) -> Tensor:
-        """Scaled latents -> pixels (b, 3, h, w)."""
+    def decode(
+        self, latents: Tensor, original: Tensor | None = None, mask: Tensor | None = None
+    ) -> Tensor:
+        """Scaled latents -> pixels (b, 3, h, w).
+
+        Args:
+            latents: (b, c, h, w).
+            original: the image that was painted on, for a decoder that takes it.
+            mask: where it was painted, likewise.
+        """
         with self._wide(torch.float16) as (vae, _):
             latents = latents.to(vae.dtype)
-            return vae.decode(self.statistics(latents).restore(latents)).sample
+            unscaled = self.statistics(latents).restore(latents)
+            if not isinstance(vae, AsymmetricAutoencoderKL) or original is None or mask is None:
+                return vae.decode(unscaled).sample
+            image = tile(original.to(latents), len(latents))
+            painted = tile(mask.to(latents), len(latents))
+            return vae.decode(unscaled, image=image, mask=painted).sample
+
+
+def _drawn(
+    vae: Autoencoder, image: Tensor, at_random: bool, generator: torch.Generator | None
+) -> Tensor:
+    """The latents of an image: random ones, or the most probable; a tiny VAE has no others."""
+    encoded = vae.encode(image)
+    if isinstance(encoded, AutoencoderTinyOutput):
+        return encoded.latents
+    posterior = encoded.latent_dist
+    return posterior.sample(generator) if at_random else posterior.mode()
 
 
 def tile(x: Tensor, rows: int) -> Tensor:

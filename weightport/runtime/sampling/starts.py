@@ -114,6 +114,8 @@ def from_mask(run: Run, codec: Codec, channels: Channels) -> None:
         run.latents = _noisy(run, clean, noise)
     beside = run.beside
     beside.noise = noise
+    beside.pixels = pixels
+    beside.pixel_mask = mask
     beside.mask = _everywhere(run, F.interpolate(mask, run.latents.shape[-2:]))
     masked = beginning.masked_image_latents
     if masked is None and not is_encoded:

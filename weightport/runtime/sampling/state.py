@@ -59,6 +59,8 @@ class Beside:
         masked_image_latents: the image where it is not painted.
         clean: latents of the image that a UNet of 4 channels keeps outside the mask.
         noise: what was added to them.
+        pixels: that image, (1, 3, h, w), for a VAE whose decoder takes it.
+        pixel_mask: (1, 1, h, w), 1 where to paint, for the same.
         crop: the box of the image that is painted, where it is not all of it.
     """
 
@@ -69,6 +71,8 @@ class Beside:
     masked_image_latents: Tensor | None = None
     clean: Tensor | None = None
     noise: Tensor | None = None
+    pixels: Tensor | None = None
+    pixel_mask: Tensor | None = None
     crop: Box | None = None
 
     def channels(self) -> list[Tensor]:
