@@ -22,7 +22,7 @@ from ..adapters.change import (
     row_blocks,
     weight_change,
 )
-from ..adapters.modules import Model, Module
+from ..adapters.modules import BUNDLED, Model, Module
 from ..adapters.rounding import rounded
 from ..errors import ConversionError, printable
 from ..mappings.families import Family, component_names
@@ -106,12 +106,13 @@ def bake(
         file = opened(Path(path))
         adapter = file.sorted_for(family.name, models)
         _refuse_unfit(file, adapter.unmatched, adapter.flaws, family, settings)
-        if adapter.bundled:
+        if adapter.bundled and not settings.ignore_unmatched:
             raise ConversionError(
-                f"{path}: holds the embedding `{printable(next(iter(adapter.bundled)))}` beside"
-                " its modules; take it out with --extract-embeddings first"
+                f"{path}: holds the embedding `{printable(next(iter(adapter.bundled)))}`, for which"
+                " no weight has a place; --ignore-unmatched leaves it out"
             )
-        baked = Baked(file.checkpoint, number, {}, {}, adapter.unmatched)
+        left_out = (*adapter.unmatched, *(BUNDLED + name for name in adapter.bundled))
+        baked = Baked(file.checkpoint, number, {}, {}, left_out)
         baking.adapters.append(baked)
         for module in adapter.modules.values():
             strength = strengths.of(module.component)

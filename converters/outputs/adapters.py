@@ -91,7 +91,7 @@ def _plain(
         if not convention.has_alphas:
             raise ConversionError(
                 f"{file.path}: holds the embedding `{printable(name)}`, for which"
-                f" {convention.title} has no place; --extract-embeddings takes it out"
+                f" {convention.title} has no place; --to kohya keeps it"
             )
         outputs["", name, ""] = Output(BUNDLED + name, tensor.dtype, tensor.shape, (tensor,))
     return outputs

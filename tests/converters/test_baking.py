@@ -295,6 +295,15 @@ def test_what_is_not_applied_is_an_error_unless_it_may_be(unet: Path, tmp_path: 
     assert len(found.report["adapters"][0]["left_out"]) == 2
 
 
+def test_an_embedding_in_the_file_is_left_out_if_it_may_be(unet: Path, tmp_path: Path) -> None:
+    state = load_file(one(tmp_path)) | {"bundle_emb.a.b.emb_params": torch.zeros(2, 768)}
+    save_file(state, tmp_path / "both.safetensors")
+    both = str(tmp_path / "both.safetensors")
+    assert "holds the embedding `a.b.emb_params`" in refused(unet, tmp_path, both)
+    found = bake(unet, tmp_path / "baked", both, ignore_unmatched=True)
+    assert found.report["adapters"][0]["left_out"] == ["bundle_emb.a.b.emb_params"]
+
+
 def test_two_changes_whose_order_matters_are_refused(unet: Path, tmp_path: Path) -> None:
     files = []
     for name in "ab":

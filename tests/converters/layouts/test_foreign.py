@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors.numpy import save
 
 from ...support.command import assert_refused, run
 
@@ -26,6 +27,11 @@ def npz() -> bytes:
     content = io.BytesIO()
     np.savez(content, weight=np.zeros(3))
     return content.getvalue()
+
+
+def headed(framework: str) -> bytes:
+    """A safetensors file whose header names a framework."""
+    return save({"conv_in.weight": np.zeros((4, 3, 3, 3), np.float32)}, {"format": framework})
 
 
 XML = '<?xml version="1.0"?>\n<!-- exported -->\n'
@@ -55,6 +61,8 @@ FILES: dict[str, tuple[str | bytes, str]] = {
     "NumPy": (b"\x93NUMPY\x01\0", "a numpy array"),
     "NumPy archive": (npz(), "NumPy archive"),
     "DDUF": (zipped(**{"model_index.json": b"{}", "unet/config.json": b"{}"}), "DDUF.*unzip"),
+    "MLX": (headed("mlx"), "weights of MLX.*channels last"),
+    "Flax in safetensors": (headed("flax"), "weights of Flax"),
     "nothing that is known": (struct.pack("<4I", 1, 2, 3, 4), "in no format known"),
 }
 
