@@ -4,6 +4,7 @@ read-only."""
 from __future__ import annotations
 
 import fcntl
+import gc
 import os
 import shutil
 import socket
@@ -18,20 +19,31 @@ from .support.hub_server import HubServer
 from .support.synthetic import PARTS, write_keras, write_original, write_repo
 
 # The longest files, which begin first, or the last one would keep one core idle.
-# `test_keras_files` makes what the other tests of Keras need.
+# `test_keras_files` makes what the other tests of Keras need: these begin when that is done.
 LONGEST = (
     "oracle/test_keras_files.py",
-    "runtime/pipelines/test_pipelines.py",
+    "oracle/test_sdxl.py",
     "converters/outputs/test_ldm.py",
-    "converters/layouts/test_ldm_evidence.py",
-    "cli/test_cli.py",
+    "runtime/pipelines/test_pipelines.py",
+    "runtime/test_single_file.py",
     "oracle/test_parity.py",
     "oracle/test_keras_writer.py",
-    "oracle/test_ldm.py",
     "oracle/test_sampler.py",
-    "hub/test_server.py",
+    "converters/layouts/test_ldm_evidence.py",
+    "hub/test_runtime.py",
+    "hub/test_push.py",
+    "cli/test_cli.py",
+    "converters/test_convert.py",
+    "converters/outputs/test_adapters.py",
+    "runtime/test_speed.py",
+    "runtime/schedulers/test_schedulers.py",
+    "oracle/test_ldm.py",
     "attacks/test_bad_output.py",
+    "hub/test_server.py",
+    "runtime/loading/test_source.py",
 )
+
+gc.disable()  # while files are collected: what they import stays
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -42,6 +54,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.path.is_relative_to(here / "oracle"):
             item.add_marker(pytest.mark.oracle)
+
+
+def pytest_collection_finish() -> None:
+    """Look for cycles in what tests make, and not in all that was imported."""
+    gc.freeze()
+    gc.enable()
 
 
 Make = Callable[[Path], object]

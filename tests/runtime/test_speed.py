@@ -311,12 +311,14 @@ def test_compiled_equal_within_rounding(unet: UNet2DConditionModel) -> None:
 @torch.no_grad()
 def test_memory_of_large_activations_is_kept_for_the_next_run() -> None:
     names = {"down_block_types": ["DownEncoderBlock2D"], "up_block_types": ["UpDecoderBlock2D"]}
-    narrow = {"block_out_channels": [64], "norm_num_groups": 8, "layers_per_block": 1}
+    narrow = {"block_out_channels": [8], "norm_num_groups": 4, "layers_per_block": 1}
     vae = AutoencoderKL.from_config(names | narrow)
     vae.decoder.register_module(
         "mid_block", torch.nn.Identity()
     )  # attention would take most of the time
-    latents = torch.randn(1, 4, 384, 384)  # an activation is 38 MB, more than glibc keeps by itself
+    latents = torch.randn(
+        1, 4, 1088, 1088
+    )  # an activation is 38 MB, more than glibc keeps by itself
     for _ in range(2):
         vae.decode(latents)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
