@@ -59,7 +59,7 @@ def measure(command: Command) -> Run:
 def _sample(pid: int, peak: dict[str, int]) -> None:
     """Raise the peaks to what /proc says now, in kB."""
     with contextlib.suppress(OSError):
-        for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+        for line in Path(f"/proc/{pid}/status").read_text(encoding="utf-8").splitlines():
             name, _, value = line.partition(":")
             if name in peak:
                 peak[name] = max(peak[name], int(value.split()[0]))

@@ -55,7 +55,7 @@ def main() -> None:
     torch.set_num_threads(1)
     diffusers.logging.set_verbosity_error()
     slower = []
-    print("| scheduler | a step, µs | diffusers | ratio | begin of a run, µs | diffusers |")
+    print("| scheduler | a step, μs | diffusers | ratio | begin of a run, μs | diffusers |")
     print("|---|---:|---:|---:|---:|---:|")
     for name, kind in SCHEDULERS.items():
         if not hasattr(diffusers, name):

@@ -33,7 +33,8 @@ def measured(device: str = "cpu") -> tuple[float, float, int]:
         torch.cuda.synchronize()
         peak = torch.cuda.max_memory_allocated() // 1000
     else:
-        status = Path("/proc/self/status").read_text()  # ru_maxrss is also the parent's
+        # ru_maxrss is also the parent's
+        status = Path("/proc/self/status").read_text(encoding="utf-8")
         peak = int(re.search(r"VmHWM:\s+(\d+)", status)[1])  # type: ignore[index]
     return time.perf_counter(), time.process_time(), peak
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 import hashlib
 import math
 import os
-import stat
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -23,6 +22,7 @@ import numpy as np
 
 from ..errors import ConversionError
 from ..io.dtypes import WORDS
+from ..io.regular import open_regular
 
 
 def _little_endian(word: str) -> np.dtype[Any]:
@@ -45,13 +45,8 @@ class SourceFile:
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
-        try:
-            self._fd = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-        except OSError as error:
-            raise ConversionError(f"{self.path}: cannot be opened ({error.strerror})") from None
+        self._fd = open_regular(self.path)
         self._stat = os.fstat(self._fd)
-        if not stat.S_ISREG(self._stat.st_mode):
-            raise ConversionError(f"{self.path}: not a regular file")
         self.size = self._stat.st_size
         self._hashing = threading.Lock()
         self._sha256 = ""

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import fnmatch
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
 
 from .facts import facts
+from .patterns import Names
 
 
 @dataclass(frozen=True)
@@ -162,9 +162,9 @@ def is_average(front: str) -> bool | None:
 def _matched(patterns: Mapping[str, str], names: Iterable[str]) -> dict[str, str]:
     """Names that one of some patterns fits -> the reason that the first such pattern has."""
     found: dict[str, str] = {}
-    listed = list(names)
+    listed = Names(list(names))
     for pattern, reason in patterns.items():
-        for name in fnmatch.filter(listed, pattern):
+        for name in listed.matching(pattern):
             found.setdefault(name, reason)
     return found
 

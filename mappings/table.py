@@ -13,9 +13,11 @@ from __future__ import annotations
 
 import fnmatch
 import hashlib
+import re
 import tomllib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, NamedTuple
 
 from .errors import MappingError
@@ -129,10 +131,16 @@ class Table:
 
     def ignored(self, key: str) -> str | None:
         """The reason why a source key is left out, if the table gives one."""
-        for pattern, reason in self.ignore.items():
-            if fnmatch.fnmatchcase(key, pattern):
-                return reason
+        if self._ignores.match(key):  # one search for all patterns; for most keys it is enough
+            for pattern, reason in self.ignore.items():
+                if fnmatch.fnmatchcase(key, pattern):
+                    return reason
         return None
+
+    @cached_property
+    def _ignores(self) -> re.Pattern[str]:
+        nothing = r"(?!)"
+        return re.compile("|".join(map(fnmatch.translate, self.ignore)) or nothing)
 
     def links(self, targets: Iterable[str], config: Mapping[str, Any]) -> list[Link]:
         """Expand the table over target keys, in their order; one link per source tensor.

@@ -83,7 +83,7 @@ def pytest_runtest_logreport(report: pytest.TestReport) -> None:
     lines = str(report.longrepr or "").strip().splitlines()
     told = [line[1:].strip() for line in lines if line.startswith("E ")]
     entry = {"test": report.nodeid, "passed": report.passed, "error": told[0] if told else ""}
-    with Path(os.environ[RESULTS]).open("a") as file:
+    with Path(os.environ[RESULTS]).open("a", encoding="utf-8") as file:
         file.write(json.dumps(entry) + "\n")
 
 
@@ -140,7 +140,7 @@ def run(clone: Path, paths: tuple[str, ...], select: str, ours: bool) -> dict[st
 
 
 def _read(results: Path) -> Iterator[tuple[str, Outcome]]:
-    for line in results.read_text().splitlines():
+    for line in results.read_text(encoding="utf-8").splitlines():
         entry = json.loads(line)
         yield entry["test"], Outcome(entry["passed"], entry["error"])
 

@@ -45,7 +45,7 @@ class Block:
 
 def blocks(page: Path) -> Iterator[Block]:
     """The blocks of a page that are commands or Python."""
-    for found in BLOCK.finditer(page.read_text()):
+    for found in BLOCK.finditer(page.read_text(encoding="utf-8")):
         language = found["language"]
         ours = language == "sh" and "weightport " in found["text"]
         if ours or language in {"console", "python"}:

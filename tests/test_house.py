@@ -44,7 +44,7 @@ _LAYOUTS = _PLANNING | {
     "adapters",
 }  # fmt: skip
 _REPO = _LAYOUTS | {"converters.layouts", "converters.writers", "converters.conversion"}
-_LOADING = {"errors", "io", "hub"}
+_LOADING = {"errors", "io", "hub", "converters.checkpoint", "converters.readers"}
 _MODELS = _LOADING | {"runtime.loading", "runtime.outputs"}
 _SAMPLING = _MODELS | {"runtime.models", "runtime.images", "runtime.speed"}
 _PIPELINES = _SAMPLING | {"runtime", "adapters", "mappings"}

@@ -96,7 +96,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Exception as error:
         if arguments.debug:
             raise
-        print(f"error: {_one_line(error)}", file=sys.stderr)
+        from .hub.secrets import hide
+
+        print(f"error: {hide(_one_line(error))}", file=sys.stderr)
         return 1
 
 

@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from .errors import ConversionError, printable
+from .hub.client import guard
 from .hub.errors import explain, silent_in_a_pipe
+from .hub.secrets import remember
 from .mappings.families import component_names
 
 # What a conversion can use of a diffusers repo: main safetensors files, configs and tokenizers,
@@ -77,11 +79,13 @@ def fetch(text: str) -> Path:
 
 def _snapshot(reference: Reference, wanted: Sequence[str], unwanted: Sequence[str] = ()) -> Path:
     try:
-        from huggingface_hub import snapshot_download
+        from huggingface_hub import get_token, snapshot_download
     except ImportError:
         raise ConversionError(
             f'{reference}: the Hub needs huggingface_hub; run `pip install "weightport[hub]"`'
         ) from None
+    guard()
+    remember(get_token())
     options: dict[str, Any] = {"allow_patterns": list(wanted), "ignore_patterns": list(unwanted)}
     try:
         with silent_in_a_pipe():

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -20,7 +19,9 @@ from .converters.repo.card import (
     refresh,
 )
 from .errors import ConversionError, printable
+from .hub.front_matter import check_front_matter
 from .hub.upload import CARD, upload
+from .io.documents import read_json, read_text
 from .mappings.families import halves, halves_of
 from .mappings.layouts import CANONICAL
 from .pull import Reference
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 
 REPORT = "conversion.json"
 PARITY = "parity.json"
+_MAX_CARD = 4 << 20  # bytes of a README
 
 
 @dataclass(frozen=True)
@@ -210,7 +212,8 @@ def _card(
         ) from None
     class_name = pipeline_class(repo)
     path = repo / CARD
-    text = path.read_text() if path.is_file() else model_card(report, class_name)
+    text = read_text(path, _MAX_CARD) if path.exists() else model_card(report, class_name)
+    check_front_matter(text, path)
     card = ModelCard(refresh(text, new_body), ignore_metadata_errors=True)
     data: Any = card.data
     wanted = metadata(report, class_name)
@@ -225,9 +228,4 @@ def _card(
 def _read(repo: Path, name: str) -> dict[str, Any] | None:
     """A JSON file of ours in the repo; None if it is not there."""
     path = repo / name
-    if not path.is_file():
-        return None
-    try:
-        return dict(json.loads(path.read_text()))
-    except ValueError:
-        raise ConversionError(f"{path}: not JSON; convert it again") from None
+    return read_json(path, path.stem) if path.exists() else None

@@ -11,19 +11,20 @@ import hashlib
 import inspect
 import io
 import json
-import types
-import typing
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .errors import ConversionError
 from .io import atomic
+from .io.documents import parse_json
+from .io.regular import read_regular
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
 CHUNK = "weightport"  # the name of the PNG's text chunk
+_MAX_IMAGE = 256 << 20  # bytes of an image file
 ARGUMENTS = {  # of a recipe -> of a pipeline's call
     "prompt": "prompt",
     "negative": "negative_prompt",
@@ -81,39 +82,22 @@ def read_recipe(path: Path) -> Recipe:
 
     Raises:
         ConversionError: it has none, or a damaged one.
-        OSError: the file cannot be read.
     """
-    from PIL import Image, UnidentifiedImageError
+    from PIL import Image
 
+    data = read_regular(path, _MAX_IMAGE)
     try:
-        with Image.open(path) as image:
-            text = getattr(image, "text", {}).get(CHUNK)
-    except (UnidentifiedImageError, ValueError):
+        with Image.open(io.BytesIO(data), formats=["PNG"]) as image:
+            text = image.info.get(CHUNK)  # stands before the pixels, which stay where they are
+    except (OSError, ValueError, Image.DecompressionBombError):
         raise ConversionError(f"{path}: not a PNG") from None
     if text is None:
         raise ConversionError(
             f"{path}: holds no settings of weightport; give the repo and the prompt instead"
         )
-    try:
-        content = json.loads(text)
-        if isinstance(content["size"], list):
-            content["size"] = tuple(content["size"])
-        recipe = Recipe(**content)
-        for name, kind in typing.get_type_hints(Recipe).items():
-            _check_kind(name, getattr(recipe, name), kind)
-    except (KeyError, TypeError, ValueError, RecursionError) as error:
-        raise ConversionError(f"{path}: the settings in it are damaged: {error}") from None
-    return recipe
-
-
-def _check_kind(name: str, value: object, kind: Any) -> None:
-    kinds = typing.get_args(kind) if isinstance(kind, types.UnionType) else (kind,)
-    plain = tuple(typing.get_origin(one) or one for one in kinds)
-    inside = value if isinstance(value, tuple) else ()
-    if not isinstance(value, (*plain, *((int,) if float in plain else ()))) or not all(
-        type(v) is int for v in inside
-    ):
-        raise ValueError(f"{name} = {value!r}")
+    content = parse_json(str(text), f"{path}: the settings in it are damaged", "recipe")
+    size = content.get("size")
+    return Recipe(**{**content, "size": size and (size[0], size[1])})
 
 
 def write_image(image: Image, recipe: Recipe, path: Path, overwrite: bool = False) -> None:
@@ -198,10 +182,10 @@ class Maker:
 
 def _open(recipe: Recipe, name: str) -> tuple[Image, str]:
     """An input image and the sha256 of its file, which must be the recipe's if that has one."""
-    from PIL import Image, ImageOps, UnidentifiedImageError
+    from PIL import Image, ImageOps
 
     path = Path(getattr(recipe, name))
-    data = path.read_bytes()
+    data = read_regular(path, _MAX_IMAGE)
     digest = hashlib.sha256(data).hexdigest()
     if (recipe.sha256 or {}).get(name, digest) != digest:
         raise ConversionError(
@@ -210,7 +194,7 @@ def _open(recipe: Recipe, name: str) -> tuple[Image, str]:
     try:
         image: Image.Image = ImageOps.exif_transpose(Image.open(io.BytesIO(data)))
         return image.convert("L" if name == "mask" else "RGB"), digest
-    except (UnidentifiedImageError, OSError, ValueError):
+    except (OSError, ValueError, Image.DecompressionBombError):
         raise ConversionError(f"{path}: not an image") from None
 
 

@@ -9,10 +9,10 @@ from pathlib import Path
 from ...adapters.alphas import CONFIG, WEIGHTS, Alphas
 from ...adapters.modules import Adapter, Model, Module, decode, is_adapter, stock_models
 from ...errors import ConversionError
+from ...io.documents import read_json
 from ...mappings.families import families
-from ..checkpoint import Checkpoint, SourceFile, Tensor
+from ..checkpoint import Checkpoint, Tensor
 from ..planning.keys import brief
-from ..readers.json_objects import read_json
 from ..readers.safetensors import read_safetensors
 from ..readers.torch_file import read_torch
 from .source import Source
@@ -128,13 +128,10 @@ def _folder(folder: Path) -> AdapterFile:
     if not files:
         raise ConversionError(f"{folder}: {CONFIG} without {' or '.join(WEIGHTS)} beside it")
     checkpoint = _READERS[files[0].suffix](files[0])
-    config = SourceFile(folder / CONFIG)
     try:
-        alphas = Alphas.of_config(read_json(config, _MAX_CONFIG))
+        alphas = Alphas.of_config(read_json(folder / CONFIG, limit=_MAX_CONFIG))
     except ValueError as error:
         raise ConversionError(f"{folder}: {error}") from None
-    finally:
-        config.close()
     checkpoint.path = folder
     checkpoint.format = "PEFT folder"
     return AdapterFile(checkpoint, alphas)

@@ -7,15 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import printable
+from ...io.documents import MAX_CONFIG, read_json
 from ...mappings.facts import facts
 from ...mappings.families import families
-from ..checkpoint import SourceFile
-from ..readers.json_objects import read_json
 from ..readers.sniff import CONFIG, INDEX, file_names, folder_names, is_model
 from .folders import beside, inside
 from .unsupported import class_of, described, refuse_pipeline_of
-
-_MAX_CONFIG = 1 << 20  # bytes read of a config; real ones have a few hundred
 
 
 def read_config(repo: Path, folder: str) -> dict[str, Any]:
@@ -40,7 +37,7 @@ def _read(repo: Path, name: Path) -> dict[str, Any]:
     path = repo / name
     if not path.is_file():
         return {}
-    return read_json(SourceFile(inside(repo, path)), _MAX_CONFIG)
+    return read_json(inside(repo, path), limit=MAX_CONFIG)
 
 
 def other_models(repo: Path) -> dict[str, str]:

@@ -7,7 +7,7 @@ wrapped it: `mappings/facts/names.toml`.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from ...mappings.layouts import CANONICAL
@@ -166,6 +166,14 @@ def _fronts(segments: list[str]) -> list[str]:
     return ["".join(f"{one}." for one in segments[:at]) for at in range(len(segments) + 1)]
 
 
+def _above(name: str) -> Iterator[str]:
+    """The fronts of a name, the longest first."""
+    end = len(name)
+    while end >= 0:
+        end = name.rfind(".", 0, end)
+        yield name[: end + 1]
+
+
 def _renamed(tensors: Mapping[str, Tensor], names: Mapping[str, str]) -> dict[str, Tensor]:
     """Tensors under other keys; under their own where two would have the same."""
     taken = Counter(names.values())
@@ -240,9 +248,7 @@ def attach(groups: Iterable[Group], rest: Mapping[str, Tensor]) -> dict[str, Ten
         by_front.setdefault(group.front, []).append(group)
     others = {}
     for name, tensor in rest.items():
-        segments = name.split(".")
-        fronts = reversed(_fronts(segments[:-1]))
-        owners = next((by_front[front] for front in fronts if front in by_front), None)
+        owners = next((by_front[front] for front in _above(name) if front in by_front), None)
         if owners:
             owners[0].tensors[name.removeprefix(owners[0].front)] = tensor
         else:

@@ -12,6 +12,9 @@ from .kerascv_layers import Leaves
 from .kerascv_leaves import leaf_tensors
 
 OPTIMIZER = "optimizer state (and moving averages), not weights"
+MAX_COMPONENTS = 16
+"""Of one save, each of which is compared with every part of every model; a trainer's has four."""
+
 OTHER = "a variable of the saved object itself, not of a component's layer"
 
 Paths = dict[tuple[str, ...], Tensor]
@@ -33,6 +36,13 @@ class Save:
     form: str
     files: list[SourceFile]
     lora_alpha: float | None
+
+    def check_number(self, components: int) -> None:
+        """Raise ConversionError if a save seems to hold more components than any does."""
+        if components > MAX_COMPONENTS:
+            raise ConversionError(
+                f"{self.path}: more than {MAX_COMPONENTS} groups in it look like components"
+            )
 
     def placed(self, place: Callable[[Paths], Leaves], paths: Paths) -> Leaves:
         """Canonical layer paths of a component's weights.

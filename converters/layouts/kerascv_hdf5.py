@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import struct
 import zipfile
+from bisect import bisect_left
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TypeGuard
 
 from ...errors import ConversionError, printable
+from ...io.documents import read_json
 from ..checkpoint import Checkpoint, SourceFile, Stored, Tensor
 from ..readers.hdf5 import Dataset, Group, is_hdf5, read_hdf5
 from .kerascv_component import OPTIMIZER, OTHER, Paths, Save
@@ -20,7 +21,6 @@ from .source import Source
 
 _MEMBER = "model.weights.h5"  # of a `.keras` archive
 _ZIP_HEADER = 30  # bytes of a member's own header, before its name
-_MAX_INDEX = 64 << 20  # bytes of a `.weights.json`
 
 _Names = tuple[str, ...]
 
@@ -76,9 +76,10 @@ def read_shards(source: Source) -> list[Checkpoint]:
         for twice in found.keys() & paths.keys():
             raise ConversionError(f"{path}: `{'/'.join(map(printable, twice))}` is in two shards")
         paths |= found
-    stored = ["/".join(("", *names)) for names in paths]
+    stored = sorted("/".join(("", *names)) for names in paths)
     for group in weight_map:
-        if not any(name.startswith(f"{group}/") for name in stored):
+        place = bisect_left(stored, f"{group}/")
+        if not stored[place : place + 1] or not stored[place].startswith(f"{group}/"):
             raise ConversionError(f"{path}: `{printable(group)}` is in none of the shards")
     save = Save(path, "sharded Keras weights (.weights.json)", files, source.lora_alpha)
     return _by_attribute(save, paths)
@@ -161,13 +162,7 @@ def _weight_map(path: Path) -> dict[str, list[str]]:
 
 def _entries(path: Path) -> Mapping[str, object]:
     """The `weight_map` of an index, empty if it has none."""
-    if path.stat().st_size >= _MAX_INDEX:
-        return {}
-    try:
-        document = json.loads(path.read_text())
-    except (ValueError, RecursionError):
-        return {}
-    entries = document.get("weight_map") if isinstance(document, dict) else None
+    entries = read_json(path).get("weight_map")
     return entries if isinstance(entries, dict) else {}
 
 
@@ -195,6 +190,7 @@ def _by_attribute(save: Save, paths: Paths) -> list[Checkpoint]:
     They may lie at any depth: a trainer nests them.
     """
     roots = _roots(paths)
+    save.check_number(len(roots))
     groups: dict[_Names, Paths] = defaultdict(dict)
     skipped: dict[str, str] = {}
     for names, tensor in paths.items():
@@ -252,6 +248,7 @@ def _legacy(save: Save, root: Group, weights: Group) -> list[Checkpoint]:
         if len(flat) < sum(map(len, layers.values())):
             raise ConversionError(f"{save.path}: two layers hold weights of the same name")
         holders = {"": flat} if _holds_blocks(flat) else {}
+    save.check_number(len(holders))
     components = []
     for layer, paths in holders.items():
         leaves = save.placed(from_classes, paths)
@@ -264,6 +261,8 @@ def _listed(weights: Group, file: SourceFile) -> dict[str, Paths]:
     layers: dict[str, Paths] = defaultdict(dict)
     for layer in _strings(weights, "layer_names", file):
         group = weights.children.get(layer)
+        if layer in layers:
+            raise ConversionError(f"{file.path}: layer `{printable(layer)}` is listed twice")
         if not isinstance(group, Group):
             raise ConversionError(
                 f"{file.path}: layer `{printable(layer)}` is listed but not stored; is the file"

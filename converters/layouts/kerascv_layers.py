@@ -194,62 +194,121 @@ def _is_pointwise(tree: _Tree) -> bool:
 # --- saved as an object graph: TensorFlow checkpoints and SavedModels -----------------------------
 
 
-def graph_components(graph: Sequence[Node]) -> dict[str, list[int]]:
-    """Where in an object graph the components are: path -> node ids of their layers, in order."""
-    components: dict[str, list[int]] = {}
-    seen: set[int] = set()
-    queue: list[tuple[str, int]] = [("", 0)]
-    for path, node in queue:  # it grows meanwhile
-        if node in seen:
-            continue
-        seen.add(node)
-        layers = _graph_layers(graph, node)
-        if any(_graph_class(graph, layer) in keras_models().blocks for layer in layers):
-            components[path] = layers
-            continue
-        for name, child in graph[node].children.items():
-            if name not in ("optimizer", "keras_api"):
-                queue.append((f"{path}/{name}" if path else name, child))
-    return components
+class Graph:
+    """An object graph of a save. Its parts may be shared, so what a node is, is found out once.
+
+    Attributes:
+        nodes: the objects, the root first; there may be cycles.
+    """
+
+    def __init__(self, nodes: Sequence[Node]) -> None:
+        self.nodes = nodes
+        self._classes: dict[int, str] = {}
+        self._lists: dict[int, list[int]] = {}
+
+    def components(self, limit: int) -> dict[str, list[int]]:
+        """Where the components are, at most so many: path -> node ids of their layers, in order."""
+        components: dict[str, list[int]] = {}
+        steps = [(-1, "", 0)] if self.nodes else []  # the step before, attribute, node
+        seen: set[int] = set()
+        for number, (_, _, node) in enumerate(steps):  # they grow meanwhile
+            if node in seen:
+                continue
+            seen.add(node)
+            if layers := self._component(node):
+                components[_path(steps, number)] = layers
+                if len(components) == limit:
+                    break
+                continue
+            for name, child in self.nodes[node].children.items():
+                if name not in ("optimizer", "keras_api") and child not in seen:
+                    steps.append((number, name, child))
+        return components
+
+    def leaves(self, layers: Sequence[int], tensors: Mapping[str, Tensor]) -> Leaves:
+        """Canonical layer paths of one component."""
+        counts: Counter[str] = Counter()
+        leaves: Leaves = {}
+        seen = set(layers)
+        for layer in layers:
+            found = self._leaves_of(layer, tensors, seen)
+            if not found:
+                continue
+            name = self.class_of(layer)
+            for attributes, variables in found.items():
+                leaves[".".join([name, str(counts[name]), *attributes])] = variables
+            counts[name] += 1
+        return leaves
+
+    def class_of(self, node: int) -> str:
+        """The class of a layer, told from the names of its attributes."""
+        if node not in self._classes:
+            names = {*self.nodes[node].children, *self.nodes[node].variables}
+            self._classes[node] = _class_with(names)
+        return self._classes[node]
+
+    def _component(self, node: int) -> list[int]:
+        """The layers of a component: children `layer-<i>` (Keras 2), or the list `_operations`
+        (Keras 3). None if the node is no component."""
+        children = self.nodes[node].children
+        layers = _numbered(children, "layer-")
+        if layers or "_operations" not in children:
+            return self._with_blocks(layers)
+        operations = children["_operations"]
+        if operations not in self._lists:
+            numbered = _numbered(self.nodes[operations].children, "")
+            self._lists[operations] = self._with_blocks(numbered)
+        return self._lists[operations]
+
+    def _with_blocks(self, layers: list[int]) -> list[int]:
+        """The layers, if blocks of a model are among them."""
+        blocks = keras_models().blocks
+        return layers if any(self.class_of(layer) in blocks for layer in layers) else []
+
+    def _leaves_of(
+        self, layer: int, tensors: Mapping[str, Tensor], seen: set[int]
+    ) -> dict[tuple[str, ...], dict[str, Tensor]]:
+        """Attribute path -> variables, of every layer below one that holds variables."""
+        leaves: dict[tuple[str, ...], dict[str, Tensor]] = defaultdict(dict)
+        queue: list[tuple[tuple[str, ...], int]] = [((), layer)]
+        for path, node in queue:  # it grows meanwhile
+            for name, child in self.nodes[node].children.items():
+                key = self.nodes[child].variables.get("VARIABLE_VALUE", "")
+                if key in tensors:
+                    leaves[path][name] = tensors[key]
+                elif child not in seen and name not in _NO_ATTRIBUTES and len(path) < _MAX_DEPTH:
+                    seen.add(child)
+                    attribute = self._list_item(child) if name.isdecimal() else name
+                    queue.append(((*path, attribute), child))
+        return leaves
+
+    def _list_item(self, node: int) -> str:
+        """Keras names an item of a layer list by its class."""
+        name = self.class_of(node)
+        return "group_normalization" if name == "norm" else name
 
 
-def from_graph(
-    graph: Sequence[Node], layers: Sequence[int], tensors: Mapping[str, Tensor]
-) -> Leaves:
-    """Canonical layer paths of one component of an object graph."""
-    counts: Counter[str] = Counter()
-    leaves: Leaves = {}
-    seen = set(layers)
-    for layer in layers:
-        found = _graph_leaves(graph, layer, tensors, seen)
-        if not found:
-            continue
-        name = _graph_class(graph, layer)
-        for attributes, variables in found.items():
-            leaves[".".join([name, str(counts[name]), *attributes])] = variables
-        counts[name] += 1
-    return leaves
+def _path(steps: Sequence[tuple[int, str, int]], number: int) -> str:
+    """The attributes that lead to a step."""
+    names = []
+    while number > 0:
+        number, name, _ = steps[number]
+        names.append(name)
+    return "/".join(reversed(names))
 
 
-def _graph_layers(graph: Sequence[Node], node: int) -> list[int]:
-    """A model's layers: children `layer-<i>` (Keras 2), or the list `_operations` (Keras 3)."""
-    children = graph[node].children
+def _numbered(children: Mapping[str, int], beginning: str) -> list[int]:
+    """The children that are numbered, in order."""
     numbered = {
-        int(name[6:]): child
+        int(name.removeprefix(beginning)): child
         for name, child in children.items()
-        if re.fullmatch(r"layer-\d{1,9}", name)
+        if re.fullmatch(rf"{beginning}\d{{1,9}}", name)
     }
-    if not numbered and "_operations" in children:
-        items = graph[children["_operations"]].children
-        numbered = {
-            int(name): child for name, child in items.items() if re.fullmatch(r"\d{1,9}", name)
-        }
     return [numbered[i] for i in sorted(numbered)]
 
 
-def _graph_class(graph: Sequence[Node], node: int) -> str:
-    """The class of a layer, told from the names of its attributes."""
-    names = {*graph[node].children, *graph[node].variables}
+def _class_with(names: set[str]) -> str:
+    """The class of layers that have these attributes."""
     for variable, leaf in _LEAF_VARIABLES.items():
         if variable in names:
             return leaf
@@ -260,32 +319,6 @@ def _graph_class(graph: Sequence[Node], node: int) -> str:
     }
     best = max(scores, key=lambda cls: (scores[cls], len(keras_models().layers[cls])))
     return best if scores[best] == 1 else "unknown"
-
-
-def _graph_leaves(
-    graph: Sequence[Node], layer: int, tensors: Mapping[str, Tensor], seen: set[int]
-) -> dict[tuple[str, ...], dict[str, Tensor]]:
-    """Attribute path -> variables, of every layer below one that holds variables; a graph may have
-    cycles."""
-    leaves: dict[tuple[str, ...], dict[str, Tensor]] = defaultdict(dict)
-    queue: list[tuple[tuple[str, ...], int]] = [((), layer)]
-    for path, node in queue:  # it grows meanwhile
-        for name, child in graph[node].children.items():
-            key = graph[child].variables.get("VARIABLE_VALUE", "")
-            if key in tensors:
-                leaves[path][name] = tensors[key]
-            elif child not in seen and name not in _NO_ATTRIBUTES and len(path) < _MAX_DEPTH:
-                seen.add(child)
-                queue.append(
-                    ((*path, _list_item(graph, child) if name.isdecimal() else name), child)
-                )
-    return leaves
-
-
-def _list_item(graph: Sequence[Node], node: int) -> str:
-    """Keras names an item of a layer list by its class."""
-    name = _graph_class(graph, node)
-    return "group_normalization" if name == "norm" else name
 
 
 # --- saved by position: Keras 3 export ------------------------------------------------------------

@@ -10,8 +10,8 @@ from ...errors import ConversionError
 from ..checkpoint import Checkpoint, Loss, Tensor
 from ..planning.candidates import candidates
 from ..readers.tensorflow import Bundle, find_bundle, read_bundle
-from .kerascv_component import OPTIMIZER, OTHER, Save
-from .kerascv_layers import from_graph, graph_components, model_layers
+from .kerascv_component import MAX_COMPONENTS, OPTIMIZER, OTHER, Save
+from .kerascv_layers import Graph, model_layers
 from .source import Source
 
 _LOST_LISTS = Loss(
@@ -35,13 +35,20 @@ def read_tensorflow(source: Source) -> list[Checkpoint]:
     saved_model = (prefix.parent.parent / "saved_model.pb").is_file()
     form = "SavedModel" if saved_model else "TensorFlow checkpoint"
     save = Save(source.path, form, bundle.files, source.lora_alpha)
-    components = graph_components(bundle.graph)
+    graph = Graph(bundle.graph)
+    components = graph.components(MAX_COMPONENTS + 1)
+    save.check_number(len(components))
     if not components and any(key.startswith("_all_variables/") for key in bundle.tensors):
         return [_exported(save, bundle)]
+    if not components:
+        raise ConversionError(
+            f"{source.path}: a TensorFlow checkpoint, but no component of a model is among its"
+            " objects"
+        )
     used: set[str] = set()
     checkpoints = []
     for root, layers in components.items():
-        leaves = from_graph(bundle.graph, layers, bundle.tensors)
+        leaves = graph.leaves(layers, bundle.tensors)
         used |= {tensor.name for variables in leaves.values() for tensor in variables.values()}
         component = save.component(root, leaves, bundle.skipped)
         checkpoints.append(replace(component, loss=_LOST_LISTS))

@@ -6,15 +6,14 @@ Files and folders go one way here, and so do `inspect` and `convert`.
 from __future__ import annotations
 
 import fnmatch
-import re
 from collections.abc import Mapping
-from functools import cache
 from pathlib import Path
 from typing import Any, NoReturn
 
 from ...errors import ConversionError, printable
 from ...mappings.facts import facts
 from ...mappings.families import families
+from ...mappings.patterns import Names
 from ..checkpoint import Checkpoint, Tensor
 
 Tensors = Mapping[str, Tensor]
@@ -131,27 +130,17 @@ def described(name: str) -> str | None:
 def _telling(tensors: Tensors) -> dict[str, str]:
     """The patterns of `[tensors]`, less those that say nothing beside what is there."""
     known = facts("unsupported")
-    return {
-        pattern: model
-        for pattern, model in known["tensors"].items()
-        if not fnmatch.filter(tensors, known["beside"].get(pattern, ""))
-    }
+    names = Names(tensors.keys())
+    silent = {pattern for pattern, beside in known["beside"].items() if names.matching(beside)}
+    return {pattern: model for pattern, model in known["tensors"].items() if pattern not in silent}
 
 
 def _fitting(tensors: Tensors, patterns: Mapping[str, str]) -> list[tuple[str, str]]:
     """(what a pattern means, the first tensor that fits it), pattern by pattern."""
-    text = "\n".join(tensors)
-    found = []
-    for pattern, meaning in patterns.items():
-        if _literal(pattern) in text:
-            found += [(meaning, key) for key in fnmatch.filter(tensors, pattern)]
-    return found
-
-
-@cache
-def _literal(pattern: str) -> str:
-    """The longest text that every fitting name holds: to look for it is quick."""
-    return max(re.split(r"\*|\?|\[[^]]*\]", pattern), key=len)
+    names = Names(tensors.keys())
+    return [
+        (meaning, key) for pattern, meaning in patterns.items() for key in names.matching(pattern)
+    ]
 
 
 def _has_size(tensor: Tensor, axis: int, size: int) -> bool:

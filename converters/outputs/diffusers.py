@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ...io import atomic
+from ...io.documents import read_json
 from ..checkpoint import SourceFile
 from ..conversion import Conversion, check_finite, total_nbytes
 from ..layouts.diffusers_repo import class_name
@@ -59,7 +60,7 @@ def write(
 def pipeline_class(folder: Path) -> str | None:
     """The class that the index of a repo of ours names; a ControlNet alone has no index."""
     index = folder / INDEX
-    return class_name(json.loads(index.read_text())) if index.is_file() else None
+    return class_name(read_json(index, "model_index")) if index.exists() else None
 
 
 # --- what the file of the denoiser says -----------------------------------------------------------
@@ -143,8 +144,9 @@ def _write_report(
         adapters=conversion.baking.report(hashes) if conversion.baking else [],
     )
     text = json.dumps(conversion.report, indent=1, ensure_ascii=False)
-    (folder / "conversion.json").write_text(text + "\n")
-    (folder / "README.md").write_text(model_card(conversion.report, pipeline_class(folder)))
+    (folder / "conversion.json").write_text(text + "\n", encoding="utf-8")
+    card = model_card(conversion.report, pipeline_class(folder))
+    (folder / "README.md").write_text(card, encoding="utf-8")
 
 
 def _base_model(conversion: Conversion, settings: Settings) -> str | None:

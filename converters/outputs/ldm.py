@@ -8,13 +8,14 @@ from typing import Any
 
 from ...errors import ConversionError
 from ...io import atomic
+from ...io.documents import MAX_CONFIG, read_json
 from ...mappings.facts import facts
 from ...mappings.table import Link
 from ..conversion import Conversion, check_finite
 from ..layouts.ldm_evidence import prediction
 from ..planning.keys import collapse
 from ..planning.plan import PlannedComponent
-from ..repo.base import base_file, read_json
+from ..repo.base import base_file
 from ..repo.configs import scheduler_config
 from ..repo.index import lacking
 from ..settings import Settings
@@ -122,7 +123,7 @@ def _autoencoder_config(conversion: Conversion, denoiser: PlannedComponent) -> d
     family = conversion.architecture
     vae = conversion.components[family.autoencoder]
     theirs = base_file(vae, f"{vae.name}/config.json")
-    stock = read_json(theirs) if theirs else vae.config
+    stock = read_json(theirs, limit=MAX_CONFIG) if theirs else vae.config
     found = prediction(family.name, denoiser.parts[0].checkpoint, None)
     return found.config(vae.name, stock) if found else dict(stock)
 
@@ -137,7 +138,7 @@ def _metadata(conversion: Conversion, scheduler: Mapping[str, Any]) -> dict[str,
     if kind in _MODELSPEC:
         found["modelspec.prediction_type"] = _MODELSPEC[kind]
     config = base_file(denoiser, f"{denoiser.name}/config.json")
-    side = read_json(config).get("sample_size") if config else None
+    side = read_json(config, limit=MAX_CONFIG).get("sample_size") if config else None
     if type(side) is int:
         side *= conversion.architecture.latent_scale
         found["modelspec.resolution"] = f"{side}x{side}"

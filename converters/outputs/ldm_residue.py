@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ...errors import ConversionError
+from ...io.documents import parse_json
 from ...mappings.families import Family
 from ...mappings.layouts import CANONICAL
 from ...mappings.library import load_table
@@ -184,14 +185,14 @@ def read_residue(repo: Path) -> Residue | None:
     try:
         if file.metadata[_FORMAT] != "1":
             raise KeyError(_FORMAT)
-        keys = json.loads(file.metadata["keys"])
-        metadata = json.loads(file.metadata["metadata"])
-        tables = json.loads(file.metadata.get("tables", "{}"))
-        shapes = json.loads(file.metadata.get("shapes", "{}"))
-    except (KeyError, ValueError):
+        texts = file.metadata["keys"], file.metadata["metadata"]
+    except KeyError:
         raise ConversionError(
             f"{path}: not a residue file of this version; remove it or use --no-residue"
         ) from None
+    keys, metadata = (parse_json(text, path, "texts") for text in texts)
+    tables = parse_json(file.metadata.get("tables", "{}"), path, "texts")
+    shapes = parse_json(file.metadata.get("shapes", "{}"), path, "shapes")
     return Residue(file.tensors, keys, metadata, tables, shapes)
 
 

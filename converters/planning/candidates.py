@@ -53,14 +53,20 @@ class Candidate:
         """Whether the part is what predicts noise."""
         return self.component.name == self.family.denoiser
 
-    def named(self, checkpoint: Checkpoint) -> dict[str, Tensor]:
+    def named(self, checkpoint: Checkpoint) -> Mapping[str, Tensor]:
         """A checkpoint's tensors under the names that the table has for them: with its prefix."""
         prefix = self.table.prefix
+        if not prefix:
+            return checkpoint.tensors
         return {prefix + key: tensor for key, tensor in checkpoint.tensors.items()}
 
     def score(self, checkpoint: Checkpoint) -> float:
         """The share of keys that the part and a checkpoint have in common."""
         expected = self.links.keys()
+        prefix = self.table.prefix
+        mine = (key.removeprefix(prefix) for key in expected if key.startswith(prefix))
+        if not any(key in checkpoint.tensors for key in mine):
+            return 0.0  # at once: a stranger may have any number of tensors
         counted = self.named(checkpoint).keys() - self.ignored(checkpoint).keys()
         return len(counted & expected) / max(len(counted | expected), 1)
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+_LONGEST = 9  # digits of a number; longer ones are part of a name
+
 
 def collapse(keys: Iterable[str]) -> list[tuple[str, list[str]]]:
     """(pattern, the keys it stands for), in the order of first appearance.
@@ -14,7 +16,7 @@ def collapse(keys: Iterable[str]) -> list[tuple[str, list[str]]]:
     """
     groups: dict[tuple[str, ...], list[str]] = {}
     for key in keys:
-        skeleton = tuple("#" if segment.isdigit() else segment for segment in key.split("."))
+        skeleton = tuple("#" if _is_number(segment) else segment for segment in key.split("."))
         groups.setdefault(skeleton, []).append(key)
     return [(_pattern(skeleton, group), group) for skeleton, group in groups.items()]
 
@@ -30,7 +32,13 @@ def brief(keys: Iterable[str], limit: int = 3) -> str:
     return f"{shown} and {rest} more" if rest else shown
 
 
+def _is_number(segment: str) -> bool:
+    return segment.isdecimal() and len(segment) <= _LONGEST
+
+
 def _pattern(skeleton: tuple[str, ...], keys: list[str]) -> str:
+    if len(keys) == 1:
+        return keys[0]
     columns = zip(*(key.split(".") for key in keys), strict=True)
     return ".".join(
         _range([int(value) for value in column]) if segment == "#" else segment

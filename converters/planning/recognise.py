@@ -149,10 +149,11 @@ def _ranks_fit(checkpoint: Checkpoint, candidate: Candidate) -> bool:
 
     Linear projections and 1x1 convolutions share names.
     """
+    named = candidate.named(checkpoint)
     return all(
-        len(tensor.shape) == len(candidate.shapes[name])
-        for name, tensor in candidate.named(checkpoint).items()
-        if name in candidate.shapes
+        len(named[name].shape) == len(shape)
+        for name, shape in candidate.shapes.items()
+        if name in named
     )
 
 

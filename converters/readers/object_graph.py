@@ -12,6 +12,8 @@ from typing import TypeVar
 
 from .protobuf import Message, integer, parse, submessages, text
 
+MAX_NODES = 250_000  # the graph of a UNet has 3,000
+
 T = TypeVar("T")
 
 
@@ -37,7 +39,10 @@ def parse_graph(data: bytes) -> list[Node]:
         ValueError: the data is not such a message, an object has one name twice, or a child does
             not exist.
     """
-    graph = [_parse_node(node) for node in submessages(parse(data), 1)]
+    message = parse(data)
+    if len(message.get(1, ())) > MAX_NODES:
+        raise ValueError(f"the object graph has more than {MAX_NODES} objects")
+    graph = [_parse_node(node) for node in submessages(message, 1)]
     for node in graph:
         for name, child in node.children.items():
             if not 0 <= child < len(graph):

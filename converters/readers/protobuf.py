@@ -8,6 +8,8 @@ counts.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 Message = dict[int, list[int | bytes]]
 _FIXED = {1: 8, 5: 4}  # wire types -> bytes
 
@@ -80,11 +82,9 @@ def text(message: Message, number: int) -> str:
     return values[0].decode()
 
 
-def submessages(message: Message, number: int) -> list[Message]:
-    """The repeated message field `number`."""
-    found = []
+def submessages(message: Message, number: int) -> Iterator[Message]:
+    """The repeated message field `number`, one at a time."""
     for value in message.get(number, []):
         if not isinstance(value, bytes):
             raise ValueError(f"field {number} is not a message")
-        found.append(parse(value))
-    return found
+        yield parse(value)

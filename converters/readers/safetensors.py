@@ -13,10 +13,14 @@ import math
 from pathlib import Path
 
 from ...errors import ConversionError, printable
+from ...io.documents import parse_json
 from ...io.weight_files import index_suffix
 from ..checkpoint import DTYPES, Checkpoint, SourceFile, Stored
-from .json_objects import MAX_JSON, parse_json
 from .shards import read_shards
+
+_TOO_LARGE = 1 << 63
+_FIELDS = {"dtype", "shape", "data_offsets"}
+MAX_HEADER = 100_000_000  # bytes; the limit of the reference implementation
 
 
 def read_safetensors(path: Path) -> Checkpoint:
@@ -59,13 +63,14 @@ def _read_header(file: SourceFile) -> tuple[dict[str, Stored], dict[str, str]]:
     path = file.path
     length = int.from_bytes(file.read(0, min(8, file.size)), "little")
     first = file.read(8, 1) if file.size > 8 else b""
-    if first != b"{" or length > MAX_JSON:
+    if first != b"{" or length > MAX_HEADER:
         raise ConversionError(
             f"{path}: not a safetensors file; it begins with {file.read(0, min(24, file.size))!r}"
         )
     if 8 + length > file.size:
         raise ConversionError(
-            f"{path}: the header ends at {8 + length}, the file at {file.size}; is it truncated?"
+            f"{path}: the header ends at {8 + length}, the file at {file.size}; is the download"
+            " complete?"
         )
     header = parse_json(file.read(8, length), path)
     metadata = header.pop("__metadata__", {})
@@ -81,7 +86,7 @@ def _tensor(file: SourceFile, start: int, key: str, entry: object) -> Stored:
     name = printable(key)
     if not key.isprintable():
         raise ConversionError(f"{file.path}: the tensor name `{name}` holds control characters")
-    if not isinstance(entry, dict) or entry.keys() != {"dtype", "shape", "data_offsets"}:
+    if not isinstance(entry, dict) or entry.keys() != _FIELDS:
         raise ConversionError(
             f"{file.path}: `{name}` is not described by dtype, shape and data_offsets"
         )
@@ -104,12 +109,12 @@ def _tensor(file: SourceFile, start: int, key: str, entry: object) -> Stored:
 
 
 def _are_sizes(value: object) -> bool:
-    # `type(...) is int`: JSON's true is an int to isinstance
-    return (
-        isinstance(value, list)
-        and len(value) <= 64
-        and all(type(n) is int and 0 <= n < 1 << 63 for n in value)
-    )
+    if type(value) is not list or len(value) > 64:
+        return False
+    for number in value:  # noqa: SIM110  # twice as fast; JSON's true is an int to isinstance
+        if type(number) is not int or not 0 <= number < _TOO_LARGE:
+            return False
+    return True
 
 
 def _check_layout(file: SourceFile, start: int, tensors: list[Stored]) -> None:

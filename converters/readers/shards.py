@@ -6,9 +6,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 from ...errors import ConversionError, printable
+from ...io.documents import read_json
 from ...io.weight_files import read_index
 from ..checkpoint import Checkpoint, SourceFile, Tensor
-from .json_objects import read_json
 
 
 def read_shards(path: Path, suffix: str, read: Callable[[Path], Checkpoint]) -> Checkpoint:
@@ -35,20 +35,22 @@ def _read(files: list[SourceFile], suffix: str, read: Callable[[Path], Checkpoin
     """The checkpoint; the files of the shards go to `files`, whose first is the index."""
     path = files[0].path
     try:
-        weight_map = read_index(read_json(files[0]), suffix)
+        weight_map = read_index(read_json(path), suffix)
     except ValueError as error:
         raise ConversionError(f"{path}: {error}") from None
     tensors: dict[str, Tensor] = {}
     skipped: dict[str, str] = {}
     classes: set[str] = set()
-    for name in sorted(set(weight_map.values())):
+    listed: dict[str, set[str]] = {}
+    for key, name in weight_map.items():
+        listed.setdefault(name, set()).add(key)
+    for name, keys in sorted(listed.items()):
         if not (path.parent / name).exists():
             raise ConversionError(f"{path}: shard `{name}` is missing; download it again")
         shard = read(path.parent / name)
         files += shard.files
-        listed = {key for key, where in weight_map.items() if where == name}
-        for key in sorted(listed ^ shard.tensors.keys()):
-            how = "does not hold" if key in listed else "also holds"
+        for key in sorted(keys ^ shard.tensors.keys()):
+            how = "does not hold" if key in keys else "also holds"
             raise ConversionError(
                 f"{path}: shard `{name}` {how} `{printable(key)}`, against what the index says"
             )

@@ -10,6 +10,7 @@ from ...errors import ConversionError
 from ...io.weight_files import find_main_weights, index_suffix
 from ..checkpoint import SourceFile
 from .hdf5 import is_hdf5
+from .safetensors import MAX_HEADER
 from .tensorflow import find_bundle
 from .torch_file import is_torch
 
@@ -89,7 +90,7 @@ def _sniff_file(file: SourceFile) -> str:
     if find_bundle(file.path):
         return "tensorflow"
     header_size = int.from_bytes(head[:8], "little")
-    if len(head) > 9 and header_size < file.size and head[8:9] == b"{":
+    if head[8:9] == b"{" and header_size <= MAX_HEADER:  # also where the file ends before it
         return "safetensors"
     if head.lstrip().startswith(b"{"):
         # indexes of shards, alike but for their names

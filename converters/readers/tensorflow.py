@@ -181,7 +181,7 @@ def _parse_entry(key: bytes, value: bytes) -> _Entry:
         )
     if not name.isprintable():
         raise ValueError(f"key {name!r} is not printable text")
-    shapes = submessages(message, 2)
+    shapes = list(submessages(message, 2))
     shape = tuple(integer(dim, 1) for proto in shapes for dim in submessages(proto, 2))
     if len(shapes) > 1 or len(shape) > MAX_RANK or min(shape, default=0) < 0:
         raise ValueError(f"{name!r} has shape {shape}")

@@ -3,15 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from ...mappings.layouts import CANONICAL
-from ..checkpoint import SourceFile
 from ..layouts.folders import inside
 from ..planning.plan import PlannedComponent
-from ..readers.json_objects import read_json as read_json_file
-
-_MAX_CONFIG = 1 << 20  # bytes read of a config; real ones have a few hundred
 
 
 def base_file(component: PlannedComponent | None, name: str) -> Path | None:
@@ -28,8 +23,3 @@ def base_config(component: PlannedComponent) -> Path | None:
     """The `config.json` that a component came with."""
     root = component.parts[0].checkpoint.root
     return base_file(component, str(Path(root, "config.json")))
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A config of a repo."""
-    return read_json_file(SourceFile(path), _MAX_CONFIG)

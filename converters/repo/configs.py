@@ -10,13 +10,14 @@ from typing import Any
 
 from ...errors import ConversionError, printable
 from ...io.config_files import DIFFUSERS_VERSION
+from ...io.documents import MAX_CONFIG, read_json
 from ...io.dtypes import WORDS
 from ...mappings.facts import facts
 from ...mappings.families import Component, Family
 from ..layouts.ldm_evidence import Prediction
 from ..planning.plan import PlannedComponent
 from ..settings import Settings
-from .base import base_config, base_file, read_json
+from .base import base_config, base_file
 
 _SCHEDULER = "scheduler/scheduler_config.json"
 
@@ -49,7 +50,7 @@ class Configs:
         described = self.family.components[component.name]
         theirs = base_config(component)
         if theirs is not None:
-            given = _without_bookkeeping(component, read_json(theirs))
+            given = _without_bookkeeping(component, read_json(theirs, limit=MAX_CONFIG))
             _check_sizes(theirs, given, component, described)
             return given | self._sample_size(component, given)
         if described.library == "transformers":
@@ -110,7 +111,7 @@ def scheduler_config(denoiser: PlannedComponent, family: Family) -> Config:
     theirs = base_file(denoiser, _SCHEDULER)
     if denoiser.layout.scheduler is not None:
         return dict(denoiser.layout.scheduler)
-    return read_json(theirs) if theirs else dict(family.scheduler)
+    return read_json(theirs, limit=MAX_CONFIG) if theirs else dict(family.scheduler)
 
 
 def dated(config: Mapping[str, Any]) -> Config:

@@ -7,13 +7,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ...io.config_files import write_json
+from ...io.documents import MAX_CONFIG, read_json
 from ...io.weight_files import STEMS
 from ...mappings.families import Family
 from ..layouts.ldm_evidence import Prediction
 from ..planning.plan import PlannedComponent
 from ..settings import Settings
 from ..writers.safetensors import Output, write_safetensors
-from .base import base_file, read_json
+from .base import base_file
 from .carried import Carried
 from .configs import Config, Configs, dated
 from .index import is_extension, model_index, tokenizers
@@ -130,7 +131,7 @@ class _Repo:
         for name, stock in self.family.schedulers.items():
             place = f"{name}/scheduler_config.json"
             theirs = base_file(self.denoiser, place)
-            found[place] = read_json(theirs) if theirs else dated(stock)
+            found[place] = read_json(theirs, limit=MAX_CONFIG) if theirs else dated(stock)
         name = str(scheduler["_class_name"])
         found[INDEX] = model_index(self.family, self.components, name, self.carried)
         return found

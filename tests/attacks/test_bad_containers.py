@@ -248,9 +248,9 @@ def shards(place: Path, sd1_keras: dict[str, Path]) -> Path:
 
 
 def reindexed(index: Path, change: Callable[[dict[str, Any]], object]) -> None:
-    document = json.loads(index.read_text())
+    document = json.loads(index.read_text(encoding="utf-8"))
     change(document["weight_map"])
-    index.write_text(json.dumps(document))
+    index.write_text(json.dumps(document), encoding="utf-8")
 
 
 def test_shards_are_read(place: Path, shards: Path) -> None:
@@ -420,7 +420,7 @@ def test_repo_whose_config_is_damaged(place: Path, sd1_repo: Path, config: str, 
     )
     (repo / "scheduler").mkdir()
     (repo / config).write_text(JSONS[name])
-    refused_when_written(place, repo, names=repo / config, reason="JSON|there twice")
+    refused_when_written(place, repo, names=repo / config, reason="JSON|there twice|at most")
 
 
 def test_repo_whose_config_disagrees_with_its_weights(place: Path, repo: Path) -> None:

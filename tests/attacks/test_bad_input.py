@@ -40,7 +40,7 @@ STRANGERS: dict[str, tuple[bytes, str]] = {
     ),
     "json": (b'{"error": "Repository not found"}', "not a sharded Keras"),
     "json-list-of-shards": (b'{"weight_map": {"/a/vars": [1]}}', "weight_map"),
-    "deep-json": (b'{"a":' * 100_000, "not a sharded Keras"),
+    "deep-json": (b'{"a":' * 100_000, "nested too deeply"),
     "numpy": (b"\x93NUMPY\x01\x00", "numpy"),
     "gguf": (b"GGUF\x03\x00\x00\x00", "GGUF"),
     "zeros": (bytes(4096), "no format known"),

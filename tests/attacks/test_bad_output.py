@@ -45,7 +45,7 @@ def empty_folder(path: Path) -> None:
 
 
 def file(path: Path) -> None:
-    path.write_text("three years of work")
+    path.write_text("three years of work", encoding="utf-8")
 
 
 def link_to_file(path: Path) -> None:

@@ -217,9 +217,9 @@ GOOD = json.dumps(vars(Recipe("r", "p")))
         ("{", "the settings in it are damaged"),
         ("[]", "the settings in it are damaged"),
         ('{"repo": "r"}', "the settings in it are damaged"),
-        (GOOD.replace('"seed": 0', '"seed": "0"'), "damaged: seed = '0'"),
-        (GOOD.replace('"size": null', '"size": ["a", 8]'), "damaged: size ="),
-        (GOOD.replace('"steps": null', '"steps": [1]'), "damaged: steps ="),
+        (GOOD.replace('"seed": 0', '"seed": "0"'), "damaged: `seed` must be integer"),
+        (GOOD.replace('"size": null', '"size": ["a", 8]'), "damaged: `size.0` must be integer"),
+        (GOOD.replace('"steps": null', '"steps": [1]'), "damaged: `steps` must be integer"),
         (GOOD.replace("}", ', "more": 1}'), "damaged: .*more"),
     ],
 )
@@ -239,7 +239,11 @@ def test_damaged_settings(place: Path, text: str | None, message: str) -> None:
         (["{repo}", "a", "--size", "ax16"], 2, "argument --size: invalid"),
         (["{repo}", "a", "--steps", "0"], 2, "argument --steps: invalid"),
         (["{repo}", "a", "--strength", "0.5"], 1, "its StableDiffusionPipeline takes no strength"),
-        (["{repo}", "a", "--image", "{place}/none.png"], 1, "none.png: No such file"),
+        (
+            ["{repo}", "a", "--image", "{place}/none.png"],
+            1,
+            "none.png: cannot be opened .No such file",
+        ),
         (
             ["{repo}", "a", "--image", "{repo}/model_index.json"],
             1,
@@ -252,7 +256,7 @@ def test_damaged_settings(place: Path, text: str | None, message: str) -> None:
         (["{repo}", "a", "-o", "{place}/photo.png"], 1, "photo.png: exists already"),
         (["{repo}", "a", "-o", "{place}/no/a.png"], 1, "there is no such folder"),
         (["--from", "{repo}/model_index.json"], 1, "not a PNG"),
-        (["--from", "{place}/none.png"], 1, "none.png: No such file"),
+        (["--from", "{place}/none.png"], 1, "none.png: cannot be opened .No such file"),
     ],
 )
 def test_refusals(repo: Path, place: Path, arguments: list[str], status: int, message: str) -> None:

@@ -24,7 +24,7 @@ FILES = {"README.md", "config.json", "conversion.json", WEIGHTS}
 
 
 def _json(path: Path) -> dict[str, Any]:
-    return json.loads(path.read_text())
+    return json.loads(path.read_text(encoding="utf-8"))
 
 
 def _same(a: State, b: State) -> bool:

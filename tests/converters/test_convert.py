@@ -32,7 +32,7 @@ UNET, VAE, TEXT = (
 
 
 def _json(path: Path) -> dict[str, Any]:
-    return json.loads(path.read_text())
+    return json.loads(path.read_text(encoding="utf-8"))
 
 
 def _same(a: Path, b: Path) -> bool:

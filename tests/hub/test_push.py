@@ -339,7 +339,11 @@ def _flip(path: Path) -> None:
             "own",
             "not what `weightport convert` writes",
         ),
-        (lambda repo: (repo / "conversion.json").write_text("{"), "conversion.json", "not JSON"),
+        (
+            lambda repo: (repo / "conversion.json").write_text("{"),
+            "conversion.json",
+            "the JSON in it",
+        ),
     ],
 )
 def test_push_refuses_what_was_changed(

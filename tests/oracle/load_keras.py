@@ -17,7 +17,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "scripts"))
 import kerascv_models as models
 
-for job in json.loads(Path(sys.argv[1]).read_text()):
+for job in json.loads(Path(sys.argv[1]).read_text(encoding="utf-8")):
     with models.narrow(job["version"]):
         model = models.build(job["component"], job["version"])
     for seed, (weights, out) in enumerate(job["files"]):

@@ -168,7 +168,7 @@ def test_weights_are_mapped_and_writable(
 def in_map(tensor: torch.Tensor, file: str | Path) -> bool:
     """Whether the tensor's memory is that of a mapped file."""
     address = tensor.data_ptr()
-    for line in Path("/proc/self/maps").read_text().splitlines():
+    for line in Path("/proc/self/maps").read_text(encoding="utf-8").splitlines():
         span, *_, name = line.split()
         start, end = (int(side, 16) for side in span.split("-"))
         if start <= address < end:

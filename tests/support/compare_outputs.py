@@ -125,7 +125,7 @@ def differences(before: Path, after: Path, table_names: bool) -> list[str]:
 
 def _report(path: Path, table_names: bool) -> dict[str, Any]:
     """A `conversion.json` less what may differ."""
-    report: dict[str, Any] = json.loads(path.read_text())
+    report: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     report.pop("weightport_version")
     if table_names:
         report.pop("tables", None)

@@ -107,4 +107,4 @@ def run_command(*arguments: str | Path, environment: Mapping[str, str] | None = 
 
 
 def _text(name: str) -> str:
-    return Path(name).read_text(errors="surrogateescape")
+    return Path(name).read_text(encoding="utf-8", errors="surrogateescape")

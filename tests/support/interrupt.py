@@ -79,7 +79,7 @@ def run(
     arguments: list[str], prepare: Callable[[], None] = lambda: None, delay: float | None = None
 ) -> dict[str, Any]:
     """One conversion in a forked process; killed after `delay` seconds."""
-    with tempfile.TemporaryFile("w+") as err:
+    with tempfile.TemporaryFile("w+", encoding="utf-8") as err:
         child = os.fork()
         if child == 0:
             os.dup2(err.fileno(), 2)

@@ -64,7 +64,7 @@ def said() -> dict[str, dict[int, list[str]]]:
 
 @pytest.mark.parametrize("path", CASES, ids=lambda path: path.stem)
 def test_mypy_says_what_the_comments_say(path: Path, said: dict[str, Any]) -> None:
-    lines = path.read_text().splitlines()
+    lines = path.read_text(encoding="utf-8").splitlines()
     mine = said.get(path.name, {})
     for number, line in enumerate(lines, 1):
         messages = mine.pop(number, [])

@@ -29,6 +29,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from ..io import atomic
+from ..io.documents import read_json
 from ..runtime.schedulers.names import named_scheduler
 from .metrics import Metric, psnr, rmse
 
@@ -227,7 +228,7 @@ class Session:
         path = self.folder / f"{self._stem(prompt, scheduler, steps)}.json"
         if not path.is_file():
             self._keep(path, self._make(prompt, scheduler, steps))
-        kept = json.loads(path.read_text())
+        kept = read_json(path, "sample")
         with Image.open(path.with_suffix(".png")) as image:
             image.load()
         latents = load_file(path.with_suffix(".safetensors"))["latents"]
@@ -246,7 +247,7 @@ class Session:
             save_file({"latents": latents}, beside.with_suffix(".safetensors"))
             sample.image.save(beside.with_suffix(".png"), "PNG")
             facts = {"seconds": sample.seconds, "model_calls": sample.model_calls}
-            beside.write_text(json.dumps(facts))
+            beside.write_text(json.dumps(facts), encoding="utf-8")
 
     @torch.inference_mode()
     def _make(self, prompt: str, scheduler: str, steps: int) -> Sample:

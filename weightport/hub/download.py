@@ -11,7 +11,9 @@ from pathlib import Path
 from typing import Any, TypedDict
 
 from ..io import atomic
+from .client import UntrustedAnswer, guard
 from .errors import explain
+from .secrets import remember
 
 
 class HubOptions(TypedDict, total=False):
@@ -78,13 +80,18 @@ def find_commit(repo_id: str, options: HubOptions) -> Commit | Path:
                 " before"
             ) from None
 
+    guard()
+    remember(token)
+    remember(hub.get_token())
     if options.get("local_files_only") or constants.HF_HUB_OFFLINE:
         return cached("the Hub may not be asked (local_files_only or HF_HUB_OFFLINE)")
     try:
-        info = hub.HfApi(token=token).model_info(repo_id, revision=revision)
+        timeout = constants.HF_HUB_ETAG_TIMEOUT
+        info = hub.HfApi(token=token).model_info(repo_id, revision=revision, timeout=timeout)
     except (
         errors.RepositoryNotFoundError,
         errors.RevisionNotFoundError,
+        UntrustedAnswer,
     ) as error:  # gated ones too
         where = f"{repo_id}@{revision}" if revision else repo_id
         raise OSError(f"{where}: there is no such folder; on the Hub: {explain(error)}") from None
@@ -128,6 +135,6 @@ def _remember(refs: Path, revision: str, sha: str) -> None:
         return
     place = refs / revision
     with contextlib.suppress(OSError):  # a cache that others own is used, not written
-        if not place.is_file() or place.read_text() != sha:
+        if not place.is_file() or place.read_text(encoding="utf-8") != sha:
             place.parent.mkdir(parents=True, exist_ok=True)
             atomic.text(place, sha)

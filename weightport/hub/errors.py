@@ -7,6 +7,9 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
+from ..errors import printable
+from .secrets import hide
+
 
 @contextlib.contextmanager
 def silent_in_a_pipe() -> Iterator[None]:
@@ -27,7 +30,11 @@ def silent_in_a_pipe() -> Iterator[None]:
 
 
 def explain(error: Exception) -> str:
-    """What an error of the Hub or its client means and what to do, in one line."""
+    """What an error of the Hub or its client means and what to do, in one line without secrets."""
+    return hide(_explained(error))
+
+
+def _explained(error: Exception) -> str:
     from huggingface_hub import errors
 
     response = getattr(error, "response", None)
@@ -37,7 +44,7 @@ def explain(error: Exception) -> str:
         cause = error.__cause__
         return (
             "not downloaded before, and"
-            f" {explain(cause) if isinstance(cause, Exception) else offline}"
+            f" {_explained(cause) if isinstance(cause, Exception) else offline}"
         )
     if isinstance(error, errors.OfflineModeIsEnabled):
         return "the Hub may not be asked, because HF_HUB_OFFLINE is set"
@@ -70,7 +77,7 @@ def explain(error: Exception) -> str:
         return f"{str(error).splitlines()[0]}; nothing of it was kept, run it again"
     cause = error.__cause__ or error
     if isinstance(cause, Exception) and cause is not error:
-        return f"{_said(error)} {explain(cause)}"
+        return f"{_said(error)} {_explained(cause)}"
     return (
         f"the connection failed ({type(error).__name__}); nothing was changed, run it again to"
         " go on"
@@ -80,4 +87,4 @@ def explain(error: Exception) -> str:
 def _said(error: Exception) -> str:
     """What the Hub said, or the client."""
     words = getattr(error, "server_message", None) or str(error) or type(error).__name__
-    return " ".join(words.split())[:300]
+    return printable(hide(" ".join(words.split())), 300)

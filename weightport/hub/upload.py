@@ -6,9 +6,13 @@ import contextlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+from ..errors import printable
+from .client import guard
 from .errors import explain, silent_in_a_pipe
+from .secrets import hide, remember
 
 CARD = "README.md"
+_LONGEST_ADDRESS = 1000
 
 
 def upload(
@@ -42,11 +46,14 @@ def upload(
         OSError: in one line, what went wrong and what to do.
     """
     try:
-        from huggingface_hub import CommitOperationAdd, HfApi
+        from huggingface_hub import CommitOperationAdd, HfApi, get_token
     except ImportError:
         raise OSError(
             f"{repo_id}: the Hub needs huggingface_hub; run `pip install 'weightport[hub]'`"
         ) from None
+    guard()
+    remember(token)
+    remember(get_token())
     api = HfApi(token=token, library_name="weightport")
     with _explained(repo_id), silent_in_a_pipe():
         repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
@@ -66,7 +73,7 @@ def upload(
             revision=revision,
             create_pr=create_pr or None,
         )
-    return commit.pr_url or commit.commit_url
+    return printable(hide(str(commit.pr_url or commit.commit_url)), _LONGEST_ADDRESS)
 
 
 @contextlib.contextmanager

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from ..differences import Array
+from ..io.documents import read_json
 from .frameworks import OURS, frameworks
 from .inputs import Arrays, inputs
 from .layers import Layer, compare_layers, first_fault
@@ -104,9 +105,9 @@ class Bench:
         job = self.folder / "job.json"
         report = self.folder / "report.json"
         given = [self._placed(check, label, layers) for check in checks]
-        job.write_text(json.dumps({"checks": given, "report": str(report)}))
+        job.write_text(json.dumps({"checks": given, "report": str(report)}), encoding="utf-8")
         run_process(frameworks()[framework], job, self.source_python, step)
-        self.reports[label] = json.loads(report.read_text())
+        self.reports[label] = read_json(report)
 
     def outputs(self, label: str, name: str) -> list[Array]:
         """What the run with this label handed in for a check."""

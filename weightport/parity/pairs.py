@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from ..converters.planning.plan import PlannedComponent, StateDictShapes, choose
 from ..converters.planning.recognise import Recognition
 from ..converters.settings import Settings
 from ..errors import ConversionError
+from ..io.documents import MAX_CONFIG, read_json
 from ..mappings.families import Component, Family, halves
 from .frameworks import Framework, call_of, framework_of
 from .layers import watched
@@ -59,10 +59,7 @@ class Pair:
             ConversionError: it is none.
         """
         path = self.repo / self.folder / "config.json"
-        own = json.loads(path.read_text())
-        if not isinstance(own, dict):
-            raise ConversionError(f"{path}: not a config")
-        return {**self.stock.config, **own}
+        return {**self.stock.config, **read_json(path, limit=MAX_CONFIG)}
 
     @property
     def call(self) -> str:

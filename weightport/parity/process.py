@@ -31,14 +31,16 @@ def run_process(
     environment = _with_weightport() if ours else dict(os.environ)
     log = job.with_suffix(".log")
     try:
-        with log.open("w") as errors:
+        with log.open("w", encoding="utf-8") as errors:
             status = _wait(command, environment, errors, step)
     except OSError as error:
         raise ConversionError(
             f"--source-python {python}: cannot be started ({error.strerror})"
         ) from None
     if status:
-        raise ConversionError(_why(framework, python, status, log.read_text(errors="replace")))
+        raise ConversionError(
+            _why(framework, python, status, log.read_text(encoding="utf-8", errors="replace"))
+        )
 
 
 def _with_weightport() -> dict[str, str]:
@@ -53,7 +55,7 @@ def _wait(
 ) -> int:
     """Run a command to its end; returns its exit status."""
     with subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=errors, text=True, env=environment
+        command, stdout=subprocess.PIPE, stderr=errors, encoding="utf-8", env=environment
     ) as process:
         try:
             for line in process.stdout or ():

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from .loading.budget import MOST_PARAMETERS, at_most
 from .loading.model import Model
 from .loading.weights import NoInit
 from .models.asymmetric_vae import AsymmetricAutoencoderKL
@@ -49,6 +50,6 @@ def manifest(class_name: str, config: Mapping[str, Any]) -> Shapes:
 
 @lru_cache(maxsize=64)
 def _build(class_name: str, config: str) -> Shapes:
-    with torch.device("meta"), NoInit():
+    with torch.device("meta"), NoInit(), at_most(MOST_PARAMETERS):
         model = MODELS[class_name].from_config(json.loads(config))
     return {key: tuple(tensor.shape) for key, tensor in model.state_dict().items()}

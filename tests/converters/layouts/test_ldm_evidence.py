@@ -36,7 +36,7 @@ def unet_of(original_of: Callable[[str], Path]) -> Unet:
 
 
 def _json(path: Path) -> dict[str, Any]:
-    return json.loads(path.read_text())
+    return json.loads(path.read_text(encoding="utf-8"))
 
 
 def convert(

@@ -470,7 +470,7 @@ REFUSED: dict[str, tuple[bytes, str]] = {
     "trailing json": (blob(b"{}{}"), "JSON"),
     "deep": (blob(b'{"x":' * 100_000), "JSON"),
     "huge number": (blob(b'{"x":' + b"9" * 6000 + b"}"), "JSON"),
-    "nan": (blob(b'{"x":{"dtype":"F32","shape":[NaN],"data_offsets":[0,8]}}'), "JSON"),
+    "nan": (blob(b'{"x":{"dtype":"F32","shape":[NaN],"data_offsets":[0,8]}}'), "lists of integers"),
     "duplicate": (
         blob(b'{"x":%b,"x":%b}' % ((json.dumps(entry()).encode(),) * 2)),
         "`x` is there twice",
@@ -501,7 +501,7 @@ REFUSED: dict[str, tuple[bytes, str]] = {
     "truncated": (blob({"x": entry()}, bytes(7)), "is the download complete"),
     "trailing": (blob({"x": entry()}, bytes(9)), "1 bytes follow"),
     "control character": (blob({"x\n\x1b[31m": entry()}), r"x\\x0a\\x1b\[31m"),
-    "surrogate": (blob(b'{"\\ud800":%b}' % json.dumps(entry()).encode()), "control characters"),
+    "surrogate": (blob(b'{"\\ud800":%b}' % json.dumps(entry()).encode()), "half a surrogate"),
 }
 
 

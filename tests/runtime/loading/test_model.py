@@ -391,7 +391,7 @@ def test_missing_things(vae: Path, tmp_path: Path) -> None:
     with pytest.raises(OSError, match=r"vae: there is no config\.json in it"):
         AutoencoderKL.from_pretrained(vae)
     (vae / "config.json").write_text("[")
-    with pytest.raises(ValueError, match=r"vae: the JSON in config\.json cannot be read"):
+    with pytest.raises(ValueError, match=r"vae/config\.json: the JSON in it cannot be read"):
         AutoencoderKL.from_pretrained(vae)
 
 

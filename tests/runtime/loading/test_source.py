@@ -189,7 +189,7 @@ def test_what_is_not_there_is_said_in_one_line(hub: HubServer, client: Client, p
         (
             "AutoModel.from_pretrained('org/pair', subfolder='vae')",
             None,
-            "org/pair/vae: the JSON in config.json",
+            "org/pair/vae/config.json: the JSON in it",
         ),
         (
             "Pair.from_pretrained('org/other', local_files_only=True)",

@@ -290,7 +290,7 @@ def test_a_cast_leaves_little_of_the_file_in_memory(tmp_path: Path, suffix: str)
     resident: list[int] = []
 
     def rename(key: str) -> str:
-        maps = Path("/proc/self/smaps").read_text().split(str(path))[1:]
+        maps = Path("/proc/self/smaps").read_text(encoding="utf-8").split(str(path))[1:]
         resident.append(sum(int(one.split("Rss:")[1].split()[0]) for one in maps))
         return key
 

@@ -297,9 +297,13 @@ def damage(name: str, text: str | None) -> Callable[[Path], None]:
         (damage("merges.txt", "#version: 0.2\nq qq\n"), ValueError, "q"),
         (damage("vocab.json", "{"), ValueError, "cannot be read"),
         (damage("vocab.json", '{"a": 0}'), ValueError, "cannot be read"),
-        (damage("tokenizer_config.json", "[1, 2"), ValueError, "the JSON in tokenizer_config.json"),
-        (damage("tokenizer_config.json", "[]"), ValueError, "does not hold a JSON object"),
-        (damage("tokenizer.json", '{"model": {}}'), ValueError, "cannot be read: 'vocab'"),
+        (
+            damage("tokenizer_config.json", "[1, 2"),
+            ValueError,
+            "tokenizer_config.json: the JSON in it",
+        ),
+        (damage("tokenizer_config.json", "[]"), ValueError, "the JSON in it is not an object"),
+        (damage("tokenizer.json", '{"model": {}}'), ValueError, r"must contain \['vocab'\]"),
         (
             damage("added_tokens.json", '{"<a>": 49410}'),
             ValueError,

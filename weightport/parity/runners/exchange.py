@@ -55,7 +55,7 @@ def serve(
             asked for.
         versions: of the framework's packages, for the report.
     """
-    job = json.loads(Path(sys.argv[1]).read_text())
+    job = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
     seconds = {}
     for check in job["checks"]:
         with np.load(check["inputs"]) as arrays:
@@ -72,7 +72,7 @@ def serve(
         "seconds": seconds,
         "peak_rss": peak_memory(),
     }
-    Path(job["report"]).write_text(json.dumps(report))
+    Path(job["report"]).write_text(json.dumps(report), encoding="utf-8")
 
 
 def peak_memory() -> int:

@@ -3,13 +3,30 @@ is ignored."""
 
 from __future__ import annotations
 
+import reprlib
 import warnings
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from numbers import Real
 from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
 
+from ...errors import printable
 from ...io.atomic import merged
 from ...io.config_files import DIFFUSERS_VERSION, json_text, write_json
 from .source import Place, PlaceOptions, StrPath, open_source, split_options
+
+_UNFIT = (
+    ArithmeticError,
+    AttributeError,
+    LookupError,
+    MemoryError,
+    RecursionError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)
+_LONGEST_REASON = 500
+_LARGEST = 2**53  # of whole numbers, which others may read as floats
 
 
 class Attributes(dict[str, Any]):
@@ -111,6 +128,46 @@ class HasConfig:
         }
 
 
+@contextmanager
+def described_by(place: str) -> Iterator[None]:
+    """Names the config that something cannot be made of.
+
+    Raises:
+        ValueError: whatever its making raised, in one line.
+    """
+    try:
+        yield
+    except _UNFIT as error:
+        reason = printable(str(error), _LONGEST_REASON)
+        raise ValueError(f"{place}: {reason}") from error
+
+
+def check_kinds(owner: str, config: Mapping[str, Any], defaults: Mapping[str, Any]) -> None:
+    """Check that the options of `owner` are of the kind of their default: a number, text, a list of
+    these, or anything but an object where there is none.
+
+    Raises:
+        ValueError: one is not.
+    """
+    for key, value in config.items():
+        if key in defaults and not _fits(value, defaults[key]):
+            kind = "a number" if isinstance(defaults[key], Real) else f"like {defaults[key]!r}"
+            raise ValueError(f"{owner}: {key} = {reprlib.repr(value)} must be {kind}")
+
+
+def _fits(value: object, default: object) -> bool:
+    if isinstance(value, list | tuple):  # often a value for each level
+        one = default[0] if isinstance(default, list | tuple) and default else default
+        return all(_fits(item, one) for item in value)
+    if isinstance(value, int) and abs(value) > _LARGEST:
+        return False
+    if default is None or value is None or isinstance(default, list | tuple):
+        return not isinstance(value, dict)
+    if isinstance(default, str):
+        return isinstance(value, str)
+    return isinstance(value, Real)  # true and false are numbers too
+
+
 def read_config(
     model: str,
     config: Mapping[str, Any],
@@ -143,6 +200,7 @@ def read_config(
             unknown[key] = value
         elif value is None and defaults[key] is not None and key not in irrelevant:
             raise ValueError(f"{model}: {key} must not be null")
+    check_kinds(model, config, defaults)
     refuse_unknown(model, unknown, irrelevant)
     first = {key: values[0] for key, values in choices.items()}
     return Config({**first, **defaults, **config})

@@ -22,10 +22,11 @@ from ...io.sizes import parse_size
 from ...io.weight_files import find_weights, read_index, sibling_files, why_no_weights
 from ..registry import COMPONENTS, component_class
 from ..single_file import PlannedRepo, PlanOptions, planned_repo
-from .config import Config, HasConfig, read_config, refuse_unknown
+from .budget import at_most, check_numbers, parameters_for
+from .config import Config, HasConfig, described_by, read_config, refuse_unknown
 from .options import Options, choices_of, defaults_of
 from .source import Place, PlaceOptions, Source, StrPath, open_source, split_options
-from .weights import NoInit, fill, load_weights, write_weights
+from .weights import NoInit, count_tensors, fill, load_weights, write_weights
 
 CONFIG = "config.json"
 
@@ -230,8 +231,7 @@ class Model(nn.Module, HasConfig, PushToHub):
         # of a model's thousands of parts none is garbage, and looking takes longer than making them
         gc.disable()
         try:
-            with torch.device("meta"), NoInit():
-                model = cls.from_config(source.json(CONFIG), **changes)
+            model = cls._built(source, paths, changes)
             unfit: list[str] | None = [] if wanted.ignore_mismatched_sizes else None
             unused = load_weights(
                 model, paths, cls.rename, dtype, device, not wanted.disable_mmap, unfit
@@ -240,6 +240,7 @@ class Model(nn.Module, HasConfig, PushToHub):
             if collects:
                 gc.enable()
         if unfit:
+            check_numbers(sum(model.get_parameter(key).numel() for key in unfit), source.name)
             random = cls.from_config(source.json(CONFIG), **changes).state_dict()
             fresh = {key: random[key].to(device, dtype) for key in unfit}
             model.load_state_dict(fresh, strict=False, assign=True)
@@ -254,6 +255,23 @@ class Model(nn.Module, HasConfig, PushToHub):
             }
             return model, info  # type: ignore[return-value]
         return model
+
+    @classmethod
+    def _built(cls, source: Source, paths: Sequence[Path], changes: Options) -> Self:
+        """The model that a config describes, on the meta device.
+
+        Raises:
+            ValueError: none can be made of it, or none that the weights could fill.
+        """
+        config = source.json(CONFIG)
+        limit = parameters_for(sum(map(count_tensors, paths)))
+        with (
+            described_by(f"{source.name}/{CONFIG}"),
+            torch.device("meta"),
+            NoInit(),
+            at_most(limit),
+        ):
+            return cls.from_config(config, **changes)
 
     @classmethod
     def from_single_file(

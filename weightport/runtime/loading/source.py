@@ -6,7 +6,6 @@ folder nothing touches the network, nor imports what could.
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections.abc import Collection, Iterable, Mapping
@@ -14,11 +13,13 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Unpack
 
+from ...errors import ConversionError
 from ...hub.download import Commit, HubOptions, find_commit
+from ...io.documents import MAX_BYTES, parse_json, read_text
+from ...io.regular import read_regular
 
 StrPath = str | os.PathLike[str]
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?", re.ASCII)
-_MAX_JSON = 100_000_000  # bytes; a tokenizer.json has 3 million
 
 
 def split_options(options: Mapping[str, Any], kind: type) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -74,25 +75,30 @@ class Source:
             raise OSError(f"{self.name}: there is no {name} in it")
         return self.fetch([name]) / name
 
-    def json(self, name: str) -> dict[str, Any]:
-        """The JSON object in a file.
+    def json(self, name: str, schema: str | None = None) -> dict[str, Any]:
+        """The JSON object in a file, which follows a schema of `io.documents`.
 
         Raises:
             OSError: there is no such file.
-            ValueError: it is not a JSON object.
+            ValueError: it is none, or does not follow the schema.
         """
         path = self.path(name)
         try:
-            if path.stat().st_size > _MAX_JSON:
-                raise ValueError("too large")
-            content = json.loads(path.read_bytes())
-        except (ValueError, RecursionError):
-            raise ValueError(
-                f"{self.name}: the JSON in {name} cannot be read; is the file damaged?"
-            ) from None
-        if not isinstance(content, dict):
-            raise ValueError(f"{self.name}: {name} does not hold a JSON object")
-        return content
+            return parse_json(read_regular(path, MAX_BYTES), f"{self.name}/{name}", schema)
+        except ConversionError as error:
+            raise ValueError(str(error)) from None
+
+    def text(self, name: str) -> str:
+        """The text in a file.
+
+        Raises:
+            OSError: there is no such file.
+            ValueError: it is too large, or no UTF-8.
+        """
+        try:
+            return read_text(self.path(name), MAX_BYTES)
+        except ConversionError as error:
+            raise ValueError(str(error)) from None
 
 
 class HubFolder(Source):

@@ -7,8 +7,8 @@ without touching the file. A cast goes tensor by tensor and gives the pages of i
 
 from __future__ import annotations
 
-import zipfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -21,8 +21,11 @@ from torch.overrides import TorchFunctionMode
 
 from ...io.pages import drop_file_pages
 from ...io.weight_files import shard_name, weights_name, write_index
+from .pickles import open_pickle, read_pickle
 
 _TOLD = 3  # faults that a message names
+_MANY = 5_000  # names; a known model has fewer
+_LONGEST = 200  # characters of a name that are compared
 _INITIALISERS = {
     value for name, value in vars(nn.init).items() if name.endswith("_") and callable(value)
 }
@@ -108,7 +111,7 @@ def fill(
         if name is None:
             unused.append(key)
         elif name not in expected:
-            close = get_close_matches(name, expected, n=1) if len(faults) < _TOLD else []
+            close = _nearest(name, expected) if len(faults) < _TOLD else []
             faults.append(f"unexpected {key}" + (f" (nearest: {close[0]})" if close else ""))
         elif name in state:
             faults.append(f"{key} is there twice")
@@ -134,12 +137,29 @@ def fill(
     return unused
 
 
+def _nearest(name: str, expected: Collection[str]) -> list[str]:
+    """The expected name that is most like another one; to compare them takes a while."""
+    return get_close_matches(name[:_LONGEST], expected, n=1) if len(expected) < _MANY else []
+
+
 def _squeezed(tensor: Tensor, shape: torch.Size) -> Tensor:
     """A convolution of size 1x1 as the linear layer it is, where that is expected."""
     return tensor[:, :, 0, 0] if tensor.ndim == 4 and tensor.shape == (*shape, 1, 1) else tensor
 
 
 # --- reading --------------------------------------------------------------------------------------
+
+
+def count_tensors(path: Path) -> int:
+    """How many tensors a file has.
+
+    Raises:
+        ValueError: it is damaged.
+    """
+    if path.suffix != ".safetensors":
+        return len(open_pickle(path).tensors)
+    with _opened(path) as file:
+        return len(file.keys())
 
 
 def read_tensors(path: Path, use_mmap: bool = True) -> Iterator[tuple[str, Tensor]]:
@@ -149,45 +169,29 @@ def read_tensors(path: Path, use_mmap: bool = True) -> Iterator[tuple[str, Tenso
         ValueError: the file is damaged, or holds something else.
     """
     if path.suffix != ".safetensors":
-        yield from _read_pickle(path, use_mmap)
+        yield from read_pickle(path, use_mmap)
         return
-    try:
+    with _opened(path) as file:
         if use_mmap:
-            with safe_open(path, framework="pt") as file:
-                yield from ((key, file.get_tensor(key)) for key in file.keys())  # noqa: SIM118
+            yield from ((key, file.get_tensor(key)) for key in file.keys())  # noqa: SIM118
         else:
             yield from load(path.read_bytes()).items()
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    """A safetensors file.
+
+    Raises:
+        ValueError: it is damaged.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            yield file
     except SafetensorError as error:
         raise ValueError(
             f"{path}: not a safetensors file, truncated or damaged ({error})"
         ) from None
-
-
-def _read_pickle(path: Path, use_mmap: bool) -> Iterator[tuple[str, Tensor]]:
-    content = load_pickle(path, use_mmap)
-    for key in list(content):
-        tensor = content.pop(key)  # what is not mapped leaves the memory when it was copied
-        if not isinstance(tensor, Tensor):
-            raise ValueError(f"{path}: does not hold a state dict: {key} is not a tensor")
-        yield key, tensor
-
-
-def load_pickle(path: Path, use_mmap: bool = True) -> dict[str, Any]:
-    """The dict in a file of `torch.save`; torch unpickles nothing but tensors and containers from
-    it.
-
-    Raises:
-        ValueError: there is something else in it, or it is damaged.
-    """
-    use_mmap = use_mmap and zipfile.is_zipfile(path)  # files from before torch 1.6 cannot be mapped
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=use_mmap)
-    except Exception as error:  # UnpicklingError, EOFError, RuntimeError and more
-        reason = str(error).strip().split("\n")[0]
-        raise ValueError(f"{path}: cannot be read as a state dict ({reason})") from None
-    if not isinstance(content, dict):
-        raise ValueError(f"{path}: does not hold a state dict")
-    return content
 
 
 # --- writing --------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -9,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..loading.budget import MOST_PARAMETERS
 from ..loading.config import Config
 from ..loading.model import Model
 from .attention import Level, Transformer2DModel
@@ -190,7 +192,12 @@ def read_levels(config: Config) -> list[Level]:
         if key in config:
             _per_level(config, key)
     options = [_per_level(config, key) for key in _LEVEL_OPTIONS]
-    return [Level(*values) for values in zip(*options, strict=True)]
+    levels = [Level(*values) for values in zip(*options, strict=True)]
+    if sum(level.layers for level in levels) > MOST_PARAMETERS:
+        raise ValueError(
+            f"layers_per_block = {reprlib.repr(config.layers_per_block)} is more than a model has"
+        )
+    return levels
 
 
 def _per_level(config: Config, key: str) -> list[Any]:

@@ -20,7 +20,7 @@ from ...io.atomic import merged
 from ...mappings.families import families
 from ..adapted import AdaptedModel, Fused, is_plain
 from ..loading.source import Place, Source, open_source
-from ..loading.weights import load_pickle, read_tensors
+from ..loading.weights import read_tensors
 
 NAMES = ("pytorch_lora_weights.safetensors", "pytorch_lora_weights.bin")
 _IGNORED = {"low_cpu_mem_usage", "hotswap", "use_safetensors", "unet_config"}  # of diffusers
@@ -339,12 +339,11 @@ def _read(place: Place, options: Mapping[str, Any]) -> tuple[str, dict[str, Tens
     else:
         path = Path(place)
     try:
+        tensors = dict(read_tensors(path))
         if path.suffix == ".safetensors":
-            tensors = dict(read_tensors(path))
             with safe_open(path, framework="pt") as file:
                 alphas = Alphas.parse(file.metadata() or {})
         else:
-            tensors = load_pickle(path)
             alphas = Alphas()
         if config is not None:
             alphas = Alphas.of_config(config)

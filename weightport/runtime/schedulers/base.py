@@ -28,9 +28,9 @@ import torch
 from torch import Tensor
 
 from ...hub.mixin import PushToHub
-from ..loading.config import Config, HasConfig
+from ..loading.config import Config, HasConfig, check_kinds, described_by
 from ..loading.options import Options, choices_of, defaults_of
-from ..loading.source import Place
+from ..loading.source import Place, PlaceOptions, open_source, split_options
 from ..outputs import Output
 from .brownian import BrownianNoise
 from .config import FILE, RESPACING, check
@@ -178,10 +178,12 @@ class Scheduler(HasConfig, PushToHub):
     def from_pretrained(cls, pretrained_model_name_or_path: Place, **given: Any) -> Self:
         """The config in a folder or on the Hub, of any class; `given` are options, or
         `PlaceOptions`."""
-        config, options = cls.load_config(
-            pretrained_model_name_or_path, return_unused_kwargs=True, **given
-        )
-        return cls.from_config(config, **options)
+        place, options = split_options(given, PlaceOptions)
+        source = open_source(pretrained_model_name_or_path, **place)
+        config = source.json(cls.config_name)
+        with described_by(f"{source.name}/{cls.config_name}"):
+            check_kinds(cls.__name__, config, cls.defaults)
+            return cls.from_config(config, **options)
 
     save_pretrained = HasConfig.save_config
 

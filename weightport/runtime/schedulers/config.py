@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 FILE = "scheduler_config.json"
+MOST_STEPS = 100_000  # of training; known models have 1,000
 RESPACING = ("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas")
 
 EpsilonOrV = Literal["epsilon", "v_prediction"]
@@ -27,7 +28,11 @@ TimeShift = Literal["exponential", "linear"]
 
 
 def check(name: str, config: Mapping[str, Any], choices: Mapping[str, tuple[Any, ...]]) -> None:
-    """Raise a ValueError if an option of the scheduler `name` has none of its values."""
+    """Raise a ValueError if an option of the scheduler `name` has none of its values, or if the
+    training that it tells of is longer than any."""
+    steps = config.get("num_train_timesteps", 1)
+    if not 1 <= steps <= MOST_STEPS:
+        raise ValueError(f"{name}: num_train_timesteps = {steps} must be 1 to {MOST_STEPS}")
     for key, allowed in choices.items():
         if config[key] not in allowed:
             expected = " or ".join(map(repr, allowed))

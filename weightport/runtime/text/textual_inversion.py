@@ -16,9 +16,11 @@ import torch
 from torch import Tensor, nn
 
 from ..loading.config import Config
+from ..loading.pickles import open_pickle, read_pickle
 from ..loading.source import Place, Source, open_source
-from ..loading.weights import load_pickle, read_tensors
+from ..loading.weights import read_tensors
 
+PARAMETERS = "string_to_param"
 NAMES = ("learned_embeds.safetensors", "learned_embeds.bin")
 Embedding = Place | Mapping[str, Any] | Tensor
 
@@ -130,9 +132,9 @@ def _enlarge(table: nn.Embedding, rows: Mapping[int, Tensor], size: int) -> None
 
 def _read(content: Mapping[str, Any], token: str | None, where: str) -> tuple[str, Tensor]:
     """The token and the vectors (n, d) in the content of a file."""
-    if "string_to_param" in content:
+    if PARAMETERS in content:
         token = token or content.get("name")
-        content = content["string_to_param"]
+        content = content[PARAMETERS]
     tensors = {key: value for key, value in content.items() if isinstance(value, Tensor)}
     if len(tensors) != 1:
         raise ValueError(f"{where}: holds {len(tensors)} embeddings, not one")
@@ -149,4 +151,14 @@ def _load(item: Place, weight_name: str | None, options: Mapping[str, Any]) -> A
         usual = next((name for name in NAMES if name in source.names), NAMES[0])
         item = source.path(weight_name or usual)
     path = Path(item)
-    return dict(read_tensors(path)) if path.suffix == ".safetensors" else load_pickle(path)
+    return dict(read_tensors(path)) if path.suffix == ".safetensors" else _of_pickle(path)
+
+
+def _of_pickle(path: Path) -> dict[str, Any]:
+    """The content of a pickle, whose reader names tensors by their way from the top."""
+    content: dict[str, Any] = {**open_pickle(path).metadata, **dict(read_pickle(path, False))}
+    front = f"{PARAMETERS}."
+    below = {
+        key.removeprefix(front): value for key, value in content.items() if key.startswith(front)
+    }
+    return {**content, PARAMETERS: below} if below else content

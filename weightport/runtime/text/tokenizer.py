@@ -103,26 +103,26 @@ class CLIPTokenizer(PromptTokenizer):
 
     @classmethod
     def _from_source(cls, source: Source) -> Self:
-        def read(name: str) -> dict[str, Any]:
-            return source.json(name) if name in source.names else {}
+        def read(name: str, schema: str) -> dict[str, Any]:
+            return source.json(name, schema) if name in source.names else {}
 
-        config = read("tokenizer_config.json")
-        whole = read("tokenizer.json")
+        config = read("tokenizer_config.json", "tokenizer_config")
+        whole = read("tokenizer.json", "tokenizer")
         if "added_tokens_decoder" in config:  # the record of transformers 4.34 and later: complete
             recorded = config["added_tokens_decoder"]
             added = {int(id_): _token(token) for id_, token in recorded.items()}
         else:
-            config |= read("special_tokens_map.json")
+            config |= read("special_tokens_map.json", "tokenizer_config")
             special = {token.content for token in _special_tokens(config).values()}
-            beyond = read("added_tokens.json")
+            beyond = read("added_tokens.json", "vocabulary")
             added = {id_: AddedToken(text, special=text in special) for text, id_ in beyond.items()}
             added |= {token["id"]: _token(token) for token in whole.get("added_tokens", ())}
         if whole:
             vocab = whole["model"]["vocab"]
             merges = [_pair(merge) for merge in whole["model"]["merges"]]
         else:
-            files = source.path("vocab.json"), source.path("merges.txt")
-            vocab, merges = models.BPE.read_file(*map(str, files))
+            vocab = source.json("vocab.json", "vocabulary")
+            merges = _merges(source.text("merges.txt"))
         length = config.get("model_max_length", MAX_LENGTH)
         length = length if length < UNKNOWN else MAX_LENGTH
         return cls(
@@ -186,6 +186,11 @@ def _backend(vocab: dict[str, int], merges: list[tuple[str, str]], unknown: str)
     backend.pre_tokenizer = pre_tokenizers.Sequence([words, letters])
     backend.decoder = decoders.ByteLevel()
     return backend
+
+
+def _merges(text: str) -> list[tuple[str, str]]:
+    """The pairs in a `merges.txt`, a line for each below the version."""
+    return [_pair(line) for line in text.splitlines() if line and not line.startswith("#version")]
 
 
 def _pair(merge: str | Sequence[str]) -> tuple[str, str]:

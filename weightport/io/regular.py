@@ -1,0 +1,45 @@
+"""Opens what is a file and nothing else: a pipe would wait for ever, a device has no end."""
+
+from __future__ import annotations
+
+import os
+import stat
+from pathlib import Path
+
+from ..errors import ConversionError
+
+
+def open_regular(path: Path) -> int:
+    """A descriptor of a regular file, to read from.
+
+    Raises:
+        ConversionError: it cannot be opened, or is no regular file.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    except OSError as error:
+        raise ConversionError(f"{path}: cannot be opened ({error.strerror})") from None
+    except ValueError:  # a NUL in the name
+        raise ConversionError(f"{path}: cannot be the name of a file") from None
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise ConversionError(f"{path}: not a regular file")
+    return descriptor
+
+
+def read_regular(path: Path, limit: int) -> bytes:
+    """The content of a regular file of at most `limit` bytes.
+
+    Raises:
+        ConversionError: it cannot be read, is no regular file, or is larger.
+    """
+    with os.fdopen(open_regular(path), "rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        if size > limit:
+            raise ConversionError(
+                f"{path}: has {size} bytes; at most {limit} are read of a file of this kind"
+            )
+        try:
+            return file.read(limit + 1)[:limit]
+        except OSError as error:
+            raise ConversionError(f"{path}: cannot be read ({error.strerror})") from None
