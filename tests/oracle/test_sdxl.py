@@ -16,6 +16,7 @@ from transformers import CLIPTextModelWithProjection
 
 import weightport
 
+from ..support.runners import warm_runners
 from ..support.synthetic import average_name, config, write_controlnet
 
 FAMILIES = ("sdxl", "sdxl_refiner")
@@ -32,6 +33,11 @@ def repo(
         return folder
 
     return convert
+
+
+@pytest.fixture(autouse=True)
+def warm(monkeypatch: pytest.MonkeyPatch) -> None:
+    warm_runners(monkeypatch)
 
 
 def run(model: Any, family: str) -> torch.Tensor:
