@@ -31,7 +31,7 @@ from pathlib import Path
 
 import models
 import trees
-from measure import Command, rounds, table
+from measure import Command, end_in_order, rounds, table
 
 WEIGHTPORT = [*trees.python(trees.ROOT), "-m", "weightport"]
 PEERS = [sys.executable, str(Path(__file__).with_name("peers.py"))]
@@ -169,6 +169,7 @@ def parse() -> argparse.Namespace:
 def main() -> None:
     """Make the sources, run the rows, print the tables, clean up."""
     arguments = parse()
+    end_in_order()
     # Installed programs are compiled, so all rows are after their first.
     os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
     with contextlib.ExitStack() as stack:

@@ -34,7 +34,7 @@ from statistics import median
 from types import MappingProxyType
 
 import trees
-from measure import Command, Round, Run, measure
+from measure import Command, Round, Run, end_in_order, measure
 
 UNET = {"cross_attention_dim": 768, "attention_head_dim": 8, "sample_size": 64}
 VAE = {
@@ -341,6 +341,7 @@ def parse() -> argparse.Namespace:
 def main() -> None:
     """Run the parts that are asked for."""
     options = parse()
+    end_in_order()
     ours = Side(OURS, OURS)
     peer = Side(PEER, PEER)
     with contextlib.ExitStack() as stack:
