@@ -3,7 +3,7 @@ itself.
 
 Runs in an environment with keras-cv (0.6.4 on Keras 2.15, or 0.9.0 on Keras 3) and needs nothing of
 this project. OUT receives the files, `<component>.npz` with every weight by structural path (see
-`kerascv_models.leaves`), and `made.json`, which lists it all.
+`kerascv_models.leaves`), `images.npz` if asked for, and `made.json`, which lists it all.
 
     python make_kerascv.py OUT --components unet,decoder --formats weights.h5,keras
 """
@@ -18,6 +18,7 @@ import warnings
 from pathlib import Path
 
 import absl.logging
+import kerascv_images
 import kerascv_models as models
 import numpy as np
 import tensorflow as tf
@@ -110,8 +111,17 @@ def parse_arguments():
     parser.add_argument(
         "--quantize", choices=("int8", "int4"), help="quantise wherever Keras can (Keras 3)"
     )
+    parser.add_argument(
+        "--images",
+        type=_numbers,
+        default=(),
+        metavar="STEPS,...",
+        help="also draw images with the unet and the decoder",
+    )
     parser.add_argument("--no-truth", action="store_true", help="do not write <component>.npz")
     arguments = parser.parse_args()
+    if arguments.images and not {"unet", "decoder"}.issubset(arguments.components):
+        parser.error("--images needs the unet and the decoder")
     if (arguments.lora or arguments.quantize) and not KERAS_3:
         parser.error("--lora and --quantize need Keras 3")
     if arguments.deepcopy and (
@@ -119,6 +129,10 @@ def parse_arguments():
     ):
         parser.error("--deepcopy needs Keras 2, which can copy the unet and the text_encoder only")
     return arguments
+
+
+def _numbers(text):
+    return tuple(map(int, text.split(",")))
 
 
 def _names(allowed):
@@ -246,14 +260,18 @@ def make(arguments):
         if not arguments.no_truth:
             made["truth"][component] = f"{component}.npz"
             np.savez(arguments.out / f"{component}.npz", **models.truth(model))
-        if arguments.trainer:
+        if arguments.trainer or arguments.images:
             built[component] = model
-        else:
+        if not arguments.trainer:
             save(model, component, arguments, made)
         del model
         gc.collect()
     if arguments.trainer:
         save(Trainer(**built), "trainer", arguments, made)
+    if arguments.images:
+        images = kerascv_images.draw(built["unet"], built["decoder"], arguments.images)
+        np.savez(arguments.out / "images.npz", **images)
+        made["images"] = "images.npz"
     return made
 
 
@@ -261,6 +279,7 @@ def main():
     """Run the command line."""
     arguments = parse_arguments()
     arguments.out.mkdir(parents=True, exist_ok=True)
+    gc.disable()  # models stay until the end: looking for cycles again and again finds none
     warnings.simplefilter("ignore")  # Keras warns of every format but its newest
     tf.get_logger().setLevel("ERROR")
     absl.logging.set_verbosity("error")

@@ -19,7 +19,7 @@ from ..support.keras_files import KerasFiles, keras_files
 from ..support.keras_skeletons import golden_keys
 
 RUNS = {
-    "k2 plain": "--formats weights.h5,h5,model.h5,keras,ckpt,tf_checkpoint",
+    "k2 plain": "--images 4,6 --formats weights.h5,h5,model.h5,keras,ckpt,tf_checkpoint",
     "k2 folder": "--formats saved_model --components image_encoder",
     "k2 shuffled frozen": "--shuffle --freeze --formats weights.h5,h5,model.h5,ckpt",
     "k2 second of one": (
@@ -35,7 +35,7 @@ RUNS = {
         "--dtype float16 --vocab 49410 --components text_encoder --formats weights.h5,h5,keras,ckpt"
     ),
     "k2 bfloat16": "--dtype bfloat16 --components text_encoder --formats weights.h5,h5,ckpt",
-    "k3 plain": "--formats weights.h5,model.h5,keras,tf_checkpoint,sharded",
+    "k3 plain": "--images 4,6 --formats weights.h5,model.h5,keras,tf_checkpoint,sharded",
     "k3 folders": "--formats saved_model,export --components image_encoder",
     "k3 optimizer": (
         "--optimizer --components decoder --formats weights.h5,model.h5,keras,tf_checkpoint,sharded"

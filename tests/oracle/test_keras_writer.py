@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import json
 import re
-import subprocess
 from pathlib import Path
 
 import h5py
@@ -14,10 +13,11 @@ import pytest
 
 import weightport
 
-from ..support.keras_files import ROOT, interpreter
+from ..support.keras_files import keras
 from ..support.keras_skeletons import legacy_names, load
 from .test_keras_files import RUNS, assert_equal, made_by
 
+LOAD = Path(__file__).with_name("load_keras.py")
 PARTS = ("text_encoder", "unet", "decoder", "image_encoder")
 MADE = {"v1": "k2 plain", "v2": "k3 v2"}  # the run that the weights come from
 LAYOUTS = (".weights.h5", ".h5")
@@ -43,9 +43,7 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def loaded(written: Path) -> Path:
-    """Each file loaded in both environments at once:
-    `<environment>.<version>.<part><suffix>.npz`."""
-    processes = []
+    """Each file loaded in both environments: `<environment>.<version>.<part><suffix>.npz`."""
     for environment in ("k2", "k3"):
         jobs = [
             {
@@ -57,11 +55,8 @@ def loaded(written: Path) -> Path:
         ]
         path = written / f"{environment}.json"
         path.write_text(json.dumps(jobs))
-        command = [interpreter(environment), ROOT / "tests" / "oracle" / "load_keras.py", path]
-        processes.append(subprocess.Popen(command, stderr=subprocess.PIPE, text=True))
-    for process in processes:
-        _, errors = process.communicate()
-        assert process.returncode == 0, errors[-4000:]
+        ended = keras(environment).script(LOAD, path)
+        assert ended.status == 0, ended.err[-4000:]
     return written
 
 

@@ -14,6 +14,7 @@ import tempfile
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
+from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,10 +28,12 @@ from weightport.converters.planning.candidates import candidates
 from weightport.mappings.families import halves
 from weightport.parity.bench import Bench
 from weightport.parity.pairs import pairs_of
-from weightport.parity.result import Check
+from weightport.parity.result import Check, Parity
 
 from ..support.command import assert_refused, run
 from ..support.keras_files import ROOT, interpreter, keras_files
+from ..support.runners import warm_runners
+from .test_keras_files import RUNS, made_by
 
 PARTS = ("text_encoder", "unet", "decoder", "image_encoder")
 TOLERANCES = {"text_encoder": 3e-6, "unet": 3e-6, "decoder": 5e-6, "image_encoder": 5e-6}
@@ -38,16 +41,17 @@ COUNTS = {"text_encoder": {196, 372}, "unet": {686}, "decoder": {140}, "image_en
 State = dict[str, np.ndarray[Any, Any]]
 
 
-MADE = {  # as test_keras_files makes them: what is in the cache serves both
-    ("k2", "v1"): "--formats weights.h5,h5,model.h5,keras,ckpt,tf_checkpoint",
-    ("k3", "v1"): "--formats weights.h5,model.h5,keras,tf_checkpoint,sharded",
-    ("k3", "v2"): "--version v2 --components text_encoder,unet --formats weights.h5,model.h5",
+MADE = {  # which run makes the models
+    ("k2", "v1"): "k2 plain",
+    ("k3", "v1"): "k3 plain",
+    ("k3", "v2"): "k3 v2",
 }
 
 
 def _sources(environment: str, version: str, kind: str) -> list[Path]:
-    made = keras_files(environment, *MADE[environment, version].split())
-    return [made.path(part, kind) for part in _parts(version)]
+    run = MADE[environment, version]
+    files = made_by(run, RUNS[run])
+    return [files.path(part, kind) for part in _parts(version)]
 
 
 def _parts(version: str) -> tuple[str, ...]:
@@ -82,7 +86,6 @@ def repo_of_keras(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, st
     [
         ("k2", "v1", "ckpt", False),
         pytest.param("k2", "v1", "ckpt", True, marks=pytest.mark.full),
-        ("k3", "v1", "weights.h5", True),
         ("k3", "v2", "model.h5", False),
     ],
 )
@@ -102,12 +105,27 @@ def test_a_repo_computes_what_keras_cv_does(
         report=tmp_path,
         images=images,
     )
-    if images:  # both generations of the sampler: keras-cv 0.6 and 0.9
-        assert found.images
-        assert found.images.sampler == {"k2": "keras-cv 0.6.4", "k3": "keras-cv 0.9.0"}[environment]
-        assert found.images.passed
-        assert found.images.levels <= 1
-        assert found.images.as_diffusers.relative_l2 > 3 * found.images.matched.relative_l2
+    if images:
+        _assert_images(found, "keras-cv 0.6.4")
+    _assert_equal(found, version, environment)
+    _assert_reported(found, tmp_path, sources)
+
+
+def test_a_repo_draws_what_keras_cv_does(laboratory: Laboratory) -> None:
+    _assert_images(laboratory.found, "keras-cv 0.9.0")
+    _assert_equal(laboratory.found, "v1", "k3")
+    _assert_reported(laboratory.found, laboratory.report, laboratory.sources)
+
+
+def _assert_images(found: Parity, sampler: str) -> None:
+    assert found.images
+    assert found.images.sampler == sampler
+    assert found.images.passed
+    assert found.images.levels <= 1
+    assert found.images.as_diffusers.relative_l2 > 3 * found.images.matched.relative_l2
+
+
+def _assert_equal(found: Parity, version: str, environment: str) -> None:
     assert {check.name for check in found.checks} == set(_parts(version))
     for check in found.checks:
         assert check.against == "kerascv"
@@ -123,17 +141,20 @@ def test_a_repo_computes_what_keras_cv_does(
             assert 1.5 * check.matched.relative_l2 < check.as_diffusers.relative_l2 < 3e-4
     assert found.passed
     assert found.environment["kerascv"]["versions"]["keras"][0] == environment[1]
-    report, page = ((tmp_path / name).read_text() for name in ("parity.json", "parity.html"))
+    folders = {halves().get(part, part) for part in _parts(version)} - {"text_encoder"}
+    names = {file.name for file in found.files}
+    assert {f"repo/{folder}/diffusion_pytorch_model.safetensors" for folder in folders} < names
+
+
+def _assert_reported(found: Parity, folder: Path, sources: list[Path]) -> None:
+    report, page = ((folder / name).read_text() for name in ("parity.json", "parity.html"))
     assert json.loads(report)["passed"] is True
-    count = len(sources) + images
+    count = len(sources) + bool(found.images)
     assert f"{count} of {count} checks passed" in page
     assert page.count("<img ") == (5 if found.images else 0)
     _assert_nothing_local(report, page)
-    names = {file.name for file in found.files}
-    folders = {halves().get(part, part) for part in _parts(version)} - {"text_encoder"}
-    assert {f"repo/{folder}/diffusion_pytorch_model.safetensors" for folder in folders} < names
     given = tuple(source.name for source in sources)  # a file, a folder or a prefix
-    assert all(name.startswith(("repo/", *given)) for name in names)
+    assert all(file.name.startswith(("repo/", *given)) for file in found.files)
 
 
 def _assert_nothing_local(*texts: str) -> None:
@@ -326,23 +347,36 @@ MISCONFIGURED = {  # right weights, different maths
 
 
 class Laboratory:
-    """KerasCV, run once on its narrow models with every layer recorded; repos are compared with
-    that."""
+    """A comparison with KerasCV's narrow models, every layer recorded, and its bench: other repos
+    are compared with what KerasCV did there."""
 
     def __init__(self, sources: list[Path], repo: Path, folder: Path) -> None:
-        self.sources, self.repo = sources, repo
-        python = str(interpreter("k3"))
-        self.bench = Bench(folder, "float32", 8, python, lambda done, total: None)
-        self.bench.run_theirs(
-            pairs_of(repo, sources, _runtime_state_dict), layers=True, step=lambda: None
-        )
+        self.sources, self.repo, self.folder = sources, repo, folder
+        self.report = folder / "report"
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(import_module("weightport.parity.run"), "Bench", self._bench)
+            self.found = weightport.parity(
+                repo,
+                sources,
+                source_python=interpreter("k3"),
+                layers=True,
+                image_size=64,
+                report=self.report,
+            )
+
+    def _bench(self, _folder: Path, *options: Any) -> Bench:
+        """A bench whose folder stays."""
+        self.bench = Bench(self.folder, *options)
+        return self.bench
 
     def check(self, repo: Path, name: str) -> Check:
         """One check of a repo."""
         (pair,) = (
             pair for pair in pairs_of(repo, self.sources, _runtime_state_dict) if pair.name == name
         )
-        self.bench.run_ours([pair], layers=True, step=lambda: None)
+        with pytest.MonkeyPatch.context() as patch:
+            warm_runners(patch)
+            self.bench.run_ours([pair], layers=True, step=lambda: None)
         return self.bench.check(pair)
 
 

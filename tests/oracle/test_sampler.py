@@ -17,20 +17,21 @@ from weightport.runtime.pipelines.stable_diffusion import StableDiffusionPipelin
 from weightport.runtime.schedulers import KerasCVScheduler
 from weightport.runtime.semantics import apply_semantics
 
-from ..support.keras_files import made_by
+from .test_keras_files import RUNS, made_by
 
-ORACLE = Path(__file__).resolve().parent / "sample_kerascv.py"
-STEPS = (4, 6)  # 6 are 7 for the older generation
+PARTS = ("unet", "decoder", "image_encoder")
+STEPS = (4, 6)  # of both runs; 6 are 7 for the older generation
 
 
 @pytest.mark.parametrize(("environment", "generation"), [("k2", "0.7"), ("k3", "0.8")])
 def test_images_are_those_of_kerascv(
     environment: str, generation: Literal["0.7", "0.8"], tmp_path: Path
 ) -> None:
-    made = made_by(ORACLE, environment, *map(str, STEPS))
-    expected = np.load(made / "images.npz")
+    run = f"{environment} plain"
+    files = made_by(run, RUNS[run])
+    expected = np.load(files.folder / files.made["images"])
     repo = tmp_path / "repo"
-    weightport.convert(sorted(made.glob("*.weights.h5")), repo)
+    weightport.convert([files.path(part, "weights.h5") for part in PARTS], repo)
     unet = UNet2DConditionModel.from_pretrained(repo, subfolder="unet")
     vae = AutoencoderKL.from_pretrained(repo, subfolder="vae")
     apply_semantics(unet, "kerascv")

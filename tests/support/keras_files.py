@@ -1,5 +1,4 @@
-"""What scripts make in a Keras environment for the tests, such as real KerasCV files; kept in
-.cache."""
+"""Real KerasCV files, which a script makes in a Keras environment for the tests; kept in .cache."""
 
 from __future__ import annotations
 
@@ -16,10 +15,14 @@ from typing import Any
 import numpy as np
 import pytest
 
+from .forks import Forks
+
 ROOT = Path(__file__).resolve().parents[2]
 CACHE = ROOT / ".cache" / "keras"
 MAKE = ROOT / "scripts" / "make_kerascv.py"
-MODELS = (
+SCRIPTS = (  # what the files depend on
+    MAKE,
+    ROOT / "scripts" / "kerascv_images.py",
     ROOT / "scripts" / "kerascv_models.py",
     ROOT / "weightport" / "parity" / "runners" / "kerascv_build.py",
 )
@@ -48,20 +51,14 @@ class KerasFiles:
 
 
 def keras_files(environment: str, *arguments: str) -> KerasFiles:
-    """What `make_kerascv.py` makes in the environment `k2` or `k3`."""
-    return KerasFiles(made_by(MAKE, environment, *arguments))
-
-
-def made_by(script: Path, environment: str, *arguments: str) -> Path:
-    """The folder that a script which uses `kerascv_models` fills; made once, then found in the
+    """What `make_kerascv.py` makes in the environment `k2` or `k3`; made once, then found in the
     cache.
 
     Skips the test where the environment is missing; `scripts/test` creates both.
     """
-    python = interpreter(environment)
     parts = [
-        *(path.read_bytes() for path in (script, *MODELS)),
-        _packages(python),
+        *(path.read_bytes() for path in SCRIPTS),
+        _packages(interpreter(environment)),
         "\0".join(arguments).encode(),
     ]
     folder = CACHE / hashlib.sha256(b"\0".join(parts)).hexdigest()[:16]
@@ -69,8 +66,14 @@ def made_by(script: Path, environment: str, *arguments: str) -> Path:
     with folder.with_suffix(".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # what another process makes is waited for
         if not folder.exists():
-            _make([python, script], arguments, folder)
-    return folder
+            _make(environment, arguments, folder)
+    return KerasFiles(folder)
+
+
+@cache
+def keras(environment: str) -> Forks:
+    """The Python of an environment with KerasCV imported."""
+    return Forks(interpreter(environment), ["kerascv_models"], MAKE.parent)
 
 
 def interpreter(environment: str) -> Path:
@@ -94,17 +97,15 @@ def _packages(python: Path) -> bytes:
     return subprocess.run([python, "-c", code], check=True, stdout=subprocess.PIPE).stdout
 
 
-def _make(command: list[Path], arguments: tuple[str, ...], folder: Path) -> None:
+def _make(environment: str, arguments: tuple[str, ...], folder: Path) -> None:
     """Run the script into a folder of our own, which appears under its name when it is complete."""
     building = folder.with_suffix(".part")
     shutil.rmtree(building, ignore_errors=True)
     building.mkdir()
-    run = subprocess.run(
-        [*command, building, *arguments], capture_output=True, text=True, check=False
-    )
-    if run.returncode != 0:
+    run = keras(environment).script(MAKE, building, *arguments)
+    if run.status != 0:
         shutil.rmtree(building, ignore_errors=True)
-        raise RuntimeError(f"{command[1].name} {' '.join(arguments)} failed:\n{run.stderr[-4000:]}")
+        raise RuntimeError(f"{MAKE.name} {' '.join(arguments)} failed:\n{run.err[-4000:]}")
     building.rename(folder)
 
 

@@ -19,6 +19,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")  # or TensorFlow announces it, log level or not
 os.environ.pop("KERAS_BACKEND", None)  # keras-cv 0.6 would take it as a wish for keras-core
 
+import tensorflow as tf
 from keras_cv.src.backend import keras
 from keras_cv.src.models.stable_diffusion import (
     decoder,
@@ -121,6 +122,7 @@ def _traced_once() -> Iterator[None]:
         yield
 
 
+@tf.autograph.experimental.do_not_convert  # nothing here branches on a tensor's value
 @_traced_once()
 def build(component: str, version: str, image_size: int, vocab: int = VOCAB) -> Any:
     """One component as KerasCV constructs it, with Keras's initial weights; nothing is downloaded.

@@ -6,6 +6,7 @@ Its Keras loads the weights from the user's file itself.
 from __future__ import annotations
 
 import contextlib
+import gc
 import importlib.metadata
 import io
 import warnings
@@ -176,6 +177,7 @@ def run(
     TensorFlow's own GroupNormalization loses ten times as much.
     """
     keras.backend.clear_session()
+    gc.collect()
     keras.backend.set_floatx(check["dtype"])  # of the inputs
     keras.mixed_precision.set_global_policy(check["dtype"])  # of the layers
     if check["call"] == "draw":
@@ -191,7 +193,7 @@ def run(
             predict(*args)
         return found
 
-    compiled = partial(tf.function, jit_compile=check["dtype"] == "float32")
+    compiled = partial(tf.function, autograph=False, jit_compile=check["dtype"] == "float32")
     output = channels_first(compiled(predict)(*given))
     if not check["watch"]:
         return [output], {}
@@ -201,6 +203,7 @@ def run(
 
 
 if __name__ == "__main__":
+    gc.disable()  # a model is millions of objects that stay; between models `run` collects
     warnings.simplefilter("ignore")
     tf.get_logger().setLevel("ERROR")
     versions = {name: importlib.metadata.version(name) for name in PACKAGES}
