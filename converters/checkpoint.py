@@ -36,6 +36,11 @@ DTYPES = {name: _little_endian(word) for name, word in WORDS.items()}
 Array = np.ndarray[Any, Any]
 
 
+def _state(status: os.stat_result) -> tuple[int, ...]:
+    """What changes with a file; its `ctime` also where somebody sets the other time back."""
+    return status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino
+
+
 class SourceFile:
     """A regular file, opened once and read only at explicit ranges. Safe to share between threads.
 
@@ -81,11 +86,7 @@ class SourceFile:
         """Raise if the file was modified since it was opened."""
         now = os.fstat(self._fd)
         before = self._stat
-        if (now.st_size, now.st_mtime_ns, now.st_ino) != (
-            before.st_size,
-            before.st_mtime_ns,
-            before.st_ino,
-        ):
+        if _state(now) != _state(before):
             raise ConversionError(f"{self.path}: the file changed while it was read; run again")
 
     def sha256(self) -> str:

@@ -20,7 +20,7 @@ import rosetta  # noqa: E402
 BESIDE = {
     "CHANGELOG.md": "changelog.md",
     "CONTRIBUTING.md": "contributing.md",
-    "SECURITY.md": "security.md",
+    "SECURITY.md": "reporting.md",
 }
 
 # weightport.__all__ ends with names that the registry holds; who reads without running cannot know

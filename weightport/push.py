@@ -19,10 +19,11 @@ from .converters.repo.card import (
     refresh,
 )
 from .errors import ConversionError, printable
+from .hub.errors import silent_in_a_pipe
 from .hub.front_matter import check_front_matter
 from .hub.upload import CARD, upload
 from .io.documents import read_json, read_text
-from .mappings.families import halves, halves_of
+from .mappings.families import families, halves, halves_of
 from .mappings.layouts import CANONICAL
 from .pull import Reference
 
@@ -87,7 +88,7 @@ def push(
     reference = Reference.parse(repo_id)
     if reference is None or reference.revision or reference.path:
         raise ConversionError(f"{printable(repo_id)}: not a Hub id; write it as owner/name")
-    report = _read(repo, REPORT)
+    report = read_report(repo)
     if report is None:
         raise ConversionError(
             f"{repo}: has no {REPORT}, so it is not what `weightport convert` writes"
@@ -126,7 +127,7 @@ def push(
 
 def has_license(repo: str | os.PathLike[str]) -> bool:
     """Whether the license of a converted repo is known, from the conversion or its card."""
-    report = _read(Path(repo), REPORT)
+    report = read_report(Path(repo))
     return report is not None and _license(_card(Path(repo), report, "", {})) is not None
 
 
@@ -214,7 +215,8 @@ def _card(
     path = repo / CARD
     text = read_text(path, _MAX_CARD) if path.exists() else model_card(report, class_name)
     check_front_matter(text, path)
-    card = ModelCard(refresh(text, new_body), ignore_metadata_errors=True)
+    with silent_in_a_pipe():
+        card = ModelCard(refresh(text, new_body), ignore_metadata_errors=True)
     data: Any = card.data
     wanted = metadata(report, class_name)
     tags = wanted.pop("tags")
@@ -223,6 +225,19 @@ def _card(
         setattr(data, key, given.get(key) or getattr(data, key, None) or value)
     data.tags = sorted({*(data.tags or ()), *tags})
     return card
+
+
+def read_report(repo: Path) -> dict[str, Any] | None:
+    """The `conversion.json` of a repo; None if it has none.
+
+    Raises:
+        ConversionError: it is damaged, or of a family that is not known.
+    """
+    report = _read(repo, REPORT)
+    if report is not None and report["family"] not in families():
+        family = printable(report["family"])
+        raise ConversionError(f"{repo / REPORT}: `family` is {family}, which is not known")
+    return report
 
 
 def _read(repo: Path, name: str) -> dict[str, Any] | None:

@@ -8,6 +8,7 @@ import json
 import os
 import pickle
 import shutil
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,6 +16,9 @@ import h5py
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
+
+from weightport.converters.checkpoint import SourceFile
+from weightport.errors import ConversionError
 
 from ..support.command import assert_refused, edited, listing, refused, run
 from ..support.synthetic import STEMS, write_repo
@@ -391,3 +395,16 @@ def test_numbers_too_large_for_float16(place: Path, sd1_keras: dict[str, Path]) 
             "2 values are too large"
             in run("convert", file, *output, "--dtype", "float16", "--allow-nan", "--overwrite").out
         )
+
+
+def test_a_source_that_changes_and_keeps_size_and_time(tmp_path: Path) -> None:
+    path = tmp_path / "weights"
+    path.write_bytes(b"ab")
+    file = SourceFile(path)
+    before = path.stat()
+    time.sleep(0.05)  # ticks of the kernel
+    path.write_bytes(b"cd")
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    with pytest.raises(ConversionError, match="changed while it was read"):
+        file.check_unchanged()
+    file.close()

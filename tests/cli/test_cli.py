@@ -360,6 +360,20 @@ def test_two_runs_write_the_same_bytes(
     assert [name for name in one if one[name] != other[name]] == []
 
 
+def test_names_beyond_ascii_in_a_locale_without_them(
+    place: Path, sd1_keras: dict[str, Path]
+) -> None:
+    """The C locale in earnest: Python takes it for UTF-8 unless it is told not to."""
+    output = place / "mödel 模型"
+    environment = {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}
+    ended = spawn("convert", sd1_keras["decoder"], "-o", output, environment=environment)
+    assert (ended.status, ended.err) == (0, ""), ended
+    assert json.loads((output / "conversion.json").read_text(encoding="utf-8"))
+    missing = place / "fehlt é.h5"
+    ended = spawn("inspect", missing, environment=environment)
+    assert (ended.status, ended.err.count("\n")) == (1, 1), ended
+
+
 def test_modes_follow_the_umask(place: Path, sd1_keras: dict[str, Path]) -> None:
     before = os.umask(0o022)
     try:

@@ -36,3 +36,5 @@ def check_front_matter(text: str, path: Path) -> None:
     if has_alias:
         raise ConversionError(f"{path}: the YAML between its `---` has aliases; write it out")
     check(content or {}, "card", path)
+    if content and not all(isinstance(name, str) for name in content):
+        raise ConversionError(f"{path}: a field between its `---` has a name that is no text")

@@ -11,6 +11,7 @@ from typing import Any, Self, Unpack
 import torch
 from tokenizers import Tokenizer
 
+from ...errors import printable
 from ...io.atomic import merged
 from ...io.config_files import write_json
 from ..loading.source import Place, PlaceOptions, StrPath, open_source
@@ -57,12 +58,14 @@ class T5Tokenizer(PromptTokenizer):
         """
         source = open_source(pretrained_model_name_or_path, **options)
         name = "tokenizer_config.json"
-        config = source.json(name) if name in source.names else {}
-        path = source.path("tokenizer.json")
+        config = source.json(name, "tokenizer_config") if name in source.names else {}
+        text = source.text("tokenizer.json")
         try:
-            return cls(Tokenizer.from_file(str(path)), config)
+            return cls(Tokenizer.from_str(text), config)
         except Exception as error:  # `tokenizers` raises nothing more special
-            raise ValueError(f"{source.name}: the tokenizer cannot be read: {error}") from error
+            raise ValueError(
+                f"{source.name}: the tokenizer cannot be read: {printable(error)}"
+            ) from error
 
     def save_pretrained(self, save_directory: StrPath) -> None:
         """Write `tokenizer.json` and its config, as transformers 4 and 5 read them."""

@@ -12,6 +12,7 @@ from typing import Any, Self, Unpack
 import torch
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
+from ...errors import printable
 from ...io.atomic import merged
 from ...io.config_files import write_json
 from ..loading.source import Place, PlaceOptions, Source, StrPath, open_source
@@ -99,7 +100,9 @@ class CLIPTokenizer(PromptTokenizer):
         except OSError:
             raise
         except Exception as error:  # `tokenizers` raises nothing more special
-            raise ValueError(f"{source.name}: the tokenizer cannot be read: {error}") from error
+            raise ValueError(
+                f"{source.name}: the tokenizer cannot be read: {printable(error)}"
+            ) from error
 
     @classmethod
     def _from_source(cls, source: Source) -> Self:

@@ -1,0 +1,15 @@
+"""Damaged copies of what lies beside weights; `scripts/fuzz.py` reads many more."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from ..support.fuzzing import KINDS, Kind, faults
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.name)
+def test_damaged_files_are_refused_in_one_line(kind: Kind, tmp_path: Path) -> None:
+    assert faults(kind, tmp_path, 200, seed=1) == []
