@@ -28,4 +28,4 @@ docs:
 # Key lists of the stock models, made again; look at the difference
 golden:
     .venvs/test/bin/python scripts/make_manifests.py
-    git diff --stat -- mappings/manifests
+    git diff --stat -- tests/golden/manifests

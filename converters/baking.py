@@ -147,7 +147,8 @@ class _Applied:
 
 def _model(component: PlannedComponent, family: Family) -> Model:
     shapes = {key: planned.shape for key, planned in component.tensors.items()}
-    return Model(shapes, component.config, family.components[component.name].open_axes)
+    own = family.components[component.name].model.own_tensors
+    return Model(shapes, component.config, own)
 
 
 def _refuse_unfit(

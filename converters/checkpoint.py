@@ -193,6 +193,19 @@ class Loss:
     reason: str
 
 
+@dataclass(frozen=True)
+class StatedConfig:
+    """The `config.json` that a model came with.
+
+    Attributes:
+        options: all that it says.
+    """
+
+    path: Path
+    class_name: str
+    options: Mapping[str, Any]
+
+
 @dataclass
 class Checkpoint:
     """The tensors of one source, by key, with what the reader knows of them.
@@ -215,6 +228,8 @@ class Checkpoint:
         taken_off: what stood around the names and is not in the keys, in words.
         average: whether it is the moving average of the weights.
         beside: names of dicts that lie beside the weights in a pickle -> what they are, in words.
+        config: the model's own config, if it came with one.
+        stated: class -> options of its config that no tensor tells, as the file or the user says.
     """
 
     path: Path
@@ -233,3 +248,5 @@ class Checkpoint:
     taken_off: str | None = None
     average: bool = False
     beside: Mapping[str, str] = field(default_factory=dict)
+    config: StatedConfig | None = None
+    stated: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)

@@ -10,7 +10,8 @@ from typing import Any
 
 from ..differences import max_abs
 from .convert import gather
-from .planning.plan import PlannedComponent, PlannedTensor, StateDictShapes, choose_family, plan
+from .planning.family import choose_family
+from .planning.plan import PlannedComponent, PlannedTensor, plan
 from .settings import Settings
 
 _SHOWN = 10  # tensors that are listed of each kind of difference
@@ -57,7 +58,6 @@ def compare(
     a: Path,
     b: Path,
     settings: Settings,
-    state_dict_shapes: StateDictShapes,
     progress: Callable[[int, int], None],
 ) -> Comparison:
     """Compare two sources by key, shape, dtype and value; one tensor of each is in memory at a
@@ -66,8 +66,8 @@ def compare(
     Raises:
         ConversionError: one of them cannot be read or recognised.
     """
-    first, left = _side(a, settings, state_dict_shapes)
-    second, right = _side(b, settings, state_dict_shapes)
+    first, left = _side(a, settings)
+    second, right = _side(b, settings)
     total = sum(tensor.tensor().nbytes for tensor in left.values())
     differences = []
     names = list(dict.fromkeys([*left, *right]))
@@ -81,13 +81,11 @@ def compare(
     return Comparison(str(a), str(b), (first, second), equal, tuple(differences))
 
 
-def _side(
-    path: Path, settings: Settings, state_dict_shapes: StateDictShapes
-) -> tuple[str, dict[tuple[str, str], PlannedTensor]]:
+def _side(path: Path, settings: Settings) -> tuple[str, dict[tuple[str, str], PlannedTensor]]:
     """The family of a source, and its tensors in canonical form."""
     parts = gather([path], settings)
     family = choose_family(parts, settings.family)
-    return family.name, _tensors(plan(parts, family, state_dict_shapes))
+    return family.name, _tensors(plan(parts, family))
 
 
 def _tensors(components: dict[str, PlannedComponent]) -> dict[tuple[str, str], PlannedTensor]:

@@ -21,7 +21,8 @@ from .layouts.folders import is_hub_cache, located
 from .layouts.source import Source
 from .layouts.sources import open_source
 from .outputs import OUTPUTS
-from .planning.plan import PlannedComponent, StateDictShapes, choose_family, plan, shared
+from .planning.family import choose_family, shared
+from .planning.plan import PlannedComponent, plan
 from .planning.recognise import Recognition, complete, recognise
 from .planning.strays import without_strays
 from .repo.carried import Carried, carried_from
@@ -36,13 +37,11 @@ def convert(
     output: Path,
     base: Path | None,
     settings: Settings,
-    state_dict_shapes: StateDictShapes,
     progress: Callable[[int, int], None],
 ) -> Conversion:
     """Convert sources, filled up from a base, into a diffusers repo or Keras files.
 
     Args:
-        state_dict_shapes: the state dict of a model whose widths are not a stock family's.
         progress: called with (bytes just written, bytes in all).
 
     Raises:
@@ -53,7 +52,7 @@ def convert(
     adapters = [Path(parse_lora(text)[0]) for text in settings.lora]
     check_apart(output, [*sources, *adapters, *(path for path in (base, settings.vae) if path)])
     writer = OUTPUTS[settings.to]
-    with planned(sources, base, settings, state_dict_shapes) as (conversion, settings):
+    with planned(sources, base, settings) as (conversion, settings):
         if not settings.dry_run:
             conversion.output = output
             writer.write(conversion, output, settings, progress)
@@ -68,7 +67,6 @@ def planned(
     sources: Sequence[Path],
     base: Path | None,
     settings: Settings,
-    state_dict_shapes: StateDictShapes,
 ) -> Iterator[tuple[Conversion, Settings]]:
     """A conversion that is planned, and not written yet; and the settings that it is to be written
     with. At the end the sources must be what they were.
@@ -87,7 +85,7 @@ def planned(
     if settings.vae is not None:
         parts = _with_vae(parts, settings.vae, settings)
     family, parts = _with_base(parts, base, settings)
-    components = plan(parts, family, state_dict_shapes)
+    components = plan(parts, family)
     if settings.component is not None:
         components = _only(components, settings.component)
     conversion = Conversion(family.name, components, None)
@@ -188,12 +186,8 @@ def _width_notes(family: Family, components: Mapping[str, PlannedComponent]) -> 
     """How the components' configs differ from the stock family's, as their tensors say."""
     notes = []
     for name, component in components.items():
-        stock = family.components[name].config
-        own = [
-            f"{key} {value} (stock {stock[key]})"
-            for key, value in component.config.items()
-            if value != stock[key]
-        ]
+        unusual = family.components[name].unusual(component.config)
+        own = [f"{key} {value} (stock {stock})" for key, (value, stock) in unusual.items()]
         if own:
             notes.append(f"{name} has sizes of its own: {', '.join(own)}")
     return notes

@@ -1,2 +1,2 @@
-"""The mapping language, every table, family facts, manifests and tokenizer data; no torch, no
+"""The mapping language, every table, facts of classes and families, tokenizer data; no torch, no
 tensorflow."""

@@ -6,14 +6,15 @@ And how a model of other widths differs from it.
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-from .facts import facts
+from .classes import ModelClass, model_classes, spread_alike
+from .reading import Options
 
 NAMES = ("sd1", "sd2", "sdxl", "sdxl_refiner", "upscaler")
 """Every family, the preferred ones first where a file fits several; each has its file."""
@@ -30,14 +31,10 @@ class Component:
     Attributes:
         family: the name of its family.
         name: the name of its folder, `unet`.
-        library: the library that `model_index.json` names, `diffusers` or `transformers`.
-        class_name: the class that `model_index.json` names.
+        model: its class.
         config: the stock `config.json`, less class name, versions and paths.
-        sizes: option -> the tensor axes, `"key axis"`, that tell its value; see
-            `facts/classes.toml`.
-        own: option -> `"key axis"`, the axis of the one tensor that it changes; these are among the
-            sizes.
-        derive: option -> `"other // divisor"`, for options that follow from another.
+        derive: option -> `"other // divisor"` or `"number of other"`, for options that follow from
+            another, and that no tensor tells.
         halves: parts that may lie in a file without the rest -> the beginnings of their keys.
         pipelines: of a model that extends others (a ControlNet): input channels of the denoiser ->
             the class of a pipeline that has it. Empty for a component that every pipeline of the
@@ -46,11 +43,8 @@ class Component:
 
     family: str
     name: str
-    library: str
-    class_name: str
+    model: ModelClass
     config: dict[str, Any]
-    sizes: dict[str, list[str]]
-    own: dict[str, str]
     derive: dict[str, str]
     halves: dict[str, list[str]]
     pipelines: dict[int, str]
@@ -59,11 +53,6 @@ class Component:
     def extends(self) -> bool:
         """Whether it is no piece of a pipeline, but a model that extends others: a ControlNet."""
         return bool(self.pipelines)
-
-    @property
-    def open_axes(self) -> frozenset[str]:
-        """Keys of the tensors of which a model may have more rows or input channels than stock."""
-        return frozenset(place.split()[0] for place in self.own.values())
 
     def half_of(self, key: str) -> str:
         """The half that a tensor belongs to.
@@ -76,20 +65,48 @@ class Component:
                 return half
         raise KeyError(key)
 
-    def manifest(self, config: Mapping[str, Any] | None = None) -> dict[str, Shape]:
-        """Key -> shape of every tensor of the stock model, in the order of its state dict.
+    @property
+    def library(self) -> str:
+        """The library that `model_index.json` names, `diffusers` or `transformers`."""
+        return self.model.library
 
-        With a config, `own` axes are as long as it says: token rows added by textual inversion,
-        input channels.
+    @property
+    def class_name(self) -> str:
+        """The class that `model_index.json` names."""
+        return self.model.name
+
+    def unusual(self, config: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+        """What tensors tell of a config, or follows from that, and is not as in stock.
+
+        Returns:
+            option -> (its value, the stock one), as options stand in the stock config.
         """
-        config = config or self.config
-        shapes = dict(_stock_shapes(self.family, self.name))
-        for option, place in self.own.items():
-            key, axis = place.split()
-            shape = list(shapes[key])
-            shape[int(axis)] = config[option]
-            shapes[key] = tuple(shape)
-        return shapes
+        told = [*self.model.options, *self.derive]
+        options = [option for option in dict.fromkeys([*self.config, *told]) if option in told]
+        pairs = {option: self.model.both(option, config, self.config) for option in options}
+        return {option: pair for option, pair in pairs.items() if not spread_alike(*pair)}
+
+    def completed(self, stated: Mapping[str, Any]) -> dict[str, Any]:
+        """A stated config with what it leaves out, as its class has it, or else the stock model."""
+        return {**self.config, **self.model.defaults, **stated}
+
+    def manifest(self) -> dict[str, Shape]:
+        """Key -> shape of every tensor of the stock model, in the order of its state dict."""
+        return dict(_stock(self.family, self.name))
+
+    def config_for(self, told: Options, stated: Options | None = None) -> dict[str, Any]:
+        """The stock config with what the tensors of a model tell.
+
+        Args:
+            told: see `ModelClass.read`.
+            stated: options that no tensor tells, from elsewhere.
+        """
+        stated = stated or {}
+        config = self.model.merged(deepcopy(self.config) | stated, told)
+        for option, rule in self.derive.items():
+            if option not in stated:
+                config[option] = _derived(rule, config)
+        return config
 
 
 @dataclass(frozen=True)
@@ -141,6 +158,15 @@ class Family:
         """The components that tokenizers serve, in order."""
         return tuple(tokenizer.encoder for tokenizer in self.tokenizers.values())
 
+    def kind(self, config: Mapping[str, Any]) -> int:
+        """Which denoiser of the family one of this config is: the input channels of the stock one.
+
+        Latents may have another width: what comes in beside them tells.
+        """
+        stock: int = self.components[self.denoiser].config["out_channels"]
+        added: int = config["in_channels"] - config.get("out_channels", stock)
+        return stock + added
+
     @property
     def latent_scale(self) -> int:
         """Pixels of an image along a side for each latent pixel."""
@@ -178,40 +204,10 @@ def halves_of(component: str) -> list[str]:
     return [half for half, whole in halves().items() if whole == component]
 
 
-def config_for(component: Component, shapes: Mapping[str, Shape]) -> dict[str, Any]:
-    """The stock config with the sizes that a model of these shapes has.
-
-    Args:
-        component: the stock component.
-        shapes: target key -> shape, of all tensors or of some; a size that no tensor tells stays as
-            in stock.
-    """
-    config = deepcopy(component.config)
-    for option, places in component.sizes.items():
-        stock = config[option]
-        if isinstance(stock, list):
-            config[option] = _sizes(places, stock, shapes)
-        else:
-            config[option] = _size(places, stock, shapes)
-    for option, rule in component.derive.items():
-        config[option] = _derived(rule, config)
-    return config
-
-
-def read_manifest(path: Path) -> dict[str, Shape]:
-    """The tensors that a manifest file lists, `key 320x4x3x3` a line; a # begins a comment."""
-    shapes = {}
-    for line in path.read_text(encoding="utf-8").splitlines():
-        if not line.startswith("#"):
-            key, sides = line.split()
-            shapes[key] = tuple(map(int, sides.split("x")))
-    return shapes
-
-
 @cache
-def _stock_shapes(family: str, component: str) -> dict[str, Shape]:
-    """The manifest of a component, read once."""
-    return read_manifest(FOLDER / "manifests" / f"{family}_{component}.txt")
+def _stock(family: str, component: str) -> dict[str, Shape]:
+    described = families()[family].components[component]
+    return described.model.tensors(described.config)
 
 
 @cache
@@ -246,17 +242,11 @@ def _tokenizer(entry: Mapping[str, str]) -> Tokenizer:
 
 def _component(family: str, name: str) -> Component:
     entry = _merged(family, name)
-    known = facts("classes")[entry["class"]]
-    own = known.get("own", {})
-    sizes = known["sizes"] | own
     return Component(
         family=family,
         name=name,
-        library=known["library"],
-        class_name=entry["class"],
+        model=model_classes()[entry["class"]],
         config=entry["config"],
-        sizes={option: _listed(places) for option, places in sizes.items()},
-        own=own,
         derive=entry.get("derive", {}),
         halves=entry.get("halves", {}),
         pipelines=_by_channels(entry.get("pipelines", {})),
@@ -277,35 +267,21 @@ def _by_channels(entry: Mapping[str, Any]) -> dict[int, Any]:
     return {int(channels): value for channels, value in entry.items()}
 
 
-def _listed(places: str | list[str]) -> list[str]:
-    return [places] if isinstance(places, str) else places
-
-
-def _sizes(places: list[str], stock: list[int], shapes: Mapping[str, Shape]) -> list[int]:
-    """A size for each stage of a model; `{i}` counts from the front, `{j}` from the back."""
-    sizes = []
-    for i, default in enumerate(stock):
-        numbered = [place.format(i=i, j=len(stock) - 1 - i) for place in places]
-        sizes.append(_size(numbered, default, shapes))
-    return sizes
-
-
-def _size(places: list[str], default: int, shapes: Mapping[str, Shape]) -> int:
-    """The size at the first of the places, `"key axis"`, that is there."""
-    for place in places:
-        key, axis = place.split()
-        if len(shapes.get(key, ())) > int(axis):
-            return shapes[key][int(axis)]
-    return default
-
-
 def _derived(rule: str, config: dict[str, Any]) -> Any:
-    """The value of `"other // divisor"`, for each element of a list.
+    """The value of `"other // divisor"`, for each element of a list, or of `"number of other"`.
 
-    A narrow model has one head, not none.
+    A narrow model has one head, not none; and what is split into heads or groups must be divisible.
     """
-    other, divisor = rule.split(" // ")
+    if " of " in rule:
+        number, _, other = rule.partition(" of ")
+        return _divisor(int(number), config[other])
+    other, _, divisor = rule.partition(" // ")
     value = config[other]
     if isinstance(value, list):
-        return [max(1, width // int(divisor)) for width in value]
-    return max(1, value // int(divisor))
+        return [_divisor(width // int(divisor), [width]) for width in value]
+    return _divisor(value // int(divisor), [value])
+
+
+def _divisor(most: int, widths: Sequence[int]) -> int:
+    """The largest number up to `most` that divides all widths."""
+    return next((n for n in range(most, 1, -1) if not any(width % n for width in widths)), 1)

@@ -66,9 +66,16 @@ class Row:
         return len(self._patterns)
 
     @property
-    def rank(self) -> tuple[int, int]:
-        """How specific the row is: more segments first, then fewer wildcards."""
-        return self.length, -self.path.count("*")
+    def rank(self) -> tuple[int, int, int]:
+        """How specific the row is: more segments first, then fewer wildcards, then fewer
+        bindings."""
+        return self.length, -self.path.count("*"), -self.path.count("{")
+
+    @property
+    def parts(self) -> int:
+        """How many alternatives its left side has."""
+        found = _ALTERNATIVES.search(self.left)
+        return 1 + found[1].count(",") if found else 1
 
     def match(self, segments: tuple[str, ...]) -> dict[str, str] | None:
         """What the row binds when it matches the first segments of a key, else None."""
@@ -89,14 +96,12 @@ class Row:
             bound: what the left side matched, as text.
             scope: the values that expressions may use.
         """
-        filled = [
-            _fill(segment.replace("*", bound.get("star", "*")), scope) for segment in self.source
-        ]
-        return tuple(segment for segment in filled if segment)
+        starred = [segment.replace("*", bound.get("star", "*")) for segment in self.source]
+        return tuple(filter(None, (filled(segment, scope) for segment in starred)))
 
     def then_for(self, scope: Mapping[str, Any]) -> str:
         """The section or op that goes on, for the values of a scope."""
-        return _fill(self.then, scope)
+        return filled(self.then, scope)
 
 
 def _split(path: str) -> list[str]:
@@ -117,11 +122,11 @@ def _segment_regex(segment: str) -> str:
     return "".join(pieces)
 
 
-def _fill(text: str, scope: Mapping[str, Any]) -> str:
-    """Put values in the place of expressions; 1 or 0 for those of comparisons."""
+def filled(text: str, names: Mapping[str, Any]) -> str:
+    """A text with the values of the expressions in its braces; 1 or 0 for comparisons."""
 
     def value(found: re.Match[str]) -> str:
-        result = evaluate(found[1], scope)
+        result = evaluate(found[1], names)
         return str(int(result) if isinstance(result, bool) else result)
 
     return re.sub(r"\{([^}]*)\}", value, text)

@@ -15,18 +15,19 @@ import fnmatch
 import hashlib
 import re
 import tomllib
+from collections import ChainMap
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any, NamedTuple
 
 from .errors import MappingError
-from .expressions import evaluate
+from .expressions import Scope, evaluate
 from .ops import Op, Shape
-from .rows import Row
+from .rows import Row, filled
 from .spelling import Spelling
 
-_HEADER = ("extends", "prefix", "about", "let", "spelling", "ignore", "regenerate")
+_NOTHING = r"(?!)"  # a pattern that fits nothing
+_HEADER = ("extends", "prefix", "about", "let", "adjust", "spelling", "ignore", "regenerate")
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +74,8 @@ class Table:
         ignore: patterns of source keys that carry nothing -> the reason.
         regenerate: source keys that no target holds -> how they are made again: `positions`,
             `identity`, a number, or the pattern of those that are copied.
+        adjust: options that a model in this layout has otherwise than its tensors tell -> the
+            value.
         sha256: of the file and of those it extends, recorded with every conversion.
     """
 
@@ -84,6 +87,7 @@ class Table:
     sections: Mapping[str, tuple[Row, ...]]
     ignore: Mapping[str, str]
     regenerate: Mapping[str, str]
+    adjust: Mapping[str, str]
     sha256: str
 
     @classmethod
@@ -114,6 +118,7 @@ class Table:
             sections=_sections(base, document),
             ignore={**base.ignore, **document.get("ignore", {})},
             regenerate={**base.regenerate, **document.get("regenerate", {})},
+            adjust={**base.adjust, **document.get("adjust", {})},
             sha256=digest.hexdigest(),
         )
 
@@ -129,18 +134,60 @@ class Table:
             return True
         return any(key == prefix or key.startswith(f"{prefix}.") for prefix in prefixes)
 
-    def ignored(self, key: str) -> str | None:
-        """The reason why a source key is left out, if the table gives one."""
-        if self._ignores.match(key):  # one search for all patterns; for most keys it is enough
-            for pattern, reason in self.ignore.items():
-                if fnmatch.fnmatchcase(key, pattern):
-                    return reason
-        return None
+    def ignored(self, config: Mapping[str, Any]) -> Callable[[str], str | None]:
+        """What gives the reason why a source key of a model is left out, if the table has one."""
+        names = self._scope(config)
+        reasons = {filled(pattern, names): reason for pattern, reason in self.ignore.items()}
+        any_of_them = re.compile("|".join(map(fnmatch.translate, reasons)) or _NOTHING)
 
-    @cached_property
-    def _ignores(self) -> re.Pattern[str]:
-        nothing = r"(?!)"
-        return re.compile("|".join(map(fnmatch.translate, self.ignore)) or nothing)
+        def reason_of(key: str) -> str | None:
+            if not any_of_them.match(key):  # most keys: one search for all patterns
+                return None
+            known = reasons.items()
+            return next(why for pattern, why in known if fnmatch.fnmatchcase(key, pattern))
+
+        return reason_of
+
+    def adjusted(self, told: Mapping[str, Any]) -> dict[str, Any]:
+        """What the tensors of this layout tell, as a model has it."""
+        values = {option: evaluate(text, told) for option, text in self.adjust.items()}
+        return {**told, **values}
+
+    def regenerated(self, config: Mapping[str, Any]) -> dict[str, str]:
+        """The source keys that are made again for a model -> how."""
+        names = self._scope(config)
+        return {filled(key, names): filled(rule, names) for key, rule in self.regenerate.items()}
+
+    def shapes_of(self, sources: Mapping[str, Shape]) -> Callable[..., Shape | None]:
+        """What gives the shape of a target by its key, for source tensors of known shapes.
+
+        It takes the names that expressions may use beside the key; None for a target whose source
+        is not there.
+        """
+        expansions: dict[int, _Expansion] = {}
+
+        def shape_of(key: str, names: Mapping[str, Any]) -> Shape | None:
+            if id(names) not in expansions:
+                expansions[id(names)] = _Expansion(self, Scope(names, self.let, remember=False))
+            try:
+                return self._shape(expansions[id(names)].explain(tuple(key.split("."))), sources)
+            except MappingError:  # what it depends on is not told
+                return None
+
+        return shape_of
+
+    def _shape(self, explained: _Explained | None, sources: Mapping[str, Shape]) -> Shape | None:
+        if explained is None:
+            return None
+        path = explained.source
+        shape = sources.get(self.spelling.spell(path) if self.spelling else path)
+        if shape is None or explained.op is None:
+            return shape
+        parts = explained.op.results or explained.parts
+        return explained.op.shapes([shape], parts)[explained.place]
+
+    def _scope(self, config: Mapping[str, Any]) -> Scope:
+        return Scope(config, self.let)
 
     def links(self, targets: Iterable[str], config: Mapping[str, Any]) -> list[Link]:
         """Expand the table over target keys, in their order; one link per source tensor.
@@ -149,10 +196,7 @@ class Table:
             MappingError: no row explains a key, two rows claim one source, or two sources have one
                 name.
         """
-        names = dict(config)
-        for name, text in self.let.items():
-            names[name] = evaluate(text, names)
-        expansion = _Expansion(self, names)
+        expansion = _Expansion(self, self._scope(config))
         found: dict[str, _Explained] = {}  # source path -> what explains it
         parts: dict[str, dict[int, str]] = {}  # the same -> place among fused parts -> target
         unexplained: list[str] = []
@@ -199,7 +243,7 @@ class Table:
         return {path: name for name, path in owners.items()}
 
 
-EMPTY = Table("", {}, {}, "", None, {}, {}, {}, "")
+EMPTY = Table("", {}, {}, "", None, {}, {}, {}, {}, "")
 """What a table extends that names no other."""
 
 
@@ -235,10 +279,11 @@ def _rows(section: str, entries: Mapping[str, str]) -> dict[str, Row]:
 
 class _Explained(NamedTuple):
     """What a table says of one target key: its source path, its place among the parts of a fused
-    tensor, the op, the rows."""
+    tensor and how many there are, the op, the rows."""
 
     source: str
     place: int
+    parts: int
     op: Op | None
     row: str
 
@@ -272,6 +317,7 @@ class _Expansion:
         scope = self._names
         taken = 0
         place = 0
+        parts = 1
         source: list[str] = []
         rows: list[str] = []
         while True:
@@ -285,6 +331,7 @@ class _Expansion:
             scope = step.scope
             if row.place is not None:
                 place = row.place
+                parts = row.parts
             if step.then not in self._table.sections:
                 break
             section = step.then
@@ -292,7 +339,7 @@ class _Expansion:
             return None  # an op ends a key; a longer one needs its own row
         path = self._table.prefix + ".".join((*source, *key[taken:]))
         op = Op.parse(step.then) if step.then else None
-        return _Explained(path, place, op, " / ".join(rows))
+        return _Explained(path, place, parts, op, " / ".join(rows))
 
     def _step(
         self, section: str, key: tuple[str, ...], taken: int, scope: Mapping[str, Any]
@@ -310,6 +357,6 @@ class _Expansion:
             bound = row.match(segments)
             if bound is not None:
                 numbers = {name: int(text) for name, text in bound.items() if text.isdigit()}
-                known = {**scope, **numbers}
+                known = ChainMap(numbers, scope)  # type: ignore[arg-type]  # nothing is written
                 return _Step(row, known, row.write(bound, known), row.then_for(known))
         return None

@@ -1,8 +1,12 @@
 #!/usr/bin/env python
-"""Write mappings/manifests/*.txt: every tensor of every stock model, as the runtime builds it."""
+"""Write tests/golden/manifests/*.txt: every tensor of every stock model, by the runtime."""
 
-from weightport.mappings.families import FOLDER, families
+from pathlib import Path
+
+from weightport.mappings.families import families
 from weightport.runtime.manifest import manifest
+
+FOLDER = Path(__file__).resolve().parents[1] / "tests" / "golden" / "manifests"
 
 
 def main() -> None:
@@ -15,7 +19,7 @@ def main() -> None:
             for key, shape in shapes.items():
                 sides = "x".join(map(str, shape))
                 lines.append(f"{key} {sides}\n")
-            path = FOLDER / "manifests" / f"{family.name}_{name}.txt"
+            path = FOLDER / f"{family.name}_{name}.txt"
             path.write_text("".join(lines), encoding="utf-8")
             print(f"{path.name}: {len(shapes)} tensors")
 

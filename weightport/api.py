@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 import re
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from .converters.baking import parse_lora
 from .converters.compare import Comparison
@@ -185,7 +185,6 @@ def convert(
         Path(output),
         _base_folder(base) if base is not None else None,
         settings,
-        _runtime_state_dict,
         progress or (lambda done, total: None),
     )
 
@@ -226,9 +225,7 @@ def diff(
         ConversionError: one of them cannot be read or recognised.
     """
     settings = Settings(family=family, ema=ema)
-    return _compare(
-        _local(a), _local(b), settings, _runtime_state_dict, progress or (lambda done, total: None)
-    )
+    return _compare(_local(a), _local(b), settings, progress or (lambda done, total: None))
 
 
 def parity(
@@ -273,7 +270,6 @@ def parity(
     found = run(
         Path(repo),
         [Path(path) for path in ([sources] if isinstance(sources, str | os.PathLike) else sources)],
-        _runtime_state_dict,
         progress or (lambda done, total: None),
         component=component,
         ema=ema,
@@ -357,20 +353,6 @@ def compare_schedulers(
     )
     write_report(comparison, Path(output), notes)
     return comparison, notes
-
-
-def _runtime_state_dict(
-    class_name: str, config: Mapping[str, Any]
-) -> Mapping[str, tuple[int, ...]]:
-    """The state dict of a model of unusual widths, from the runtime on the meta device."""
-    try:
-        from .runtime.manifest import manifest
-    except ImportError:
-        raise ConversionError(
-            f"a {class_name} of unusual widths needs PyTorch to be checked; run `pip install"
-            ' "weightport[torch]"`'
-        ) from None
-    return manifest(class_name, dict(config))
 
 
 def _local(path: StrPath) -> Path:

@@ -7,16 +7,23 @@ from pathlib import Path
 
 from ...errors import ConversionError
 from ...io.weight_files import MAIN_STEMS, find_main_weights
+from ...mappings.classes import model_class
 from ...mappings.facts import facts
 from ...mappings.families import component_names
-from ..checkpoint import Checkpoint
-from ..readers.sniff import file_names
+from ..checkpoint import Checkpoint, StatedConfig
+from ..readers.sniff import CONFIG, file_names
 from .diffusers_repo import not_converted, other_models, read_config, refuse_pipeline
 from .folders import inside, left_beside
 from .foreign import refuse_contents, refuse_folder
 from .single_file import parts_of
 from .source import Source
-from .unsupported import other_class, refuse_config, refuse_quantised, refuse_unsupported
+from .unsupported import (
+    class_of,
+    other_class,
+    refuse_config,
+    refuse_quantised,
+    refuse_unsupported,
+)
 
 
 def reads(source: Source) -> bool:
@@ -98,7 +105,8 @@ def _model(source: Source, folder: str) -> Checkpoint:
     for opened in raw.files:
         inside(repo, opened.path)
     refuse_contents(raw, repo / folder)
-    refuse_unsupported(raw, repo / folder)
+    config = _config(repo, folder)
+    refuse_unsupported(raw, repo / folder, configured=config is not None)
     pickles = "" if raw.format.endswith("safetensors") else f", {raw.format}"
     part, *others = parts_of(weights)
     all_of_it = not others and part.skipped == raw.skipped  # nothing else belongs in the folder
@@ -109,9 +117,19 @@ def _model(source: Source, folder: str) -> Checkpoint:
         root=folder,
         format=("diffusers repo" if folder else "diffusers model") + pickles,
         metadata=raw.metadata,
+        config=config,
         whole=None,
         average=folder.endswith(_average("")),
     )
+
+
+def _config(repo: Path, folder: str) -> StatedConfig | None:
+    """The config of a model, if it names a class that is known."""
+    options = read_config(repo, folder)
+    kind = class_of(options)
+    if kind is None or model_class(kind) is None:
+        return None
+    return StatedConfig(repo / folder / CONFIG, kind, options)
 
 
 def _weights(folder: Path) -> Path | None:

@@ -16,6 +16,7 @@ from ..checkpoint import Checkpoint, Tensor
 from .averages import choose
 from .dotless import read_dotless
 from .groups import Group, attach
+from .ldm_configs import stated_configs
 from .ldm_extras import stated
 from .peft import merged
 from .source import Source
@@ -44,7 +45,13 @@ def parts_of(source: Source) -> list[Checkpoint]:
     unknown = attach(groups, _without_beside(raw, groups, rest, skipped))
     if raw.tensors and not groups and not unknown:
         raise ConversionError(f"{raw.path}: none of its tensors belong to a Stable Diffusion model")
-    file = replace(raw, skipped=skipped, layout=found.layout, metadata=stated(raw, found.leftovers))
+    file = replace(
+        raw,
+        skipped=skipped,
+        layout=found.layout,
+        metadata=stated(raw, found.leftovers),
+        stated=stated_configs(raw.metadata),
+    )
     averages = {group.front for group in chosen.averages}
     whole = _whole(raw, skipped, groups) if found.layout != CANONICAL else None
     parts = [_part(group, file, whole, group.front in averages) for group in groups]

@@ -11,6 +11,7 @@ from . import diffusers, kerascv, ldm
 from .adapters import refuse_adapter
 from .folders import left_beside, located, weight_files
 from .foreign import refuse_archive, refuse_contents, refuse_folder
+from .ldm_configs import stated_configs
 from .source import Source
 from .unsupported import refuse_unsupported
 
@@ -49,7 +50,7 @@ def open_source(source: Source) -> list[Checkpoint]:
         return _files(source)
     if source.raw is not None:
         refuse_contents(source.raw)
-        refuse_unsupported(source.raw)
+        refuse_unsupported(source.raw, configured=bool(stated_configs(source.raw.metadata)))
     layout = next(layout for layout in LAYOUTS.values() if layout.reads(source))
     return layout.parts(source)
 

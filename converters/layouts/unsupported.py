@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from ...errors import ConversionError, printable
+from ...mappings.classes import model_class
 from ...mappings.facts import facts
 from ...mappings.families import families
 from ...mappings.patterns import Names
@@ -22,11 +23,14 @@ _TRANSFORMERS = "architectures"
 _QUANTISED = "quantization_config"
 
 
-def refuse_unsupported(checkpoint: Checkpoint, place: Path | None = None) -> None:
+def refuse_unsupported(
+    checkpoint: Checkpoint, place: Path | None = None, configured: bool = False
+) -> None:
     """Name a model of another kind, of which a part may well look like one of ours.
 
     Args:
         place: what messages name, if not the file.
+        configured: whether a config comes with it; then sizes alone say nothing.
 
     Raises:
         ConversionError: the checkpoint holds a tensor that only such a model has, or quantised
@@ -38,7 +42,8 @@ def refuse_unsupported(checkpoint: Checkpoint, place: Path | None = None) -> Non
         _refuse_quantised(place, method, f"`{printable(key)}`")
     for model, key in _fitting(tensors, _telling(tensors)):
         _refuse(place, model, key)
-    for rule, model in facts("unsupported")["sizes"].items():
+    sizes = {} if configured else facts("unsupported")["sizes"]
+    for rule, model in sizes.items():
         pattern, axis, size = rule.split()
         for _, key in _fitting(tensors, {pattern: model}):
             if _has_size(tensors[key], int(axis), int(size)):
@@ -114,7 +119,7 @@ def other_class(config: Mapping[str, Any]) -> str | None:
     Of transformers' classes, whose names differ more than their tensors, it is one that is known.
     """
     name = class_of(config)
-    if name is None or name in facts("classes"):
+    if name is None or model_class(name) is not None:
         return None
     return name if _DIFFUSERS in config or described(name) is not None else None
 

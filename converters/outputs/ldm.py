@@ -11,10 +11,14 @@ from ...io import atomic
 from ...io.documents import MAX_CONFIG, read_json
 from ...mappings.facts import facts
 from ...mappings.table import Link
+from ..checkpoint import Checkpoint, Tensor
 from ..conversion import Conversion, check_finite
+from ..layouts.ldm_configs import Options, configs_metadata
 from ..layouts.ldm_evidence import prediction
+from ..planning.candidates import Candidate
 from ..planning.keys import collapse
 from ..planning.plan import PlannedComponent
+from ..planning.recognise import recognise
 from ..repo.base import base_file
 from ..repo.configs import scheduler_config
 from ..repo.index import lacking
@@ -49,6 +53,7 @@ def write(
     outputs, _ = residue_outputs(residue)
     names: dict[str, str] = {}  # key -> `component key` of what it holds
     made: list[Made] = []
+    unsaid: dict[str, Options] = {}
     for component in conversion.components.values():
         candidate = residue.writer(component, conversion.architecture)
         mine = []
@@ -56,7 +61,11 @@ def write(
             mine.append(_output(link, component, residue, settings))
             names[mine[-1].key] = f"{component.name} {link.targets[0]}"
         if not kept:
-            made += constants(candidate.table, component, mine)
+            own = list(constants(candidate.table, component, mine))
+            whole = [*mine, *(out for out, _ in own)]
+            model = candidate.component.model.name
+            unsaid[model] = _unsaid(component, candidate, whole)
+            made += own
         outputs += mine
     if not kept:
         made += _scheduled(conversion, scheduler)
@@ -70,7 +79,7 @@ def write(
             path.name,
             outputs,
             max_shard_size=2 * total + 1,
-            metadata={"format": "pt", **residue.metadata},
+            metadata={"format": "pt", **residue.metadata, **configs_metadata(unsaid)},
             progress=lambda n: progress(n, total),
             hashes=settings.hashes,
             sync=settings.sync,
@@ -79,6 +88,28 @@ def write(
         overflow = _by_component(written.overflow, names)
         check_finite(conversion, nonfinite, overflow, settings)
     conversion.report["files"] = {output.name: {"sha256": written.files[0].sha256}}
+
+
+def _unsaid(
+    component: PlannedComponent, candidate: Candidate, outputs: Sequence[Output]
+) -> Options:
+    """The options of a component's config that its tensors in an original checkpoint do not tell.
+
+    Args:
+        candidate: what writes it.
+        outputs: all that the checkpoint holds of it.
+    """
+    table = candidate.table
+    tensors = {
+        out.key.removeprefix(table.prefix): Tensor(out.key, out.dtype, out.shape) for out in outputs
+    }
+    root = table.prefix.rstrip(".")
+    naming = table.about["naming"]
+    found = recognise(Checkpoint(Path(), "", tensors, layout="ldm", root=root, naming=naming))
+    mine = [one for one in found.candidates if one.family == candidate.family]
+    taken = (mine or found.candidates)[0]
+    model = taken.component.model
+    return model.differing(component.config, taken.config)
 
 
 def _by_component(counts: Mapping[str, int], names: Mapping[str, str]) -> dict[str, int]:

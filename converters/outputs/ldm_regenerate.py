@@ -34,7 +34,7 @@ def constants(
     Args:
         outputs: the tensors of the component, under original keys.
     """
-    for name, rule in table.regenerate.items():
+    for name, rule in table.regenerated(component.config).items():
         if rule.endswith("*"):
             copied = table.prefix + rule.removesuffix("*")
             made = table.prefix + name.removesuffix("*")

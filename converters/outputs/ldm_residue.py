@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from ...errors import ConversionError
 from ...io.documents import parse_json
+from ...mappings.errors import MappingError
 from ...mappings.families import Family
 from ...mappings.layouts import CANONICAL
 from ...mappings.library import load_table
@@ -52,7 +53,7 @@ class Residue:
         name = self.tables.get(component.name)
         if name is None:
             return written_by(component, family)
-        return Candidate(load_table(name), family)
+        return Candidate(load_table(name), family, component.config, given=component.expected)
 
 
 def residue_path(repo: Path) -> Path:
@@ -66,19 +67,24 @@ def written_by(component: PlannedComponent, family: Family) -> Candidate:
     Raises:
         ConversionError: there is none, or the component lacks tensors that it needs.
     """
+    missing = component.missing
+    if missing:
+        raise ConversionError(
+            f"{component.name}: {len(missing)} tensors are lacking, {missing[0]} among them"
+        )
     for candidate in candidates("ldm"):
         if candidate.family != family or candidate.component.name != component.name:
             continue
         if candidate.table.about.get("read_only"):
             continue
-        links = candidate.links.values()
-        targets = (target for link in links for target in link.targets)
-        missing = [target for target in targets if target not in component.tensors]
-        if missing:
+        written = replace(candidate, config=component.config, given=component.expected)
+        try:
+            _ = written.links
+        except MappingError as error:
             raise ConversionError(
-                f"{component.name}: {len(missing)} tensors are lacking, {missing[0]} among them"
-            )
-        return candidate
+                f"{component.name}: original checkpoints have no names for it ({error})"
+            ) from None
+        return written
     raise ConversionError(f"{component.name}: no table writes it for {family.title}")
 
 

@@ -1,10 +1,11 @@
-"""The parts that a checkpoint may be: every table of a layout, expanded over a family's keys."""
+"""The parts that a checkpoint may be: every table of a layout, expanded over a model's keys."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache, cached_property
+from typing import Any
 
 from ...mappings.families import Component, Family, families
 from ...mappings.library import all_tables
@@ -14,24 +15,51 @@ from ..checkpoint import Checkpoint, Tensor
 Shape = tuple[int, ...]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Candidate:
-    """A part that a checkpoint may be: one table, expanded over one family's keys."""
+    """A part that a checkpoint may be: one table, expanded over the keys of one family's model.
+
+    Attributes:
+        config: of the model.
+        likeness: how much of the config is the stock one's, 0 to 1.
+        given: the tensors of a model whose config is taken at its word; None for one that is known.
+    """
 
     table: Table
     family: Family
+    config: Mapping[str, Any]
+    likeness: float = 1.0
+    given: Mapping[str, Shape] | None = None
+
+    @cached_property
+    def targets(self) -> Mapping[str, Shape]:
+        """Canonical key -> its shape in the model."""
+        if self.given is not None:
+            return self.given
+        return self.component.model.tensors(self.config)
 
     @cached_property
     def links(self) -> Mapping[str, Link]:
         """Source key -> the link it takes part in."""
-        links = self.table.links(self.component.manifest(), self.component.config)
+        links = self.table.links(self.targets, self.component.model.names(self.config))
         return {source: link for link in links for source in link.sources}
 
     @cached_property
     def shapes(self) -> Mapping[str, Shape]:
-        """Source key -> its shape in the stock model."""
-        targets = self.component.manifest()
-        return {key: link.source_shape(targets) for key, link in self.links.items()}
+        """Source key -> its shape in the model."""
+        return {key: link.source_shape(self.targets) for key, link in self.links.items()}
+
+    @cached_property
+    def reason_of(self) -> Callable[[str], str | None]:
+        """What gives the reason why the table leaves a source key out, if it does."""
+        return self.table.ignored(self.component.model.names(self.config))
+
+    @property
+    def unlike_stock(self) -> list[str]:
+        """Canonical keys that this model or the stock one has alone."""
+        stock = self.component.manifest()
+        own = [key for key in self.targets if key not in stock]
+        return own + [key for key in stock if key not in self.targets]
 
     @property
     def part(self) -> str:
@@ -79,7 +107,7 @@ class Candidate:
             name = prefix + key
             if name in links:
                 continue  # most are: to look for a reason takes time
-            reason = self.table.ignored(name) or checkpoint.unused.get(key)
+            reason = self.reason_of(name) or checkpoint.unused.get(key)
             if reason is not None:
                 reasons[name] = reason
         return reasons
@@ -87,9 +115,9 @@ class Candidate:
 
 @cache
 def candidates(layout: str) -> tuple[Candidate, ...]:
-    """Every part that a layout's tables can read, family by family."""
+    """Every stock part that a layout's tables can read, family by family."""
     return tuple(
-        Candidate(table, family)
+        Candidate(table, family, family.components[str(table.about["component"])].config)
         for table in all_tables()
         if table.about["layout"] == layout
         for family in families().values()

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
 from ...errors import ConversionError, printable
 from ...io.dtypes import EIGHT_BITS, FLOATS, KEEP
-from ...mappings.families import Component, Family, config_for, families
+from ...mappings.errors import MappingError
+from ...mappings.families import Component, Family
 from ...mappings.layouts import CANONICAL, Layout, layouts
 from ...mappings.ops import Op
 from ...mappings.table import Link
@@ -19,8 +20,6 @@ from .recognise import Recognition, complete
 
 Shape = tuple[int, ...]
 Config = Mapping[str, Any]
-# (class name, config) -> key -> shape: the state dict of a model outside the stock families
-StateDictShapes = Callable[[str, Config], Mapping[str, Shape]]
 
 
 @dataclass(frozen=True)
@@ -74,13 +73,20 @@ class PlannedComponent:
     """One folder of the repo: its config and its whole state dict.
 
     Attributes:
+        expected: key -> shape of every tensor of the model; `tensors` may be half of them.
         parts: what fills it; two for a VAE made of a decoder and an image encoder.
     """
 
     name: str
     config: dict[str, Any]
     tensors: dict[str, PlannedTensor]
+    expected: Mapping[str, Shape]
     parts: list[Recognition] = field(default_factory=list)
+
+    @property
+    def missing(self) -> list[str]:
+        """Keys of the model's tensors that nothing gives."""
+        return [key for key in self.expected if key not in self.tensors]
 
     @property
     def layout(self) -> Layout:
@@ -90,36 +96,7 @@ class PlannedComponent:
         return layouts()[given[0] if given else CANONICAL]
 
 
-def choose_family(parts: Sequence[Recognition], asked: str | None) -> Family:
-    """The one family all parts agree on; the first where they leave a choice (a VAE alone).
-
-    Raises:
-        ConversionError: the parts are of different families, or none is of the one asked for.
-    """
-    known = families()
-    if asked is not None and asked not in known:
-        raise ConversionError(f"--family {asked}: unknown; one of {', '.join(known)}")
-    common = shared(parts)
-    if asked in common:
-        return known[asked]
-    if common and asked is None:
-        return known[common[0]]
-    described = "; ".join(
-        f"{part.checkpoint.path}: {part.part} of {' or '.join(part.families)}" for part in parts
-    )
-    if asked is not None:
-        raise ConversionError(f"--family {asked} does not fit {described}")
-    raise ConversionError(f"the sources are not of one family: {described}")
-
-
-def shared(parts: Sequence[Recognition]) -> list[str]:
-    """Names of the families that all parts fit, in order."""
-    return [name for name in families() if all(name in part.families for part in parts)]
-
-
-def plan(
-    parts: Sequence[Recognition], family: Family, state_dict_shapes: StateDictShapes
-) -> dict[str, PlannedComponent]:
+def plan(parts: Sequence[Recognition], family: Family) -> dict[str, PlannedComponent]:
     """Plan every component that the parts fill, in the family's order.
 
     Raises:
@@ -140,21 +117,20 @@ def plan(
         mine = [part for part in parts if part.of_family(family.name).component.name == name]
         if mine:
             mine.sort(key=lambda part: part.part)  # the order of the sources does not matter
-            planned[name] = _component(name, mine, family, state_dict_shapes)
+            planned[name] = _component(name, mine, family)
     return planned
 
 
-def _component(
-    name: str, parts: list[Recognition], family: Family, state_dict_shapes: StateDictShapes
-) -> PlannedComponent:
+def _component(name: str, parts: list[Recognition], family: Family) -> PlannedComponent:
     tensors: dict[str, PlannedTensor] = {}
     for part in parts:
         from_base = part.checkpoint.layout == CANONICAL
         for planned in _planned(part, part.of_family(family.name)):
             if planned.key not in tensors or not from_base:  # a base gives way to what is given
                 tensors[planned.key] = planned
-    config, shapes = _expected(family.components[name], tensors, state_dict_shapes)
-    if name == family.denoiser and config["in_channels"] not in family.pipelines:
+    config, shapes = _expected(family.components[name], tensors, parts, family.name)
+    unknown = name == family.denoiser and family.kind(config) not in family.pipelines
+    if unknown and parts[0].checkpoint.config is None:
         known = ", ".join(map(str, family.pipelines))
         raise ConversionError(
             f"{parts[0].checkpoint.path}: the {name} has {config['in_channels']} input channels;"
@@ -163,28 +139,67 @@ def _component(
     for part in parts:
         _check_shapes(part, family.name, tensors, shapes)
     ordered = {key: tensors[key] for key in shapes if key in tensors}
-    return PlannedComponent(name, config, ordered, parts)
+    return PlannedComponent(name, config, ordered, shapes, parts)
 
 
 def _expected(
-    component: Component, tensors: Mapping[str, PlannedTensor], state_dict_shapes: StateDictShapes
+    component: Component,
+    tensors: Mapping[str, PlannedTensor],
+    parts: Sequence[Recognition],
+    family: str,
 ) -> tuple[dict[str, Any], Mapping[str, Shape]]:
-    """The config that fits the tensors, and the shapes they must have.
+    """The config that fits the tensors best, and the shapes that they must have by it.
 
-    Where most tensors have other sizes than the stock model's, it is a model of other widths, which
-    the runtime knows; where a few have, it is a damaged stock model.
+    That is the one that they were recognised by, which knows what no tensor tells; or what their
+    shapes tell; or the stock model's, of which a few tensors are damaged.
     """
     found = {key: planned.shape for key, planned in tensors.items()}
-    config = config_for(component, found)
-    stock = component.manifest(config)
-    wrong = sum(found[key] != stock[key] for key in found)
-    if 2 * wrong > len(found):
-        try:
-            return config, state_dict_shapes(component.class_name, config)
-        except ValueError:  # no model has such widths: say how it differs from the stock one
-            pass
-    own = {option: config[option] for option in component.own}
-    return {**component.config, **own}, stock
+    first = parts[0].of_family(family)
+    if first.given is not None:
+        return dict(first.config), first.given
+    configs = _configs(component, found, [part.of_family(family) for part in parts])
+    fits = [(_misfits(component, config, found), config) for config in configs]
+    _, config = min(fits, key=lambda pair: pair[0])
+    for part in parts:
+        _check_stated(part, component, config)
+    return config, component.model.tensors(config)
+
+
+def _check_stated(part: Recognition, component: Component, config: Config) -> None:
+    """Refuse a config that does not fit the weights that it came with."""
+    stated = part.checkpoint.config
+    if stated is None:
+        return
+    given = component.model.stated(stated.options)
+    option = component.model.unlike(given, config)
+    if option is not None:
+        raise ConversionError(
+            f"{stated.path}: `{option}` is {printable(given[option])}, but the weights have"
+            f" {config.get(option)}"
+        )
+
+
+def _configs(
+    component: Component, found: Mapping[str, Shape], candidates: Sequence[Candidate]
+) -> list[dict[str, Any]]:
+    """The configs that tensors of these shapes may have, the surest first."""
+    model = component.model
+    known = [dict(one.config) for one in candidates if one.config is not component.config]
+    try:
+        told = model.read(lambda key, _: found.get(key))
+    except MappingError:  # no such model: say how it differs from the stock one
+        return [*known, component.config]
+    own = {option: value for option, value in told.items() if option in model.own}
+    return [*known, component.config_for(told), component.config | own]
+
+
+def _misfits(component: Component, config: Config, found: Mapping[str, Shape]) -> int:
+    """How many of the tensors found have not the shape that a config asks for."""
+    try:
+        shapes = component.model.tensors(config)
+    except MappingError:
+        return len(found) + 1
+    return sum(shapes.get(key) != shape for key, shape in found.items())
 
 
 def _planned(part: Recognition, candidate: Candidate) -> list[PlannedTensor]:
@@ -226,7 +241,7 @@ def _check_shapes(
     wrong = [
         planned
         for planned in tensors.values()
-        if planned.shape != shapes[planned.key] and id(planned.sources[0]) in mine
+        if planned.shape != shapes.get(planned.key) and id(planned.sources[0]) in mine
     ]
     if not wrong:
         return

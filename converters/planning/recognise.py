@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 
 from ...errors import ConversionError
+from ...mappings.errors import MappingError
 from ...mappings.layouts import NAMES
 from ...mappings.library import all_tables
 from ...mappings.names import place_in
 from ..checkpoint import Checkpoint
 from .candidates import Candidate, candidates
 from .keys import brief
+from .structure import interpretations
 
 # share of keys in common from which a checkpoint is a damaged such part rather than something else
 _KNOWN = 0.5
@@ -65,10 +67,12 @@ class Recognition:
 
     @property
     def families(self) -> tuple[str, ...]:
-        """Names of the families it may belong to."""
+        """Names of the families it may belong to, and is likest to."""
         if not self.known:
             return ()
-        return tuple(candidate.family.name for candidate in self.candidates)
+        best = max(candidate.likeness for candidate in self.candidates)
+        likest = (one for one in self.candidates if one.likeness == best)
+        return tuple(candidate.family.name for candidate in likest)
 
     @property
     def nearest(self) -> str:
@@ -88,11 +92,12 @@ class Recognition:
 
 def recognise(checkpoint: Checkpoint) -> Recognition:
     """The best-matching part, known or not; never raises for a stranger."""
-    scores = [(candidate.score(checkpoint), candidate) for candidate in _possible(checkpoint)]
-    best = max(score for score, _ in scores)
-    winners = [candidate for score, candidate in scores if score == best]
-    winners = [candidate for candidate in winners if _ranks_fit(checkpoint, candidate)] or winners
-    winners = _at_home(checkpoint, winners)
+    possible = _possible(checkpoint)
+    read = _read(checkpoint, possible)
+    winners = _whole(checkpoint, read)
+    best = 1.0
+    if not winners:
+        best, winners = _nearest(checkpoint, possible, read)
     first = winners[0]
     named = first.named(checkpoint)
     ignored = first.ignored(checkpoint)
@@ -108,9 +113,84 @@ def recognise(checkpoint: Checkpoint) -> Recognition:
         left_out={
             named[name].name: reason
             for name, reason in ignored.items()
-            if first.table.ignored(name) is None
+            if first.reason_of(name) is None
         },
     )
+
+
+def _read(checkpoint: Checkpoint, possible: Sequence[Candidate]) -> list[list[Candidate]]:
+    """What names, shapes and configs say that the tensors are, as each possible table spells them.
+
+    Ends with the first table that belongs where the tensors lie, if they are all those of a stock
+    model and no others.
+    """
+    front = _front(checkpoint)
+    tables = {candidate.table.name: candidate.table for candidate in possible}
+    ordered = sorted(
+        tables.values(), key=lambda table: (table.prefix != front, "read_only" in table.about)
+    )
+    found: list[list[Candidate]] = []
+    for table in ordered:
+        for interpretation in interpretations(table, checkpoint):
+            found.append(interpretation)
+            first = interpretation[0]
+            exact = first.likeness == 1 and first.named(checkpoint).keys() == _expected(first)
+            if exact and table.prefix == front:
+                return [interpretation]
+    return found
+
+
+def _whole(checkpoint: Checkpoint, read: Sequence[list[Candidate]]) -> list[Candidate]:
+    """The surest of what all tensors are there of.
+
+    That is a stock model rather than another one, one that belongs where the tensors lie, and one
+    that leaves none of them out.
+    """
+    whole = [candidates for candidates in read if _is_whole(candidates[0], checkpoint)]
+    stock = [candidates for candidates in whole if candidates[0].likeness == 1] or whole
+    read_by: dict[str, list[Candidate]] = {}
+    for ranked in stock:
+        read_by.setdefault(ranked[0].table.name, ranked)
+    found = [candidate for candidates in read_by.values() for candidate in candidates]
+    home = _at_home(checkpoint, sorted(found, key=lambda candidate: -candidate.likeness))
+    used = {table: len(candidates[0].links) for table, candidates in read_by.items()}
+    most = max((used[candidate.table.name] for candidate in home), default=0)
+    surest: dict[tuple[str, str], Candidate] = {}
+    for one in home:
+        if used[one.table.name] == most:
+            surest.setdefault((one.family.name, one.component.name), one)
+    return list(surest.values())
+
+
+def _is_whole(candidate: Candidate, checkpoint: Checkpoint) -> bool:
+    expected = _expected(candidate)
+    names = candidate.named(checkpoint).keys()
+    if not expected or not expected <= names:
+        return False
+    return len(expected) + len(candidate.ignored(checkpoint)) == len(names)
+
+
+def _expected(candidate: Candidate) -> Set[str]:
+    """The source keys of a candidate; none if its config makes no sense."""
+    try:
+        return candidate.links.keys()
+    except MappingError:
+        return set()
+
+
+def _nearest(
+    checkpoint: Checkpoint, possible: Sequence[Candidate], read: Sequence[list[Candidate]]
+) -> tuple[float, list[Candidate]]:
+    """What a checkpoint resembles most, a stock model first, and how much."""
+    scores = [(candidate.score(checkpoint), candidate) for candidate in possible]
+    best = max(score for score, _ in scores)
+    own = [(one[0].score(checkpoint), one) for one in read if _expected(one[0])]
+    score, candidates = max(own, key=lambda pair: pair[0], default=(0.0, []))
+    if score > best:
+        return score, candidates
+    winners = [candidate for score, candidate in scores if score == best]
+    winners = [candidate for candidate in winners if _ranks_fit(checkpoint, candidate)] or winners
+    return best, _at_home(checkpoint, winners)
 
 
 def _possible(checkpoint: Checkpoint) -> Sequence[Candidate]:
@@ -134,14 +214,19 @@ def _at_home(checkpoint: Checkpoint, winners: list[Candidate]) -> list[Candidate
 
     They are of families that have a part there, and of them those whose table has it there.
     """
-    place = place_in(f"{checkpoint.root}.")
-    front = f"{place}." if place else ""
-    tables = [table for table in all_tables() if place and table.prefix == front]
+    front = _front(checkpoint)
+    tables = [table for table in all_tables() if front and table.prefix == front]
     families_there = {family for table in tables for family in table.about["families"]}
     there = [one for one in winners if one.family.name in families_there] or winners
     same = [one for one in there if one.table.prefix == front]
     plain = [one for one in there if not one.table.prefix]
     return same or plain or there
+
+
+def _front(checkpoint: Checkpoint) -> str:
+    """The prefix of the tables of what belongs where a checkpoint lies in its file."""
+    place = place_in(f"{checkpoint.root}.")
+    return f"{place}." if place else ""
 
 
 def _ranks_fit(checkpoint: Checkpoint, candidate: Candidate) -> bool:
@@ -166,12 +251,23 @@ def _evidence(
         f"{common} of the {len(first.links)} tensors of the {first.title} are there"
         f" ({score:.0%} match)"
     ]
-    if len(winners) > 1 and score >= _KNOWN:
+    if first.likeness < 1:
+        facts.append(_likeness(winners))
+    elif len(winners) > 1 and score >= _KNOWN:
         titles = " and ".join(candidate.family.title for candidate in winners)
         facts.append(f"the same in {titles}: --family chooses")
     if checkpoint.taken_off is not None:
         facts.append(checkpoint.taken_off)
     return tuple(facts)
+
+
+def _likeness(ranked: Sequence[Candidate]) -> str:
+    """How like a model is to the stock ones of its families, and where it is not."""
+    alike = " and ".join(f"{one.likeness:.0%} {one.family.title}" for one in ranked)
+    return (
+        f"in a depth of its own; by what its tensors tell {alike}; not as the stock model in"
+        f" {brief(ranked[0].unlike_stock, 1)}"
+    )
 
 
 def complete(recognition: Recognition) -> None:

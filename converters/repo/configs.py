@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from ...errors import ConversionError, printable
@@ -44,14 +43,11 @@ class Configs:
 
         A base's own, or the family's with what the tensors, the layout and the file say.
 
-        Raises:
-            ConversionError: the base's own does not fit the weights.
         """
         described = self.family.components[component.name]
         theirs = base_config(component)
         if theirs is not None:
             given = _without_bookkeeping(component, read_json(theirs, limit=MAX_CONFIG))
-            _check_sizes(theirs, given, component, described)
             return given | self._sample_size(component, given)
         if described.library == "transformers":
             return self._of_text_encoder(component, described)
@@ -125,15 +121,3 @@ def _without_bookkeeping(component: PlannedComponent, config: Config) -> Config:
         return config
     options = facts("containers")["averages"]["options"]
     return {key: value for key, value in config.items() if key not in options}
-
-
-def _check_sizes(
-    path: Path, given: Config, component: PlannedComponent, described: Component
-) -> None:
-    """Refuse a config that does not fit the weights."""
-    for option in described.sizes:
-        found = component.config[option]
-        if option in given and given[option] != found:
-            raise ConversionError(
-                f"{path}: `{option}` is {printable(given[option])}, but the weights have {found}"
-            )

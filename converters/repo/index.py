@@ -9,6 +9,7 @@ from ...io.config_files import DIFFUSERS_VERSION
 from ...mappings.families import Family
 from ..layouts.diffusers_repo import class_name
 from .carried import Carried, Components
+from .tokenizers import unfit
 
 _ADVICE = "(give its file, or a --base that has it)"
 
@@ -36,13 +37,15 @@ def lacking(family: Family, components: Components, carried: Carried | None = No
             if is_ours and not component.extends and name not in folders:
                 gaps.append(f"{name} {_ADVICE}")
             continue
-        missing = component.manifest().keys() - components[name].tensors.keys()
+        missing = components[name].missing
         if missing:
-            half = component.half_of(next(iter(missing))).replace("_", " ")
+            half = component.half_of(missing[0]).replace("_", " ")
             gaps.append(f"the {half} half of the {name}, {len(missing)} tensors {_ADVICE}")
+    for name, rows in unfit(family, components).items():
+        gaps.append(f"{name} (its text encoder has {rows} token rows, fewer than CLIP's tokens)")
     denoiser = components.get(family.denoiser)
     if denoiser is not None:
-        needs = family.needs.get(denoiser.config["in_channels"], [])
+        needs = family.needs.get(family.kind(denoiser.config), [])
         gaps += [need for need in needs if not need.startswith(folders or "\0")]
     return gaps
 
@@ -88,23 +91,23 @@ def model_index(
 
 
 def tokenizers(family: Family, components: Components, carried: Carried | None) -> list[str]:
-    """The tokenizers that a repo has: those of its text encoders.
+    """The tokenizers that a repo has: those of its text encoders, as far as they fit.
 
     A part of a repo has all of its family, a repository of another pipeline those that it names.
     """
+    without = unfit(family, components)
     return [
         name
         for name, tokenizer in family.tokenizers.items()
-        if carried is None or tokenizer.encoder in components or name in carried.index
+        if name not in without
+        and (carried is None or tokenizer.encoder in components or name in carried.index)
     ]
 
 
 def _whole(family: Family, components: Components) -> list[str]:
     """The components that have every tensor."""
     return [
-        name
-        for name, component in family.components.items()
-        if name in components and components[name].tensors.keys() >= component.manifest().keys()
+        name for name in family.components if name in components and not components[name].missing
     ]
 
 
@@ -114,5 +117,6 @@ def _pipeline(family: Family, components: Components) -> str:
     extended = [component.pipelines for component in whole if component.extends]
     pipelines = ChainMap(*extended, family.pipelines)
     denoiser = components.get(family.denoiser)
-    channels = denoiser.config["in_channels"] if denoiser else min(family.pipelines)
-    return pipelines[channels]
+    usual = min(family.pipelines)
+    channels = family.kind(denoiser.config) if denoiser else usual
+    return pipelines.get(channels, pipelines[usual])

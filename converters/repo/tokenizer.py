@@ -42,14 +42,9 @@ def placeholder_names(rows: int, given: Sequence[str]) -> tuple[str, ...]:
         given: the user's names; empty for `<placeholder-0>`, `<placeholder-1>`, …
 
     Raises:
-        ConversionError: the table is smaller than CLIP's vocabulary, there is not one name for each
-            added row, or a name cannot be a token.
+        ConversionError: there is not one name for each added row, or a name cannot be a token.
     """
-    added = rows - VOCABULARY_SIZE
-    if added < 0:
-        raise ConversionError(
-            f"the token table has {rows} rows, but CLIP's vocabulary has {VOCABULARY_SIZE} tokens"
-        )
+    added = max(rows - VOCABULARY_SIZE, 0)
     if given and len(given) != added:
         raise ConversionError(
             f"the token table has {rows} rows, {added} more than CLIP's vocabulary, but"
@@ -94,7 +89,11 @@ def _flaw(name: str, earlier: Sequence[str]) -> str | None:
 
 
 def write_tokenizer(
-    folder: Path, *, placeholder_tokens: Sequence[str] = (), pad_token: str = END
+    folder: Path,
+    *,
+    placeholder_tokens: Sequence[str] = (),
+    pad_token: str = END,
+    max_length: int = MAX_LENGTH,
 ) -> list[Path]:
     """Write a CLIP tokenizer: `vocab.json`, `merges.txt`, `tokenizer_config.json`,
     `special_tokens_map.json`.
@@ -104,6 +103,7 @@ def write_tokenizer(
         placeholder_tokens: tokens 49408, 49409, … in order, written to `added_tokens.json`.
         pad_token: fills a prompt up to 77 tokens. KerasCV pads with the end token for SD 1.x and
             2.x alike; Stability's own SD 2.x repositories pad with `!`.
+        max_length: of a prompt in tokens: the positions of the text encoder.
 
     Returns:
         The files, in the order they were written.
@@ -120,7 +120,7 @@ def write_tokenizer(
     contents: dict[str, Iterable[bytes]] = {
         "vocab.json": unpacked("clip_vocab.json"),
         "merges.txt": itertools.chain([b"#version: 0.2\n"], unpacked("clip_bpe_merges.txt")),
-        "tokenizer_config.json": [_json(_config(pad_token))],
+        "tokenizer_config.json": [_json(_config(pad_token, max_length))],
         "special_tokens_map.json": [_json(_special_tokens(pad_token))],
     }
     if placeholder_tokens:
@@ -162,7 +162,7 @@ def placeholder_notes(tokens: tuple[str, ...]) -> list[str]:
     ]
 
 
-def _config(pad_token: str) -> dict[str, Any]:
+def _config(pad_token: str, max_length: int) -> dict[str, Any]:
     special = {
         role: {"__type": "AddedToken", **token} if isinstance(token, dict) else token
         for role, token in _special_tokens(pad_token).items()
@@ -171,7 +171,7 @@ def _config(pad_token: str) -> dict[str, Any]:
         "add_prefix_space": False,
         "do_lower_case": True,
         "errors": "replace",
-        "model_max_length": MAX_LENGTH,
+        "model_max_length": max_length,
         "tokenizer_class": "CLIPTokenizer",
         **special,
     }

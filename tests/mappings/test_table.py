@@ -115,8 +115,8 @@ def test_extends_overrides_row_by_row(table: Load) -> None:
     table('[main]\na = "x"\nb = "y"\n[ignore]\n"z*" = "no use"', "base")
     rows = table('extends = "base"\n[main]\nb = "z"')
     assert _pairs(rows.links(["a", "b"], {})) == {("a",): ("x",), ("b",): ("z",)}
-    assert rows.ignored("zz") == "no use"
-    assert rows.ignored("a") is None
+    assert rows.ignored({})("zz") == "no use"
+    assert rows.ignored({})("a") is None
 
 
 def test_two_targets_from_one_source_are_refused(table: Load) -> None:

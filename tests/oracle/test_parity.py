@@ -23,7 +23,6 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 import weightport
-from weightport.api import _runtime_state_dict
 from weightport.converters.planning.candidates import candidates
 from weightport.mappings.families import halves
 from weightport.parity.bench import Bench
@@ -371,9 +370,7 @@ class Laboratory:
 
     def check(self, repo: Path, name: str) -> Check:
         """One check of a repo."""
-        (pair,) = (
-            pair for pair in pairs_of(repo, self.sources, _runtime_state_dict) if pair.name == name
-        )
+        (pair,) = (pair for pair in pairs_of(repo, self.sources) if pair.name == name)
         with pytest.MonkeyPatch.context() as patch:
             warm_runners(patch)
             self.bench.run_ours([pair], layers=True, step=lambda: None)

@@ -141,7 +141,7 @@ def stock_models(family: str) -> dict[str, Model]:
     """The models of a family, by component. Treat as read-only."""
     components = families()[family].components.values()
     return {
-        one.name: Model(one.manifest(), one.config, one.open_axes)
+        one.name: Model(one.manifest(), one.config, one.model.own_tensors)
         for one in components
         if not one.extends
     }

@@ -10,7 +10,8 @@ from typing import Any
 
 from ..converters.checkpoint import Checkpoint
 from ..converters.convert import gather
-from ..converters.planning.plan import PlannedComponent, StateDictShapes, choose_family, plan
+from ..converters.planning.family import choose_family
+from ..converters.planning.plan import PlannedComponent, plan
 from ..converters.planning.recognise import Recognition
 from ..converters.settings import Settings
 from ..errors import ConversionError
@@ -122,7 +123,6 @@ class Pair:
 def pairs_of(
     repo: Path,
     sources: Sequence[Path],
-    state_dict_shapes: StateDictShapes,
     *,
     component: str | None = None,
     ema: bool = False,
@@ -138,8 +138,8 @@ def pairs_of(
     mine = gather([repo], Settings())
     theirs = gather(sources, Settings(ema=ema))
     family = choose_family([*mine, *theirs], None)
-    components = plan(mine, family, state_dict_shapes)
-    plan(theirs, family, state_dict_shapes)  # refuses what does not fit
+    components = plan(mine, family)
+    plan(theirs, family)  # refuses what does not fit
     pairs = list[Pair]()
     for name, planned in components.items():
         if not sources:

@@ -9,7 +9,6 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..converters.planning.plan import StateDictShapes
 from .bench import Bench, Progress
 from .images import compare_images
 from .pairs import files_of, pairs_of
@@ -19,7 +18,6 @@ from .result import Parity
 def parity(
     repo: Path,
     sources: Sequence[Path],
-    state_dict_shapes: StateDictShapes,
     progress: Progress,
     *,
     component: str | None = None,
@@ -36,9 +34,7 @@ def parity(
         ConversionError: a file that cannot be read, a framework that is not installed or does not
             take the file.
     """
-    pairs = pairs_of(
-        repo, sources, state_dict_shapes, component=component, ema=ema, source_python=source_python
-    )
+    pairs = pairs_of(repo, sources, component=component, ema=ema, source_python=source_python)
     with tempfile.TemporaryDirectory(prefix="weightport-parity-") as folder:
         bench = Bench(Path(folder), dtype, latent_side, source_python, progress)
         checks = bench.judge(pairs, layers)

@@ -22,7 +22,6 @@ import torch
 from torch import Tensor
 
 from ..io import dtypes
-from .registry import public_class
 
 if TYPE_CHECKING:
     from ..converters.checkpoint import SourceFile, Stored
@@ -166,7 +165,7 @@ def planned_repo(
     settings = Settings(**asked, dry_run=True, hashes=False, residue=False)
     base = options.get("base")
     folder = None if base is None else _local(base)
-    with planned(files, folder, settings, _shapes) as (conversion, named):
+    with planned(files, folder, settings) as (conversion, named):
         predicted, told = evidence(conversion, named)
         family = conversion.architecture
         configs = described(family, conversion.components, told, predicted)
@@ -192,10 +191,3 @@ def _local(path: StrPath) -> Path:
     if found := _ON_THE_HUB.match(text):
         text = f"hub:{found[1]}@{found[2]}/{found[3]}"
     return fetch(text) if text.startswith("hub:") else Path(text).expanduser()
-
-
-def _shapes(class_name: str, config: Mapping[str, Any]) -> Mapping[str, tuple[int, ...]]:
-    """The state dict of a model of unusual widths."""
-    with torch.device("meta"):
-        model = public_class(class_name).from_config(config)
-    return {key: tuple(tensor.shape) for key, tensor in model.state_dict().items()}

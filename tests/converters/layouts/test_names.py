@@ -376,8 +376,8 @@ def test_any_place_may_hold_any_naming_and_size(
         assert family in found[part].families or at_home
         prefix = found[part].candidates[0].table.prefix
         listed = more.keys() - {name for name in more if "position_ids" in name}
-        ignored = found[part].candidates[0].table.ignored
-        known = {name for name in more if ignored(prefix + name.removeprefix(place))}
+        reason_of = found[part].candidates[0].reason_of
+        known = {name for name in more if reason_of(prefix + name.removeprefix(place))}
         assert listed - known <= found[part].skipped.keys()
 
 

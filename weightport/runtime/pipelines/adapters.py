@@ -313,7 +313,7 @@ def _weight(weight: Weight, component: str) -> float:
 def _model(family: str, name: str, model: Any) -> Model:
     shapes = {key: tuple(tensor.shape) for key, tensor in model.state_dict().items()}
     stock = families()[family].components[name]
-    return Model(shapes, dict(model.config), stock.open_axes)
+    return Model(shapes, dict(model.config), stock.model.own_tensors)
 
 
 def _compatible(models: Iterable[str]) -> list[str]:
