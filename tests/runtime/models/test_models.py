@@ -82,6 +82,15 @@ UNETS: dict[str, dict[str, Any]] = {
     "lcm": unet_config(time_cond_proj_dim=16),
     "uneven layers": unet_config(layers_per_block=[1, 2, 1, 3], norm_eps=1e-2, norm_num_groups=16),
     "uneven context": unet_config(cross_attention_dim=[24, 24, 24, 24], only_cross_attention=True),
+    "no middle": unet_config("cross cross", mid_block_type=None),
+    "a plain middle": unet_config(
+        "plain cross cross",
+        mid_block_type="UNetMidBlock2D",
+        transformer_layers_per_block=[0, 2, [1, 3]],
+        reverse_transformer_layers_per_block=[[2, 1, 1], [3, 1, 2], 1],
+        layers_per_block=2,
+        **SDXL,
+    ),
     "other features": unet_config(flip_sin_to_cos=False, freq_shift=1),
 }
 
@@ -94,6 +103,19 @@ VAE = {
 VAES: dict[str, dict[str, Any]] = {
     "sd": VAE,
     "defaults": {},
+    "attention in two stages": {
+        **VAE,
+        "down_block_types": ["DownEncoderBlock2D"] * 2 + ["AttnDownEncoderBlock2D"] * 2,
+        "up_block_types": ["AttnUpDecoderBlock2D"] * 2 + ["UpDecoderBlock2D"] * 2,
+        "layers_per_block": 1,
+    },
+    "no mixing, no attention": {
+        **VAE,
+        "latent_channels": 16,
+        "use_quant_conv": False,
+        "use_post_quant_conv": False,
+        "mid_block_add_attention": False,
+    },
     "upscaler": {
         "block_out_channels": [32, 64, 96],
         "down_block_types": ["DownEncoderBlock2D"] * 3,
@@ -343,7 +365,7 @@ def test_clip_refuses_more_tokens_than_positions() -> None:
             "class_embed_type = 'projection'",
         ),
         (UNet2DConditionModel, {"num_attention_heads": 8}, "num_attention_heads = 8"),
-        (UNet2DConditionModel, {"mid_block_type": None}, "mid_block_type = None"),
+        (UNet2DConditionModel, {"mid_block_type": "X"}, "mid_block_type = 'X'"),
         (UNet2DConditionModel, {"norm_num_groups": None}, "norm_num_groups must not be null"),
         (UNet2DConditionModel, {"some_new_option": 3}, "unknown option some_new_option = 3"),
         (UNet2DConditionModel, {"down_block_types": ["DownBlock2D"]}, "down_block_types"),
@@ -366,8 +388,8 @@ def test_clip_refuses_more_tokens_than_positions() -> None:
         ),
         (ControlNetModel, {"up_block_types": ["UpBlock2D"]}, "unknown option up_block_types"),
         (ControlNetModel, {"down_block_types": ["DownBlock2D"]}, "down_block_types"),
-        (AutoencoderKL, {"use_quant_conv": False}, "use_quant_conv = False"),
-        (AutoencoderKL, {"down_block_types": ["AttnDownEncoderBlock2D"]}, "AttnDownEncoderBlock2D"),
+        (AutoencoderKL, {"act_fn": "mish"}, "act_fn = 'mish'"),
+        (AutoencoderKL, {"down_block_types": ["SkipDownBlock2D"]}, "SkipDownBlock2D"),
         (AutoencoderKL, {"block_out_channels": [64, 64]}, "down_block_types"),
         (CLIPTextModel, {"hidden_act": "relu"}, "hidden_act = 'relu'"),
         (CLIPTextModel, {"eos_token_id": [1, 2]}, "eos_token_id"),

@@ -183,4 +183,12 @@ def _half(c: Config, half: str) -> Config:
             f" {half}_block_out_channels"
         )
     layers = c[f"layers_per_{half}_block"]
-    return Config({**c, "block_out_channels": widths, "layers_per_block": layers})
+    return Config(
+        {
+            **c,
+            f"{half}_block_types": types,
+            "block_out_channels": widths,
+            "layers_per_block": layers,
+            "mid_block_add_attention": True,
+        }
+    )

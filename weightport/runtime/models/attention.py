@@ -5,7 +5,7 @@ Sequences are (b, n, c).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from threading import Lock, get_ident
@@ -140,9 +140,24 @@ class Level:
     channels: int
     layers: int
     heads: int
-    depth: int  # transformer blocks per attention
+    depth: int | Sequence[int]  # transformer blocks per attention, or of each
     context_dim: int
     only_cross_attention: bool
+
+    def depths(self, attentions: int) -> list[int]:
+        """The transformer blocks of each of so many attentions.
+
+        Raises:
+            ValueError: the config has another number of them.
+        """
+        if isinstance(self.depth, int):
+            return [self.depth] * attentions
+        if len(self.depth) != attentions:
+            raise ValueError(
+                f"transformer_layers_per_block = {self.depth!r} must be one value, or"
+                f" {attentions}, one for each attention of the block"
+            )
+        return list(self.depth)
 
 
 class BasicTransformerBlock(nn.Module):
@@ -178,15 +193,13 @@ class Transformer2DModel(nn.Module):
     The projections are convolutions or, with `use_linear_projection`, linear.
     """
 
-    def __init__(self, config: Config, level: Level) -> None:
+    def __init__(self, config: Config, level: Level, depth: int) -> None:
         super().__init__()
         dim = level.channels
         self.linear = config.use_linear_projection
         self.norm = nn.GroupNorm(config.norm_num_groups, dim, eps=1e-6)
         self.proj_in = self._projection(dim)
-        self.transformer_blocks = nn.ModuleList(
-            BasicTransformerBlock(level) for _ in range(level.depth)
-        )
+        self.transformer_blocks = nn.ModuleList(BasicTransformerBlock(level) for _ in range(depth))
         self.proj_out = self._projection(dim)
 
     def _projection(self, dim: int) -> nn.Module:

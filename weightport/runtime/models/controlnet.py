@@ -8,7 +8,7 @@ from __future__ import annotations
 import inspect
 import itertools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Literal, Self
 
 import torch
@@ -23,9 +23,10 @@ from .unet_blocks import (
     DOWN_BLOCKS,
     Blocks,
     Conditioned,
+    Depths,
     Each,
-    MidBlock,
     make_down_blocks,
+    make_mid_block,
     read_levels,
     skip_channels,
     text_of,
@@ -82,7 +83,9 @@ class ControlNetModel(Conditioned):
         flip_sin_to_cos: bool = True,
         freq_shift: int = 0,
         down_block_types: Blocks = DOWN_BLOCKS,
-        mid_block_type: Literal["UNetMidBlock2DCrossAttn"] = "UNetMidBlock2DCrossAttn",
+        mid_block_type: Literal[
+            "UNetMidBlock2DCrossAttn", "UNetMidBlock2D"
+        ] = "UNetMidBlock2DCrossAttn",
         only_cross_attention: bool | Sequence[bool] = False,
         block_out_channels: Sequence[int] = (320, 640, 1280, 1280),
         layers_per_block: Each = 2,
@@ -92,7 +95,7 @@ class ControlNetModel(Conditioned):
         norm_num_groups: int = 32,
         norm_eps: float = 1e-5,
         cross_attention_dim: Each = 1280,
-        transformer_layers_per_block: Each = 1,
+        transformer_layers_per_block: Depths = 1,
         encoder_hid_dim: Literal[None] = None,
         encoder_hid_dim_type: Literal[None] = None,
         attention_head_dim: Each = 8,
@@ -121,7 +124,7 @@ class ControlNetModel(Conditioned):
         )
         coarsest = levels[-1].channels
         self.controlnet_mid_block = nn.Conv2d(coarsest, coarsest, 1)
-        self.mid_block = MidBlock(c, replace(levels[-1], only_cross_attention=False))
+        self.mid_block = make_mid_block(c, levels[-1])
         silent = (
             self.controlnet_cond_embedding.conv_out,
             *self.controlnet_down_blocks,

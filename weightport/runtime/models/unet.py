@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch.nn.functional as F
@@ -16,13 +16,16 @@ from .unet_blocks import (
     UP_BLOCKS,
     Blocks,
     Conditioned,
+    Depths,
     Each,
-    MidBlock,
+    Middle,
     UpBlock,
     make_down_blocks,
+    make_mid_block,
     read_levels,
     skip_channels,
     text_of,
+    upwards,
 )
 
 
@@ -54,7 +57,7 @@ class UNet2DConditionModel(Conditioned):
         flip_sin_to_cos: bool = True,
         freq_shift: int = 0,
         down_block_types: Blocks = DOWN_BLOCKS,
-        mid_block_type: Literal["UNetMidBlock2DCrossAttn"] = "UNetMidBlock2DCrossAttn",
+        mid_block_type: Middle = "UNetMidBlock2DCrossAttn",
         up_block_types: Blocks = UP_BLOCKS,
         only_cross_attention: bool | Sequence[bool] = False,
         block_out_channels: Sequence[int] = (320, 640, 1280, 1280),
@@ -66,8 +69,8 @@ class UNet2DConditionModel(Conditioned):
         norm_num_groups: int = 32,
         norm_eps: float = 1e-5,
         cross_attention_dim: Each = 1280,
-        transformer_layers_per_block: Each = 1,
-        reverse_transformer_layers_per_block: Literal[None] = None,
+        transformer_layers_per_block: Depths = 1,
+        reverse_transformer_layers_per_block: Depths | None = None,
         encoder_hid_dim: Literal[None] = None,
         encoder_hid_dim_type: Literal[None] = None,
         attention_head_dim: Each = 8,
@@ -104,8 +107,8 @@ class UNet2DConditionModel(Conditioned):
         self.up_blocks = nn.ModuleList()  # before the middle, as in the state dict
         channels = levels[-1].channels
         skips = skip_channels(levels)
-        self.mid_block = MidBlock(c, replace(levels[-1], only_cross_attention=False))
-        for level, kind in zip(reversed(levels), c.up_block_types, strict=True):
+        self.mid_block = make_mid_block(c, levels[-1])
+        for level, kind in zip(upwards(c, levels), c.up_block_types, strict=True):
             last = len(self.up_blocks) == len(levels) - 1
             self.up_blocks.append(UpBlock(c, level, channels, skips, kind, last))
             channels = level.channels

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import reprlib
 from collections.abc import Mapping, Sequence
-from typing import Any
+from dataclasses import replace
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -22,6 +23,8 @@ UP_BLOCKS = ("UpBlock2D", *["CrossAttnUpBlock2D"] * 3)
 Blocks = Sequence[str]
 Text = tuple[Tensor, Tensor | None]  # the states of the tokens, and what is added to their scores
 Each = int | Sequence[int]  # one value for all resolutions, or one for each
+Depths = int | Sequence[int | Sequence[int]]  # likewise, or one for each attention of one
+Middle = Literal["UNetMidBlock2DCrossAttn", "UNetMidBlock2D", None]
 IRRELEVANT = {
     "addition_embed_type_num_heads",  # of another addition_embed_type
     "dropout",  # training
@@ -46,13 +49,13 @@ class Block(nn.Module):
     """The residual blocks of one resolution, each followed by attention if the block has any."""
 
     def __init__(
-        self, config: Config, level: Level, resnet_inputs: list[int], attentions: int
+        self, config: Config, level: Level, resnet_inputs: list[int], depths: Sequence[int]
     ) -> None:
         super().__init__()
         groups = config.norm_num_groups
         time_dim = 4 * config.block_out_channels[0]
         self.attentions = nn.ModuleList(
-            Transformer2DModel(config, level) for _ in range(attentions)
+            Transformer2DModel(config, level, depth) for depth in depths
         )
         self.resnets = nn.ModuleList(
             ResnetBlock2D(inputs, level.channels, groups, config.norm_eps, time_dim)
@@ -73,7 +76,8 @@ class DownBlock(Block):
     ) -> None:
         has_attention = is_attention_block(kind, "DownBlock2D")
         inputs = [in_channels] + [level.channels] * (level.layers - 1)
-        super().__init__(config, level, inputs, level.layers * has_attention)
+        depths = level.depths(level.layers) if has_attention else []
+        super().__init__(config, level, inputs, depths)
         self.downsamplers = nn.ModuleList()
         if not last:
             self.downsamplers.append(Downsample2D(level.channels, padding=1))
@@ -93,16 +97,28 @@ class DownBlock(Block):
 
 
 class MidBlock(Block):
-    """`UNetMidBlock2DCrossAttn`: residual block, attention, residual block."""
+    """`UNetMidBlock2DCrossAttn`: residual block, attention, residual block; `UNetMidBlock2D`: a
+    residual block alone."""
 
     def __init__(self, config: Config, level: Level) -> None:
-        super().__init__(config, level, [level.channels] * 2, attentions=1)
+        has_attention = config.mid_block_type == "UNetMidBlock2DCrossAttn"
+        depths = level.depths(1) if has_attention else []
+        inputs = [level.channels] * (1 + len(depths))
+        super().__init__(config, level, inputs, depths)
 
     def forward(self, x: Tensor, emb: Tensor, text: Text) -> Tensor:
         """(b, c, h, w) -> (b, c, h, w)."""
         x = self.layer(0, x, emb, text)
-        x = self.resnets[1](x, emb)
+        for resnet in self.resnets[1:]:
+            x = resnet(x, emb)
         return x
+
+
+def make_mid_block(config: Config, level: Level) -> MidBlock | None:
+    """The middle block, where the config has one."""
+    if config.mid_block_type is None:
+        return None
+    return MidBlock(config, replace(level, only_cross_attention=False))
 
 
 class UpBlock(Block):
@@ -120,7 +136,8 @@ class UpBlock(Block):
         has_attention = is_attention_block(kind, "UpBlock2D")
         inputs = [in_channels] + [level.channels] * level.layers
         with_skips = [channels + skips.pop() for channels in inputs]
-        super().__init__(config, level, with_skips, len(inputs) * has_attention)
+        depths = level.depths(len(inputs)) if has_attention else []
+        super().__init__(config, level, with_skips, depths)
         self.upsamplers = nn.ModuleList()
         if not last:
             self.upsamplers.append(Upsample2D(level.channels))
@@ -186,6 +203,9 @@ _LEVEL_OPTIONS = (
 )
 
 
+_NESTED = ("transformer_layers_per_block", "reverse_transformer_layers_per_block")
+
+
 def read_levels(config: Config) -> list[Level]:
     """The resolutions of the UNet, from the finest. Options may be one value for all, or a list."""
     for key in ("down_block_types", "up_block_types"):
@@ -200,12 +220,31 @@ def read_levels(config: Config) -> list[Level]:
     return levels
 
 
+def upwards(config: Config, levels: list[Level]) -> list[Level]:
+    """The resolutions on the way up, from the coarsest; attentions may be of other depths there.
+
+    Raises:
+        ValueError: nothing says of which.
+    """
+    reverse = list(reversed(levels))
+    if config.reverse_transformer_layers_per_block is not None:
+        depths = _per_level(config, "reverse_transformer_layers_per_block")
+        return [replace(level, depth=depth) for level, depth in zip(reverse, depths, strict=True)]
+    if not all(isinstance(level.depth, int) for level in levels):
+        raise ValueError(
+            "reverse_transformer_layers_per_block is needed where transformer_layers_per_block has"
+            " a list for a block"
+        )
+    return reverse
+
+
 def _per_level(config: Config, key: str) -> list[Any]:
     """The values of an option, one for each resolution."""
     count = len(config.block_out_channels)
     given = config[key]
     values = list(given) if isinstance(given, (list, tuple)) else [given] * count
-    if len(values) != count or any(isinstance(value, (list, tuple)) for value in values):
+    is_nested = any(isinstance(value, (list, tuple)) for value in values)
+    if len(values) != count or (is_nested and key not in _NESTED):
         raise ValueError(f"{key} = {given!r} must be one value, or one for each block")
     return values
 
@@ -236,7 +275,7 @@ class Conditioned(Model):
     """What a UNet and its ControlNet share: embeddings of global conditions, and the encoder."""
 
     down_blocks: nn.ModuleList
-    mid_block: MidBlock
+    mid_block: MidBlock | None
     irrelevant = IRRELEVANT
 
     def _make_embeddings(self) -> None:
@@ -301,7 +340,9 @@ class Conditioned(Model):
         skips = [x]
         for block in self.down_blocks:
             x = block(x, emb, text, skips)
-        return self.mid_block(x, emb, text), skips
+        if self.mid_block is not None:
+            x = self.mid_block(x, emb, text)
+        return x, skips
 
 
 def make_add_embedding(config: Config) -> nn.Module | None:

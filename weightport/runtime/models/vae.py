@@ -24,6 +24,7 @@ from .in_parts import InParts
 from .layers import Downsample2D, ResnetBlock2D, Upsample2D, attend
 
 BLOCK_TYPES = {"down_block_types": "DownEncoderBlock2D", "up_block_types": "UpDecoderBlock2D"}
+"""Option -> the kind of block; with attention its name begins with `Attn`."""
 OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 EPS = 1e-6  # of every GroupNorm
 
@@ -47,11 +48,13 @@ class AttentionBlock(nn.Module):
 
 
 class MidBlock(nn.Module):
-    """Residual block, attention, residual block."""
+    """Residual block, attention if there is any, residual block."""
 
-    def __init__(self, channels: int, groups: int) -> None:
+    def __init__(self, channels: int, groups: int, has_attention: bool = True) -> None:
         super().__init__()
-        self.attentions = nn.ModuleList([AttentionBlock(channels, groups)])
+        self.attentions = nn.ModuleList()
+        if has_attention:
+            self.attentions.append(AttentionBlock(channels, groups))
         self.resnets = nn.ModuleList(
             ResnetBlock2D(channels, channels, groups, EPS) for _ in range(2)
         )
@@ -59,13 +62,35 @@ class MidBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(b, c, h, w) -> (b, c, h, w)."""
         x = self.resnets[0](x)
-        x = self.attentions[0](x)
+        for attention in self.attentions:
+            x = attention(x)
         x = self.resnets[1](x)
         return x
 
 
+class AttentiveLevel(nn.Module):
+    """`AttnDownEncoderBlock2D` or `AttnUpDecoderBlock2D`: attention after each residual block."""
+
+    def __init__(
+        self, width: int, groups: int, resnets: nn.Sequential, name: str, samplers: nn.Sequential
+    ) -> None:
+        super().__init__()
+        self.attentions = nn.ModuleList(AttentionBlock(width, groups) for _ in resnets)
+        self.resnets = resnets
+        self.add_module(name, samplers)
+        self._samplers = name
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(b, in_channels, h, w) -> (b, c, h', w')."""
+        for resnet, attention in zip(self.resnets, self.attentions, strict=True):
+            x = attention(resnet(x))
+        samplers: nn.Sequential = getattr(self, self._samplers)
+        sampled: Tensor = samplers(x)
+        return sampled
+
+
 def make_levels(
-    config: Config, widths: list[int], layers: int, name: str, sampler: type[nn.Module]
+    config: Config, kinds: list[str], widths: list[int], layers: int, name: str
 ) -> nn.Sequential:
     """`DownEncoderBlock2D`s or `UpDecoderBlock2D`s: residual blocks, then another resolution.
 
@@ -73,21 +98,26 @@ def make_levels(
 
     Args:
         config: of the autoencoder.
-        widths: channels of each level, in the order of the computation.
+        kinds: of each level, in the order of the computation.
+        widths: its channels.
         layers: residual blocks of a level.
         name: what the state dict calls the samplers.
-        sampler: the class of the layer that changes the resolution.
     """
+    sampler = Downsample2D if name == "downsamplers" else Upsample2D
+    groups = config.norm_num_groups
     levels = nn.Sequential()
     before = widths[0]
-    for width in widths:
+    for kind, width in zip(kinds, widths, strict=True):
         last = len(levels) == len(widths) - 1
         resnets = nn.Sequential()
         for _ in range(layers):
-            resnets.append(ResnetBlock2D(before, width, config.norm_num_groups, EPS))
+            resnets.append(ResnetBlock2D(before, width, groups, EPS))
             before = width
         samplers = nn.Sequential() if last else nn.Sequential(sampler(width))
-        levels.append(nn.Sequential(OrderedDict({"resnets": resnets, name: samplers})))
+        if kind.startswith("Attn"):
+            levels.append(AttentiveLevel(width, groups, resnets, name, samplers))
+        else:
+            levels.append(nn.Sequential(OrderedDict({"resnets": resnets, name: samplers})))
     return levels
 
 
@@ -102,8 +132,9 @@ class Encoder(nn.Sequential):
         widths = list(c.block_out_channels)
         groups = c.norm_num_groups
         self.conv_in = nn.Conv2d(c.in_channels, widths[0], 3, padding=1)
-        self.down_blocks = make_levels(c, widths, c.layers_per_block, "downsamplers", Downsample2D)
-        self.mid_block = MidBlock(widths[-1], groups)
+        kinds = list(c.down_block_types)
+        self.down_blocks = make_levels(c, kinds, widths, c.layers_per_block, "downsamplers")
+        self.mid_block = MidBlock(widths[-1], groups, c.mid_block_add_attention)
         self.conv_norm_out = nn.GroupNorm(groups, widths[-1], EPS)
         self.conv_act = nn.SiLU()
         self.conv_out = nn.Conv2d(widths[-1], 2 * c.latent_channels, 3, padding=1)
@@ -117,8 +148,9 @@ class Decoder(nn.Module):
         widths = list(c.block_out_channels)[::-1]
         groups = c.norm_num_groups
         self.conv_in = nn.Conv2d(c.latent_channels, widths[0], 3, padding=1)
-        self.up_blocks = make_levels(c, widths, c.layers_per_block + 1, "upsamplers", Upsample2D)
-        self.mid_block = MidBlock(widths[0], groups)
+        kinds = list(c.up_block_types)
+        self.up_blocks = make_levels(c, kinds, widths, c.layers_per_block + 1, "upsamplers")
+        self.mid_block = MidBlock(widths[0], groups, c.mid_block_add_attention)
         self.conv_norm_out = nn.GroupNorm(groups, widths[-1], EPS)
         self.conv_out = nn.Conv2d(widths[-1], c.out_channels, 3, padding=1)
 
@@ -222,22 +254,23 @@ class AutoencoderKL(InParts, Model):
         latents_mean: Sequence[float] | None = None,
         latents_std: Sequence[float] | None = None,
         force_upcast: bool = True,
-        use_quant_conv: Literal[True] = True,
-        use_post_quant_conv: Literal[True] = True,
-        mid_block_add_attention: Literal[True] = True,
+        use_quant_conv: bool = True,
+        use_post_quant_conv: bool = True,
+        mid_block_add_attention: bool = True,
     ) -> None:
         super().__init__()
         c = self.config
         for key, kind in BLOCK_TYPES.items():
-            if list(c[key]) != [kind] * len(c.block_out_channels):
+            kinds = {kind, f"Attn{kind}"}
+            if len(c[key]) != len(c.block_out_channels) or not kinds.issuperset(c[key]):
                 raise ValueError(
-                    f"AutoencoderKL: {key} = {c[key]!r} must be {kind!r} for each of"
+                    f"AutoencoderKL: {key} = {c[key]!r} must be [Attn]{kind} for each of"
                     " block_out_channels"
                 )
         self.encoder = Encoder(c)
         self.decoder = Decoder(c)
-        self.quant_conv = nn.Conv2d(2 * c.latent_channels, 2 * c.latent_channels, 1)
-        self.post_quant_conv = nn.Conv2d(c.latent_channels, c.latent_channels, 1)
+        self.quant_conv = _mixing(2 * c.latent_channels if c.use_quant_conv else 0)
+        self.post_quant_conv = _mixing(c.latent_channels if c.use_post_quant_conv else 0)
 
     @classmethod
     def rename(cls, key: str) -> str | None:
@@ -298,6 +331,11 @@ class AutoencoderKL(InParts, Model):
         if self.use_tiling and max(x.shape[-2:]) > tile_in:
             return in_tiles(function, x, tile_in, tile_out)
         return function(x)
+
+
+def _mixing(channels: int) -> nn.Module:
+    """A 1x1 convolution of so many channels; of none, nothing."""
+    return nn.Conv2d(channels, channels, 1) if channels else nn.Identity()
 
 
 def in_tiles(
