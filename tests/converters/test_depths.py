@@ -1,4 +1,5 @@
-"""Models of other depths than stock: there and back, as folders and single files."""
+"""Models of other depths than stock: there and back, as folders and single files, and in the
+runtime."""
 
 from __future__ import annotations
 
@@ -37,6 +38,10 @@ def there_and_back(class_name: str, seed: int, folder: Path) -> None:
         again = narrow_models.outputs(class_name, loaded)
         # where weights lie in memory decides the last bit
         torch.testing.assert_close(again, expected, rtol=1e-5, atol=1e-6, msg=f"{repo} {config}")
+    ours = getattr(weightport, class_name).from_pretrained(place)
+    with torch.no_grad():
+        found = narrow_models.outputs(class_name, ours.eval())
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6, msg=f"runtime {config}")
 
 
 def _equal_weights(one: torch.nn.Module, two: torch.nn.Module) -> bool:
