@@ -22,6 +22,7 @@ from .layouts.source import Source
 from .layouts.sources import open_source
 from .outputs import OUTPUTS
 from .planning.family import choose_family, shared
+from .planning.heads import choose_heads
 from .planning.plan import PlannedComponent, plan
 from .planning.recognise import Recognition, complete, recognise
 from .planning.strays import without_strays
@@ -88,6 +89,7 @@ def planned(
     components = plan(parts, family)
     if settings.component is not None:
         components = _only(components, settings.component)
+    choose_heads(components, family, settings.heads)
     conversion = Conversion(family.name, components, None)
     if settings.lora:
         conversion.baking = bake(components, family, settings)

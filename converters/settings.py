@@ -159,6 +159,12 @@ class Settings:
     prediction_type: str | None = option(
         None, "of the UNet", choices=PREDICTION_TYPES, reported=Option.IF_SET
     )
+    heads: tuple[str, ...] = option(
+        (),
+        "attention heads, which no tensor tells: unet=8, or one for each block, unet=5,10,20,20",
+        metavar="COMPONENT=N",
+        reported=Option.IF_SET,
+    )
     image_size: int | None = option(
         None,
         "for the configs (default: the file's or family's)",

@@ -30,10 +30,24 @@ _HEADER = (
     "defaults",
     "known",
     "nested",
+    "heads",
     "let",
     "read",
     "untold",
 )
+
+
+@dataclass(frozen=True)
+class Heads:
+    """Where a config says the heads of attention, which no tensor tells.
+
+    Attributes:
+        option: their number, or one for each width.
+        width: the option that they divide.
+    """
+
+    option: str
+    width: str
 
 
 @dataclass(frozen=True)
@@ -49,6 +63,7 @@ class ModelClass:
         defaults: of options that a config may leave out.
         known: option -> the values, or elements of a list, that the modules describe.
         nested: an option of a larger model's config that holds these.
+        heads: where a config says the heads of attention; None if there is one head.
         lets: names for expressions over options.
         rules: option -> how tensors tell it.
         untold: options that no tensor tells and that matter -> where they do.
@@ -64,6 +79,7 @@ class ModelClass:
     defaults: Mapping[str, Any]
     known: Mapping[str, list[Any]]
     nested: str | None
+    heads: Heads | None
     lets: Mapping[str, str]
     rules: Mapping[str, Rule]
     untold: Mapping[str, str]
@@ -217,6 +233,7 @@ def _class(name: str) -> ModelClass:
         defaults={**base.defaults, **document.get("defaults", {})},
         known={**base.known, **document.get("known", {})},
         nested=document.get("nested", base.nested),
+        heads=Heads(**document["heads"]) if "heads" in document else base.heads,
         lets={**base.lets, **document.get("let", {})},
         rules={**base.rules, **rules},
         untold={**base.untold, **document.get("untold", {})},
@@ -224,7 +241,7 @@ def _class(name: str) -> ModelClass:
     )
 
 
-_EMPTY = ModelClass("", "", (), (), (), (), {}, {}, None, {}, {}, {}, {})
+_EMPTY = ModelClass("", "", (), (), (), (), {}, {}, None, None, {}, {}, {}, {})
 
 
 def _says(before: Any, told: Any) -> bool:

@@ -79,6 +79,7 @@ def convert(
     ema: bool = False,
     revision: str | None = None,
     prediction_type: Literal["epsilon", "v_prediction"] | None = None,
+    heads: Sequence[str] = (),
     image_size: int | None = None,
     residue: bool = True,
     hashes: bool = True,
@@ -121,6 +122,8 @@ def convert(
         revision: of a source that is a repository's folder in the Hub's cache: a branch, a tag or
             a commit.
         prediction_type: what the UNet predicts, where its file does not say or says it wrongly.
+        heads: numbers of attention heads, which no tensor tells, `unet=8` or one for each block,
+            `unet=5,10,20,20`; by default a config's or the family's.
         image_size: in pixels, a multiple of 8, for the configs; by default the file's or the
             family's.
         residue: keep what a repo cannot hold of an original checkpoint in a file beside it, and put
@@ -170,6 +173,7 @@ def convert(
         ema=ema,
         revision=revision,
         prediction_type=prediction_type,
+        heads=tuple(heads),
         image_size=image_size,
         residue=residue,
         hashes=hashes,

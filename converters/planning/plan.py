@@ -75,6 +75,7 @@ class PlannedComponent:
     Attributes:
         expected: key -> shape of every tensor of the model; `tensors` may be half of them.
         parts: what fills it; two for a VAE made of a decoder and an image encoder.
+        chosen: options of the config that the user decides.
     """
 
     name: str
@@ -82,6 +83,7 @@ class PlannedComponent:
     tensors: dict[str, PlannedTensor]
     expected: Mapping[str, Shape]
     parts: list[Recognition] = field(default_factory=list)
+    chosen: dict[str, Any] = field(default_factory=dict)
 
     @property
     def missing(self) -> list[str]:

@@ -48,7 +48,7 @@ class Configs:
         theirs = base_config(component)
         if theirs is not None:
             given = _without_bookkeeping(component, read_json(theirs, limit=MAX_CONFIG))
-            return given | self._sample_size(component, given)
+            return given | self._sample_size(component, given) | component.chosen
         if described.library == "transformers":
             return self._of_text_encoder(component, described)
         config = dict(component.config)
