@@ -198,11 +198,12 @@ class StatedConfig:
     """The `config.json` that a model came with.
 
     Attributes:
+        class_name: the model's; None where it does not say.
         options: all that it says.
     """
 
     path: Path
-    class_name: str
+    class_name: str | None
     options: Mapping[str, Any]
 
 

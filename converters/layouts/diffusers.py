@@ -124,10 +124,10 @@ def _model(source: Source, folder: str) -> Checkpoint:
 
 
 def _config(repo: Path, folder: str) -> StatedConfig | None:
-    """The config of a model, if it names a class that is known."""
+    """The config of a model, unless it names a class that is not known."""
     options = read_config(repo, folder)
     kind = class_of(options)
-    if kind is None or model_class(kind) is None:
+    if not options or (kind is not None and model_class(kind) is None):
         return None
     return StatedConfig(repo / folder / CONFIG, kind, options)
 

@@ -9,7 +9,7 @@ from typing import Any
 from ...mappings.classes import ModelClass
 from ...mappings.errors import MappingError
 from ...mappings.families import Component, families
-from ...mappings.reading import Options
+from ...mappings.reading import Options, ShapeOf
 from ...mappings.table import Table
 from ..checkpoint import Checkpoint
 from .candidates import Candidate
@@ -29,13 +29,16 @@ def interpretations(table: Table, checkpoint: Checkpoint) -> list[list[Candidate
     known = {*model.options, *model.untold}
     said = checkpoint.stated.get(model.name, {})
     stated = {option: value for option, value in said.items() if option in known}
+    shape_of = _shape_of(table, checkpoint)
+    has_sign = _has_sign(model, shape_of)
     if checkpoint.config is not None:
-        if checkpoint.config.class_name != model.name:
+        named = checkpoint.config.class_name
+        if named != model.name and (named or not has_sign):
             return []
         found = [_stated(table, components, checkpoint, model.stated(checkpoint.config.options))]
     else:
         found = []
-    told = _told(table, model, checkpoint)
+    told = _told(model, shape_of) if has_sign else None
     if told is not None and stated:
         found.append(_read(table, components, told | _of(stated, told), stated))
     if told is not None:
@@ -52,16 +55,26 @@ def _components(table: Table) -> dict[str, Component]:
     return {family: families()[family].components[name] for family in table.about["families"]}
 
 
-def _told(table: Table, model: ModelClass, checkpoint: Checkpoint) -> Options | None:
-    """What tensors tell of a config; None if they are those of no such model."""
-    shapes = {table.prefix + key: one.shape for key, one in checkpoint.tensors.items()}
-    shape_of = table.shapes_of(shapes)
+def _has_sign(model: ModelClass, shape_of: ShapeOf) -> bool:
+    """Whether one of the tensors is there of which every such model has one."""
     try:
-        if not any(shape_of(sign, {}) is not None for sign in model.signs):
-            return None
+        return any(shape_of(sign, {}) is not None for sign in model.signs)
+    except MappingError:
+        return False
+
+
+def _told(model: ModelClass, shape_of: ShapeOf) -> Options | None:
+    """What tensors tell of a config; None if they are those of no such model."""
+    try:
         return model.read(shape_of)
     except MappingError:
         return None
+
+
+def _shape_of(table: Table, checkpoint: Checkpoint) -> ShapeOf:
+    """What gives the shapes of the tensors, under the names that the model has for them."""
+    shapes = {table.prefix + key: one.shape for key, one in checkpoint.tensors.items()}
+    return table.shapes_of(shapes)
 
 
 def _of(stated: Config, told: Options) -> Options:

@@ -270,6 +270,8 @@ def inverted(sd1_repo: Path, tmp_path: Path) -> Path:
     table = "text_model.embeddings.token_embedding.weight"
     state[table] = np.concatenate([state[table], np.ones((2, state[table].shape[1]), np.float32)])
     save_file(state, repo / TEXT)
+    place = repo / "text_encoder" / "config.json"
+    place.write_text(json.dumps(_json(place) | {"vocab_size": len(state[table])}))
     output = tmp_path / "inverted.weights.h5"
     weightport.convert(repo, output, to="kerascv")
     return output

@@ -470,7 +470,7 @@ REFUSED: dict[str, tuple[bytes, str]] = {
     "trailing json": (blob(b"{}{}"), "JSON"),
     "deep": (blob(b'{"x":' * 100_000), "JSON"),
     "huge number": (blob(b'{"x":' + b"9" * 6000 + b"}"), "JSON"),
-    "nan": (blob(b'{"x":{"dtype":"F32","shape":[NaN],"data_offsets":[0,8]}}'), "lists of integers"),
+    "nan": (blob(b'{"x":{"dtype":"F32","shape":[NaN],"data_offsets":[0,8]}}'), "a number is NaN"),
     "duplicate": (
         blob(b'{"x":%b,"x":%b}' % ((json.dumps(entry()).encode(),) * 2)),
         "`x` is there twice",

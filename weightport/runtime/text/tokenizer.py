@@ -100,6 +100,8 @@ class CLIPTokenizer(PromptTokenizer):
         except OSError:
             raise
         except Exception as error:  # `tokenizers` raises nothing more special
+            if str(error).startswith(source.name):
+                raise  # it says which file
             raise ValueError(
                 f"{source.name}: the tokenizer cannot be read: {printable(error)}"
             ) from error
