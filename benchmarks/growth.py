@@ -6,7 +6,6 @@ last column ends constant.
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
 import tempfile
@@ -19,6 +18,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from tests.support.synthetic import write_many_tensors
 from tests.support.tf_bundle_writer import write_bundle
 
 SIZES = (1_000, 10_000, 100_000)
@@ -36,18 +36,6 @@ status = Path("/proc/self/status").read_text()
 peak = int(re.search(r"VmHWM:\\s*(\\d+)", status)[1]) / 1000
 print(time.process_time() - begin, peak)
 """
-
-
-def safetensors(path: Path, count: int) -> None:
-    """A safetensors file."""
-    entries = {
-        f"block.{i}x.weight": {"dtype": "F32", "shape": [1], "data_offsets": [4 * i, 4 * i + 4]}
-        for i in range(count)
-    }
-    text = json.dumps(entries).encode()
-    with path.open("wb") as file:
-        file.write(len(text).to_bytes(8, "little") + text)
-        file.truncate(8 + len(text) + 4 * count)
 
 
 def pickle(path: Path, count: int) -> None:
@@ -70,7 +58,7 @@ def bundle(path: Path, count: int) -> None:
 
 
 READERS: dict[str, Callable[[Path, int], None]] = {
-    "m.safetensors": safetensors,
+    "m.safetensors": write_many_tensors,
     "m.ckpt": pickle,
     "m.weights.h5": hdf5,
     "m.index": bundle,

@@ -26,6 +26,7 @@ from weightport.runtime.models.unet import UNet2DConditionModel
 from weightport.runtime.schedulers import DDIMScheduler
 
 from ..support.pickle_files import EMPTY_DICT, NONE, archive, call, mapping, text
+from ..support.synthetic import write_many_tensors
 from ..support.tf_bundle_writer import write_bundle
 
 SECONDS = 5.0  # of CPU, for each file, on a machine that counts as fast as is said next
@@ -106,20 +107,8 @@ def read_all(code: str, paths: list[Path]) -> dict[str, Reading]:
 # ---- what conversions read
 
 
-def header(path: Path, names: int) -> None:
-    """A safetensors file of many small tensors."""
-    entries = {
-        f"block.{i}x.weight": {"dtype": "F32", "shape": [1], "data_offsets": [4 * i, 4 * i + 4]}
-        for i in range(names)
-    }
-    text = json.dumps(entries).encode()
-    with path.open("wb") as file:
-        file.write(len(text).to_bytes(8, "little") + text)
-        file.truncate(8 + len(text) + 4 * names)
-
-
 def cut_header(path: Path) -> None:
-    header(path, 100)
+    write_many_tensors(path, 100)
     os.truncate(path, 200)
 
 
@@ -191,7 +180,7 @@ def no_graph(path: Path) -> None:
 
 
 SOURCES: dict[str, tuple[Callable[[Path], None], str]] = {
-    "names.safetensors": (lambda path: header(path, 100_000), ""),
+    "names.safetensors": (lambda path: write_many_tensors(path, 100_000), ""),
     "cut.safetensors": (cut_header, "is the download complete"),
     "deep.safetensors": (deep_header, "nested too deeply"),
     "values.safetensors": (empty_values, "more than 2000000 values"),
