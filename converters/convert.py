@@ -10,6 +10,7 @@ from pathlib import Path
 
 from ..errors import ConversionError, printable
 from ..io.atomic import check_apart
+from ..io.collector import collector_paused
 from ..io.dtypes import EIGHT_BITS, KEEP, WORDS
 from ..mappings.families import Family, families, halves, halves_of
 from ..mappings.layouts import layouts
@@ -75,6 +76,17 @@ def planned(
     Raises:
         ConversionError: anything a user can act on.
     """
+    with collector_paused():
+        conversion, settings, parts = _plan(sources, base, settings)
+    yield conversion, settings
+    for part in parts:
+        for file in part.checkpoint.files:
+            file.check_unchanged()
+
+
+def _plan(
+    sources: Sequence[Path], base: Path | None, settings: Settings
+) -> tuple[Conversion, Settings, list[Recognition]]:
     writer = OUTPUTS[settings.to]
     _check_revision(sources, settings.revision)
     opened = open_sources(sources, settings)
@@ -100,10 +112,7 @@ def planned(
         _take_notes(conversion, parts, carried, settings)
     conversion.notes += _left_out(parts, carried)
     conversion.notes += _eight_bit_notes(components, settings.dtype)
-    yield conversion, settings
-    for part in parts:
-        for file in part.checkpoint.files:
-            file.check_unchanged()
+    return conversion, settings, parts
 
 
 def _check_revision(sources: Sequence[Path], revision: str | None) -> None:

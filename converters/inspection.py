@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ..errors import ConversionError
+from ..io.collector import collector_paused
 from ..mappings.families import families
 from .adapter_inspection import InspectedAdapter, inspect_adapter
 from .checkpoint import Tensor
@@ -64,7 +65,11 @@ class Inspection:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data, ready for JSON."""
-        return asdict(self)
+        return {
+            "path": self.path,
+            "parts": [dict(vars(part)) for part in self.parts],
+            "adapter": dict(vars(self.adapter)) if self.adapter else None,
+        }
 
 
 def inspect(path: Path, family: str | None = None) -> Inspection:
@@ -78,11 +83,12 @@ def inspect(path: Path, family: str | None = None) -> Inspection:
     """
     # LoRA is reported by its alpha only when it is merged: looking needs none
     source = Source(path, lora_alpha=1.0)
-    if adapters.reads(source):
-        return Inspection(str(path), (), inspect_adapter(adapters.open_adapter(source), family))
-    parts = open_source(source)
-    found = without_strays([recognise(part) for part in parts])
-    return Inspection(str(path), tuple(_inspected(part) for part in found))
+    with collector_paused():
+        if adapters.reads(source):
+            return Inspection(str(path), (), inspect_adapter(adapters.open_adapter(source), family))
+        parts = open_source(source)
+        found = without_strays([recognise(part) for part in parts])
+        return Inspection(str(path), tuple(_inspected(part) for part in found))
 
 
 def _inspected(found: Recognition) -> InspectedPart:
@@ -94,6 +100,7 @@ def _inspected(found: Recognition) -> InspectedPart:
         becomes = "nothing"
     elif found.flaw is not None:
         becomes = f"nothing as it is: {found.flaw}"
+    tensors = _collapsed(nearest.named(checkpoint))
     return InspectedPart(
         root=found.root if found.known else checkpoint.root,
         format=checkpoint.format,
@@ -102,9 +109,9 @@ def _inspected(found: Recognition) -> InspectedPart:
         evidence=_evidence(found),
         becomes=becomes,
         count=len(checkpoint.tensors),
-        nbytes=sum(tensor.nbytes for tensor in checkpoint.tensors.values()),
+        nbytes=sum(nbytes for _, _, _, nbytes in tensors),
         dtypes=dict(Counter(tensor.dtype for tensor in checkpoint.tensors.values())),
-        tensors=_collapsed(nearest.named(checkpoint)),
+        tensors=tensors,
         missing=found.missing,
         unexpected=found.unexpected,
         skipped=dict(Counter(found.skipped.values())),
@@ -134,11 +141,11 @@ def _evidence(found: Recognition) -> tuple[str, ...]:
 
 def _collapsed(tensors: Mapping[str, Tensor]) -> tuple[tuple[str, int, str, int], ...]:
     """Collapsed keys with dtype and size; keys that differ in dtype are not put together."""
-    rows = []
-    for dtype in sorted({tensor.dtype for tensor in tensors.values()}):
-        mine = {key: tensor for key, tensor in tensors.items() if tensor.dtype == dtype}
-        rows += [
-            (pattern, len(keys), dtype, sum(mine[key].nbytes for key in keys))
-            for pattern, keys in collapse(mine)
-        ]
-    return tuple(rows)
+    by_dtype: dict[str, dict[str, int]] = {}
+    for key, tensor in tensors.items():
+        by_dtype.setdefault(tensor.dtype, {})[key] = tensor.nbytes
+    return tuple(
+        (pattern, len(keys), dtype, sum(nbytes[key] for key in keys))
+        for dtype, nbytes in sorted(by_dtype.items())
+        for pattern, keys in collapse(nbytes)
+    )

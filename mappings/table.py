@@ -26,6 +26,7 @@ from .ops import Op, Shape
 from .rows import Row, filled
 from .spelling import Spelling
 
+SourceShape = Callable[[str], Shape | None]
 _NOTHING = r"(?!)"  # a pattern that fits nothing
 _HEADER = ("extends", "prefix", "about", "let", "adjust", "spelling", "ignore", "regenerate")
 
@@ -158,11 +159,15 @@ class Table:
         names = self._scope(config)
         return {filled(key, names): filled(rule, names) for key, rule in self.regenerate.items()}
 
-    def shapes_of(self, sources: Mapping[str, Shape]) -> Callable[..., Shape | None]:
+    def shapes_of(self, source_shape: SourceShape) -> Callable[..., Shape | None]:
         """What gives the shape of a target by its key, for source tensors of known shapes.
 
-        It takes the names that expressions may use beside the key; None for a target whose source
-        is not there.
+        Args:
+            source_shape: gives the shape of a source tensor by its name; None for one that is not
+                there.
+
+        What is returned takes the names that expressions may use beside the key; it gives None for
+        a target whose source is not there.
         """
         expansions: dict[int, _Expansion] = {}
 
@@ -170,17 +175,19 @@ class Table:
             if id(names) not in expansions:
                 expansions[id(names)] = _Expansion(self, Scope(names, self.let, remember=False))
             try:
-                return self._shape(expansions[id(names)].explain(tuple(key.split("."))), sources)
+                return self._shape(
+                    expansions[id(names)].explain(tuple(key.split("."))), source_shape
+                )
             except MappingError:  # what it depends on is not told
                 return None
 
         return shape_of
 
-    def _shape(self, explained: _Explained | None, sources: Mapping[str, Shape]) -> Shape | None:
+    def _shape(self, explained: _Explained | None, source_shape: SourceShape) -> Shape | None:
         if explained is None:
             return None
         path = explained.source
-        shape = sources.get(self.spelling.spell(path) if self.spelling else path)
+        shape = source_shape(self.spelling.spell(path) if self.spelling else path)
         if shape is None or explained.op is None:
             return shape
         parts = explained.op.results or explained.parts

@@ -246,6 +246,8 @@ def attach(groups: Iterable[Group], rest: Mapping[str, Tensor]) -> dict[str, Ten
     by_front: dict[str, list[Group]] = {}
     for group in groups:
         by_front.setdefault(group.front, []).append(group)
+    if not by_front:
+        return dict(rest)
     others = {}
     for name, tensor in rest.items():
         owners = next((by_front[front] for front in _above(name) if front in by_front), None)

@@ -46,12 +46,9 @@ def unscaled(checkpoint: Checkpoint) -> Checkpoint:
 
 def _named(checkpoint: Checkpoint, names: list[str]) -> dict[str, str]:
     """The tensors with such names, each with the name of the weight beside it."""
-    found = {}
-    for key in checkpoint.tensors:
-        module, _, name = key.rpartition(".")
-        if name in names:
-            found[key] = f"{module}.weight"
-    return found
+    endings = tuple(f".{name}" for name in names)
+    found = [key for key in checkpoint.tensors if key.endswith(endings)]
+    return {key: f"{key.rpartition('.')[0]}.weight" for key in found}
 
 
 def _scaled(checkpoint: Checkpoint, scale_key: str, weight_key: str) -> Tensor:

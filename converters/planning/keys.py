@@ -3,9 +3,11 @@ lines."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Sequence
 
-_LONGEST = 9  # digits of a number; longer ones are part of a name
+_NUMBER = re.compile(r"(?<![^.])\d{1,9}(?![^.])")  # a whole segment; longer ones are part of a name
+_ANY = "\0"  # stands for a number; readers let no name with it pass
 
 
 def collapse(keys: Iterable[str]) -> list[tuple[str, list[str]]]:
@@ -14,10 +16,9 @@ def collapse(keys: Iterable[str]) -> list[tuple[str, list[str]]]:
     Keys that differ only in whole-number segments become one pattern; its ranges span the numbers
     that occur.
     """
-    groups: dict[tuple[str, ...], list[str]] = {}
+    groups: dict[str, list[str]] = {}
     for key in keys:
-        skeleton = tuple("#" if _is_number(segment) else segment for segment in key.split("."))
-        groups.setdefault(skeleton, []).append(key)
+        groups.setdefault(_NUMBER.sub(_ANY, key), []).append(key)
     return [(_pattern(skeleton, group), group) for skeleton, group in groups.items()]
 
 
@@ -32,22 +33,18 @@ def brief(keys: Iterable[str], limit: int = 3) -> str:
     return f"{shown} and {rest} more" if rest else shown
 
 
-def _is_number(segment: str) -> bool:
-    return segment.isdecimal() and len(segment) <= _LONGEST
-
-
-def _pattern(skeleton: tuple[str, ...], keys: list[str]) -> str:
+def _pattern(skeleton: str, keys: Sequence[str]) -> str:
     if len(keys) == 1:
         return keys[0]
     columns = zip(*(key.split(".") for key in keys), strict=True)
     return ".".join(
-        _range([int(value) for value in column]) if segment == "#" else segment
-        for segment, column in zip(skeleton, columns, strict=True)
+        _range(set(column)) if segment == _ANY else segment
+        for segment, column in zip(skeleton.split("."), columns, strict=True)
     )
 
 
-def _range(values: list[int]) -> str:
-    distinct = sorted(set(values))
+def _range(texts: Iterable[str]) -> str:
+    distinct = sorted(set(map(int, texts)))
     if len(distinct) == 1:
         return str(distinct[0])
     if distinct == list(range(distinct[0], distinct[-1] + 1)):

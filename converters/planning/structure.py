@@ -12,7 +12,7 @@ from ...mappings.families import Component, families
 from ...mappings.reading import Options, ShapeOf
 from ...mappings.table import Table
 from ..checkpoint import Checkpoint
-from .candidates import Candidate
+from .candidates import Candidate, Shape
 
 Config = Mapping[str, Any]
 
@@ -73,8 +73,14 @@ def _told(model: ModelClass, shape_of: ShapeOf) -> Options | None:
 
 def _shape_of(table: Table, checkpoint: Checkpoint) -> ShapeOf:
     """What gives the shapes of the tensors, under the names that the model has for them."""
-    shapes = {table.prefix + key: one.shape for key, one in checkpoint.tensors.items()}
-    return table.shapes_of(shapes)
+    prefix = table.prefix
+    tensors = checkpoint.tensors
+
+    def source_shape(name: str) -> Shape | None:
+        found = tensors.get(name.removeprefix(prefix)) if name.startswith(prefix) else None
+        return None if found is None else found.shape
+
+    return table.shapes_of(source_shape)
 
 
 def _of(stated: Config, told: Options) -> Options:

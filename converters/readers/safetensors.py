@@ -83,29 +83,28 @@ def _read_header(file: SourceFile) -> tuple[dict[str, Stored], dict[str, str]]:
 
 
 def _tensor(file: SourceFile, start: int, key: str, entry: object) -> Stored:
-    name = printable(key)
     if not key.isprintable():
-        raise ConversionError(f"{file.path}: the tensor name `{name}` holds control characters")
-    if not isinstance(entry, dict) or entry.keys() != _FIELDS:
         raise ConversionError(
-            f"{file.path}: `{name}` is not described by dtype, shape and data_offsets"
+            f"{file.path}: the tensor name `{printable(key)}` holds control characters"
         )
+    if not isinstance(entry, dict) or entry.keys() != _FIELDS:
+        raise _fault(file, key, "is not described by dtype, shape and data_offsets")
     dtype = entry["dtype"]
     shape = entry["shape"]
     offsets = entry["data_offsets"]
     if not isinstance(dtype, str) or dtype not in DTYPES:
-        raise ConversionError(
-            f"{file.path}: `{name}` has dtype {printable(dtype)}, which is not supported"
-        )
+        raise _fault(file, key, f"has dtype {printable(dtype)}, which is not supported")
     if not _are_sizes(shape) or not _are_sizes(offsets) or len(offsets) != 2:
-        raise ConversionError(
-            f"{file.path}: shape and offsets of `{name}` must be lists of integers from 0 to 2^63"
-        )
+        raise _fault(file, key, "has a shape or offsets other than integers from 0 to 2^63")
     begin, end = offsets
     nbytes = math.prod(shape) * DTYPES[dtype].itemsize
     if end - begin != nbytes:
-        raise ConversionError(f"{file.path}: `{name}` needs {nbytes} bytes but has {end - begin}")
+        raise _fault(file, key, f"needs {nbytes} bytes but has {end - begin}")
     return Stored(key, dtype, tuple(shape), file, start + begin)
+
+
+def _fault(file: SourceFile, key: str, what: str) -> ConversionError:
+    return ConversionError(f"{file.path}: `{printable(key)}` {what}")
 
 
 def _are_sizes(value: object) -> bool:

@@ -82,5 +82,5 @@ def run(arguments: argparse.Namespace) -> int:
             **chosen,
         )
     lines = [*describe(comparison, notes), f"wrote {arguments.output}/report.html"]
-    print_result(comparison.to_dict(), lines, arguments)
+    print_result(comparison.to_dict, lines, arguments)
     return 0

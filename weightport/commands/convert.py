@@ -63,7 +63,7 @@ def run(arguments: argparse.Namespace) -> int:
             progress=progress,
             **given(arguments, Settings),
         )
-    print_result(_summary(conversion), _conversion_lines(conversion), arguments)
+    print_result(lambda: _summary(conversion), _conversion_lines(conversion), arguments)
     return 0
 
 

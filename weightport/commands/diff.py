@@ -42,5 +42,5 @@ def run(arguments: argparse.Namespace) -> int:
         found = diff(
             arguments.a, arguments.b, family=arguments.family, ema=arguments.ema, progress=progress
         )
-    print_result(found.to_dict(), describe(found), arguments)
+    print_result(found.to_dict, describe(found), arguments)
     return 1 if found.differences or found.families[0] != found.families[1] else 0

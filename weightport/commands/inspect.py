@@ -40,7 +40,7 @@ def run(arguments: argparse.Namespace) -> int:
     from ..api import inspect
 
     inspection = inspect(arguments.file, family=arguments.family)
-    print_result(inspection.to_dict(), _inspection_lines(inspection), arguments)
+    print_result(inspection.to_dict, _inspection_lines(inspection), arguments)
     return 0
 
 

@@ -80,5 +80,5 @@ def run(arguments: argparse.Namespace) -> int:
             progress=progress,
             **python,
         )
-    print_result(found.to_dict(), describe(found), arguments)
+    print_result(found.to_dict, describe(found), arguments)
     return 0 if found.passed else 1

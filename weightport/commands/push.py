@@ -78,5 +78,5 @@ def run(arguments: argparse.Namespace) -> int:
         *(f"warning: {warning}\n" for warning in pushed.warnings), sep="", end="", file=sys.stderr
     )
     lines = [f"pushed {len(pushed.files)} files: {pushed.url}"]
-    print_result(dataclasses.asdict(pushed), lines, arguments)
+    print_result(lambda: dataclasses.asdict(pushed), lines, arguments)
     return 0

@@ -6,7 +6,7 @@ import argparse
 import contextlib
 import json
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 
@@ -29,12 +29,12 @@ def progress_bar(quiet: bool, unit: str = "B") -> Iterator[Any]:
 
 
 def print_result(
-    content: dict[str, Any], lines: Iterable[str], arguments: argparse.Namespace
+    content: Callable[[], dict[str, Any]], lines: Iterable[str], arguments: argparse.Namespace
 ) -> None:
     """What a command found: as JSON with `--json`, else for people, and with `--quiet`, if it has
     that, not at all."""
     if arguments.json:
-        print(json.dumps(content, indent=2))
+        print(json.dumps(content(), indent=2))
     elif not getattr(arguments, "quiet", False):
         print_lines(lines)
 
@@ -43,8 +43,7 @@ def print_lines(lines: Iterable[str]) -> None:
     """Print lines in which names of files and tensors cannot control the terminal."""
     from ..errors import printable
 
-    for line in lines:
-        print(printable(line, limit=10_000))
+    sys.stdout.writelines(f"{printable(line, limit=10_000)}\n" for line in lines)
 
 
 def size(nbytes: int) -> str:

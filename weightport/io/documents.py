@@ -5,17 +5,16 @@ The schemas are JSON Schema (draft 7, https://json-schema.org), written as TOML 
 
 from __future__ import annotations
 
-import gc
 import json
 import math
 import tomllib
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from ..errors import ConversionError, printable
+from .collector import collector_paused
 from .regular import read_regular
 
 MAX_BYTES = 64 << 20
@@ -76,7 +75,7 @@ def parse_json(data: bytes | str, where: object, schema: str | None = None) -> d
         text = data if isinstance(data, str) else data.decode("utf-8-sig")
         if sum(map(text.count, "[{,")) > MAX_VALUES:
             raise ValueError(f"more than {MAX_VALUES} values")
-        with _without_collector():
+        with collector_paused():
             content = json.loads(
                 text, object_pairs_hook=unique, parse_float=_finite, parse_constant=_infinite
             )
@@ -122,18 +121,6 @@ def _validator(name: str) -> Callable[[object], object]:
     schema = tomllib.loads((_SCHEMAS / f"{name}.toml").read_text(encoding="utf-8"))
     validator: Callable[[object], object] = fastjsonschema.compile(schema, use_default=False)
     return validator
-
-
-@contextmanager
-def _without_collector() -> Iterator[None]:
-    """Of what JSON becomes nothing is garbage, and to look for it takes longer than to parse."""
-    collects = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if collects:
-            gc.enable()
 
 
 def _twice(pairs: list[tuple[str, Any]]) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import inspect
 import re
 import warnings
@@ -16,6 +15,7 @@ from torch import nn
 
 from ...hub.mixin import PushToHub
 from ...io.atomic import merged
+from ...io.collector import collector_paused
 from ...io.config_files import write_json
 from ...io.heap import keep_freed_memory
 from ...io.sizes import parse_size
@@ -227,18 +227,12 @@ class Model(nn.Module, HasConfig, PushToHub):
         files = find_files(source, cls.library, wanted.variant, wanted.use_safetensors)
         folder = source.fetch([CONFIG, *files] if CONFIG in source.names else files)
         paths = [folder / name for name in files]
-        collects = gc.isenabled()
-        # of a model's thousands of parts none is garbage, and looking takes longer than making them
-        gc.disable()
-        try:
+        with collector_paused():
             model = cls._built(source, paths, changes)
             unfit: list[str] | None = [] if wanted.ignore_mismatched_sizes else None
             unused = load_weights(
                 model, paths, cls.rename, dtype, device, not wanted.disable_mmap, unfit
             )
-        finally:
-            if collects:
-                gc.enable()
         if unfit:
             check_numbers(sum(model.get_parameter(key).numel() for key in unfit), source.name)
             random = cls.from_config(source.json(CONFIG), **changes).state_dict()
