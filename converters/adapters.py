@@ -14,6 +14,7 @@ from ..adapters.modules import Adapter
 from ..errors import ConversionError
 from ..io.atomic import check_apart
 from ..mappings.conventions import conventions
+from ..mappings.facts import facts
 from ..mappings.families import families
 from ..mappings.layouts import CANONICAL
 from .adapter_expansion import Expansion, expand
@@ -21,6 +22,7 @@ from .adapter_merge import Merge, Share, merge
 from .checkpoint import Tensor
 from .conversion import Conversion
 from .layouts.adapters import AdapterFile, open_adapter, reads, refuse_unfit
+from .layouts.embeddings import open_embeddings
 from .layouts.source import Source
 from .outputs.adapters import Respelled, origin, respelled, write
 from .outputs.adapters_record import RECORD
@@ -174,7 +176,20 @@ def _made(
         file = _of_all(files, strengths, settings)
     elif settings.expand:
         file = _with_metadata(file, _said(file))
+    adapter = replace(adapter, bundled={**adapter.bundled, **_bundled(settings)})
     return _Made(adapter, respelled(file, adapter, convention), expansions, how)
+
+
+def _bundled(settings: Settings) -> dict[str, Tensor]:
+    """Embeddings to lie in the file, by their names there."""
+    names = facts("embeddings")["bundled"]
+    found: dict[str, Tensor] = {}
+    for path in settings.embedding:
+        file = open_embeddings(Source(Path(path)))
+        for word in file.embeddings:
+            for role, tensor in word.vectors.items():
+                found[f"{word.token}.{names[role]}"] = tensor
+    return found
 
 
 def _of_all(

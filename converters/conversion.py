@@ -14,6 +14,7 @@ from .checkpoint import DTYPES, Computed
 from .planning.baked import Baking
 from .planning.keys import brief
 from .planning.plan import PlannedComponent, PlannedTensor
+from .planning.taught import Taught
 from .settings import Settings
 
 
@@ -27,6 +28,7 @@ class Conversion:
         notes: what the user should know, one sentence each.
         lacks: what the repo still needs before a pipeline can load it.
         baking: the adapters that change its weights.
+        taught: the words that its text encoders get.
     """
 
     family: str
@@ -36,6 +38,7 @@ class Conversion:
     notes: list[str] = field(default_factory=list)
     lacks: list[str] = field(default_factory=list)
     baking: Baking | None = None
+    taught: list[Taught] = field(default_factory=list)
 
     @property
     def architecture(self) -> Family:

@@ -14,10 +14,12 @@ from ..io.collector import collector_paused
 from ..io.dtypes import EIGHT_BITS, KEEP, WORDS
 from ..mappings.families import Family, families, halves, halves_of
 from ..mappings.layouts import layouts
+from . import embeddings
 from .adapters import convert_adapters, takes
 from .baking import bake, parse_lora
 from .checkpoint import Checkpoint
 from .conversion import Conversion
+from .layouts.embeddings import EmbeddingFile
 from .layouts.folders import is_hub_cache, located
 from .layouts.source import Source
 from .layouts.sources import open_source
@@ -31,6 +33,7 @@ from .repo.carried import Carried, carried_from
 from .repo.index import lacking
 from .repo.tokenizer import named_placeholders, placeholder_notes
 from .settings import Settings
+from .vocabulary import teach, words_of
 from .writers.background import Later
 
 
@@ -51,8 +54,15 @@ def convert(
     """
     if takes(settings):
         return convert_adapters(sources, output, settings, progress)
-    adapters = [Path(parse_lora(text)[0]) for text in settings.lora]
-    check_apart(output, [*sources, *adapters, *(path for path in (base, settings.vae) if path)])
+    words = embeddings.opened(sources, settings)
+    if words is None and embeddings.asks(settings):
+        words = _words(sources, base, settings)
+        settings = replace(settings, placeholder_tokens=())  # they have their names
+    if words is not None:
+        return embeddings.convert_embeddings(words, output, settings)
+    changes = [Path(parse_lora(text)[0]) for text in settings.lora]
+    changes += map(Path, settings.embedding)
+    check_apart(output, [*sources, *changes, *(path for path in (base, settings.vae) if path)])
     writer = OUTPUTS[settings.to]
     with planned(sources, base, settings) as (conversion, settings):
         if not settings.dry_run:
@@ -79,8 +89,10 @@ def planned(
     with collector_paused():
         conversion, settings, parts = _plan(sources, base, settings)
     yield conversion, settings
-    for part in parts:
-        for file in part.checkpoint.files:
+    checkpoints = [part.checkpoint for part in parts]
+    checkpoints += [one for taught in conversion.taught for one in taught.checkpoints]
+    for checkpoint in checkpoints:
+        for file in checkpoint.files:
             file.check_unchanged()
 
 
@@ -97,10 +109,7 @@ def _plan(
         raise ConversionError(f"{sources[0]}: --ema, but the file holds no moving average")
     if settings.vae is not None:
         parts = _with_vae(parts, settings.vae, settings)
-    family, parts = _with_base(parts, base, settings)
-    components = plan(parts, family)
-    if settings.component is not None:
-        components = _only(components, settings.component)
+    family, parts, components = _planned(parts, base, settings)
     choose_heads(components, family, settings.heads)
     conversion = Conversion(family.name, components, None)
     if settings.lora:
@@ -110,9 +119,30 @@ def _plan(
         settings = _with_tokens(conversion, settings)
         carried = carried_from(family, components, settings.component is None)
         _take_notes(conversion, parts, carried, settings)
+    if settings.embedding:
+        conversion.taught = teach(components, family, settings)
+        conversion.notes += [note for one in conversion.taught for note in one.notes]
     conversion.notes += _left_out(parts, carried)
     conversion.notes += _eight_bit_notes(components, settings.dtype)
     return conversion, settings, parts
+
+
+def _planned(
+    parts: list[Recognition], base: Path | None, settings: Settings
+) -> tuple[Family, list[Recognition], dict[str, PlannedComponent]]:
+    """The family, the parts with those of a base, and the components that they make."""
+    family, parts = _with_base(parts, base, settings)
+    components = plan(parts, family)
+    if settings.component is not None:
+        components = _only(components, settings.component)
+    return family, parts, components
+
+
+def _words(sources: Sequence[Path], base: Path | None, settings: Settings) -> EmbeddingFile:
+    """The words that a model was taught."""
+    parts = recognised(open_sources(sources, settings))
+    family, _, components = _planned(parts, base, settings)
+    return words_of(sources, components, family, settings)
 
 
 def _check_revision(sources: Sequence[Path], revision: str | None) -> None:

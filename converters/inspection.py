@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,8 @@ from ..io.collector import collector_paused
 from ..mappings.families import families
 from .adapter_inspection import InspectedAdapter, inspect_adapter
 from .checkpoint import Tensor
-from .layouts import adapters
+from .embedding_inspection import InspectedEmbedding, inspect_embedding
+from .layouts import adapters, embeddings
 from .layouts.ldm_evidence import image_size, prediction, stands_alone
 from .layouts.source import Source
 from .layouts.sources import open_source
@@ -57,11 +58,13 @@ class Inspection:
     Attributes:
         parts: the components in the file.
         adapter: what the file changes, if it is an adapter; it has no parts then.
+        embedding: the words that it holds, if it is a textual inversion; likewise.
     """
 
     path: str
     parts: tuple[InspectedPart, ...]
     adapter: InspectedAdapter | None = None
+    embedding: InspectedEmbedding | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data, ready for JSON."""
@@ -69,6 +72,7 @@ class Inspection:
             "path": self.path,
             "parts": [dict(vars(part)) for part in self.parts],
             "adapter": dict(vars(self.adapter)) if self.adapter else None,
+            "embedding": asdict(self.embedding) if self.embedding else None,
         }
 
 
@@ -84,6 +88,9 @@ def inspect(path: Path, family: str | None = None) -> Inspection:
     # LoRA is reported by its alpha only when it is merged: looking needs none
     source = Source(path, lora_alpha=1.0)
     with collector_paused():
+        if embeddings.reads(source):
+            words = inspect_embedding(embeddings.open_embeddings(source))
+            return Inspection(str(path), (), embedding=words)
         if adapters.reads(source):
             return Inspection(str(path), (), inspect_adapter(adapters.open_adapter(source), family))
         parts = open_source(source)

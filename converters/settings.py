@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from ..io import dtypes
-from ..mappings import conventions, families, layouts
+from ..mappings import conventions, embeddings, families, layouts
 
 PREDICTION_TYPES = ("epsilon", "v_prediction")
 TEXT_ACTIVATIONS = ("tanh", "erf")
-TARGETS = (*layouts.NAMES, *conventions.written())
+TARGETS = (*layouts.NAMES, *conventions.written(), *embeddings.written()[1:])
 COMPONENTS = (*families.component_names(), *families.halves())
 
 
@@ -73,7 +73,9 @@ class Settings:
     """
 
     to: str = option(
-        layouts.CANONICAL, "the layout to write; of an adapter, the convention", choices=TARGETS
+        layouts.CANONICAL,
+        "the layout to write; of an adapter the convention, of an embedding the form",
+        choices=TARGETS,
     )
     family: str | None = option(
         None,
@@ -117,7 +119,7 @@ class Settings:
     )
     placeholder_tokens: tuple[str, ...] = option(
         (),
-        "name of an added token row; repeat in order",
+        "name of an added token row, <cat>=2 of two; repeat in order",
         flag="--placeholder-token",
         metavar="TOKEN",
         reported=Option.IF_SET,
@@ -141,9 +143,17 @@ class Settings:
         metavar="0.7,0.4",
     )
     expand: bool = option(False, "of an adapter: make plain LoRA of LoHa, LoKr and mid factors")
+    embedding: tuple[str, ...] = option(
+        (),
+        "teach the model the words of a textual inversion; repeat for several",
+        metavar="FILE",
+    )
+    extract_embeddings: bool = option(
+        False, "write the words that textual inversion added to a model, or that lie in a LoRA"
+    )
     ignore_unmatched: bool = option(
         False,
-        "leave out what an adapter holds for no module of the model",
+        "leave out what an adapter or embedding holds for no part of the model",
         reported=Option.IF_SET,
     )
     ema: bool = option(

@@ -62,6 +62,9 @@ def convert(
         "peft",
         "diffusers-processors",
         "original",
+        "a1111",
+        "clip",
+        "text-encoders",
     ] = "diffusers",
     family: str | None = None,
     component: str | None = None,
@@ -75,6 +78,8 @@ def convert(
     lora: Sequence[str] = (),
     merge: Sequence[float] = (),
     expand: bool = False,
+    embedding: Sequence[StrPath] = (),
+    extract_embeddings: bool = False,
     ignore_unmatched: bool = False,
     ema: bool = False,
     revision: str | None = None,
@@ -100,7 +105,8 @@ def convert(
             `to="ldm"` a `.safetensors` file.
         base: where components come from that the sources lack: a diffusers repo, a folder with
             KerasCV's stock files, or a Hub id.
-        to: the layout to write; of an adapter, the convention for its names.
+        to: the layout to write; of an adapter the convention for its names, of an embedding the
+            form.
         family: `sd1`, `sd2`, `sdxl`, `sdxl_refiner` or `upscaler`, where the tensors leave a
             choice.
         component: convert this one only: `unet`, `text_encoder`, `text_encoder_2`, `controlnet`,
@@ -111,13 +117,16 @@ def convert(
         max_shard_size: bytes, or `"5GB"`; larger components are written in shards with an index.
         text_activation: of an SD 2.x text encoder: `tanh` (keras-cv from 0.6.4 on) or `erf`
             (before).
-        placeholder_tokens: names for the token rows that textual inversion added, in order.
+        placeholder_tokens: names for the token rows that textual inversion added, in order,
+            `<cat>=2` for two of one word; of an embedding, its words.
         lora_alpha: merge LoRA factors with this alpha; they are refused without it.
         lora: adapters to bake into the weights, `FILE`, `FILE@0.8` or
             `FILE@unet=0.8,text_encoder=0.5`.
         merge: make one adapter of several sources, with a strength for each.
         expand: of an adapter, make plain LoRA of LoHa, LoKr and mid factors.
-        ignore_unmatched: leave out what an adapter holds for no module of the model.
+        embedding: files of textual inversion whose words the text encoders and tokenizers get.
+        extract_embeddings: write the words that were added to a model, or that lie in a LoRA.
+        ignore_unmatched: leave out what an adapter or embedding holds for no part of the model.
         ema: take the moving average of the weights instead of the weights themselves.
         revision: of a source that is a repository's folder in the Hub's cache: a branch, a tag or
             a commit.
@@ -169,6 +178,8 @@ def convert(
         lora=tuple(_local_lora(text) for text in lora),
         merge=tuple(merge),
         expand=expand,
+        embedding=tuple(str(_local(path)) for path in embedding),
+        extract_embeddings=extract_embeddings,
         ignore_unmatched=ignore_unmatched,
         ema=ema,
         revision=revision,

@@ -9,6 +9,7 @@ from ...errors import ConversionError
 from ..checkpoint import Checkpoint
 from . import diffusers, kerascv, ldm
 from .adapters import refuse_adapter
+from .embeddings import refuse_embedding
 from .folders import left_beside, located, weight_files
 from .foreign import refuse_archive, refuse_contents, refuse_folder
 from .ldm_configs import stated_configs
@@ -43,6 +44,7 @@ def open_source(source: Source) -> list[Checkpoint]:
     path = located(source.path, source.revision)
     if path != source.path:
         source = replace(source, path=path)
+    refuse_embedding(source)
     refuse_adapter(source)
     if source.kind == "zip":
         refuse_archive(source.path)

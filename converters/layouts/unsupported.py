@@ -48,8 +48,6 @@ def refuse_unsupported(
         for _, key in _fitting(tensors, {pattern: model}):
             if _has_size(tensors[key], int(axis), int(size)):
                 _refuse(place, model, key)
-    if tensors and all(_is_word(key, tensor) for key, tensor in tensors.items()):
-        _refuse(place, facts("unsupported")["words"]["model"], next(iter(tensors)))
 
 
 def refuse_config(path: Path, config: Mapping[str, Any]) -> None:
@@ -150,12 +148,6 @@ def _fitting(tensors: Tensors, patterns: Mapping[str, str]) -> list[tuple[str, s
 
 def _has_size(tensor: Tensor, axis: int, size: int) -> bool:
     return len(tensor.shape) > axis and tensor.shape[axis] == size
-
-
-def _is_word(key: str, tensor: Tensor) -> bool:
-    """Whether a tensor is the vectors of a word, by which diffusers names it."""
-    known = facts("unsupported")["words"]["widths"]
-    return "." not in key and len(tensor.shape) in (1, 2) and tensor.shape[-1] in known
 
 
 def _refuse(place: Path, model: str, key: str) -> NoReturn:

@@ -142,6 +142,7 @@ def _write_report(
         files=_files(folder, weights, hashes),
         notes=[*conversion.notes, *(f"lacks {gap}" for gap in conversion.lacks)],
         adapters=conversion.baking.report(hashes) if conversion.baking else [],
+        embeddings=[one.report(hashes) for one in conversion.taught],
     )
     text = json.dumps(conversion.report, indent=1, ensure_ascii=False)
     (folder / "conversion.json").write_text(text + "\n", encoding="utf-8")

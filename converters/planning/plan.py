@@ -76,6 +76,7 @@ class PlannedComponent:
         expected: key -> shape of every tensor of the model; `tensors` may be half of them.
         parts: what fills it; two for a VAE made of a decoder and an image encoder.
         chosen: options of the config that the user decides.
+        words: tokens that embeddings bring -> their rows in the table of tokens.
     """
 
     name: str
@@ -84,6 +85,7 @@ class PlannedComponent:
     expected: Mapping[str, Shape]
     parts: list[Recognition] = field(default_factory=list)
     chosen: dict[str, Any] = field(default_factory=dict)
+    words: dict[str, int] = field(default_factory=dict)
 
     @property
     def missing(self) -> list[str]:

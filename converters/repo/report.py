@@ -19,6 +19,7 @@ def conversion_report(
     files: Mapping[str, Mapping[str, Any]],
     notes: Sequence[str],
     adapters: Sequence[Mapping[str, Any]],
+    embeddings: Sequence[Mapping[str, Any]],
 ) -> dict[str, Any]:
     """The content of `conversion.json`; deterministic: no times, no absolute paths.
 
@@ -26,6 +27,7 @@ def conversion_report(
         sha256: source file name -> digest.
         files: repo file -> its size and sha256.
         adapters: what changed the weights of the sources.
+        embeddings: what words were added to them.
     """
     from importlib import metadata  # takes 2 MB, so not before the weights are written
 
@@ -38,6 +40,7 @@ def conversion_report(
         "family": family,
         "sources": [_source(part, sha256) for part in parts],
         **({"adapters": list(adapters)} if adapters else {}),
+        **({"embeddings": list(embeddings)} if embeddings else {}),
         "tables": dict(sorted(tables.items())),
         "options": dict(options),
         "notes": list(notes),

@@ -13,10 +13,12 @@ from __future__ import annotations
 import collections
 import itertools
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ...adapters.embeddings import spelled
 from ...errors import ConversionError, printable
 from ...mappings.families import Family
 from ..planning.plan import PlannedComponent
@@ -28,7 +30,7 @@ MAX_LENGTH = 77
 START, END = "<|startoftext|>", "<|endoftext|>"  # 49406, 49407
 
 
-def _vocabulary() -> dict[str, int]:
+def clip_vocabulary() -> dict[str, int]:
     """CLIP's token -> id."""
     vocabulary: dict[str, int] = json.loads(b"".join(unpacked("clip_vocab.json")))
     return vocabulary
@@ -39,12 +41,14 @@ def placeholder_names(rows: int, given: Sequence[str]) -> tuple[str, ...]:
 
     Args:
         rows: the rows of the text encoder's token embedding.
-        given: the user's names; empty for `<placeholder-0>`, `<placeholder-1>`, …
+        given: the user's names, `<cat>=2` for two rows `<cat>` and `<cat>_1`; empty for
+            `<placeholder-0>`, `<placeholder-1>`, …
 
     Raises:
         ConversionError: there is not one name for each added row, or a name cannot be a token.
     """
     added = max(rows - VOCABULARY_SIZE, 0)
+    given = expanded(given)
     if given and len(given) != added:
         raise ConversionError(
             f"the token table has {rows} rows, {added} more than CLIP's vocabulary, but"
@@ -54,6 +58,15 @@ def placeholder_names(rows: int, given: Sequence[str]) -> tuple[str, ...]:
     names = tuple(given) or tuple(f"<placeholder-{i}>" for i in range(added))
     _check_placeholders(names)
     return names
+
+
+def expanded(given: Sequence[str]) -> tuple[str, ...]:
+    """The tokens of names: `<cat>=2` is `<cat>` and `<cat>_1`."""
+    tokens: list[str] = []
+    for name in given:
+        found = re.fullmatch(r"(.+)=([1-9]\d{0,3})", name)
+        tokens += spelled(found[1], int(found[2])) if found else [name]
+    return tuple(tokens)
 
 
 def placeholder_warnings(names: Sequence[str]) -> list[str]:
@@ -79,7 +92,7 @@ def _flaw(name: str, earlier: Sequence[str]) -> str | None:
     """Why a name cannot be a placeholder token after the `earlier` ones."""
     if not name or not name.isprintable() or " " in name:
         return "is empty or holds white space or control characters"
-    if name in (vocabulary := _vocabulary()):
+    if name in (vocabulary := clip_vocabulary()):
         return f"is token {vocabulary[name]} of CLIP's vocabulary"
     if name.lower() in (
         other.lower() for other in earlier
@@ -112,7 +125,7 @@ def write_tokenizer(
         ConversionError: a placeholder cannot be a token, or the pad token is not one.
     """
     _check_placeholders(placeholder_tokens)
-    if pad_token != END and pad_token not in _vocabulary():
+    if pad_token != END and pad_token not in clip_vocabulary():
         raise ConversionError(f"pad token '{printable(pad_token)}' is not in CLIP's vocabulary")
     for name in ("clip_vocab.json", "clip_bpe_merges.txt"):
         # damaged data is refused before anything is written

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from ...mappings.families import Family, Tokenizer
 from ..planning.plan import PlannedComponent
+from .added_tokens import add_tokens
 from .base import base_file
 from .t5_tokenizer import CLASS_NAME, write_t5_tokenizer
 from .tokenizer import MAX_LENGTH, VOCABULARY_SIZE, write_tokenizer
@@ -41,8 +42,18 @@ def copy_or_write_tokenizer(
     folder.mkdir()
     for file in theirs:
         (folder / file.name).write_bytes(file.read_bytes())
-    if theirs:
-        return
+    if not theirs:
+        _write(folder, tokenizer, encoder, placeholder_tokens)
+    add_tokens(folder, encoder.words)
+
+
+def _write(
+    folder: Path,
+    tokenizer: Tokenizer,
+    encoder: PlannedComponent,
+    placeholder_tokens: Sequence[str],
+) -> None:
+    """The tokenizer of a family."""
     if tokenizer.class_name == CLASS_NAME:
         write_t5_tokenizer(folder)
     else:

@@ -13,6 +13,7 @@ from .terminal import print_result, size
 if TYPE_CHECKING:
     from ..api import Inspection
     from ..converters.adapter_inspection import InspectedAdapter
+    from ..converters.embedding_inspection import InspectedEmbedding
 
 
 def add(commands: Any, common: argparse.ArgumentParser) -> None:
@@ -26,7 +27,7 @@ def add(commands: Any, common: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "file",
         metavar="FILE",
-        help="Keras file, TensorFlow or SavedModel folder, diffusers repo, or LoRA",
+        help="Keras file, TensorFlow or SavedModel folder, diffusers repo, LoRA, or embedding",
     )
     parser.add_argument(
         "--family", choices=families.NAMES, help="of an adapter, where it fits several"
@@ -48,6 +49,8 @@ def _inspection_lines(inspection: Inspection) -> Iterator[str]:
     yield inspection.path
     if inspection.adapter is not None:
         yield from _adapter_lines(inspection.adapter)
+    if inspection.embedding is not None:
+        yield from _embedding_lines(inspection.embedding)
     for part in inspection.parts:
         mixed = len(part.dtypes) > 1
         dtypes = ", ".join(
@@ -89,6 +92,20 @@ def _adapter_lines(adapter: InspectedAdapter) -> Iterator[str]:
     yield from _titled("words", [", ".join(adapter.words)] if adapter.words else [])
     yield from _titled("says", [f"{key}: {value}" for key, value in adapter.metadata.items()])
     yield from _titled("unexpected", _some(adapter.unmatched))
+
+
+def _embedding_lines(embedding: InspectedEmbedding) -> Iterator[str]:
+    yield ""
+    yield f"a textual inversion of {' or '.join(embedding.families) or 'no known model'}"
+    yield from _titled("because", embedding.evidence)
+    yield from _titled("format", [embedding.format])
+    for word in embedding.words:
+        vectors = [
+            f"{count} x {width}, {dtype}{f' ({role})' if role else ''}"
+            for role, count, width, dtype in word.vectors
+        ]
+        yield from _titled("word", [f"{word.token}: {'; '.join(vectors)}"])
+    yield from _titled("says", [f"{key}: {value}" for key, value in embedding.metadata.items()])
 
 
 def _titled(title: str, facts: Sequence[str]) -> Iterator[str]:

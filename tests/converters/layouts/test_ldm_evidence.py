@@ -478,7 +478,7 @@ NAMED = {
     "lora_unet_mid_block_attentions_0_proj_in.lora_up.weight": "a LoRA",
     "unet.mid_block.attentions.0.proj_in.lora_A.weight": "a LoRA",
     "lora_unet_mid_block.hada_w1_a": "LoHa", "lora_unet_mid_block.lokr_w1": "LoKr",
-    "emb_params": "a textual inversion", "clip_l": "a textual inversion of SDXL",
+    "emb_params": "a model with a textual inversion", "clip_l": "a textual inversion of SDXL",
     "ip_adapter.1.to_k_ip.weight": "an IP-Adapter", "adapter.body.0.block1.weight": "a T2I-Adapter",
 }  # fmt: skip
 

@@ -97,9 +97,6 @@ def test_folder_whose_config_names_another_class(
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
-        ({"<dog>": torch.zeros(1024)}, "textual inversion"),
-        ({"my-style": torch.zeros(4, 768), "another": torch.zeros(768)}, "textual inversion"),
-        ({"string_to_token": {"*": 265}, "string_to_param": {"*": torch.zeros(768)}}, "textual"),
         ({640: [{"linear.0.weight": torch.zeros(2, 2)}], "name": "x"}, "hypernetwork"),
         ({"state": {0: {"step": 1, "exp_avg": torch.zeros(4)}}}, "state of an optimizer"),
     ],

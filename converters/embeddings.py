@@ -1,0 +1,101 @@
+"""The road of embeddings: words in a file or a model -> a file of them, in any form."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from ..adapters.embeddings import Embedding, fitting
+from ..errors import ConversionError, printable
+from ..io.atomic import check_apart
+from ..mappings.embeddings import written
+from .checkpoint import Tensor
+from .conversion import Conversion
+from .layouts import adapters
+from .layouts.embeddings import EmbeddingFile, open_embeddings, reads
+from .layouts.source import Source
+from .outputs.embeddings import in_form, write
+from .settings import Settings
+
+_MOST = 64 << 20  # bytes of a file of words
+
+
+def opened(sources: Sequence[Path], settings: Settings) -> EmbeddingFile | None:
+    """The words in the source, if it is a file of them or a LoRA from which they are asked for.
+
+    Raises:
+        ConversionError: it cannot be read.
+    """
+    if len(sources) != 1 or settings.embedding:
+        return None
+    path = sources[0]
+    if path.is_file() and path.stat().st_size > _MOST and not settings.extract_embeddings:
+        return None
+    if not path.exists():
+        return None
+    source = Source(path)
+    is_bundle = settings.extract_embeddings and path.is_file() and adapters.reads(source)
+    return open_embeddings(source) if is_bundle or reads(source) else None
+
+
+def asks(settings: Settings) -> bool:
+    """Whether a file of words is asked for."""
+    return settings.extract_embeddings or settings.to in written()[1:]
+
+
+def convert_embeddings(file: EmbeddingFile, output: Path, settings: Settings) -> Conversion:
+    """Write words as a file.
+
+    Raises:
+        ConversionError: the form has no place for them; nothing is left behind.
+    """
+    if settings.to not in written():
+        raise ConversionError(
+            f"{file.path}: a textual inversion; --to {' or --to '.join(written())}"
+        )
+    check_apart(output, [file.path])
+    words = _renamed(file, settings)
+    made = in_form(file.path, words, file.metadata, output, settings.to)
+    found = fitting(words)
+    family = next(iter((*found.whole, *found.halves)), "")
+    conversion = Conversion(family, {}, None if settings.dry_run else output)
+    conversion.notes += [_described(word) for word in words]
+    if not file.is_named and not settings.placeholder_tokens:
+        conversion.notes.append(
+            f"the file names no word, so it is that of its name, {printable(words[0].token)};"
+            " --placeholder-token gives another"
+        )
+    if made.form.roles and words[0].token != output.stem:
+        conversion.notes.append(
+            f"programs that read this form take the file's name for the word: {output.stem} in"
+            f" place of {printable(words[0].token)}"
+        )
+    if not settings.dry_run:
+        write(made, words[0].token, output, settings)
+    file.check_unchanged()
+    return conversion
+
+
+def _renamed(file: EmbeddingFile, settings: Settings) -> list[Embedding[Tensor]]:
+    """The words by the names that the user gives, or their own."""
+    given = settings.placeholder_tokens
+    if not given:
+        return list(file.embeddings)
+    if len(given) != len(file.embeddings):
+        raise ConversionError(
+            f"{file.path}: holds {len(file.embeddings)} words, but {len(given)} are named with"
+            " --placeholder-token"
+        )
+    return [replace(word, token=name) for word, name in zip(file.embeddings, given, strict=True)]
+
+
+def _described(word: Embedding[Tensor]) -> str:
+    """A word and its vectors, in a sentence."""
+    kinds = []
+    for role, tensor in word.vectors.items():
+        count = tensor.shape[0] if len(tensor.shape) == 2 else 1
+        plural = "vector" if count == 1 else "vectors"
+        of_role = f" ({role})" if role else ""
+        kinds.append(f"{count} {plural} of {tensor.shape[-1]}{of_role}")
+    return f"{printable(word.token)}: {', '.join(kinds)}"

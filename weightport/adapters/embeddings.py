@@ -1,0 +1,179 @@
+"""Textual inversion: names of tensors -> words, each with its vectors.
+
+Gal et al. 2022, https://arxiv.org/abs/2208.01618. What files call them is in
+`mappings/facts/embeddings.toml`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import cache
+from typing import Generic, NamedTuple, TypeVar
+
+from ..errors import printable
+from ..mappings.facts import facts
+from ..mappings.families import families
+from .modules import BUNDLED
+from .shapes import Shaped
+
+T = TypeVar("T", bound=Shaped)
+ANY = ""
+"""The role of vectors whose width tells which text encoder they are for."""
+
+
+@dataclass(frozen=True)
+class Embedding(Generic[T]):
+    """A word and its vectors.
+
+    Attributes:
+        token: the word; empty where the file does not say.
+        vectors: role -> (n, channels), or (channels,) for one vector. A role is a text encoder, or
+            `ANY`.
+    """
+
+    token: str
+    vectors: Mapping[str, T]
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """Roles whose vectors take the place of what a text encoder answers."""
+        ending = facts("embeddings")["outputs"]["ending"]
+        return tuple(role for role in self.vectors if role.endswith(ending))
+
+    def of_width(self, channels: int) -> T | None:
+        """The vectors for a text encoder of so many channels, if there are any."""
+        inputs = (one for role, one in self.vectors.items() if role not in self.outputs)
+        return next((one for one in inputs if one.shape[-1] == channels), None)
+
+    def for_encoders(self) -> dict[str, T]:
+        """Encoder -> vectors; those that their width tells are told."""
+        widths = facts("embeddings")["encoders"]
+        named = {width: role for role, width in widths.items()}
+        return {role or named.get(one.shape[-1], ANY): one for role, one in self.vectors.items()}
+
+
+def is_embedding(tensors: Mapping[str, Shaped]) -> bool:
+    """Whether the tensors of a file are words and no more."""
+    return bool(tensors) and all(_is_word(name, one) for name, one in tensors.items())
+
+
+def _is_word(name: str, tensor: Shaped) -> bool:
+    """Whether a tensor is vectors of a word, or what lies beside such."""
+    known = facts("embeddings")
+    beginnings = (known["nameless"]["map"], *known["beside"]["names"], BUNDLED)
+    if name in known["roles"] or name.startswith(beginnings):
+        return True
+    is_token = "." not in name or (name.startswith("<") and name.endswith(">"))
+    widths = known["widths"]["known"]
+    return is_token and len(tensor.shape) in (1, 2) and tensor.shape[-1] in widths
+
+
+def read_embeddings(tensors: Mapping[str, T], token: str = "") -> list[Embedding[T]]:
+    """The words of a file, in its order.
+
+    Args:
+        token: that of vectors whose names do not say one.
+
+    Raises:
+        ValueError: tensors are no vectors, or a word has two of a kind.
+    """
+    found: dict[str, dict[str, T]] = {}
+    beside = tuple(facts("embeddings")["beside"]["names"])
+    for name, tensor in tensors.items():
+        place = _place(name)
+        if place.name.startswith(beside):
+            continue
+        shape = tuple(tensor.shape)
+        if len(shape) not in (1, 2) or 0 in shape:
+            raise ValueError(f"`{printable(name)}` has shape {list(shape)}, and is no vectors")
+        vectors = found.setdefault(place.token or token, {})
+        if place.role in vectors:
+            raise ValueError(
+                f"`{printable(name)}` is a second set of vectors for"
+                f" {printable(place.token or token) or 'a word without a token'}"
+            )
+        vectors[place.role] = tensor
+    if not found:
+        raise ValueError("holds no vectors of a word")
+    return [Embedding(word, vectors) for word, vectors in found.items()]
+
+
+class _Place(NamedTuple):
+    """What a name says.
+
+    Attributes:
+        token: empty where it says none.
+        name: less what says that it lies in a file of LoRA, and of which word it is.
+    """
+
+    token: str
+    role: str
+    name: str
+
+
+def _place(name: str) -> _Place:
+    roles: Mapping[str, str] = facts("embeddings")["roles"]
+    bundled = name.removeprefix(BUNDLED)
+    if bundled != name:
+        for ending, role in roles.items():
+            if bundled.endswith(f".{ending}"):
+                return _Place(bundled.removesuffix(f".{ending}"), role, ending)
+        raise ValueError(f"`{printable(name)}` does not end as vectors of an embedding do")
+    if name in roles:
+        return _Place("", roles[name], name)
+    known = facts("embeddings")["nameless"]
+    word = name.removeprefix(known["map"])
+    return _Place("" if word == known["token"] else word, ANY, name)
+
+
+class Fitting(NamedTuple):
+    """For which models words are.
+
+    Attributes:
+        whole: families all of whose text encoders they have vectors for.
+        halves: families of which some text encoder gets none.
+    """
+
+    whole: tuple[str, ...]
+    halves: tuple[str, ...]
+
+
+def fitting(embeddings: Iterable[Embedding[T]]) -> Fitting:
+    """The families whose text encoders are as wide as the vectors."""
+    widths = {one.shape[-1] for each in embeddings for one in each.vectors.values()}
+    whole = []
+    halves = []
+    for name, encoders in _encoders().items():
+        if encoders == widths:
+            whole.append(name)
+        elif widths < encoders:
+            halves.append(name)
+    return Fitting(tuple(whole), tuple(halves))
+
+
+@cache
+def _encoders() -> dict[str, set[int]]:
+    """Family -> the channels of its text encoders."""
+    return {
+        name: {family.components[one].config["hidden_size"] for one in family.text_encoders}
+        for name, family in families().items()
+    }
+
+
+def spelled(token: str, count: int) -> list[str]:
+    """The tokens that several vectors of a word get: `<cat>`, `<cat>_1`, `<cat>_2`."""
+    return [token, *(f"{token}_{i}" for i in range(1, count))]
+
+
+def grouped(tokens: Iterable[str]) -> dict[str, int]:
+    """Words among tokens in order -> how many vectors each has; the inverse of `spelled`."""
+    words: dict[str, int] = {}
+    last = ""
+    for token in tokens:
+        if last and token == f"{last}_{words[last]}":
+            words[last] += 1
+        else:
+            words[token] = 1
+            last = token
+    return words
