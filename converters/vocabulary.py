@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..adapters.embeddings import ANY, Embedding, grouped, spelled
+from ..adapters.embeddings import ANY, Embedding, grouped, role_of, spelled
 from ..errors import ConversionError, printable
 from ..io.dtypes import WORDS
 from ..mappings.facts import facts
@@ -151,7 +151,6 @@ def words_of(
         ConversionError: it has none.
     """
     described = facts("embeddings")["model"]
-    roles = facts("embeddings")["components"]
     several = len(family.text_encoders) > 1
     found: dict[str, dict[str, Tensor]] = {}
     checkpoints = []
@@ -162,7 +161,7 @@ def words_of(
         checkpoints += [part.checkpoint for part in encoder.parts]
         table = encoder.tensors[described["table"]].tensor()
         rows = token_rows(encoder, folder, table.shape[0], settings.placeholder_tokens)
-        role = roles[tokenizer.encoder] if several else ANY
+        role = role_of(encoder.name) if several else ANY
         at = 0
         tokens = list(rows)
         for word, count in grouped(tokens).items():

@@ -65,7 +65,7 @@ MAY_IMPORT = GROUND | {
     "runtime.outputs": set(),
     "runtime.single_file": {"converters", "io", "mappings", "pull", "runtime.registry"},
     "runtime.loading": _LOADING | {"runtime.registry", "runtime.single_file"},
-    "runtime.text": _MODELS,
+    "runtime.text": _MODELS | {"adapters"},
     "runtime.schedulers": _MODELS | {"noise_schedule"},
     "runtime.models": _MODELS | {"runtime.text"},
     "runtime.sampling": _SAMPLING,

@@ -144,7 +144,7 @@ def test_torch_and_pillow_read_what_is_written(
 
 def test_words_are_renamed(files: dict[str, tuple[Path, Held]], tmp_path: Path) -> None:
     output = tmp_path / "out.safetensors"
-    found = weightport.convert(files["gal.pt"][0], output, placeholder_tokens=["<tom>"])
+    found = weightport.convert(files["gal-style.pt"][0], output, placeholder_tokens=["<tom>"])
     assert list(load_file(output)) == ["<tom>"]
     assert not any("names no word" in note for note in found.notes)
     message = refused(files["several.bin"][0], output, placeholder_tokens=["<a>"], overwrite=True)

@@ -72,13 +72,19 @@ def write_pixels(path: Path, tensor: Tensor) -> None:
     Image.fromarray(pixels).save(path)
 
 
-def write_all(folder: Path) -> dict[str, tuple[Path, dict[str, dict[str, Tensor]]]]:
-    """Every form: name -> the file, and what is in it: word -> encoder -> vectors."""
-    large = vectors()
-    wide = vectors(3, 1280, 1)
-    one = vectors(1, 768, 2)[0]
-    other = vectors(2, 768, 3)
-    sd2 = vectors(2, 1024, 4)
+def write_all(
+    folder: Path, widths: tuple[int, int, int] = (768, 1280, 1024)
+) -> dict[str, tuple[Path, dict[str, dict[str, Tensor]]]]:
+    """Every form: name -> the file, and what is in it: word -> encoder -> vectors.
+
+    Args:
+        widths: of the text encoders of SDXL, and of that of SD 2.x.
+    """
+    large = vectors(3, widths[0])
+    wide = vectors(3, widths[1], 1)
+    one = vectors(1, widths[0], 2)[0]
+    other = vectors(2, widths[0], 3)
+    sd2 = vectors(2, widths[2], 4)
     both = {"clip_l": large, "clip_g": wide}
     style = {"my-style": {"": large}}
     cat = {"<cat>": {"": large}}
@@ -90,7 +96,7 @@ def write_all(folder: Path) -> dict[str, tuple[Path, dict[str, dict[str, Tensor]
         "a1111.pt": (a1111(large), {}, style),
         "a1111-old.pt": (a1111(nn.Parameter(large)), old, style),
         "a1111-none.pt": (stated, {}, style),
-        "gal.pt": (gal, {}, {"gal": {"": large}}),
+        "gal-style.pt": (gal, {}, {"gal-style": {"": large}}),
         "gal-token.pt": ({"string_to_param": {"<cat>": large}}, {}, cat),
         "one.bin": ({"<cat>": one}, {}, {"<cat>": {"": one}}),
         "vectors.bin": ({"<cat>": nn.Parameter(large)}, old, cat),
@@ -117,8 +123,8 @@ def write_all(folder: Path) -> dict[str, tuple[Path, dict[str, dict[str, Tensor]
         ),
         "bundle.safetensors": (bundle, {"a.b": both}),
         "bundle-sd1.safetensors": (
-            {"bundle_emb.x.string_to_param.*": large, "bundle_emb.y.emb_params": other},
-            {"x": {"": large}, "y": {"": other}},
+            {"bundle_emb.<x>.string_to_param.*": large, "bundle_emb.<y>.emb_params": other},
+            {"<x>": {"": large}, "<y>": {"": other}},
         ),
     }
     made = {}

@@ -161,6 +161,12 @@ def _encoders() -> dict[str, set[int]]:
     }
 
 
+def role_of(component: str) -> str:
+    """How files that tell text encoders apart call one of a model with two; `ANY` for others."""
+    roles: Mapping[str, str] = facts("embeddings")["components"]
+    return roles.get(component, ANY)
+
+
 def spelled(token: str, count: int) -> list[str]:
     """The tokens that several vectors of a word get: `<cat>`, `<cat>_1`, `<cat>_2`."""
     return [token, *(f"{token}_{i}" for i in range(1, count))]

@@ -14,11 +14,18 @@ from safetensors.torch import save_file
 from transformers import CLIPTextModel as TheirEncoder
 from transformers import CLIPTokenizer as TheirTokenizer
 
+from weightport.adapters.embeddings import spelled
 from weightport.converters.repo.tokenizer import write_tokenizer
 from weightport.runtime.models.clip import CLIPTextModel
 from weightport.runtime.sampling.prompts import expanded
-from weightport.runtime.text.textual_inversion import load_textual_inversion
+from weightport.runtime.text.textual_inversion import (
+    Encoder,
+    load_textual_inversion,
+    unload_textual_inversion,
+)
 from weightport.runtime.text.tokenizer import CLIPTokenizer
+
+from ...support.embedding_files import write_all
 
 DIM = 8
 CONFIG = {
@@ -95,7 +102,7 @@ def test_equal_to_diffusers(
     tokenizer, encoder = ours
     theirs = Theirs(repo)
     given, arguments = write(tmp_path, kind)
-    load_textual_inversion(tokenizer, encoder, copy.deepcopy(given), **arguments)
+    load_textual_inversion([Encoder("", tokenizer, encoder)], copy.deepcopy(given), **arguments)
     theirs.load_textual_inversion(given, **arguments)
     assert tokenizer.get_vocab() == theirs.tokenizer.get_vocab()
     assert len(tokenizer) > 49408
@@ -124,7 +131,7 @@ def test_equal_to_diffusers(
 
 def test_saved_and_loaded_again(ours: tuple[CLIPTokenizer, CLIPTextModel], tmp_path: Path) -> None:
     tokenizer, encoder = ours
-    load_textual_inversion(tokenizer, encoder, {"<cat>": torch.ones(2, DIM)})
+    load_textual_inversion([Encoder("", tokenizer, encoder)], {"<cat>": torch.ones(2, DIM)})
     tokenizer.save_pretrained(tmp_path / "tokenizer")
     encoder.save_pretrained(tmp_path / "text_encoder")
     assert (
@@ -138,12 +145,14 @@ def test_saved_and_loaded_again(ours: tuple[CLIPTokenizer, CLIPTextModel], tmp_p
     ("content", "token", "message"),
     [
         ({"<a>": torch.ones(9)}, None, r"\[1, 9\] do not fit a text encoder of 8 channels"),
-        ({"<a>": torch.ones(1, 1, DIM)}, None, "do not fit"),
+        ({"<a>": torch.ones(1, 1, DIM)}, None, r"has shape \[1, 1, 8\]"),
         ({"*": torch.ones(DIM)}, None, "does not name its token"),
         ({"emb_params": torch.ones(DIM)}, None, "does not name its token"),
         ({"cat</w>": torch.ones(DIM)}, None, "'cat</w>' is in the vocabulary already"),
-        ({"<a>": torch.ones(DIM), "<b>": torch.ones(DIM)}, None, "2 embeddings, not one"),
-        ({}, "<a>", "0 embeddings"),
+        ({"<a>": torch.ones(DIM), "<b>": torch.ones(DIM)}, "<c>", "2 words, and token= names one"),
+        ({"clip_l": torch.ones(1, DIM), "clip_l_out": torch.ones(DIM)}, "<a>", "only OneTrainer"),
+        ({"clip_g": torch.ones(1, 9)}, "<a>", "do not fit"),
+        ({}, "<a>", "holds no vectors"),
         ({"<a>": torch.ones(DIM)}, ["<a>", "<b>"], "2 tokens are given for 1"),
     ],
 )
@@ -153,12 +162,90 @@ def test_faulty_embeddings_change_nothing(
     tokenizer, encoder = ours
     before = tokenizer.get_vocab()
     with pytest.raises(ValueError, match=message):
-        load_textual_inversion(tokenizer, encoder, [content], token)
+        load_textual_inversion([Encoder("", tokenizer, encoder)], [content], token)
     if token is None:
         with pytest.raises(ValueError, match=message):
-            load_textual_inversion(tokenizer, encoder, [{"<good>": torch.ones(DIM)}, content])
+            load_textual_inversion(
+                [Encoder("", tokenizer, encoder)], [{"<good>": torch.ones(DIM)}, content]
+            )
     assert tokenizer.get_vocab() == before
     assert len(encoder.text_model.embeddings.token_embedding.weight) == 49408
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, Any]]:
+    return write_all(tmp_path_factory.mktemp("files"), (DIM, 2 * DIM, 3 * DIM))
+
+
+def second(repo: Path) -> Encoder:
+    """A text encoder as wide as the second of SDXL, with its tokenizer."""
+    torch.manual_seed(1)
+    model = CLIPTextModel({**CONFIG, "hidden_size": 2 * DIM})
+    return Encoder("text_encoder_2", CLIPTokenizer.from_pretrained(repo / "tokenizer"), model)
+
+
+def rows_of(encoder: Encoder, token: str, count: int) -> torch.Tensor:
+    ids = encoder.tokenizer.convert_tokens_to_ids(spelled(token, count))
+    return encoder.table.weight.detach()[ids]
+
+
+def test_every_form_is_loaded_bit_for_bit(
+    repo: Path, ours: tuple[CLIPTokenizer, CLIPTextModel], files: dict[str, tuple[Path, Any]]
+) -> None:
+    """Each word goes to the text encoders that it is for, and out of them again."""
+    encoders = [Encoder("text_encoder", *ours), second(repo)]
+    before = [encoder.table.weight.detach().clone() for encoder in encoders]
+    for name, (path, expected) in files.items():
+        if name in ("sd2.bin", "out.safetensors"):
+            with pytest.raises(ValueError, match=path.name):
+                load_textual_inversion(encoders, path)
+            continue
+        if name == "library":
+            continue
+        known = encoders[0].tokenizer.get_vocab()
+        renamed = {token: f"<{token}>" if token in known else token for token in expected}
+        given = next(iter(renamed.values())) if renamed.keys() & known.keys() else None
+        load_textual_inversion(encoders, path, given)
+        for token, kinds in expected.items():
+            token = renamed[token]
+            for role, vectors in kinds.items():
+                encoder = encoders[1 if role == "clip_g" else 0]
+                rows = torch.atleast_2d(vectors).float()
+                assert torch.equal(rows_of(encoder, token, len(rows)), rows), name
+        unload_textual_inversion(encoders)
+        for encoder, table in zip(encoders, before, strict=True):
+            assert torch.equal(encoder.table.weight, table), name
+    path, expected = files["library"]
+    load_textual_inversion(encoders, path)
+    assert torch.equal(rows_of(encoders[0], "<cat>", 3), expected["<cat>"]["clip_l"])
+    load_textual_inversion(encoders, path, weight_name="learned_embeds_2.safetensors")
+    assert torch.equal(rows_of(encoders[1], "<cat>", 3), expected["<cat>"]["clip_g"])
+    unload_textual_inversion(encoders, ["<cat>_2"])
+    assert "<cat>_1" in encoders[1].tokenizer.get_vocab()
+    assert "<cat>_2" not in encoders[1].tokenizer.get_vocab()
+    with pytest.raises(ValueError, match="'<cat>_2' is not an added token"):
+        unload_textual_inversion(encoders, "<cat>_2")
+
+
+def test_a_pair_is_loaded_as_diffusers_documents_it(
+    repo: Path, ours: tuple[CLIPTokenizer, CLIPTextModel], files: dict[str, tuple[Path, Any]]
+) -> None:
+    """A call for each text encoder, or one for both."""
+    path, expected = files["pair.safetensors"]
+    pair = expected["pair"]
+    theirs = Theirs(repo)
+    tokens = ["<s0>", "<s1>", "<s2>"]
+    theirs.load_textual_inversion(pair["clip_l"], token=tokens)
+    load_textual_inversion([Encoder("", *ours)], pair["clip_l"], tokens)
+    assert ours[0].get_vocab() == theirs.tokenizer.get_vocab()
+    table = theirs.text_encoder.get_input_embeddings().weight
+    assert torch.equal(ours[1].get_input_embeddings().weight, table)
+    load_textual_inversion([Encoder("", *ours)], path, "<p>")  # this encoder's half
+    assert torch.equal(rows_of(Encoder("", *ours), "<p>", 3), pair["clip_l"])
+    both = [Encoder("text_encoder", *ours), second(repo)]
+    load_textual_inversion(both, {"clip_g": pair["clip_g"], "clip_l": pair["clip_l"]}, "<q>")
+    assert torch.equal(rows_of(both[0], "<q>", 3), pair["clip_l"])
+    assert torch.equal(rows_of(both[1], "<q>", 3), pair["clip_g"])
 
 
 class Harmful:
@@ -176,7 +263,7 @@ def test_nothing_is_executed(ours: tuple[CLIPTokenizer, CLIPTextModel], tmp_path
     torch.save({"<a>": Harmful(tmp_path / "touched")}, tmp_path / "learned_embeds.bin")
     for path in (tmp_path / "bad.bin", tmp_path):
         with pytest.raises(ValueError, match="may be malicious"):
-            load_textual_inversion(*ours, path)
+            load_textual_inversion([Encoder("", *ours)], path)
     assert not (tmp_path / "touched").exists()
     with pytest.raises(OSError, match="other"):
-        load_textual_inversion(*ours, tmp_path, weight_name="other")
+        load_textual_inversion([Encoder("", *ours)], tmp_path, weight_name="other")

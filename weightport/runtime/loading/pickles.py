@@ -33,7 +33,7 @@ def read_pickle(path: Path, use_mmap: bool = True) -> Iterator[tuple[str, torch.
     checkpoint = open_pickle(path)
     content = _mapped(checkpoint) if use_mmap else None
     for name, tensor in checkpoint.tensors.items():
-        yield name, _tensor(tensor, content)
+        yield name, as_torch(tensor, content)
 
 
 def open_pickle(path: Path) -> Checkpoint:
@@ -53,7 +53,8 @@ def _mapped(checkpoint: Checkpoint) -> mmap.mmap:
         return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
 
 
-def _tensor(tensor: Lazy, content: mmap.mmap | None) -> torch.Tensor:
+def as_torch(tensor: Lazy, content: mmap.mmap | None = None) -> torch.Tensor:
+    """A tensor of a checkpoint; where it lies, if its file is mapped and it may."""
     dtype = getattr(torch, WORDS[tensor.dtype])
     count = math.prod(tensor.shape)
     if not count:

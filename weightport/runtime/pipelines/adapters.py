@@ -6,6 +6,7 @@ Names and defaults are those of diffusers; files of every convention and flavour
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
@@ -81,6 +82,11 @@ class LoadsAdapters:
         if name in self._all_adapters():
             raise ValueError(f"there is an adapter {name!r} already; choose another adapter_name")
         adapter = self._sorted(where, tensors, alphas)
+        if adapter.bundled:
+            warnings.warn(
+                f"{where}: holds words too; load_textual_inversion of the same file teaches them",
+                stacklevel=2,
+            )
         for component, model in adapted.items():
             modules = {path: one for (of, path), one in adapter.modules.items() if of == component}
             if modules:

@@ -34,7 +34,11 @@ from ..sampling.schedule import Scheduler
 from ..sampling.starts import FROM_NOISE, Channels, Start
 from ..sampling.state import Conditions, Images, Run
 from ..speed import compile_model, pack_model
-from ..text.textual_inversion import load_textual_inversion, unload_textual_inversion
+from ..text.textual_inversion import (
+    Encoder,
+    load_textual_inversion,
+    unload_textual_inversion,
+)
 from ..text.tokenizer import CLIPTokenizer
 from .adapters import LoadsAdapters
 from .base import DiffusionPipeline
@@ -253,14 +257,12 @@ class LatentDiffusionPipeline(LoadsAdapters, DiffusionPipeline):
         text_encoder: Any = None,
         **options: Any,
     ) -> None:
-        """Teach the pipeline new words; see `textual_inversion.load_textual_inversion`."""
-        load_textual_inversion(
-            tokenizer or self.tokenizer,
-            text_encoder or self.text_encoder,
-            pretrained_model_name_or_path,
-            token,
-            **options,
-        )
+        """Teach the pipeline new words; see `textual_inversion.load_textual_inversion`.
+
+        Where no text encoder is named, each gets the vectors that are for it.
+        """
+        encoders = self._encoders(tokenizer, text_encoder)
+        load_textual_inversion(encoders, pretrained_model_name_or_path, token, **options)
 
     def unload_textual_inversion(
         self,
@@ -269,9 +271,18 @@ class LatentDiffusionPipeline(LoadsAdapters, DiffusionPipeline):
         text_encoder: Any = None,
     ) -> None:
         """Forget words; see `textual_inversion.unload_textual_inversion`."""
-        unload_textual_inversion(
-            tokenizer or self.tokenizer, text_encoder or self.text_encoder, tokens
-        )
+        unload_textual_inversion(self._encoders(tokenizer, text_encoder), tokens)
+
+    def _encoders(self, tokenizer: Any, text_encoder: Any) -> list[Encoder]:
+        """The text encoder that is named, or all of the pipeline's."""
+        if tokenizer is not None or text_encoder is not None:
+            return [Encoder("", tokenizer or self.tokenizer, text_encoder or self.text_encoder)]
+        names = {"text_encoder": "tokenizer", "text_encoder_2": "tokenizer_2"}
+        found = [
+            Encoder(name, getattr(self, other, None), getattr(self, name, None))
+            for name, other in names.items()
+        ]
+        return [one for one in found if one.tokenizer is not None and one.model is not None]
 
     def maybe_convert_prompt(self, prompt: Texts, tokenizer: Any) -> Texts:
         """Prompts with textual inversions of several vectors written out."""

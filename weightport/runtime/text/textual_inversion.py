@@ -1,48 +1,74 @@
 """Textual inversion: words with embeddings of their own.
 
-Gal et al. 2022, https://arxiv.org/abs/2208.01618.
-
-Files map a token to a vector (d,) or to several (n, d). AUTOMATIC1111's `.pt` has them below
-`string_to_param`, its safetensors below `emb_params`, both without a token.
+Gal et al. 2022, https://arxiv.org/abs/2208.01618. Files of every program are read; what they call
+the vectors is in `mappings/facts/embeddings.toml`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
+from safetensors import safe_open
 from torch import Tensor, nn
 
+from ...adapters.embeddings import Embedding, read_embeddings, role_of, spelled
+from ...adapters.modules import BUNDLED
+from ...converters.readers.embedding_image import is_picture, read_embedding_image
+from ...errors import ConversionError
 from ..loading.config import Config
-from ..loading.pickles import open_pickle, read_pickle
+from ..loading.pickles import as_torch, open_pickle, read_pickle
 from ..loading.source import Place, Source, open_source
 from ..loading.weights import read_tensors
 
-PARAMETERS = "string_to_param"
 NAMES = ("learned_embeds.safetensors", "learned_embeds.bin")
-Embedding = Place | Mapping[str, Any] | Tensor
+UNNAMED = "*"
+Embeddings = Place | Mapping[str, Any] | Tensor
+
+
+class Encoder(NamedTuple):
+    """A text encoder and its tokenizer, ours or transformers'.
+
+    Attributes:
+        name: of the component; empty where it is the only one that is meant.
+    """
+
+    name: str
+    tokenizer: Any
+    model: Any
+
+    @property
+    def table(self) -> nn.Embedding:
+        """The vectors of its tokens."""
+        table: nn.Embedding = self.model.get_input_embeddings()
+        return table
+
+
+class _Word(NamedTuple):
+    """A word to learn, and for messages where it comes from."""
+
+    where: str
+    embedding: Embedding[Tensor]
 
 
 def load_textual_inversion(
-    tokenizer: Any,
-    text_encoder: Any,
-    embeddings: Embedding | Sequence[Embedding],
+    encoders: Sequence[Encoder],
+    embeddings: Embeddings | Sequence[Embeddings],
     token: str | Sequence[str | None] | None = None,
     *,
     weight_name: str | None = None,
     **options: Any,
 ) -> None:
-    """Give the tokenizer new tokens and the text encoder their vectors.
+    """Give tokenizers new tokens and text encoders their vectors.
 
     All of them, or none if one is faulty.
 
     Several vectors become `token`, `token_1`, `token_2`, …; pipelines write them out in a prompt.
 
     Args:
-        tokenizer: gets the tokens; ours, or transformers'.
-        text_encoder: gets the vectors; likewise.
+        encoders: what gets them: of several, each those that are for it.
         embeddings: a file, a folder or repository with `learned_embeds`, or what was in such a
             file, or the vectors (d,) or (n, d) alone; or a list of them.
         token: the token of each, in place of the one in the file; a list for one tensor (n, d)
@@ -61,54 +87,107 @@ def load_textual_inversion(
     tokens = [token] * len(items) if token is None or isinstance(token, str) else list(token)
     if len(tokens) != len(items):
         raise ValueError(f"{len(tokens)} tokens are given for {len(items)} embeddings")
-    table: nn.Embedding = text_encoder.get_input_embeddings()
-    known = tokenizer.get_vocab()
-    vectors: dict[str, Tensor] = {}
+    words: list[_Word] = []
     for item, name in zip(items, tokens, strict=True):
-        is_content = isinstance(item, (Mapping, Tensor))
-        where = "the embedding" if is_content else str(getattr(item, "name", item))
-        content = item if is_content else _load(item, weight_name, options)
-        content = {"*": content} if isinstance(content, Tensor) else content
-        name, values = _read(content, name, where)
-        if values.ndim != 2 or values.shape[1] != table.embedding_dim:
-            width = f"a text encoder of {table.embedding_dim} channels"
-            raise ValueError(f"{where}: vectors {[*values.shape]} do not fit {width}")
-        for i, vector in enumerate(values):
-            one = f"{name}_{i}" if i else name
-            if one in known or one in vectors:
-                raise ValueError(
-                    f"{where}: the token {one!r} is in the vocabulary already; choose another token"
-                )
-            vectors[one] = vector
+        words += _words(item, name, weight_name, options)
+    learned: list[dict[str, Tensor]] = [{} for _ in encoders]
+    for word in words:
+        for number, vectors in _distributed(word, encoders):
+            known = encoders[number].tokenizer.get_vocab()
+            rows = _upright(vectors)
+            for one, vector in zip(spelled(word.embedding.token, len(rows)), rows, strict=True):
+                if one in known or one in learned[number]:
+                    raise ValueError(
+                        f"{word.where}: the token {one!r} is in the vocabulary already; choose"
+                        " another token"
+                    )
+                learned[number][one] = vector
+    for encoder, found in zip(encoders, learned, strict=True):
+        if found:
+            _learn(encoder, found)
+
+
+def _learn(encoder: Encoder, vectors: Mapping[str, Tensor]) -> None:
+    """Add tokens with their vectors."""
+    tokenizer = encoder.tokenizer
     tokenizer.add_tokens(list(vectors))
     known = tokenizer.get_vocab()
+    table = encoder.table
     _enlarge(table, {known[one]: vector for one, vector in vectors.items()}, len(tokenizer))
-    _tell_size(text_encoder, table.num_embeddings)
+    _tell_size(encoder.model, table.num_embeddings)
+
+
+def _distributed(word: _Word, encoders: Sequence[Encoder]) -> Iterator[tuple[int, Tensor]]:
+    """Which text encoder gets which vectors: that of their name, or the first that is as wide.
+
+    Raises:
+        ValueError: some are for none of them.
+    """
+    outputs = word.embedding.outputs
+    if outputs:
+        raise ValueError(
+            f"{word.where}: holds {outputs[0]}, vectors in place of a text encoder's answer, which"
+            " only OneTrainer applies"
+        )
+    taken: set[int] = set()
+    for role, vectors in word.embedding.vectors.items():
+        width = vectors.shape[-1]
+        fitting = [
+            number
+            for number, one in enumerate(encoders)
+            if one.table.embedding_dim == width and number not in taken
+        ]
+        named = [number for number in fitting if role_of(encoders[number].name) == role]
+        if not fitting and len(word.embedding.vectors) > 1 and not encoders[0].name:
+            continue  # one text encoder is meant, and the others' are not for it
+        if not fitting:
+            wide = " and ".join(str(one.table.embedding_dim) for one in encoders)
+            raise ValueError(
+                f"{word.where}: vectors {[*_upright(vectors).shape]} do not fit a text"
+                f" encoder of {wide} channels"
+            )
+        number = (named or fitting)[0]
+        taken.add(number)
+        yield number, vectors
+    if not taken:
+        wide = str(encoders[0].table.embedding_dim)
+        raise ValueError(f"{word.where}: none of its vectors fit a text encoder of {wide} channels")
 
 
 def unload_textual_inversion(
-    tokenizer: Any, text_encoder: Any, tokens: str | Sequence[str] | None = None
+    encoders: Sequence[Encoder], tokens: str | Sequence[str] | None = None
 ) -> None:
-    """Take words out of the tokenizer, and their vectors out of the text encoder.
+    """Take words out of tokenizers, and their vectors out of text encoders.
 
     Args:
-        tokenizer: ours.
-        text_encoder: ours, or transformers'.
+        encoders: of several, each forgets those that it knows.
         tokens: which; by default all that were added.
 
     Raises:
-        ValueError: a token was not added, or the tokenizer is another library's.
+        ValueError: a token was not added, or a tokenizer is another library's.
     """
-    if not hasattr(tokenizer, "remove_tokens"):
-        raise ValueError("only a CLIPTokenizer of weightport can forget words")
+    for encoder in encoders:
+        if not hasattr(encoder.tokenizer, "remove_tokens"):
+            raise ValueError("only a CLIPTokenizer of weightport can forget words")
     wanted = [tokens] if isinstance(tokens, str) else tokens
-    kept = tokenizer.remove_tokens(wanted)
-    table: nn.Embedding = text_encoder.get_input_embeddings()
+    known = [set(encoder.tokenizer.added_tokens_encoder) for encoder in encoders]
+    for token in wanted or ():
+        if not any(token in some for some in known):
+            raise ValueError(f"{token!r} is not an added token")
+    for encoder, some in zip(encoders, known, strict=True):
+        mine = wanted if wanted is None else [token for token in wanted if token in some]
+        if mine is None or mine:
+            _forget(encoder, mine)
+
+
+def _forget(encoder: Encoder, tokens: Sequence[str] | None) -> None:
+    kept = encoder.tokenizer.remove_tokens(tokens)
+    table = encoder.table
     with torch.no_grad():
         rows = table.weight[kept]
     table.weight = nn.Parameter(rows, requires_grad=table.weight.requires_grad)
     table.num_embeddings = len(rows)
-    _tell_size(text_encoder, len(rows))
+    _tell_size(encoder.model, len(rows))
 
 
 def _tell_size(text_encoder: Any, size: int) -> None:
@@ -130,35 +209,93 @@ def _enlarge(table: nn.Embedding, rows: Mapping[int, Tensor], size: int) -> None
     table.num_embeddings = len(new)
 
 
-def _read(content: Mapping[str, Any], token: str | None, where: str) -> tuple[str, Tensor]:
-    """The token and the vectors (n, d) in the content of a file."""
-    if PARAMETERS in content:
-        token = token or content.get("name")
-        content = content[PARAMETERS]
-    tensors = {key: value for key, value in content.items() if isinstance(value, Tensor)}
-    if len(tensors) != 1:
-        raise ValueError(f"{where}: holds {len(tensors)} embeddings, not one")
-    ((key, values),) = tensors.items()
-    token = token or (key if key not in ("*", "emb_params") else None)
-    if not token:
-        raise ValueError(f"{where}: does not name its token; give one with token=")
-    return token, values[None] if values.ndim == 1 else values
+def _upright(vectors: Tensor) -> Tensor:
+    """Vectors (n, channels)."""
+    return vectors[None] if vectors.ndim == 1 else vectors
 
 
-def _load(item: Place, weight_name: str | None, options: Mapping[str, Any]) -> Any:
-    if isinstance(item, Source) or not Path(item).is_file():
-        source = open_source(item, **options)
-        usual = next((name for name in NAMES if name in source.names), NAMES[0])
-        item = source.path(weight_name or usual)
-    path = Path(item)
-    return dict(read_tensors(path)) if path.suffix == ".safetensors" else _of_pickle(path)
+# --- what is in a file ----------------------------------------------------------------------------
 
 
-def _of_pickle(path: Path) -> dict[str, Any]:
-    """The content of a pickle, whose reader names tensors by their way from the top."""
-    content: dict[str, Any] = {**open_pickle(path).metadata, **dict(read_pickle(path, False))}
-    front = f"{PARAMETERS}."
-    below = {
-        key.removeprefix(front): value for key, value in content.items() if key.startswith(front)
-    }
-    return {**content, PARAMETERS: below} if below else content
+def _words(
+    item: Any, token: str | None, weight_name: str | None, options: Mapping[str, Any]
+) -> list[_Word]:
+    """The words in one of the things that may be given.
+
+    Raises:
+        ValueError: there are none, or a word has no token.
+    """
+    if isinstance(item, Tensor):
+        item = {UNNAMED: item}
+    if isinstance(item, Mapping):
+        return _several("the embedding", dict(_flat(item)), str(item.get("name") or ""), token)
+    path = _path(item, weight_name, options)
+    tensors, said = _content(path)
+    return _several(str(path), tensors, said, token, path.stem)
+
+
+def _several(
+    where: str, tensors: Mapping[str, Tensor], said: str, token: str | None, stem: str = ""
+) -> list[_Word]:
+    """The words among tensors, each with a token.
+
+    Args:
+        said: the token that the file says apart.
+        stem: the name of the file, which stands for one.
+    """
+    if any(name.startswith(BUNDLED) for name in tensors):  # of a LoRA the rest changes layers
+        tensors = {name: one for name, one in tensors.items() if name.startswith(BUNDLED)}
+    try:
+        found = read_embeddings(tensors)
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from None
+    if token is not None and len(found) > 1:
+        raise ValueError(f"{where}: holds {len(found)} words, and token= names one")
+    words = []
+    for embedding in found:
+        name = token or embedding.token or said or stem
+        if not name:
+            raise ValueError(f"{where}: does not name its token; give one with token=")
+        words.append(_Word(where, Embedding(name, embedding.vectors)))
+    return words
+
+
+def _flat(content: Mapping[str, Any], front: str = "") -> Iterator[tuple[str, Tensor]]:
+    """The tensors in a dict and in the dicts in it, by their way from the top."""
+    for key, value in content.items():
+        if isinstance(value, Tensor):
+            yield f"{front}{key}", value
+        elif isinstance(value, (Mapping, nn.ParameterDict)) and not front:
+            yield from _flat(dict(value.items()), f"{key}.")
+
+
+def _path(item: Place, weight_name: str | None, options: Mapping[str, Any]) -> Path:
+    """The file that is meant."""
+    if not isinstance(item, Source) and Path(item).is_file():
+        return Path(item)
+    source = open_source(item, **options)
+    usual = next((name for name in NAMES if name in source.names), NAMES[0])
+    return Path(source.path(weight_name or usual))
+
+
+def _content(path: Path) -> tuple[dict[str, Tensor], str]:
+    """The tensors of a file, and the token that it says apart."""
+    if path.suffix == ".safetensors":
+        with safe_open(path, framework="pt") as file:
+            said = (file.metadata() or {}).get("name", "")
+        return dict(read_tensors(path)), said
+    if is_picture(path):
+        return _of_picture(path)
+    checkpoint = open_pickle(path)
+    return dict(read_pickle(path, False)), checkpoint.metadata.get("name", "")
+
+
+def _of_picture(path: Path) -> tuple[dict[str, Tensor], str]:
+    try:
+        checkpoint = read_embedding_image(path)
+    except ConversionError as error:
+        raise ValueError(str(error)) from None
+    if checkpoint is None:
+        raise ValueError(f"{path}: a picture without an embedding")
+    tensors = {name: as_torch(one) for name, one in checkpoint.tensors.items()}
+    return tensors, checkpoint.metadata.get("name", "")
