@@ -33,6 +33,9 @@ ARGUMENTS = {  # of a recipe -> of a pipeline's call
     "strength": "strength",
 }
 
+SEVERAL = ("lora", "embedding")
+"""Options that may be given several times."""
+
 
 @dataclass(frozen=True)
 class Recipe:
@@ -52,9 +55,11 @@ class Recipe:
         mask: white where to paint.
         strength: how much of the image to replace, from 0 to 1.
         controlnet: a folder or Hub id.
+        lora: adapters, `FILE` or `FILE@STRENGTH`, in their order.
+        embedding: files of textual inversion.
         dtype: what to compute in.
         device: where to.
-        sha256: of the files of `image` and `mask`.
+        sha256: of the files of `image` and `mask`, of adapters (`lora 1`, ...) and of embeddings.
         torch: the version that made the image.
     """
 
@@ -71,6 +76,8 @@ class Recipe:
     mask: str | None = None
     strength: float | None = None
     controlnet: str | None = None
+    lora: tuple[str, ...] = ()
+    embedding: tuple[str, ...] = ()
     dtype: str = "float32"
     device: str = "cpu"
     sha256: dict[str, str] | None = None
@@ -97,7 +104,8 @@ def read_recipe(path: Path) -> Recipe:
         )
     content = parse_json(str(text), f"{path}: the settings in it are damaged", "recipe")
     size = content.get("size")
-    return Recipe(**{**content, "size": size and (size[0], size[1])})
+    several = {name: tuple(content.get(name, ())) for name in SEVERAL}
+    return Recipe(**{**content, **several, "size": size and (size[0], size[1])})
 
 
 def write_image(image: Image, recipe: Recipe, path: Path, overwrite: bool = False) -> None:
@@ -140,9 +148,10 @@ class Maker:
         pipe = _for_task(pipe, recipe, dtype)
         if recipe.scheduler:
             pipe.scheduler = named_scheduler(recipe.scheduler, pipe.scheduler.config)
+        changes = _apply(pipe, recipe)
         pipe.set_progress_bar_config(**({"disable": True} if quiet else {"leave": False}))
         self.pipe = pipe.to(recipe.device)
-        sha256 = {name: digest for name, (_, digest) in self.images.items()}
+        sha256 = {name: digest for name, (_, digest) in self.images.items()} | changes
         self.recipe = replace(
             recipe,
             scheduler=recipe.scheduler or type(pipe.scheduler).__name__,
@@ -178,6 +187,49 @@ class Maker:
         generator = torch.Generator("cpu").manual_seed(seed)
         image = self.pipe(**self.arguments, generator=generator).images[0]
         return image, replace(self.recipe, seed=seed)
+
+
+def _apply(pipe: Any, recipe: Recipe) -> dict[str, str]:
+    """Load the adapters and embeddings of a recipe; the sha256 of each file.
+
+    Raises:
+        ConversionError: the pipeline takes none, or a file is not what it was.
+    """
+    from .converters.baking import parse_lora
+    from .mappings.families import component_names
+
+    digests = {}
+    given = [(recipe.lora, "load_lora_weights"), (recipe.embedding, "load_textual_inversion")]
+    for several, method in given:
+        if several and not hasattr(pipe, method):
+            raise ConversionError(f"{recipe.repo}: its {type(pipe).__name__} has no {method}")
+    names = []
+    weights = []
+    for number, text in enumerate(recipe.lora, 1):
+        path, strengths = parse_lora(text)
+        digests[f"lora {number}"] = _digest(recipe, f"lora {number}", Path(path))
+        names.append(f"lora_{number}")
+        weights.append({name: strengths.of(name) for name in component_names()})
+        pipe.load_lora_weights(path, adapter_name=names[-1])
+    if names:
+        pipe.set_adapters(names, weights)
+    for number, path in enumerate(recipe.embedding, 1):
+        digests[f"embedding {number}"] = _digest(recipe, f"embedding {number}", Path(path))
+        pipe.load_textual_inversion(path)
+    return digests
+
+
+def _digest(recipe: Recipe, name: str, path: Path) -> str:
+    """The sha256 of a file, which must be the recipe's if that has one."""
+    from .converters.checkpoint import SourceFile
+
+    digest = SourceFile(path).sha256()
+    if (recipe.sha256 or {}).get(name, digest) != digest:
+        raise ConversionError(
+            f"{path}: has changed since the image was made; give the old one with"
+            f" --{name.partition(' ')[0]}"
+        )
+    return digest
 
 
 def _open(recipe: Recipe, name: str) -> tuple[Image, str]:

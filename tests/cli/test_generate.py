@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import json
 import re
+import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +15,10 @@ import pytest
 import torch
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
+from safetensors.torch import load_file, save_file
 
 from weightport.converters.repo.tokenizer import write_tokenizer
-from weightport.recipe import CHUNK, Recipe, read_recipe
+from weightport.recipe import CHUNK, Recipe, read_recipe, write_image
 from weightport.runtime.models.attention import Attention
 from weightport.runtime.models.clip import CLIPTextModel
 from weightport.runtime.models.controlnet import ControlNetModel
@@ -25,6 +28,7 @@ from weightport.runtime.pipelines.stable_diffusion import StableDiffusionPipelin
 from weightport.runtime.schedulers import DDIMScheduler
 from weightport.runtime.text.tokenizer import CLIPTokenizer
 
+from ..support.adapter_files import kohya_state
 from ..support.command import Run, run
 
 UNET = {
@@ -139,11 +143,58 @@ def options(place: Path, repo: Path) -> dict[str, list[str | Path]]:
             repo.parent / "control",
         ],
         "bfloat16": ["--dtype", "bfloat16"],
+        "changed": ["--lora", f"{lora(repo)}@0.7", "--lora", lora(repo), "--embedding", word(repo)],
     }
 
 
+def lora(repo: Path) -> Path:
+    """An adapter of the UNet, as kohya names it."""
+    unet = UNet2DConditionModel.from_pretrained(repo / "unet")
+    path = repo.parent / "style.safetensors"
+    if not path.exists():
+        state = kohya_state({"lora_unet": unet}, only=("to_q", "to_v"), dtype=torch.float32)
+        save_file(state, path)
+    return path
+
+
+def word(repo: Path) -> Path:
+    """An embedding of two vectors."""
+    path = repo.parent / "<dot>.pt"
+    torch.save({"string_to_param": {"*": torch.ones(2, 16)}, "name": "<dot>"}, path)
+    return path
+
+
+def test_adapters_and_embeddings_are_those_of_the_pipeline(repo: Path, place: Path) -> None:
+    style = lora(repo)
+    given: list[str | Path] = ["--lora", f"{style}@unet=0.5", "--embedding", word(repo)]
+    given += ["--seed", "3"]
+    assert generate(repo, "a <dot>", *SMALL, *given, "-o", place / "a.png").status == 0
+    pipe: Any = StableDiffusionPipeline.from_pretrained(repo)
+    plain = pipe("a", num_inference_steps=2, generator=torch.Generator().manual_seed(3)).images[0]
+    pipe.load_lora_weights(style, adapter_name="style")
+    pipe.set_adapters("style", 0.5)
+    pipe.load_textual_inversion({"<dot>": torch.ones(2, 16)})
+    generator = torch.Generator().manual_seed(3)
+    image = pipe("a <dot>", num_inference_steps=2, generator=generator).images[0]
+    assert np.array_equal(pixels(place / "a.png"), np.asarray(image))
+    assert not np.array_equal(pixels(place / "a.png"), np.asarray(plain))
+    changed = place / "other.safetensors"
+    shutil.copy(style, changed)
+    recipe = read_recipe(place / "a.png")
+    assert recipe.lora == (f"{style}@unet=0.5",)
+    moved = replace(recipe, lora=(f"{changed}@unet=0.5",))
+    write_image(image, moved, place / "moved.png")
+    assert generate("--from", place / "moved.png", "-o", place / "b.png").status == 0
+    assert np.array_equal(pixels(place / "b.png"), pixels(place / "a.png"))
+    save_file({key: 2 * one for key, one in load_file(style).items()}, changed)
+    ran = generate("--from", place / "moved.png", "-o", place / "c.png")
+    assert re.fullmatch(r"error: .*other.safetensors: has changed since the image.*\n", ran.err)
+    ran = generate("--from", place / "moved.png", "--lora", changed, "-o", place / "c.png")
+    assert ran.status == 0, ran.err
+
+
 @pytest.mark.parametrize(
-    "name", ["plain", "all", "image", "resized", "mask", "controlnet", "bfloat16"]
+    "name", ["plain", "all", "image", "resized", "mask", "controlnet", "bfloat16", "changed"]
 )
 def test_made_again_bit_for_bit(repo: Path, place: Path, name: str) -> None:
     given = options(place, repo)[name]
@@ -255,6 +306,9 @@ def test_damaged_settings(place: Path, text: str | None, message: str) -> None:
         (["{repo}", "a", "--device", "abacus"], 1, "abacus"),
         (["{repo}", "a", "-o", "{place}/photo.png"], 1, "photo.png: exists already"),
         (["{repo}", "a", "-o", "{place}/no/a.png"], 1, "there is no such folder"),
+        (["{repo}", "a", "--lora", "{place}/no.safetensors@2"], 1, "no.safetensors: cannot be op"),
+        (["{repo}", "a", "--lora", "{place}/photo.png"], 1, "photo.png"),
+        (["{repo}", "a", "--embedding", "{repo}/model_index.json"], 1, "model_index.json"),
         (["--from", "{repo}/model_index.json"], 1, "not a PNG"),
         (["--from", "{place}/none.png"], 1, "none.png: cannot be opened .No such file"),
     ],

@@ -62,6 +62,18 @@ def add(commands: Any, common: argparse.ArgumentParser) -> None:
     option("--mask", type=_absolute, metavar="FILE", help="paint where it is white")
     option("--strength", type=float, help="how much of the image to replace, from 0 to 1")
     option("--controlnet", metavar="REPO", help="a folder or a Hub id")
+    option(
+        "--lora",
+        action="append",
+        metavar="FILE[@STRENGTH]",
+        help="use an adapter: FILE, FILE@0.8, FILE@unet=0.8; repeat for several",
+    )
+    option(
+        "--embedding",
+        action="append",
+        metavar="FILE",
+        help="teach the words of a textual inversion; repeat for several",
+    )
     option("--dtype", choices=dtypes.CHOICES, help="to compute in (default: float32)")
     option("--device", help="default: cuda if there is one, else cpu")
     option(
@@ -132,9 +144,14 @@ def _recipe(arguments: argparse.Namespace) -> Recipe:
     for name in ("repo", "controlnet"):
         if name in given and Path(given[name]).expanduser().is_dir():
             given[name] = _absolute(given[name])
+    if "lora" in given:
+        given["lora"] = tuple(map(_absolute_lora, given["lora"]))
+    if "embedding" in given:
+        given["embedding"] = tuple(map(_absolute, given["embedding"]))
     if arguments.source:
         old = read_recipe(arguments.source)
-        kept = {name: digest for name, digest in (old.sha256 or {}).items() if name not in given}
+        digests = (old.sha256 or {}).items()
+        kept = {name: one for name, one in digests if name.partition(" ")[0] not in given}
         return replace(old, sha256=kept or None, **given)
     if "prompt" not in given:
         arguments.usage_error("the following arguments are required: REPO, PROMPT (or --from PNG)")
@@ -164,6 +181,14 @@ def _paths(output: Path, number: int) -> list[Path]:
 
 def _show(message: Warning | str, *_: object, **__: object) -> None:
     print(f"warning: {str(message).splitlines()[0]}", file=sys.stderr)
+
+
+def _absolute_lora(text: str) -> str:
+    """The same with an absolute path before the strength."""
+    from ..converters.baking import parse_lora  # numpy, which the command line does without
+
+    path, _ = parse_lora(text)
+    return f"{_absolute(path)}{text.removeprefix(path)}"
 
 
 def _absolute(path: str) -> str:
