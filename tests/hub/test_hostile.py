@@ -34,7 +34,8 @@ for name in names:
         elif how == "fetch":
             said = str(fetch(f"hub:org/{name}/config.json"))
         else:
-            said = upload({"config.json": b"{}"}, f"org/{name}", message="all of it")
+            files = {"config.json": b"{}", "model.safetensors": name.encode()}
+            said = upload(files, f"org/{name}", message="all of it")
     except (ConversionError, OSError, ValueError) as error:
         said = f"{type(error).__name__}: {error}"
     print(json.dumps([name, said, time.monotonic() - begin]), flush=True)
@@ -122,6 +123,35 @@ def test_a_server_that_stalls_or_asks_to_wait_ends_the_call(hub: HubServer, tmp_
     assert "connection failed" in pushed["stall"][0]
     for one, seconds in (*said.values(), *pushed.values()):
         assert seconds < 60, one
+
+
+def test_a_push_to_a_server_that_lies_or_cuts_ends_in_one_line(
+    hub: HubServer, tmp_path: Path
+) -> None:
+    """Whatever goes wrong on the way, no commit is there after it."""
+    elsewhere = {"Location": "file:///etc/passwd"}
+    cases = {
+        "commit": (Fault("POST", "org/commit/", 99, headers={"X-Repo-Commit": UP}), "commit"),
+        "etag": (Fault("POST", "org/etag/", 99, headers={"X-Linked-ETag": UP}), "ETag"),
+        "moved": (Fault("POST", "org/moved/", 99, status=307, headers=elsewhere), "redirect"),
+        "cut": (Fault("POST", "org/cut/", 99, cut=1), "connection failed"),
+        "late": (Fault("POST", "org/late/commit", 99, cut=1), "connection failed"),
+        "batch": (Fault("POST", "org/batch.git", 99, headers=elsewhere), "redirect"),
+    }
+    part = Fault("PUT", "/lfs/", 99, status=307, headers=elsewhere), "redirect"
+    before = {name: hub.add(f"org/{name}", {"config.json": b"{ }"}) for name in (*cases, "part")}
+    hub.faults += [fault for fault, _ in cases.values()]
+    said, _ = asked(hub, tmp_path, "push", list(cases))
+    hub.faults.append(part[0])
+    said |= asked(hub, tmp_path, "push", ["part"])[0]
+    for name, (_, reason) in (cases | {"part": part}).items():
+        message, seconds = said[name]
+        assert reason in message, message
+        assert "\n" not in message
+        assert seconds < 60
+        assert hub.repos[f"org/{name}"].refs["main"] == before[name], name
+    cache = tmp_path / "deep" / "below" / "home"
+    assert all(path.is_relative_to(cache) for path in tmp_path.rglob("*") if path.is_file())
 
 
 def test_tokens_are_known_by_form() -> None:

@@ -97,13 +97,15 @@ def test_a_repo_computes_what_keras_cv_does(
     images: bool,
 ) -> None:
     sources = _sources(environment, version, kind)
-    found = weightport.parity(
-        repo_of_keras(environment, version, kind),
-        sources,
-        source_python=interpreter(environment),
-        report=tmp_path,
-        images=images,
-    )
+    with pytest.MonkeyPatch.context() as patch:
+        warm_runners(patch)
+        found = weightport.parity(
+            repo_of_keras(environment, version, kind),
+            sources,
+            source_python=interpreter(environment),
+            report=tmp_path,
+            images=images,
+        )
     if images:
         _assert_images(found, "keras-cv 0.6.4")
     _assert_equal(found, version, environment)
@@ -354,6 +356,7 @@ class Laboratory:
         self.report = folder / "report"
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(import_module("weightport.parity.run"), "Bench", self._bench)
+            warm_runners(patch)
             self.found = weightport.parity(
                 repo,
                 sources,

@@ -1,4 +1,5 @@
-"""Real KerasCV files, which a script makes in a Keras environment for the tests; kept in .cache."""
+"""Real KerasCV files, which a script makes in a Keras environment for the tests; kept in
+the environment, in the folder `made`."""
 
 from __future__ import annotations
 
@@ -18,7 +19,6 @@ import pytest
 from .forks import Forks
 
 ROOT = Path(__file__).resolve().parents[2]
-CACHE = ROOT / ".cache" / "keras"
 MAKE = ROOT / "scripts" / "make_kerascv.py"
 SCRIPTS = (  # what the files depend on
     MAKE,
@@ -51,18 +51,11 @@ class KerasFiles:
 
 
 def keras_files(environment: str, *arguments: str) -> KerasFiles:
-    """What `make_kerascv.py` makes in the environment `k2` or `k3`; made once, then found in the
-    cache.
+    """What `make_kerascv.py` makes in the environment `k2` or `k3`; made once, then found there.
 
     Skips the test where the environment is missing; `scripts/test` creates both.
     """
-    parts = [
-        *(path.read_bytes() for path in SCRIPTS),
-        _packages(interpreter(environment)),
-        "\0".join(arguments).encode(),
-    ]
-    folder = CACHE / hashlib.sha256(b"\0".join(parts)).hexdigest()[:16]
-    CACHE.mkdir(parents=True, exist_ok=True)
+    folder = _made_by_these_scripts(environment) / _hash("\0".join(arguments).encode())
     with folder.with_suffix(".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # what another process makes is waited for
         if not folder.exists():
@@ -86,6 +79,23 @@ def interpreter(environment: str) -> Path:
             f"{python} is missing; run scripts/test once, or set WEIGHTPORT_{name.upper()}_PYTHON"
         )
     return python
+
+
+@cache
+def _made_by_these_scripts(environment: str) -> Path:
+    """The folder of all that they make there; what others made goes."""
+    python = interpreter(environment)
+    made = python.parents[1] / "made"
+    folder = made / _hash(*(path.read_bytes() for path in SCRIPTS), _packages(python))
+    folder.mkdir(parents=True, exist_ok=True)
+    for other in made.iterdir():
+        if other != folder:
+            shutil.rmtree(other, ignore_errors=True)
+    return folder
+
+
+def _hash(*parts: bytes) -> str:
+    return hashlib.sha256(b"\0".join(parts)).hexdigest()[:16]
 
 
 @cache

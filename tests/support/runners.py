@@ -13,6 +13,7 @@ from weightport.parity.frameworks import OURS, Framework
 from weightport.parity.process import RUNNERS
 
 from .forks import Forks, torch_forks
+from .keras_files import interpreter, keras
 
 DIFFUSERS = [
     "diffusers.loaders.single_file_utils",
@@ -24,7 +25,7 @@ DIFFUSERS = [
 
 
 def warm_runners(patch: pytest.MonkeyPatch) -> None:
-    """While `patch` lasts, comparisons run our side and that of diffusers in forks."""
+    """While `patch` lasts, comparisons run our side, that of diffusers and KerasCV in forks."""
     patch.setattr(import_module("weightport.parity.bench"), "run_process", _run)
 
 
@@ -33,7 +34,14 @@ def _diffusers_forks() -> Forks:
     return Forks(sys.executable, DIFFUSERS, RUNNERS)
 
 
-def _run(framework: Framework, job: Path, *_: object) -> None:
-    forks = {OURS: torch_forks, "diffusers": _diffusers_forks}[framework.name]()
+def _forks(framework: Framework, source_python: str) -> Forks:
+    if framework.name == "kerascv":
+        (environment,) = (name for name in ("k2", "k3") if str(interpreter(name)) == source_python)
+        return keras(environment)
+    return {OURS: torch_forks, "diffusers": _diffusers_forks}[framework.name]()
+
+
+def _run(framework: Framework, job: Path, source_python: str, *_: object) -> None:
+    forks = _forks(framework, source_python)
     ended = forks.script(RUNNERS / f"run_{framework.name}.py", job)
     assert ended.status == 0, ended.err
