@@ -178,7 +178,7 @@ def _take_notes(
     family = conversion.architecture
     if not settings.family:
         conversion.notes += _choice_notes(family, parts)
-    conversion.notes += _width_notes(family, conversion.components)
+    conversion.notes += _width_notes(conversion.components)
     conversion.notes += placeholder_notes(settings.placeholder_tokens)
     if carried is not None:
         conversion.notes += carried.notes
@@ -223,11 +223,11 @@ def _choice_notes(family: Family, parts: Sequence[Recognition]) -> list[str]:
     ]
 
 
-def _width_notes(family: Family, components: Mapping[str, PlannedComponent]) -> list[str]:
+def _width_notes(components: Mapping[str, PlannedComponent]) -> list[str]:
     """How the components' configs differ from the stock family's, as their tensors say."""
     notes = []
     for name, component in components.items():
-        unusual = family.components[name].unusual(component.config)
+        unusual = component.described.unusual(component.config)
         own = [f"{key} {value} (stock {stock})" for key, (value, stock) in unusual.items()]
         if own:
             notes.append(f"{name} has sizes of its own: {', '.join(own)}")

@@ -15,6 +15,7 @@ from typing import Any
 
 from .classes import ModelClass, model_classes, spread_alike
 from .reading import Options
+from .table import Table
 
 NAMES = ("sd1", "sd2", "sdxl", "sdxl_refiner", "upscaler")
 """Every family, the preferred ones first where a file fits several; each has its file."""
@@ -39,6 +40,7 @@ class Component:
         pipelines: of a model that extends others (a ControlNet): input channels of the denoiser ->
             the class of a pipeline that has it. Empty for a component that every pipeline of the
             family has.
+        instead: the classes that the model may be of in its place -> what the component is then.
     """
 
     family: str
@@ -48,6 +50,7 @@ class Component:
     derive: dict[str, str]
     halves: dict[str, list[str]]
     pipelines: dict[int, str]
+    instead: dict[str, Component]
 
     @property
     def extends(self) -> bool:
@@ -92,7 +95,15 @@ class Component:
 
     def manifest(self) -> dict[str, Shape]:
         """Key -> shape of every tensor of the stock model, in the order of its state dict."""
-        return dict(_stock(self.family, self.name))
+        return dict(_stock(self.family, self.name, self.class_name))
+
+    def of_class(self, name: str | None) -> Component:
+        """The component with a model of a class; None for the usual one.
+
+        Raises:
+            KeyError: it has no such model.
+        """
+        return self if name in (None, self.class_name) else self.instead[name]
 
     def config_for(self, told: Options, stated: Options | None = None) -> dict[str, Any]:
         """The stock config with what the tensors of a model tell.
@@ -158,6 +169,10 @@ class Family:
         """The components that tokenizers serve, in order."""
         return tuple(tokenizer.encoder for tokenizer in self.tokenizers.values())
 
+    def filled_by(self, table: Table) -> Component:
+        """The component that a table fills, with a model of the class that it is for."""
+        return self.components[table.about["component"]].of_class(table.about.get("class"))
+
     def kind(self, config: Mapping[str, Any]) -> int:
         """Which denoiser of the family one of this config is: the input channels of the stock one.
 
@@ -205,8 +220,8 @@ def halves_of(component: str) -> list[str]:
 
 
 @cache
-def _stock(family: str, component: str) -> dict[str, Shape]:
-    described = families()[family].components[component]
+def _stock(family: str, component: str, class_name: str) -> dict[str, Shape]:
+    described = families()[family].components[component].of_class(class_name)
     return described.model.tensors(described.config)
 
 
@@ -242,14 +257,21 @@ def _tokenizer(entry: Mapping[str, str]) -> Tokenizer:
 
 def _component(family: str, name: str) -> Component:
     entry = _merged(family, name)
+    return _of_class(family, name, entry["class"], entry)
+
+
+def _of_class(family: str, name: str, class_name: str, entry: Mapping[str, Any]) -> Component:
+    """A component, as the entry for one class of its model describes it."""
+    others = entry.get("instead", {})
     return Component(
         family=family,
         name=name,
-        model=model_classes()[entry["class"]],
+        model=model_classes()[class_name],
         config=entry["config"],
         derive=entry.get("derive", {}),
         halves=entry.get("halves", {}),
         pipelines=_by_channels(entry.get("pipelines", {})),
+        instead={other: _of_class(family, name, other, one) for other, one in others.items()},
     )
 
 
@@ -268,13 +290,15 @@ def _by_channels(entry: Mapping[str, Any]) -> dict[int, Any]:
 
 
 def _derived(rule: str, config: dict[str, Any]) -> Any:
-    """The value of `"other // divisor"`, for each element of a list, or of `"number of other"`.
+    """The value of `"other // divisor"`, for each element of a list, or of `"number of other"`,
+    or of several others with `and` between them.
 
     A narrow model has one head, not none; and what is split into heads or groups must be divisible.
     """
     if " of " in rule:
-        number, _, other = rule.partition(" of ")
-        return _divisor(int(number), config[other])
+        number, _, others = rule.partition(" of ")
+        widths = [width for other in others.split(" and ") for width in config[other]]
+        return _divisor(int(number), widths)
     other, _, divisor = rule.partition(" // ")
     value = config[other]
     if isinstance(value, list):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 
 from .facts import facts
@@ -18,11 +18,13 @@ class Naming:
     Attributes:
         kind: parts of one kind under one front are one part.
         layout: of the tables that read them; empty for what no table reads.
+        first: whether nothing but wrappers may stand before the keys.
     """
 
     name: str
     kind: str
     layout: str
+    first: bool
 
 
 @dataclass(frozen=True)
@@ -39,19 +41,35 @@ class Root:
 
 def find_root(segments: list[str]) -> Root | None:
     """The first place in a name where a part's own key begins, if there is one."""
-    known = _roots()
-    inside = inside_wrappers()
+    known = _roots().below
+    numbered = known.get("#")
     for at, segment in enumerate(segments):
-        seconds = known.get(segment)
-        if seconds is None:
-            continue
-        if "" in seconds:
-            return Root(at, seconds[""])
-        following = next((one for one in segments[at + 1 :] if one not in inside), "")
-        naming = seconds.get("#" if following.isdigit() else following)
-        if naming is not None:
+        node = known.get(segment) or (numbered if segment.isdigit() else None)
+        naming = _naming(node, segments[at + 1 :]) if node else None
+        if naming is not None and not (naming.first and _within(segments[:at])):
             return Root(at, naming)
     return None
+
+
+def _naming(node: _Roots, segments: list[str]) -> Naming | None:
+    """The naming of the longest root that a key begins with, from a segment of it on."""
+    found = node.naming
+    inside = inside_wrappers()
+    for segment in segments:
+        if segment in inside:
+            continue
+        below = node.below.get("#" if segment.isdigit() else segment)
+        if below is None:
+            return found
+        node = below
+        found = node.naming or found
+    return found
+
+
+def _within(front: list[str]) -> bool:
+    """Whether a front holds anything but wrappers."""
+    known = facts("names")["wrappers"]
+    return any(segment not in known for segment in front)
 
 
 @cache
@@ -169,14 +187,27 @@ def _matched(patterns: Mapping[str, str], names: Iterable[str]) -> dict[str, str
     return found
 
 
+@dataclass
+class _Roots:
+    """The roots that begin with some segments.
+
+    Attributes:
+        naming: of the root that is these segments, if there is one.
+        below: the next segment -> the roots that go on with it.
+    """
+
+    naming: Naming | None = None
+    below: dict[str, _Roots] = field(default_factory=dict)
+
+
 @cache
-def _roots() -> dict[str, dict[str, Naming]]:
-    """First segment -> second segment -> the naming; the second is empty where the first is
-    enough."""
-    roots: dict[str, dict[str, Naming]] = {}
+def _roots() -> _Roots:
+    roots = _Roots()
     for name, entry in facts("names")["namings"].items():
-        naming = Naming(name, entry["kind"], entry["layout"])
+        naming = Naming(name, entry["kind"], entry["layout"], entry.get("first", False))
         for root in entry["roots"]:
-            first, _, second = root.partition(".")
-            roots.setdefault(first, {})[second] = naming
+            node = roots
+            for segment in root.split("."):
+                node = node.below.setdefault(segment, _Roots())
+            node.naming = naming
     return roots

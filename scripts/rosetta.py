@@ -46,7 +46,8 @@ def page() -> str:
     for family in families().values():
         parts.append(f"## {family.title}\n")
         for component in family.components.values():
-            parts += section(component)
+            for filled in (component, *component.instead.values()):
+                parts += section(filled)
     return "\n".join(parts)
 
 
@@ -60,7 +61,7 @@ def section(component: Component) -> list[str]:
         return []
     heading = ["diffusers", *columns]
     lines = [
-        f"### {component.name}\n",
+        f"### {component.name}, {component.class_name}\n",
         _line(heading),
         _line("---" for _ in heading),
     ]
@@ -79,7 +80,7 @@ def _tables(component: Component) -> list[Table]:
         table
         for table in all_tables()
         if component.family in table.about["families"]
-        and table.about["component"] == component.name
+        and families()[component.family].filled_by(table) is component
     ]
     return sorted(serving, key=lambda table: table.about["layout"] == "diffusers")
 

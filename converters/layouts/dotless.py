@@ -123,6 +123,8 @@ def _keys() -> dict[str, list[re.Pattern[str]]]:
     """Known keys without dots and with `#` for numbers -> patterns whose groups are segments."""
     patterns: dict[str, dict[str, None]] = {}
     for candidate in candidates("ldm"):
+        if candidate.table.about.get("alone"):
+            continue  # a file of its own, not a part of one that holds an average
         prefix = candidate.table.prefix
         for key in candidate.links:
             segments = key.removeprefix(prefix).split(".")

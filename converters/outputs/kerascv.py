@@ -71,6 +71,7 @@ def _parts(
 
     What is NaN, Inf or overflows then is counted in `seen`.
     """
+    _refuse_others(conversion)
     parts: dict[str, Mapping[str, Compute]] = {}
     for candidate in candidates("kerascv"):
         if candidate.family.name != conversion.family or not _is_wanted(candidate.part, settings):
@@ -85,6 +86,17 @@ def _parts(
     if not parts:
         raise ConversionError("nothing to write: KerasCV has no model for these components")
     return parts
+
+
+def _refuse_others(conversion: Conversion) -> None:
+    """Refuse a model of a class that KerasCV has not, in the place of one that it has."""
+    family = conversion.architecture
+    for name, component in conversion.components.items():
+        if component.described is not family.components[name]:
+            raise ConversionError(
+                f"{name}: KerasCV has no {component.described.class_name}; --component NAME writes"
+                f" another part alone, --vae FILE takes another {name}"
+            )
 
 
 def _is_wanted(part: str, settings: Settings) -> bool:

@@ -10,6 +10,7 @@ from ...errors import ConversionError
 from ...io import atomic
 from ...io.documents import MAX_CONFIG, read_json
 from ...mappings.facts import facts
+from ...mappings.families import halves
 from ...mappings.table import Link
 from ..checkpoint import Checkpoint, Tensor
 from ..conversion import Conversion, check_finite
@@ -55,7 +56,8 @@ def write(
     made: list[Made] = []
     unsaid: dict[str, Options] = {}
     for component in conversion.components.values():
-        candidate = residue.writer(component, conversion.architecture)
+        candidate = residue.writer(component, conversion.architecture, settings.component)
+        _check_alone(candidate, conversion)
         mine = []
         for link in dict.fromkeys(candidate.links.values()):
             mine.append(_output(link, component, residue, settings))
@@ -88,6 +90,18 @@ def write(
         overflow = _by_component(written.overflow, names)
         check_finite(conversion, nonfinite, overflow, settings)
     conversion.report["files"] = {output.name: {"sha256": written.files[0].sha256}}
+
+
+def _check_alone(candidate: Candidate, conversion: Conversion) -> None:
+    """Refuse to put into a checkpoint of a whole model what originals have in files of its own."""
+    component = candidate.component
+    others = [name for name in conversion.components if name != component.name]
+    if candidate.table.about.get("alone") and others:
+        raise ConversionError(
+            f"{component.name}: an {component.class_name} has no place in an original checkpoint"
+            f" beside {' and '.join(others)}; --component {component.name} writes it alone, --vae"
+            f" FILE takes another in its place"
+        )
 
 
 def _unsaid(
@@ -187,8 +201,11 @@ def _listed(made: Sequence[Made], conversion: Conversion) -> dict[str, str]:
 
 
 def _residue(conversion: Conversion, settings: Settings) -> Residue | None:
-    """What the source repo's residue file holds, or what an original source still has itself."""
-    if not settings.residue:
+    """What the source repo's residue file holds, or what an original source still has itself.
+
+    None for half a component, beside which nothing lies.
+    """
+    if not settings.residue or settings.component in halves():
         return None
     repo = source_repo(conversion.components)
     if repo is not None:

@@ -44,15 +44,17 @@ class Residue:
     tables: Mapping[str, str] = field(default_factory=dict)
     shapes: Mapping[str, Sequence[int]] = field(default_factory=dict)
 
-    def writer(self, component: PlannedComponent, family: Family) -> Candidate:
-        """The table that writes a component.
+    def writer(
+        self, component: PlannedComponent, family: Family, half: str | None = None
+    ) -> Candidate:
+        """The table that writes a component, or a half of it.
 
         Raises:
             ConversionError: there is none, or the component lacks tensors that it needs.
         """
         name = self.tables.get(component.name)
         if name is None:
-            return written_by(component, family)
+            return written_by(component, family, half)
         return Candidate(load_table(name), family, component.config, given=component.expected)
 
 
@@ -61,31 +63,40 @@ def residue_path(repo: Path) -> Path:
     return repo.with_name(f"{repo.name}.residue.safetensors")
 
 
-def written_by(component: PlannedComponent, family: Family) -> Candidate:
+def written_by(component: PlannedComponent, family: Family, half: str | None = None) -> Candidate:
     """The table that writes a component into an original checkpoint.
+
+    Args:
+        half: the part of the component to write, where its originals have a file for each half;
+            of one that is not whole, the half that is there.
 
     Raises:
         ConversionError: there is none, or the component lacks tensors that it needs.
     """
     missing = component.missing
-    if missing:
+    tables = {
+        candidate.part: candidate
+        for candidate in candidates("ldm")
+        if candidate.family == family
+        and candidate.component is component.described
+        and not candidate.table.about.get("read_only")
+    }
+    there = [part for part, one in tables.items() if not any(map(one.table.covers, missing))]
+    if missing and not there:
         raise ConversionError(
             f"{component.name}: {len(missing)} tensors are lacking, {missing[0]} among them"
         )
-    for candidate in candidates("ldm"):
-        if candidate.family != family or candidate.component.name != component.name:
-            continue
-        if candidate.table.about.get("read_only"):
-            continue
-        written = replace(candidate, config=component.config, given=component.expected)
-        try:
-            _ = written.links
-        except MappingError as error:
-            raise ConversionError(
-                f"{component.name}: original checkpoints have no names for it ({error})"
-            ) from None
-        return written
-    raise ConversionError(f"{component.name}: no table writes it for {family.title}")
+    if not tables:
+        raise ConversionError(f"{component.name}: no table writes it for {family.title}")
+    part = half if half in there else component.name if component.name in there else there[0]
+    written = replace(tables[part], config=component.config, given=component.expected)
+    try:
+        _ = written.links
+    except MappingError as error:
+        raise ConversionError(
+            f"{component.name}: original checkpoints have no names for it ({error})"
+        ) from None
+    return written
 
 
 def residue_of(components: Mapping[str, PlannedComponent], family: Family) -> Residue | None:

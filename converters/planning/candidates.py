@@ -74,7 +74,7 @@ class Candidate:
     @property
     def component(self) -> Component:
         """The component of the repo that the part fills."""
-        return self.family.components[str(self.table.about["component"])]
+        return self.family.filled_by(self.table)
 
     @property
     def is_denoiser(self) -> bool:
@@ -117,7 +117,7 @@ class Candidate:
 def candidates(layout: str) -> tuple[Candidate, ...]:
     """Every stock part that a layout's tables can read, family by family."""
     return tuple(
-        Candidate(table, family, family.components[str(table.about["component"])].config)
+        Candidate(table, family, family.filled_by(table).config)
         for table in all_tables()
         if table.about["layout"] == layout
         for family in families().values()

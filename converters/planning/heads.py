@@ -30,7 +30,7 @@ def choose_heads(
                 f"--heads {printable(text)}: the sources hold {', '.join(components)}; say it as"
                 " unet=8"
             )
-        model = family.components[name].model
+        model = component.described.model
         if model.heads is None:
             raise ConversionError(f"--heads {printable(text)}: a {model.name} has no choice of it")
         widths = _as_list(component.config[model.heads.width])

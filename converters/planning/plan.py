@@ -73,19 +73,25 @@ class PlannedComponent:
     """One folder of the repo: its config and its whole state dict.
 
     Attributes:
+        described: what it is in its family, with a model of its class.
         expected: key -> shape of every tensor of the model; `tensors` may be half of them.
         parts: what fills it; two for a VAE made of a decoder and an image encoder.
         chosen: options of the config that the user decides.
         words: tokens that embeddings bring -> their rows in the table of tokens.
     """
 
-    name: str
+    described: Component
     config: dict[str, Any]
     tensors: dict[str, PlannedTensor]
     expected: Mapping[str, Shape]
     parts: list[Recognition] = field(default_factory=list)
     chosen: dict[str, Any] = field(default_factory=dict)
     words: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        """Of its folder."""
+        return self.described.name
 
     @property
     def missing(self) -> list[str]:
@@ -121,29 +127,45 @@ def plan(parts: Sequence[Recognition], family: Family) -> dict[str, PlannedCompo
         mine = [part for part in parts if part.of_family(family.name).component.name == name]
         if mine:
             mine.sort(key=lambda part: part.part)  # the order of the sources does not matter
-            planned[name] = _component(name, mine, family)
+            planned[name] = _component(mine, family)
     return planned
 
 
-def _component(name: str, parts: list[Recognition], family: Family) -> PlannedComponent:
+def _component(parts: list[Recognition], family: Family) -> PlannedComponent:
+    described = _described(parts, family)
     tensors: dict[str, PlannedTensor] = {}
     for part in parts:
         from_base = part.checkpoint.layout == CANONICAL
         for planned in _planned(part, part.of_family(family.name)):
             if planned.key not in tensors or not from_base:  # a base gives way to what is given
                 tensors[planned.key] = planned
-    config, shapes = _expected(family.components[name], tensors, parts, family.name)
-    unknown = name == family.denoiser and family.kind(config) not in family.pipelines
+    config, shapes = _expected(described, tensors, parts, family.name)
+    is_denoiser = described.name == family.denoiser
+    unknown = is_denoiser and family.kind(config) not in family.pipelines
     if unknown and parts[0].checkpoint.config is None:
         known = ", ".join(map(str, family.pipelines))
         raise ConversionError(
-            f"{parts[0].checkpoint.path}: the {name} has {config['in_channels']} input channels;"
-            f" known: {known}"
+            f"{parts[0].checkpoint.path}: the {described.name} has {config['in_channels']} input"
+            f" channels; known: {known}"
         )
     for part in parts:
         _check_shapes(part, family.name, tensors, shapes)
     ordered = {key: tensors[key] for key in shapes if key in tensors}
-    return PlannedComponent(name, config, ordered, shapes, parts)
+    return PlannedComponent(described, config, ordered, shapes, parts)
+
+
+def _described(parts: Sequence[Recognition], family: Family) -> Component:
+    """What parts fill, which must be parts of models of one class."""
+    components = [part.of_family(family.name).component for part in parts]
+    first = components[0]
+    for part, other in zip(parts, components, strict=True):
+        if other.class_name != first.class_name:
+            raise ConversionError(
+                f"{part.checkpoint.path}: the {part.part} is one of an {other.class_name}, but the"
+                f" {parts[0].part} in {parts[0].checkpoint.path} is one of an {first.class_name};"
+                f" give all of the {first.name} from one of them"
+            )
+    return first
 
 
 def _expected(

@@ -51,8 +51,7 @@ def interpretations(table: Table, checkpoint: Checkpoint) -> list[list[Candidate
 
 def _components(table: Table) -> dict[str, Component]:
     """Family -> the component that a table fills."""
-    name = str(table.about["component"])
-    return {family: families()[family].components[name] for family in table.about["families"]}
+    return {family: families()[family].filled_by(table) for family in table.about["families"]}
 
 
 def _has_sign(model: ModelClass, shape_of: ShapeOf) -> bool:

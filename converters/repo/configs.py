@@ -44,7 +44,7 @@ class Configs:
         A base's own, or the family's with what the tensors, the layout and the file say.
 
         """
-        described = self.family.components[component.name]
+        described = component.described
         theirs = base_config(component)
         if theirs is not None:
             given = _without_bookkeeping(component, read_json(theirs, limit=MAX_CONFIG))
@@ -55,7 +55,8 @@ class Configs:
         if self.prediction is not None:
             if self.prediction.kind == "v_prediction":
                 config |= self.family.v_prediction.get(component.name, {})
-            config = self.prediction.config(component.name, config)
+            if described is self.family.components[component.name]:
+                config = self.prediction.config(component.name, config)
         config |= self._sample_size(component, config)
         return dated({"_class_name": described.class_name} | config)
 

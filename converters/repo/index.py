@@ -39,7 +39,7 @@ def lacking(family: Family, components: Components, carried: Carried | None = No
             continue
         missing = components[name].missing
         if missing:
-            half = component.half_of(missing[0]).replace("_", " ")
+            half = components[name].described.half_of(missing[0]).replace("_", " ")
             gaps.append(f"the {half} half of the {name}, {len(missing)} tensors {_ADVICE}")
     for name, rows in unfit(family, components).items():
         gaps.append(f"{name} (its text encoder has {rows} token rows, fewer than CLIP's tokens)")
@@ -85,8 +85,8 @@ def model_index(
         made = {"scheduler", *components}
         index |= {name: entry for name, entry in carried.index.items() if name not in made}
     for name in _whole(family, components):
-        component = family.components[name]
-        index[name] = [component.library, component.class_name]
+        described = components[name].described
+        index[name] = [described.library, described.class_name]
     return index
 
 

@@ -161,7 +161,7 @@ class _Repo:
             place = self.place(name)
             written = write_safetensors(
                 self.folder / place,
-                self._weights_name(name),
+                self._weights_name(component),
                 outputs_of(component, self.settings.dtype),
                 max_shard_size=self.settings.max_shard_size,
                 progress=progress,
@@ -170,7 +170,7 @@ class _Repo:
             )
             self.written.add(name, place, written)
 
-    def _weights_name(self, component: str) -> str:
-        stem = STEMS[self.family.components[component].library][0]
+    def _weights_name(self, component: PlannedComponent) -> str:
+        stem = STEMS[component.described.library][0]
         variant = f".{self.settings.variant}" if self.settings.variant else ""
         return f"{stem}{variant}.safetensors"

@@ -32,7 +32,7 @@ def test_halves_are_what_their_tables_cover() -> None:
         part, component = table.about["part"], table.about["component"]
         assert (part in halves()) == (part != component)
         for family in table.about["families"]:
-            known = families()[family].components[component].halves
+            known = families()[family].filled_by(table).halves
             assert table.about.get("covers") == known.get(part)
 
 

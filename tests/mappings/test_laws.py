@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from weightport.mappings.errors import MappingError
-from weightport.mappings.families import families
+from weightport.mappings.families import families, halves
 from weightport.mappings.library import all_tables
 from weightport.mappings.rows import Row
 from weightport.mappings.table import Link, Table
@@ -24,12 +24,12 @@ IDS = [f"{table.name}-{family}" for table, family in SERVED]
 
 
 def _links(table: Table, family: str) -> list[Link]:
-    component = families()[family].components[table.about["component"]]
+    component = families()[family].filled_by(table)
     return table.links(component.manifest(), component.config)
 
 
 def _target_shapes(table: Table, family: str) -> Shapes:
-    return families()[family].components[table.about["component"]].manifest()
+    return families()[family].filled_by(table).manifest()
 
 
 def _source_shapes(links: list[Link], targets: Shapes) -> Shapes:
@@ -56,13 +56,19 @@ def test_the_tables_of_a_layout_fill_every_component(layout: str, family: str) -
     base = [t for t in base if not t.about.get("read_only")]  # other spellings of the same parts
     explained: dict[str, list[str]] = {}
     for table in base:
-        explained.setdefault(table.about["component"], []).extend(
+        if table.about["part"] in halves() and layout != "kerascv":
+            continue  # beside a table of the whole
+        filled = families()[family].filled_by(table)
+        explained.setdefault(filled.class_name, []).extend(
             k for link in _links(table, family) for k in link.targets
         )
-    for name, component in families()[family].components.items():
+    for component in families()[family].components.values():
         if layout == "kerascv" and component.pipelines:  # KerasCV has no ControlNet
             continue
-        assert sorted(explained[name]) == sorted(component.manifest())
+        assert sorted(explained[component.class_name]) == sorted(component.manifest())
+        for other in component.instead.values() if layout != "kerascv" else ():
+            if other.class_name in explained:  # the upscaler has none
+                assert sorted(explained[other.class_name]) == sorted(other.manifest())
 
 
 @pytest.mark.parametrize(("table", "family"), SERVED, ids=IDS)
@@ -80,11 +86,11 @@ def test_inverse_after_forward_is_the_identity(table: Table, family: str) -> Non
 
 
 UNUSUAL: dict[str, list[dict[str, Any]]] = {  # what no stock model has
-    "unet": [
+    "UNet2DConditionModel": [
         {"time_cond_proj_dim": 256, "encoder_hid_dim": 64},
         {"up_block_types": ["CrossAttnUpBlock2D"] * 3 + ["UpBlock2D"], "layers_per_block": 1},
     ],
-    "vae": [
+    "AutoencoderKL": [
         {
             "down_block_types": ["AttnDownEncoderBlock2D"] * 4,
             "up_block_types": ["AttnUpDecoderBlock2D"] * 4,
@@ -97,8 +103,8 @@ def _unusual_links(table: Table) -> Iterator[Link]:
     if table.about.get("fixed"):
         return
     for family in table.about["families"]:
-        component = families()[family].components[table.about["component"]]
-        for changes in UNUSUAL.get(component.name, []):
+        component = families()[family].filled_by(table)
+        for changes in UNUSUAL.get(component.class_name, []):
             config = component.config | changes
             if len(config["block_out_channels"]) == 4:
                 names = component.model.names(config)
@@ -145,7 +151,7 @@ def _is_caught(mutant: Table, family: str, touched: list[Link], targets: Shapes)
     Args:
         touched: the table's own links by the rows that are swapped; the others are the mutant's.
     """
-    component = families()[family].components[mutant.about["component"]]
+    component = families()[family].filled_by(mutant)
     sources = _source_shapes(touched, targets)
     try:
         links = mutant.links(
@@ -181,6 +187,7 @@ INVISIBLE = {
     "ldm_unet": _EMBEDDINGS,
     "ldm_controlnet": _EMBEDDINGS,
     "ldm_vae": _ATTENTION,
+    "ldm_vae_asymmetric": _ATTENTION,
     "openclip_clip_l": _NORMS,
     "openclip_sd2": _NORMS,
     "openclip_sdxl": _NORMS,

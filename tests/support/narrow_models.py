@@ -63,6 +63,37 @@ def vae_config(rng: random.Random) -> Config:
     }
 
 
+def tiny_vae_config(rng: random.Random) -> Config:
+    """An AutoencoderTiny."""
+    stages = rng.randint(1, 5)
+    return {
+        "encoder_block_out_channels": [rng.choice([4, 8])] * stages,
+        "decoder_block_out_channels": [rng.choice([4, 8])] * stages,
+        "num_encoder_blocks": [rng.randint(1, 4) for _ in range(stages)],
+        "num_decoder_blocks": [rng.randint(1, 4) for _ in range(stages)],
+        "latent_channels": rng.choice([3, 4, 16]),
+        "scaling_factor": rng.choice([1.0, 0.5]),
+        "shift_factor": rng.choice([0.0, 0.25]),
+    }
+
+
+def asymmetric_vae_config(rng: random.Random) -> Config:
+    """An AsymmetricAutoencoderKL."""
+    halves: Config = {}
+    stages = rng.randint(1, 4)
+    for half, kind in (("down", "DownEncoderBlock2D"), ("up", "UpDecoderBlock2D")):
+        halves |= {
+            f"{half}_block_out_channels": [rng.choice([16, 32, 48]) for _ in range(stages)],
+            f"{half}_block_types": rng.choices([kind, f"Attn{kind}"], [3, 1], k=stages),
+            f"layers_per_{half}_block": rng.randint(1, 3),
+        }
+    return {
+        **halves,
+        "latent_channels": rng.choice([3, 4, 8]),
+        "norm_num_groups": rng.choice([4, 8, 16]),
+    }
+
+
 def text_encoder_config(rng: random.Random) -> Config:
     """A CLIPTextModel."""
     heads = rng.choice([1, 2, 4])
@@ -83,6 +114,8 @@ CONFIGS = {
     "UNet2DConditionModel": unet_config,
     "ControlNetModel": controlnet_config,
     "AutoencoderKL": vae_config,
+    "AutoencoderTiny": tiny_vae_config,
+    "AsymmetricAutoencoderKL": asymmetric_vae_config,
     "CLIPTextModel": text_encoder_config,
 }
 """Class -> what makes a config at random."""
@@ -91,6 +124,8 @@ COMPONENTS = {
     "UNet2DConditionModel": "unet",
     "ControlNetModel": "",  # alone it lies in the repo itself
     "AutoencoderKL": "vae",
+    "AutoencoderTiny": "vae",
+    "AsymmetricAutoencoderKL": "vae",
     "CLIPTextModel": "text_encoder",
 }
 """Class -> its folder in a repo."""
@@ -169,9 +204,11 @@ def outputs(class_name: str, model: Any) -> list[torch.Tensor]:
         ids[0, 8] = 499
         encoded = model(input_ids=ids)
         return [encoded.last_hidden_state, encoded.pooler_output]
-    if class_name == "AutoencoderKL":
+    if "Autoencoder" in class_name:
         image = torch.randn(1, config.in_channels, 16, 16, generator=generator)
-        latents = model.encode(image).latent_dist.mode()
+        encoded = model.encode(image)
+        is_tiny = class_name == "AutoencoderTiny"
+        latents = encoded.latents if is_tiny else encoded.latent_dist.mode()
         return [latents, model.decode(latents).sample]
     inputs = _conditions(config, generator)
     if class_name == "ControlNetModel":

@@ -50,7 +50,7 @@ class Pair:
     @property
     def stock(self) -> Component:
         """The component as the family has it."""
-        return self.family.components[self.component.name]
+        return self.component.described
 
     @property
     def config(self) -> dict[str, Any]:
@@ -159,7 +159,7 @@ def _with_itself(
     modules = {key.rpartition(".")[0] for key in planned.tensors}
     watch = {module: module for module in modules}
     layout = planned.parts[0].checkpoint.layout
-    for check in _checks(family.components[planned.name], planned.name, wanted):
+    for check in _checks(planned.described, planned.name, wanted):
         framework = framework_of(layout, family.name, check, python)
         yield Pair(check, framework, planned, family, None, watch, {})
 

@@ -177,7 +177,7 @@ def planned_repo(
             str(paths[0]) if len(paths) == 1 else f"{paths[0]} and others",
             configs,
             conversion.lacks,
-            {name: family.components[name].class_name for name in outputs},
+            {name: one.described.class_name for name, one in conversion.components.items()},
             outputs,
             lambda folder: write_tokenizers(folder, family, conversion.components, told),
         )

@@ -518,17 +518,19 @@ def test_the_way_back_gives_the_names_that_came_off(
 
 def test_roots_tell_every_key_of_every_table() -> None:
     """No key of a part begins anywhere but at its front, and its naming is its table's kind."""
-    kinds = {name: one["kind"] for name, one in facts("names")["namings"].items()}
+    namings = facts("names")["namings"]
     for table in all_tables():
         if "naming" not in table.about:
             continue
         for one in candidates(str(table.about["layout"])):
             if one.table.name == table.name:
+                front = [] if namings[str(table.about["naming"])].get("first") else ["front"]
                 for name in one.links:
-                    root = find_root(["front", *name.removeprefix(table.prefix).split(".")])
+                    key = name.removeprefix(table.prefix).split(".")
+                    root = find_root(["module", *front, *key])
                     assert root is not None, name
-                    assert root.at == 1
-                    assert root.naming.kind == kinds[str(table.about["naming"])]
+                    assert root.at == len(front) + 1
+                    assert root.naming.kind == namings[str(table.about["naming"])]["kind"]
 
 
 def test_places_are_those_of_the_tables() -> None:

@@ -16,7 +16,15 @@ from ...io.heap import keep_freed_memory
 from ..loading.config import Config
 from ..loading.model import Model
 from ..loading.options import configured
-from .vae import AutoencoderKLOutput, Decoder, DecoderOutput, DiagonalGaussianDistribution, Encoder
+from .vae import (
+    AutoencoderKLOutput,
+    Decoder,
+    DecoderOutput,
+    DiagonalGaussianDistribution,
+    Encoder,
+    check_kinds,
+    drawn,
+)
 
 _HALVINGS = 3  # of the condition's resolution
 
@@ -117,6 +125,8 @@ class AsymmetricAutoencoderKL(Model):
         super().__init__()
         c = self.config
         latents = c.latent_channels
+        for half in ("down", "up"):
+            check_kinds(self, f"{half}_block_types", f"{half}_block_out_channels")
         self.encoder = Encoder(_half(c, "down"))
         self.decoder = MaskConditionDecoder(_half(c, "up"))
         self.quant_conv = nn.Conv2d(2 * latents, 2 * latents, 1)
@@ -167,28 +177,17 @@ class AsymmetricAutoencoderKL(Model):
         generator: torch.Generator | None = None,
     ) -> DecoderOutput:
         """An image encoded and decoded again, what the mask leaves of it taken as it is."""
-        posterior = self.encode(sample).latent_dist
-        latents = posterior.sample(generator) if sample_posterior else posterior.mode()
+        latents = drawn(self.encode(sample).latent_dist, sample_posterior, generator)
         return self.decode(latents, generator, sample, mask, return_dict)
 
 
 def _half(c: Config, half: str) -> Config:
     """The config of the half of an `AutoencoderKL` that this one's is like."""
-    kind = "DownEncoderBlock2D" if half == "down" else "UpDecoderBlock2D"
-    widths = c[f"{half}_block_out_channels"]
-    types = c[f"{half}_block_types"]
-    if list(types) != [kind] * len(widths):
-        raise ValueError(
-            f"AsymmetricAutoencoderKL: {half}_block_types = {types!r} must be {kind!r} for each of"
-            f" {half}_block_out_channels"
-        )
-    layers = c[f"layers_per_{half}_block"]
     return Config(
         {
             **c,
-            f"{half}_block_types": types,
-            "block_out_channels": widths,
-            "layers_per_block": layers,
+            "block_out_channels": c[f"{half}_block_out_channels"],
+            "layers_per_block": c[f"layers_per_{half}_block"],
             "mid_block_add_attention": True,
         }
     )

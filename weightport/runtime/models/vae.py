@@ -121,6 +121,27 @@ def make_levels(
     return levels
 
 
+def check_kinds(model: Model, option: str, widths: str) -> None:
+    """Refuse kinds of blocks that are not there.
+
+    Args:
+        model: an autoencoder.
+        option: of its config, one of `BLOCK_TYPES`.
+        widths: the option that says the channels of the same blocks.
+
+    Raises:
+        ValueError: a kind is another one, or there is not one for each width.
+    """
+    kinds = model.config[option]
+    kind = BLOCK_TYPES[option]
+    known = {kind, f"Attn{kind}"}
+    if len(kinds) != len(model.config[widths]) or not known.issuperset(kinds):
+        raise ValueError(
+            f"{type(model).__name__}: {option} = {kinds!r} must be [Attn]{kind} for each of"
+            f" {widths}"
+        )
+
+
 class Encoder(nn.Sequential):
     """The image becomes the moments of its latents.
 
@@ -208,6 +229,13 @@ class DiagonalGaussianDistribution:
         return 0.5 * parts.sum(tuple(dims))
 
 
+def drawn(
+    posterior: DiagonalGaussianDistribution, at_random: bool, generator: torch.Generator | None
+) -> Tensor:
+    """Latents at random, or the most probable ones."""
+    return posterior.sample(generator) if at_random else posterior.mode()
+
+
 @dataclass(eq=False)
 class AutoencoderKLOutput(Output):
     """What `encode` returns."""
@@ -260,13 +288,8 @@ class AutoencoderKL(InParts, Model):
     ) -> None:
         super().__init__()
         c = self.config
-        for key, kind in BLOCK_TYPES.items():
-            kinds = {kind, f"Attn{kind}"}
-            if len(c[key]) != len(c.block_out_channels) or not kinds.issuperset(c[key]):
-                raise ValueError(
-                    f"AutoencoderKL: {key} = {c[key]!r} must be [Attn]{kind} for each of"
-                    " block_out_channels"
-                )
+        for option in BLOCK_TYPES:
+            check_kinds(self, option, "block_out_channels")
         self.encoder = Encoder(c)
         self.decoder = Decoder(c)
         self.quant_conv = _mixing(2 * c.latent_channels if c.use_quant_conv else 0)
@@ -310,8 +333,7 @@ class AutoencoderKL(InParts, Model):
         generator: torch.Generator | None = None,
     ) -> DecoderOutput:
         """An image encoded and decoded again: by the most probable latents, or by random ones."""
-        posterior = self.encode(sample).latent_dist
-        latents = posterior.sample(generator) if sample_posterior else posterior.mode()
+        latents = drawn(self.encode(sample).latent_dist, sample_posterior, generator)
         return self.decode(latents, return_dict)
 
     def _tile_sizes(self) -> tuple[int, int]:

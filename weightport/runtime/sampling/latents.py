@@ -15,6 +15,7 @@ from ..images import VaeImageProcessor
 from ..models.asymmetric_vae import AsymmetricAutoencoderKL
 from ..models.autoencoder_tiny import AutoencoderTinyOutput
 from ..models.autoencoders import Autoencoder
+from ..models.vae import drawn
 from .arguments import Size, require
 from .noise import Noise
 
@@ -144,10 +145,10 @@ class Codec:
             image = image.to(vae.device, dtype)  # rounded even where the VAE computes in more
             image = image.to(vae.dtype)
             parts = image.chunk(len(image)) if isinstance(generator, list) else [image]
-            drawn = []
+            found = []
             for part, seed in zip(parts, seeds, strict=False):
-                drawn.append(_drawn(vae, part, noise is not None, seed))
-            return torch.cat(drawn)
+                found.append(_drawn(vae, part, noise is not None, seed))
+            return torch.cat(found)
 
     def to_latents(self, image: Tensor, noise: Noise, rows: int) -> Tensor:
         """An image as scaled latents, one row for each result; what comes as latents stays what it
@@ -184,8 +185,7 @@ def _drawn(
     encoded = vae.encode(image)
     if isinstance(encoded, AutoencoderTinyOutput):
         return encoded.latents
-    posterior = encoded.latent_dist
-    return posterior.sample(generator) if at_random else posterior.mode()
+    return drawn(encoded.latent_dist, at_random, generator)
 
 
 def tile(x: Tensor, rows: int) -> Tensor:
