@@ -151,7 +151,7 @@ def test_half_of_a_tiny_vae(models: dict[str, Path], tmp_path: Path) -> None:
     vae = narrow_models.build("AutoencoderKL", {"block_out_channels": [32]})
     vae.save_pretrained(base / "vae")
     (base / "model_index.json").write_text('{"_class_name": "StableDiffusionPipeline"}')
-    with pytest.raises(weightport.ConversionError, match="the decoder in .* is one of an"):
+    with pytest.raises(weightport.ConversionError, match=r"the decoder in .* is one of an"):
         weightport.convert(file, tmp_path / "mixed", base=base, **FAST)
 
 
@@ -177,7 +177,7 @@ def test_asymmetric_files(models: dict[str, Path], tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", KINDS)
 def test_options_of_a_folder(models: dict[str, Path], name: str, tmp_path: Path) -> None:
     repo = tmp_path / "repo"
-    options = {"dtype": "float16", "max_shard_size": 20_000, "variant": "fp16"}
+    options: dict[str, Any] = {"dtype": "float16", "max_shard_size": 20_000, "variant": "fp16"}
     weightport.convert(models[name], repo, **options, **FAST)
     assert list((repo / "vae").glob("*.index.fp16.json"))
     kind = getattr(__import__("diffusers"), KINDS[name])
