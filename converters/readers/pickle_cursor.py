@@ -18,7 +18,12 @@ class Cursor:
         self._end = end
         self._ahead = b""
         self._ahead_at = start
-        self.at = start
+        self._next = 0  # in what was read ahead
+
+    @property
+    def at(self) -> int:
+        """Where in the file the next byte is."""
+        return self._ahead_at + self._next
 
     @property
     def left(self) -> int:
@@ -27,23 +32,26 @@ class Cursor:
 
     def take(self, nbytes: int) -> bytes:
         """The next bytes."""
-        if nbytes > self.left:
+        begin = self._next
+        if begin + nbytes > len(self._ahead):
+            self._fill(nbytes)
+            begin = 0
+        self._next = begin + nbytes
+        return self._ahead[begin : begin + nbytes]
+
+    def _fill(self, nbytes: int) -> None:
+        """Read ahead, so many bytes at least."""
+        at = self.at
+        last = min(self._end, self._limit)
+        if at + nbytes > self._end:
             raise PickleError("the pickle in it ends too early; is the file truncated?")
-        if self.at + nbytes > self._limit:
+        if at + nbytes > last:
             raise PickleError(
                 f"the pickle in it has more than {_MAX_BYTES >> 20} MiB; no checkpoint needs that"
             )
-        begin = self.at - self._ahead_at
-        if begin + nbytes > len(self._ahead):
-            begin = self._fill(nbytes)
-        self.at += nbytes
-        return self._ahead[begin : begin + nbytes]
-
-    def _fill(self, nbytes: int) -> int:
-        """Read ahead; returns where in the buffer the next byte is."""
-        self._ahead = self._file.read(self.at, min(max(nbytes, _AHEAD), self.left))
-        self._ahead_at = self.at
-        return 0
+        self._ahead = self._file.read(at, min(max(nbytes, _AHEAD), last - at))
+        self._ahead_at = at
+        self._next = 0
 
     def uint(self, nbytes: int) -> int:
         """A little-endian number."""
@@ -59,11 +67,10 @@ class Cursor:
 
     def line(self) -> str:
         """The text up to the end of the line."""
-        begin = self.at - self._ahead_at
-        end = self._ahead.find(b"\n", begin)
+        end = self._ahead.find(b"\n", self._next)
         if end < 0:
-            begin = self._fill(_AHEAD)
+            self._fill(0)
             end = self._ahead.find(b"\n")
         if end < 0:
             raise PickleError("the pickle in it is damaged: a line does not end")
-        return self.take(end + 1 - begin)[:-1].decode("latin-1")
+        return self.take(end + 1 - self._next)[:-1].decode("latin-1")

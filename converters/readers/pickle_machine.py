@@ -114,8 +114,9 @@ class _Machine:
         acts = _ACTS
         for _ in range(_MAX_INSTRUCTIONS):
             code = take(1)
-            if code in pushes:
-                value = pushes[code](self)  # which may exchange the stack
+            push = pushes.get(code)
+            if push is not None:
+                value = push(self)  # which may exchange the stack
                 self.stack.append(value)
             elif code in acts:
                 acts[code](self)
