@@ -30,15 +30,29 @@ SCHEDULERS = (  # whose classes we have
     *("euler", "euler_ancestral", "heun", "ipndm", "kdpm2_ancestral", "kdpm2_discrete"),
     *("lcm", "lms", "pndm", "sasolver", "tcd", "unipc"),
 )
+PIPELINES = {  # folder of the clone's tests -> those of pipelines that we have
+    "stable_diffusion": ("", "_img2img", "_inpaint", "_instruction_pix2pix"),
+    "stable_diffusion_2": ("", "_depth", "_inpaint", "_upscale", "_v_pred"),
+    "stable_diffusion_xl": ("", "_img2img", "_inpaint", "_instruction_pix2pix"),
+}
+
+
+def _pipelines(folder: str) -> tuple[str, ...]:
+    stem = "stable_diffusion" if folder == "stable_diffusion_2" else folder
+    return tuple(f"pipelines/{folder}/test_{stem}{task}.py" for task in PIPELINES[folder])
+
+
 GROUPS: dict[str, tuple[str, ...]] = {  # what is run -> files and folders of the clone's tests
     "schedulers": tuple(f"schedulers/test_scheduler_{name}.py" for name in SCHEDULERS),
-    "pipelines of SD": ("pipelines/stable_diffusion", "pipelines/stable_diffusion_2"),
-    "pipelines of SDXL": ("pipelines/stable_diffusion_xl",),
+    "pipelines of SD": (*_pipelines("stable_diffusion"), *_pipelines("stable_diffusion_2")),
+    "pipelines of SDXL": _pipelines("stable_diffusion_xl"),
     "pipelines with ControlNets": ("pipelines/controlnet",),
     "pipelines of LCM": ("pipelines/latent_consistency_models",),
     "models": (
         "models/unets/test_models_unet_2d_condition.py",
         "models/autoencoders/test_models_autoencoder_kl.py",
+        "models/autoencoders/test_models_autoencoder_tiny.py",
+        "models/autoencoders/test_models_asymmetric_autoencoder_kl.py",
     ),
 }
 TOKENIZER = "hf-internal-testing/tiny-random-clip"
@@ -69,11 +83,16 @@ def pytest_load_initial_conftests() -> None:
     _stand_in_for_the_hub()
     if os.environ.get(ON_OURS):
         import weightport
+        from weightport.runtime.registry import PIPELINES as OURS
         from weightport.runtime.registry import PUBLIC
 
         for name in PUBLIC:
-            if hasattr(diffusers, name):
-                setattr(diffusers, name, getattr(weightport, name))
+            if not hasattr(diffusers, name):
+                continue
+            theirs = getattr(diffusers, name)
+            setattr(diffusers, name, getattr(weightport, name))
+            if name in OURS:  # some tests import them from where they are
+                setattr(sys.modules[theirs.__module__], name, getattr(weightport, name))
 
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:

@@ -214,6 +214,10 @@ def test_only_what_is_needed(model: HubServer, client: Client, repo: Path) -> No
         ]
 
         model.requests.clear()
+        folder = client(code.replace("from_pretrained", "download"), home=f"home{part}-2")
+        assert (folder, model.downloads()) == ("str", fetched), "without loading, the same files"
+
+        model.requests.clear()
         offline = client(code, home=f"home{part}", HF_HUB_OFFLINE="1")
         assert (offline, model.requests) == ("StableDiffusionPipeline", [])
         local = code.replace("org/model'", "org/model', local_files_only=True")

@@ -149,6 +149,21 @@ def a_callback_that_looks(library: Any, repo: Path) -> Any:
 
 
 @script
+def a_callback_of_the_older_form(library: Any, repo: Path) -> Any:
+    pipe = loaded(library, repo)
+    seen = []
+
+    def look(i: int, t: Any, latents: torch.Tensor) -> None:
+        seen.append(torch.cat([torch.tensor([float(i), float(t)]), latents.flatten()]))
+
+    run = RUN | {"num_inference_steps": 5, "callback": look, "callback_steps": 2}
+    for name in ("PNDMScheduler", "HeunDiscreteScheduler"):  # of more visits than steps
+        pipe.scheduler = getattr(library, name).from_config(pipe.scheduler.config)
+        pipe("a", generator=seeded(), **run)
+    return torch.stack(seen)
+
+
+@script
 def the_loop_by_hand(library: Any, repo: Path) -> Any:
     pipe = loaded(library, repo)
     scheduler = library.DDIMScheduler.from_pretrained(repo, subfolder="scheduler")
@@ -214,7 +229,30 @@ def encode_and_decode(library: Any, repo: Path) -> Any:
         other = vae.encode(-pixels).latent_dist
         whole = vae(pixels).sample
     sample = posterior.sample(generator=seeded())
-    return whole, sample, posterior.kl(), posterior.kl(other), posterior.nll(sample)
+    of_the_posterior = (posterior.kl(), posterior.kl(other), posterior.nll(sample), posterior.var)
+    return (whole, sample, *of_the_posterior)
+
+
+@script
+def pixels_by_hand(library: Any, repo: Path) -> Any:
+    kind = part(library, "image_processor").VaeImageProcessor
+    images = kind(True, 8, do_convert_rgb=True)
+    masks = kind(do_normalize=False, do_binarize=True, do_convert_grayscale=True)
+    pixels = images.preprocess(picture(), height=40, width=24)
+    array = images.pil_to_numpy([picture(), picture()])
+    grey = images.convert_to_grayscale(images.convert_to_rgb(picture()))
+    made = (
+        images.numpy_to_pt(array),
+        images.pt_to_numpy(pixels),
+        images.normalize(array),
+        images.denormalize(pixels),
+        images.binarize(pixels.clone()),
+        images.postprocess(pixels, "pt"),
+        masks.postprocess(pixels, "np"),
+        masks.preprocess(grey),
+    )
+    pictures = (*images.numpy_to_pil(array), *part(library, "utils").pt_to_pil(pixels), grey)
+    return (*made, *map(np.asarray, pictures))
 
 
 @script
@@ -321,7 +359,10 @@ def saved_and_loaded_with_other_options(library: Any, repo: Path) -> Any:
 @script
 def moved_and_set_up(library: Any, repo: Path) -> Any:
     pipe = loaded(library, repo).to("cpu", silence_dtype_warnings=True)
+    pipe.unet.set_default_attn_processor()
+    pipe.unet.set_attention_slice("auto")
     pipe.enable_attention_slicing()
+    pipe.enable_freeu(s1=0.9, s2=0.2, b1=1.2, b2=1.4)
     pipe.vae.enable_slicing()
     pipe.maybe_free_model_hooks()
     images = pipe("a", generator=seeded(), num_images_per_prompt=2, **RUN).images
@@ -352,7 +393,6 @@ def test_a_script_gives_the_same_with_both_imports(name: str, repo: Path) -> Non
         ("load_ip_adapter", "IP-Adapter is not supported"),
         ("enable_model_cpu_offload", r"offloading is not supported; move the pipeline with to\(\)"),
         ("enable_xformers_memory_efficient_attention", "xformers is not used"),
-        ("enable_freeu", "FreeU is not supported"),
     ],
 )
 def test_what_is_out_of_scope_names_itself(name: str, advice: str, repo: Path) -> None:
@@ -369,17 +409,31 @@ def test_what_is_out_of_scope_names_itself(name: str, advice: str, repo: Path) -
         )
 
 
+def test_a_community_pipeline_is_named(repo: Path) -> None:
+    import weightport
+
+    with pytest.raises(
+        ValueError, match="'lpw_stable_diffusion' names one of diffusers' community"
+    ):
+        weightport.DiffusionPipeline.from_pretrained(repo, custom_pipeline="lpw_stable_diffusion")
+
+
 def test_what_has_no_effect_says_so_once(repo: Path) -> None:
     import weightport
-    from weightport.runtime.pipelines.latent import say_once
+    from weightport.runtime.notices import say_once
 
     pipe = loaded(weightport, repo)
     say_once.cache_clear()
-    with pytest.warns(UserWarning, match="fuse_qkv_projections has no effect"):
-        pipe.fuse_qkv_projections()
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        pipe.fuse_qkv_projections()
+    for owner, name in (
+        (pipe, "fuse_qkv_projections"),
+        (pipe.vae, "set_default_attn_processor"),
+        (pipe.unet, "set_attention_slice"),
+    ):
+        with pytest.warns(UserWarning, match=f"^{name} has no effect"):
+            getattr(owner, name)()
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            getattr(owner, name)()
 
 
 def test_importing_stays_light() -> None:

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Any, Literal, get_args
+from dataclasses import dataclass
+from typing import Any, Literal, TypeVar, get_args
 
 import numpy as np
 import torch
@@ -19,7 +19,10 @@ from torch import Tensor
 OutputType = Literal["pil", "np", "pt", "latent"]
 OUTPUT_TYPES = get_args(OutputType)
 ResizeMode = Literal["default", "fill", "crop"]
+Resample = Literal["lanczos", "bicubic", "bilinear", "nearest"]
 Box = tuple[int, int, int, int]
+Array = np.ndarray[Any, Any]
+Pixels = TypeVar("Pixels", Tensor, np.ndarray[Any, Any])
 OneImage = Image.Image | np.ndarray[Any, Any] | Tensor
 ImageInput = OneImage | Sequence[OneImage]  # what `VaeImageProcessor.preprocess` takes
 
@@ -29,24 +32,28 @@ class VaeImageProcessor:
     """What pipelines do to pixels before the VAE encodes and after it decodes them.
 
     Args:
+        do_resize: bring images to the size that is asked for, or to such a multiple.
         vae_scale_factor: sizes are rounded down to a multiple of it.
+        vae_latent_channels: a tensor of so many channels is latents, which are left alone.
         resample: the filter for PIL images; tensors and arrays are resized to the nearest
             neighbour.
-        do_resize: bring images to the size that is asked for, or to such a multiple.
+        reducing_gap: None.
         do_normalize: map [0, 1] to [-1, 1].
         do_binarize: make every value 0 or 1, as masks need.
+        do_convert_rgb: of no effect, as PIL images become RGB in any case.
         do_convert_grayscale: convert PIL images to one channel, not to RGB, and let tensors and
             arrays have none.
-        vae_latent_channels: a tensor of so many channels is latents, which are left alone.
     """
 
+    do_resize: bool = True
     vae_scale_factor: int = 8
-    resample: Literal["lanczos", "bicubic"] = "lanczos"
-    do_resize: bool = field(default=True, kw_only=True)
-    do_normalize: bool = field(default=True, kw_only=True)
-    do_binarize: bool = field(default=False, kw_only=True)
-    do_convert_grayscale: bool = field(default=False, kw_only=True)
-    vae_latent_channels: int = field(default=4, kw_only=True)
+    vae_latent_channels: int = 4
+    resample: Resample = "lanczos"
+    reducing_gap: None = None
+    do_normalize: bool = True
+    do_binarize: bool = False
+    do_convert_rgb: bool = False
+    do_convert_grayscale: bool = False
 
     def preprocess(
         self,
@@ -78,7 +85,7 @@ class VaeImageProcessor:
         else:
             batches = [one if one.ndim == 4 else one[None] for one in images]
             is_array = isinstance(first, np.ndarray)
-            pixels = _to_tensor(np.concatenate(batches)) if is_array else torch.cat(batches)
+            pixels = self.numpy_to_pt(np.concatenate(batches)) if is_array else torch.cat(batches)
             if not is_array and pixels.shape[1] == self.vae_latent_channels:
                 return pixels
             if self.do_resize:
@@ -89,8 +96,8 @@ class VaeImageProcessor:
                 "the image has negative values: it is taken to be in [-1, 1] already", stacklevel=2
             )
         elif self.do_normalize:
-            pixels = 2.0 * pixels - 1.0
-        return (pixels >= 0.5).to(pixels.dtype) if self.do_binarize else pixels
+            pixels = self.normalize(pixels)
+        return self.binarize(pixels) if self.do_binarize else pixels
 
     def _from_pictures(
         self,
@@ -134,9 +141,9 @@ class VaeImageProcessor:
         return height // unit * unit, width // unit * unit
 
     def _from_pil(self, image: Image.Image) -> Tensor:
-        image = image.convert("L" if self.do_convert_grayscale else "RGB")
-        array = np.asarray(image, dtype=np.float32) / 255.0
-        return _to_tensor(array.reshape(1, *array.shape[:2], -1))
+        grey = self.do_convert_grayscale
+        image = self.convert_to_grayscale(image) if grey else self.convert_to_rgb(image)
+        return self.numpy_to_pt(self.pil_to_numpy(image))
 
     def resize(
         self, image: Image.Image, height: int, width: int, resize_mode: ResizeMode = "default"
@@ -177,15 +184,66 @@ class VaeImageProcessor:
         """
         if output_type == "latent":
             return image
-        flags = do_denormalize or [True] * len(image)
+        flags = do_denormalize or [self.do_normalize] * len(image)
         pairs = zip(image, flags, strict=True)
-        image = torch.stack([(x * 0.5 + 0.5).clamp(0, 1) if flag else x for x, flag in pairs])
+        image = torch.stack([self.denormalize(x) if flag else x for x, flag in pairs])
         if output_type == "pt":
             return image
-        array = image.cpu().permute(0, 2, 3, 1).float().numpy()
+        array = self.pt_to_numpy(image)
         if output_type == "np":
             return array
         return numpy_to_pil(array)
+
+    # --- the parts of both, as diffusers has them -------------------------------------------------
+
+    @staticmethod
+    def numpy_to_pil(images: Array) -> list[Image.Image]:
+        """An array (b, h, w, c) in [0, 1] -> images."""
+        return numpy_to_pil(images)
+
+    @staticmethod
+    def pil_to_numpy(images: Image.Image | Sequence[Image.Image]) -> Array:
+        """Images -> an array (b, h, w, c) in [0, 1]."""
+        listed = [images] if isinstance(images, Image.Image) else images
+        arrays = [np.asarray(one, dtype=np.float32) / 255.0 for one in listed]
+        return np.stack([one.reshape(*one.shape[:2], -1) for one in arrays])
+
+    @staticmethod
+    def numpy_to_pt(images: Array) -> Tensor:
+        """An array (b, h, w, c) or (b, h, w) -> a tensor (b, c, h, w)."""
+        array = images if images.ndim == 4 else images[..., None]
+        return torch.from_numpy(array.transpose(0, 3, 1, 2))
+
+    @staticmethod
+    def pt_to_numpy(images: Tensor) -> Array:
+        """A tensor (b, c, h, w) -> an array (b, h, w, c)."""
+        array: Array = images.cpu().permute(0, 2, 3, 1).float().numpy()
+        return array
+
+    @staticmethod
+    def normalize(images: Pixels) -> Pixels:
+        """[0, 1] -> [-1, 1]."""
+        return 2.0 * images - 1.0
+
+    @staticmethod
+    def denormalize(images: Pixels) -> Pixels:
+        """[-1, 1] -> [0, 1]."""
+        return (images * 0.5 + 0.5).clip(0, 1)
+
+    @staticmethod
+    def binarize(image: Tensor) -> Tensor:
+        """0 or 1, whichever is nearer."""
+        return (image >= 0.5).to(image.dtype)
+
+    @staticmethod
+    def convert_to_rgb(image: Image.Image) -> Image.Image:
+        """A PIL image of three channels."""
+        return image.convert("RGB")
+
+    @staticmethod
+    def convert_to_grayscale(image: Image.Image) -> Image.Image:
+        """A PIL image of one channel."""
+        return image.convert("L")
 
     def blur(self, image: Image.Image, blur_factor: int = 4) -> Image.Image:
         """A mask with soft edges: a Gaussian of so many pixels."""
@@ -203,6 +261,11 @@ class VaeImageProcessor:
         return apply_overlay(self, mask, init_image, image, crop_coords or (0, 0, *init_image.size))
 
 
+def pt_to_pil(images: Tensor) -> list[Image.Image]:
+    """A tensor (b, c, h, w) in [-1, 1] -> images."""
+    return numpy_to_pil(VaeImageProcessor.pt_to_numpy(VaeImageProcessor.denormalize(images)))
+
+
 def numpy_to_pil(images: np.ndarray[Any, Any]) -> list[Image.Image]:
     """An array (b, h, w, c) or (h, w, c) in [0, 1] -> images."""
     batch = images[None] if images.ndim == 3 else images
@@ -218,11 +281,6 @@ def _with_channel(image: Tensor | np.ndarray[Any, Any]) -> Tensor | np.ndarray[A
     if isinstance(image, Tensor):
         return image.unsqueeze(1)
     return np.expand_dims(image, 0 if image.shape[-1] == 1 else -1)
-
-
-def _to_tensor(array: np.ndarray[Any, Any]) -> Tensor:
-    array = array if array.ndim == 4 else array[..., None]
-    return torch.from_numpy(array.transpose(0, 3, 1, 2))
 
 
 def crop_region(mask: Image.Image, width: int, height: int, pad: int) -> Box:

@@ -9,9 +9,9 @@ from pathlib import Path
 
 from PIL import Image, ImageOps
 
-from ..runtime.images import numpy_to_pil
+from ..runtime.images import numpy_to_pil, pt_to_pil
 
-__all__ = ["load_image", "make_image_grid", "numpy_to_pil"]
+__all__ = ["load_image", "make_image_grid", "numpy_to_pil", "pt_to_pil"]
 
 _MAX_BYTES = 200_000_000  # of an image that is downloaded
 _TIMEOUT = 60  # seconds

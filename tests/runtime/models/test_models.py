@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 
+import weightport.models
 from weightport.runtime.models.clip import CLIPTextModel, CLIPTextModelWithProjection
 from weightport.runtime.models.controlnet import ControlNetModel
 from weightport.runtime.models.layers import GEGLU
@@ -216,6 +217,24 @@ def test_unet_equals_diffusers(kind: str, unet_pair: Any) -> None:
     assert_close(ours(**inputs).sample, oracle(**inputs).sample)
 
 
+@pytest.mark.parametrize(
+    ("name", "config"),
+    [
+        ("UNet2DConditionModel", UNETS["lcm"]),
+        ("UNet2DConditionModel", UNETS["a plain middle"]),
+        ("AutoencoderKL", VAES["attention in two stages"]),
+        ("ControlNetModel", {"block_out_channels": (32, 64, 64, 64), "cross_attention_dim": 24}),
+    ],
+)
+def test_one_seed_draws_the_weights_of_diffusers(name: str, config: dict[str, Any]) -> None:
+    diffusers = pytest.importorskip("diffusers")
+    torch.manual_seed(3)
+    theirs = getattr(diffusers, name)(**config).state_dict()
+    torch.manual_seed(3)
+    ours = getattr(weightport.models, name)(**config).state_dict()
+    assert [key for key in theirs if not torch.equal(theirs[key], ours[key])] == []
+
+
 def test_unet_takes_timesteps_of_any_form(unet_pair: Any) -> None:
     oracle, ours = unet_pair(UNETS["depth"])
     for timestep in (500, 12.5, torch.tensor(999), torch.tensor([1.5])):
@@ -228,6 +247,20 @@ def test_unet_takes_sizes_that_do_not_halve_evenly(unet_pair: Any) -> None:
     for size in ((9, 15), (10, 12)):
         inputs = unet_inputs(UNETS["depth"], size)
         assert_close(ours(**inputs).sample, oracle(**inputs).sample)
+
+
+@pytest.mark.parametrize("size", [(8, 16), (10, 12), (2, 3)])
+def test_freeu_equals_diffusers(size: tuple[int, int], unet_pair: Any) -> None:
+    oracle, ours = unet_pair(UNETS["depth"])
+    inputs = unet_inputs(UNETS["depth"], size)
+    plain = ours(**inputs).sample
+    for model in (oracle, ours):
+        model.enable_freeu(s1=0.9, s2=0.2, b1=1.2, b2=1.4)
+    weighed = ours(**inputs).sample
+    assert torch.equal(weighed, oracle(**inputs).sample)
+    assert not torch.allclose(weighed, plain, rtol=1e-2)
+    ours.disable_freeu()
+    assert torch.equal(ours(**inputs).sample, plain)
 
 
 def test_unet_in_bfloat16(unet_pair: Any) -> None:
@@ -323,7 +356,7 @@ def test_clip_equals_transformers(kind: str) -> None:
     )  # none since 5.6
     same_weights(oracle, ours, prefix)
 
-    theirs, output = oracle(token_ids(), output_hidden_states=True), ours(token_ids())
+    theirs, output = (model(token_ids(), output_hidden_states=True) for model in (oracle, ours))
     assert_close(output.last_hidden_state, theirs.last_hidden_state)
     assert_close(output.pooler_output, theirs.pooler_output)
     assert len(output.hidden_states) == len(theirs.hidden_states) == 4
@@ -337,10 +370,33 @@ def test_clip_with_projection_equals_transformers() -> None:
     oracle = transformers.CLIPTextModelWithProjection(transformers.CLIPTextConfig(**config))
     ours = CLIPTextModelWithProjection(config)
     same_weights(oracle, ours)
-    theirs, output = oracle(token_ids(), output_hidden_states=True), ours(token_ids())
+    theirs, output = (model(token_ids(), output_hidden_states=True) for model in (oracle, ours))
     assert_close(output.text_embeds, theirs.text_embeds)
     assert_close(output.last_hidden_state, theirs.last_hidden_state)
     assert_close(output.hidden_states[-2], theirs.hidden_states[-2])
+
+
+def test_clip_leaves_out_what_a_mask_hides() -> None:
+    transformers = pytest.importorskip("transformers")
+    oracle = transformers.CLIPTextModel(transformers.CLIPTextConfig(**CLIPS["sd1"]))
+    ours = CLIPTextModel(CLIPS["sd1"])
+    same_weights(
+        oracle, ours, "" if "text_model" in dict(oracle.named_children()) else "text_model."
+    )
+    ids = token_ids()
+    mask = torch.ones_like(ids)
+    whole = ours(ids, mask)
+    assert torch.equal(whole.last_hidden_state, ours(ids).last_hidden_state)
+    assert list(whole) == list(oracle(ids)) == ["last_hidden_state", "pooler_output"]
+    mask[0, 3:] = 0
+    mask[1, :2] = 0
+    found = ours(ids, attention_mask=mask).last_hidden_state
+    assert not torch.allclose(found[0, 5], whole.last_hidden_state[0, 5], atol=1e-2)
+    expected = oracle(ids, attention_mask=mask).last_hidden_state
+    assert_close(found[0], expected[0])
+    assert_close(found[1, 2:], expected[1, 2:])
+    with pytest.raises(TypeError, match="output_attentions"):
+        ours(ids, output_attentions=True)
 
 
 def test_clip_refuses_more_tokens_than_positions() -> None:

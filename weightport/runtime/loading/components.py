@@ -128,13 +128,14 @@ def fetch_components(
     index: Mapping[str, Any],
     given: Mapping[str, Any],
     wanted: LoadOptions,
+    trust: bool,
 ) -> None:
     """Fetch the files of the components that `load_arguments` would load."""
     components: list[Component] = []
     for name in read_signature(kind)[0]:
         library, class_name = _read_entry(index.get(name))
         if class_name and name not in given:
-            components += _find_components(source, name, library, class_name, False)
+            components += _find_components(source, name, library, class_name, trust)
     _choose_files(source, components, wanted)
 
 

@@ -20,6 +20,7 @@ from ...io.config_files import write_json
 from ...io.heap import keep_freed_memory
 from ...io.sizes import parse_size
 from ...io.weight_files import find_weights, read_index, sibling_files, why_no_weights
+from ..notices import FUSED, SLICED, say_once
 from ..registry import COMPONENTS, component_class
 from ..single_file import PlannedRepo, PlanOptions, planned_repo
 from .budget import at_most, check_numbers, parameters_for
@@ -102,7 +103,7 @@ class Model(nn.Module, HasConfig, PushToHub):
     library: ClassVar[str] = "diffusers"
     refused: ClassVar[Mapping[str, str]] = {
         **dict.fromkeys(
-            ("set_attn_processor", "set_default_attn_processor", "attn_processors"),
+            ("set_attn_processor", "attn_processors"),
             "custom attention processors are not supported; attention is PyTorch's own",
         ),
         **dict.fromkeys(
@@ -112,6 +113,7 @@ class Model(nn.Module, HasConfig, PushToHub):
         "enable_xformers_memory_efficient_attention": "xformers is not used; attention is"
         " PyTorch's own, which takes no more memory",
         "enable_group_offload": "offloading is not supported; move the model with to()",
+        "enable_layerwise_casting": "layerwise casting is not supported; load in dtype=float16",
     }
     irrelevant: ClassVar[Collection[str]] = ()
     ignored: ClassVar[tuple[str, ...]] = ()
@@ -146,6 +148,22 @@ class Model(nn.Module, HasConfig, PushToHub):
         """Run the model; the process keeps the memory of its activations for the next run."""
         keep_freed_memory()
         return super().__call__(*args, **kwargs)
+
+    def set_default_attn_processor(self) -> None:
+        """Of no effect, which is said once."""
+        say_once("set_default_attn_processor has no effect: attention is always PyTorch's own")
+
+    def set_attention_slice(self, slice_size: str | int | Sequence[int] = "auto") -> None:
+        """Of no effect, which is said once."""
+        say_once(f"set_attention_slice {SLICED}")
+
+    def fuse_qkv_projections(self) -> None:
+        """Of no effect, which is said once."""
+        say_once(f"fuse_qkv_projections {FUSED}")
+
+    def unfuse_qkv_projections(self) -> None:
+        """Of no effect, which is said once."""
+        say_once(f"unfuse_qkv_projections {FUSED}")
 
     def num_parameters(self, only_trainable: bool = False, exclude_embeddings: bool = False) -> int:
         """How many numbers the model has; of those that train, or without tables of embeddings."""

@@ -71,12 +71,14 @@ class CLIPAttention(nn.Module):
         self.q_proj = nn.Linear(c.hidden_size, c.hidden_size)
         self.out_proj = nn.Linear(c.hidden_size, c.hidden_size)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(b, n, hidden_size) -> (b, n, hidden_size)."""
+    def forward(self, x: Tensor, seen: Tensor | None = None) -> Tensor:
+        """(b, n, hidden_size) -> (b, n, hidden_size); of each token the tokens `seen`, (b, 1, n,
+        n), in place of those that it sees otherwise."""
         q = self.q_proj(x)
         k = self.k_proj(x)
         v = self.v_proj(x)
-        x = self.out_proj(attend(q, k, v, self.heads, self.is_causal))
+        is_causal = self.is_causal and seen is None
+        x = self.out_proj(attend(q, k, v, self.heads, is_causal, seen))
         return x
 
 
@@ -100,9 +102,9 @@ class CLIPEncoderLayer(nn.Module):
         self.mlp = CLIPMLP(c)
         self.layer_norm2 = nn.LayerNorm(c.hidden_size, c.layer_norm_eps)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(b, n, hidden_size) -> (b, n, hidden_size)."""
-        x = x + self.self_attn(self.layer_norm1(x))
+    def forward(self, x: Tensor, seen: Tensor | None = None) -> Tensor:
+        """(b, n, hidden_size) -> (b, n, hidden_size); `seen` as of `CLIPAttention`."""
+        x = x + self.self_attn(self.layer_norm1(x), seen)
         x = x + self.mlp(self.layer_norm2(x))
         return x
 
@@ -134,11 +136,12 @@ class CLIPEncoder(nn.Module):
             CLIPEncoderLayer(c, is_causal) for _ in range(c.num_hidden_layers)
         )
 
-    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
-        """(b, n, hidden_size) -> that, and what each layer makes of it."""
+    def forward(self, x: Tensor, seen: Tensor | None = None) -> tuple[Tensor, ...]:
+        """(b, n, hidden_size) -> that, and what each layer makes of it; `seen` as of
+        `CLIPAttention`."""
         states = [x]
         for layer in self.layers:
-            states.append(layer(states[-1]))
+            states.append(layer(states[-1], seen))
         return tuple(states)
 
 
@@ -150,12 +153,12 @@ class CLIPTextOutput(Output):
         last_hidden_state: (b, n, d), after the final norm.
         pooler_output: (b, d), the last hidden state at the end-of-text token.
         hidden_states: before and after each layer, (b, n, d) each, without the final norm; [-2] is
-            the penultimate.
+            the penultimate; only if they are asked for.
     """
 
     last_hidden_state: Tensor
     pooler_output: Tensor
-    hidden_states: tuple[Tensor, ...]
+    hidden_states: tuple[Tensor, ...] | None
 
 
 @dataclass(eq=False)
@@ -167,7 +170,7 @@ class CLIPTextProjectionOutput(Output):
 
     text_embeds: Tensor
     last_hidden_state: Tensor
-    hidden_states: tuple[Tensor, ...]
+    hidden_states: tuple[Tensor, ...] | None
 
 
 CLIPOutput = CLIPTextOutput | CLIPTextProjectionOutput
@@ -187,9 +190,10 @@ class CLIPTextTransformer(nn.Module):
         self.encoder = CLIPEncoder(c, is_causal=True)
         self.final_layer_norm = nn.LayerNorm(c.hidden_size, c.layer_norm_eps)
 
-    def forward(self, input_ids: Tensor) -> CLIPTextOutput:
-        """Encode token ids (b, n)."""
-        states = self.encoder(self.embeddings(input_ids))
+    def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> CLIPTextOutput:
+        """Encode token ids (b, n); `attention_mask` is 0 on those that none may see, (b, n)."""
+        seen = None if attention_mask is None else _seen(attention_mask)
+        states = self.encoder(self.embeddings(input_ids), seen)
         last = self.final_layer_norm(states[-1])
         # older configs say 2, which is wrong; there the end of text is the highest id
         # (transformers #24773)
@@ -197,6 +201,16 @@ class CLIPTextTransformer(nn.Module):
         rows = torch.arange(len(last), device=last.device)
         ends = is_end.int().argmax(dim=-1)
         return CLIPTextOutput(last, last[rows, ends], states)
+
+
+def _seen(attention_mask: Tensor) -> Tensor | None:
+    """Which tokens each token sees, (b, 1, n, n): of those in the mask, itself and those before;
+    None if that is all of these."""
+    mask = attention_mask.bool()
+    if mask.all():
+        return None
+    n = mask.shape[-1]
+    return mask[:, None, None, :] & mask.new_ones(n, n).tril()
 
 
 class CLIPTextEncoder(TransformersModel):
@@ -226,17 +240,23 @@ class CLIPTextEncoder(TransformersModel):
     def forward(
         self,
         input_ids: Tensor,
-        attention_mask: None = None,
+        attention_mask: Tensor | None = None,
         *,
+        output_hidden_states: bool = False,
         return_dict: bool = True,
-        **options: bool,
     ) -> CLIPOutput:
         """Encode token ids (b, n).
 
-        transformers' option `output_hidden_states` changes nothing: they are always there.
+        Args:
+            input_ids: (b, n).
+            attention_mask: 0 on tokens that none may see, (b, n).
+            output_hidden_states: return also what is before and after each layer.
+            return_dict: False returns a plain tuple.
         """
-        encoded: CLIPTextOutput = self.text_model(input_ids)
-        return CLIPTextOutput.asked(return_dict, *encoded.to_tuple())
+        encoded: CLIPTextOutput = self.text_model(input_ids, attention_mask)
+        states = encoded.hidden_states if output_hidden_states else None
+        last = encoded.last_hidden_state
+        return CLIPTextOutput.asked(return_dict, last, encoded.pooler_output, states)
 
     def get_input_embeddings(self) -> nn.Embedding:
         """The vectors of the tokens."""
@@ -279,12 +299,14 @@ class CLIPTextModelWithProjection(CLIPTextEncoder):
     def forward(
         self,
         input_ids: Tensor,
-        attention_mask: None = None,
+        attention_mask: Tensor | None = None,
         *,
+        output_hidden_states: bool = False,
         return_dict: bool = True,
-        **options: bool,
     ) -> CLIPTextProjectionOutput:
         """As of both text encoders, and the pooled state projected."""
-        last, pooled, states = self.text_model(input_ids).to_tuple()
-        projected = self.text_projection(pooled)
+        encoded: CLIPTextOutput = self.text_model(input_ids, attention_mask)
+        projected = self.text_projection(encoded.pooler_output)
+        states = encoded.hidden_states if output_hidden_states else None
+        last = encoded.last_hidden_state
         return CLIPTextProjectionOutput.asked(return_dict, projected, last, states)

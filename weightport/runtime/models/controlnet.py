@@ -28,9 +28,20 @@ from .unet_blocks import (
     make_down_blocks,
     make_mid_block,
     read_levels,
-    skip_channels,
     text_of,
 )
+
+
+def _silenced(layer: nn.Conv2d) -> nn.Conv2d:
+    """A layer that gives zeros until it is trained; section 3.1."""
+    for parameter in layer.parameters():
+        nn.init.zeros_(parameter)
+    return layer
+
+
+def _silent(channels: int) -> nn.Conv2d:
+    """A layer behind an output of the encoder."""
+    return _silenced(nn.Conv2d(channels, channels, 1))
 
 
 class ConditioningEmbedding(nn.Module):
@@ -44,7 +55,7 @@ class ConditioningEmbedding(nn.Module):
         for width, wider in itertools.pairwise(widths):
             self.blocks.append(nn.Conv2d(width, width, 3, padding=1))
             self.blocks.append(nn.Conv2d(width, wider, 3, stride=2, padding=1))
-        self.conv_out = nn.Conv2d(widths[-1], c.block_out_channels[0], 3, padding=1)
+        self.conv_out = _silenced(nn.Conv2d(widths[-1], c.block_out_channels[0], 3, padding=1))
 
     def forward(self, x: Tensor) -> Tensor:
         """(b, conditioning_channels, 8 h, 8 w) -> (b, c, h, w)."""
@@ -118,21 +129,14 @@ class ControlNetModel(Conditioned):
         c = self.config
         levels = read_levels(c)
         self.controlnet_cond_embedding = ConditioningEmbedding(c)
-        self.down_blocks = make_down_blocks(c, levels)
-        self.controlnet_down_blocks = nn.ModuleList(
-            nn.Conv2d(channels, channels, 1) for channels in skip_channels(levels)
-        )
-        coarsest = levels[-1].channels
-        self.controlnet_mid_block = nn.Conv2d(coarsest, coarsest, 1)
+        self.down_blocks = nn.ModuleList()
+        self.controlnet_down_blocks = nn.ModuleList([_silent(levels[0].channels)])
+        for level, block in zip(levels, make_down_blocks(c, levels), strict=True):
+            self.down_blocks.append(block)
+            for _ in (*block.resnets, *block.downsamplers):
+                self.controlnet_down_blocks.append(_silent(level.channels))
+        self.controlnet_mid_block = _silent(levels[-1].channels)
         self.mid_block = make_mid_block(c, levels[-1])
-        silent = (
-            self.controlnet_cond_embedding.conv_out,
-            *self.controlnet_down_blocks,
-            self.controlnet_mid_block,
-        )
-        for layer in silent:  # until it is trained; section 3.1
-            for parameter in layer.parameters():
-                nn.init.zeros_(parameter)
 
     @classmethod
     def from_unet(

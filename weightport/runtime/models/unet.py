@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 
 from ..loading.options import configured
 from ..outputs import Output
+from .freeu import FreeU
 from .unet_blocks import (
     DOWN_BLOCKS,
     UP_BLOCKS,
@@ -103,7 +105,7 @@ class UNet2DConditionModel(Conditioned):
         self._make_embeddings()
         c = self.config
         levels = read_levels(c)
-        self.down_blocks = make_down_blocks(c, levels)
+        self.down_blocks = nn.ModuleList(make_down_blocks(c, levels))
         self.up_blocks = nn.ModuleList()  # before the middle, as in the state dict
         channels = levels[-1].channels
         skips = skip_channels(levels)
@@ -116,6 +118,27 @@ class UNet2DConditionModel(Conditioned):
         width = c.block_out_channels[0]
         self.conv_norm_out = nn.GroupNorm(c.norm_num_groups, width, c.norm_eps)
         self.conv_out = nn.Conv2d(width, c.out_channels, 3, padding=1)
+
+    def enable_freeu(self, s1: float, s2: float, b1: float, b2: float) -> None:
+        """Weigh skips by FreeU, in the two coarsest blocks on the way up.
+
+        Args:
+            s1: factor of the lowest frequencies of the skips of the coarsest block.
+            s2: of those of the next one.
+            b1: factor of half of what comes from below, in the coarsest block.
+            b2: in the next one.
+        """
+        self._weigh_skips([FreeU(b1, s1), FreeU(b2, s2)])
+
+    def disable_freeu(self) -> None:
+        """Join skips as they are."""
+        self._weigh_skips([])
+
+    def _weigh_skips(self, factors: Sequence[FreeU]) -> None:
+        """By factors of the first blocks on the way up."""
+        for block, one in itertools.zip_longest(self.up_blocks, factors):
+            if block is not None:
+                block.freeu = one
 
     def forward(
         self,

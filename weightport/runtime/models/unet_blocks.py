@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import reprlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -15,6 +16,7 @@ from ..loading.budget import MOST_PARAMETERS
 from ..loading.config import Config
 from ..loading.model import Model
 from .attention import Level, Transformer2DModel
+from .freeu import FreeU
 from .layers import Downsample2D, ResnetBlock2D, TimestepEmbedding, Upsample2D, timestep_embedding
 
 # a block for each resolution
@@ -54,13 +56,14 @@ class Block(nn.Module):
         super().__init__()
         groups = config.norm_num_groups
         time_dim = 4 * config.block_out_channels[0]
-        self.attentions = nn.ModuleList(
-            Transformer2DModel(config, level, depth) for depth in depths
-        )
-        self.resnets = nn.ModuleList(
-            ResnetBlock2D(inputs, level.channels, groups, config.norm_eps, time_dim)
-            for inputs in resnet_inputs
-        )
+        self.attentions = nn.ModuleList()  # first in the state dict
+        self.resnets = nn.ModuleList()
+        # in turn, so that one seed draws the weights that it draws in diffusers
+        for inputs, depth in itertools.zip_longest(resnet_inputs, depths):
+            resnet = ResnetBlock2D(inputs, level.channels, groups, config.norm_eps, time_dim)
+            self.resnets.append(resnet)
+            if depth is not None:
+                self.attentions.append(Transformer2DModel(config, level, depth))
 
     def layer(self, i: int, x: Tensor, emb: Tensor, text: Text) -> Tensor:
         """Residual block `i`, then attention `i` where there is one."""
@@ -122,7 +125,13 @@ def make_mid_block(config: Config, level: Level) -> MidBlock | None:
 
 
 class UpBlock(Block):
-    """`CrossAttnUpBlock2D` or `UpBlock2D`."""
+    """`CrossAttnUpBlock2D` or `UpBlock2D`.
+
+    Attributes:
+        freeu: how it weighs its skips, where FreeU is on.
+    """
+
+    freeu: FreeU | None = None
 
     def __init__(
         self,
@@ -148,7 +157,10 @@ class UpBlock(Block):
         Pops its skips off the list.
         """
         for i in range(len(self.resnets)):
-            x = torch.cat([x, skips.pop()], dim=1)
+            skip = skips.pop()
+            if self.freeu is not None:
+                x, skip = self.freeu.weigh(x, skip)
+            x = torch.cat([x, skip], dim=1)
             x = self.layer(i, x, emb, text)
         for upsample in self.upsamplers:
             x = upsample(x, skips[-1].shape[-2:])
@@ -249,15 +261,12 @@ def _per_level(config: Config, key: str) -> list[Any]:
     return values
 
 
-def make_down_blocks(config: Config, levels: list[Level]) -> nn.ModuleList:
+def make_down_blocks(config: Config, levels: list[Level]) -> Iterator[DownBlock]:
     """The encoder: one block a level."""
-    blocks = nn.ModuleList()
     channels = levels[0].channels
     for level, kind in zip(levels, config.down_block_types, strict=True):
-        last = len(blocks) == len(levels) - 1
-        blocks.append(DownBlock(config, level, channels, kind, last))
+        yield DownBlock(config, level, channels, kind, last=level is levels[-1])
         channels = level.channels
-    return blocks
 
 
 def skip_channels(levels: list[Level]) -> list[int]:

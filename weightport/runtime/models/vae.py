@@ -52,12 +52,11 @@ class MidBlock(nn.Module):
 
     def __init__(self, channels: int, groups: int, has_attention: bool = True) -> None:
         super().__init__()
-        self.attentions = nn.ModuleList()
+        self.attentions = nn.ModuleList()  # first in the state dict
+        self.resnets = nn.ModuleList([ResnetBlock2D(channels, channels, groups, EPS)])
         if has_attention:
             self.attentions.append(AttentionBlock(channels, groups))
-        self.resnets = nn.ModuleList(
-            ResnetBlock2D(channels, channels, groups, EPS) for _ in range(2)
-        )
+        self.resnets.append(ResnetBlock2D(channels, channels, groups, EPS))
 
     def forward(self, x: Tensor) -> Tensor:
         """(b, c, h, w) -> (b, c, h, w)."""
@@ -72,10 +71,14 @@ class AttentiveLevel(nn.Module):
     """`AttnDownEncoderBlock2D` or `AttnUpDecoderBlock2D`: attention after each residual block."""
 
     def __init__(
-        self, width: int, groups: int, resnets: nn.Sequential, name: str, samplers: nn.Sequential
+        self,
+        attentions: nn.ModuleList,
+        resnets: nn.Sequential,
+        name: str,
+        samplers: nn.Sequential,
     ) -> None:
         super().__init__()
-        self.attentions = nn.ModuleList(AttentionBlock(width, groups) for _ in resnets)
+        self.attentions = attentions
         self.resnets = resnets
         self.add_module(name, samplers)
         self._samplers = name
@@ -110,12 +113,15 @@ def make_levels(
     for kind, width in zip(kinds, widths, strict=True):
         last = len(levels) == len(widths) - 1
         resnets = nn.Sequential()
+        attentions = nn.ModuleList()
         for _ in range(layers):
             resnets.append(ResnetBlock2D(before, width, groups, EPS))
+            if kind.startswith("Attn"):
+                attentions.append(AttentionBlock(width, groups))
             before = width
         samplers = nn.Sequential() if last else nn.Sequential(sampler(width))
-        if kind.startswith("Attn"):
-            levels.append(AttentiveLevel(width, groups, resnets, name, samplers))
+        if attentions:
+            levels.append(AttentiveLevel(attentions, resnets, name, samplers))
         else:
             levels.append(nn.Sequential(OrderedDict({"resnets": resnets, name: samplers})))
     return levels
@@ -170,8 +176,9 @@ class Decoder(nn.Module):
         groups = c.norm_num_groups
         self.conv_in = nn.Conv2d(c.latent_channels, widths[0], 3, padding=1)
         kinds = list(c.up_block_types)
-        self.up_blocks = make_levels(c, kinds, widths, c.layers_per_block + 1, "upsamplers")
+        self.up_blocks = nn.Sequential()  # before the middle, as in the state dict
         self.mid_block = MidBlock(widths[0], groups, c.mid_block_add_attention)
+        self.up_blocks = make_levels(c, kinds, widths, c.layers_per_block + 1, "upsamplers")
         self.conv_norm_out = nn.GroupNorm(groups, widths[-1], EPS)
         self.conv_out = nn.Conv2d(widths[-1], c.out_channels, 3, padding=1)
 
@@ -193,6 +200,7 @@ class DiagonalGaussianDistribution:
         self.mean, logvar = parameters.chunk(2, dim=1)
         self.logvar = logvar.clamp(-30, 20)
         self.std = (0.5 * self.logvar).exp()
+        self.var = self.logvar.exp()
 
     def sample(self, generator: torch.Generator | None = None) -> Tensor:
         """Latents at random.
@@ -213,19 +221,16 @@ class DiagonalGaussianDistribution:
 
         Kingma and Welling 2013, appendix B.
         """
-        var = self.std**2
         if other is None:
-            parts = self.mean**2 + var - 1.0 - self.logvar
+            parts = self.mean**2 + self.var - 1.0 - self.logvar
         else:
-            other_var = other.std**2
             gap = (self.mean - other.mean) ** 2
-            parts = gap / other_var + var / other_var - 1.0 - self.logvar + other.logvar
+            parts = gap / other.var + self.var / other.var - 1.0 - self.logvar + other.logvar
         return 0.5 * parts.sum((1, 2, 3))
 
     def nll(self, sample: Tensor, dims: Sequence[int] = (1, 2, 3)) -> Tensor:
         """The negative logarithm of the density at latents, summed over `dims`."""
-        var = self.std**2
-        parts = math.log(2 * math.pi) + self.logvar + (sample - self.mean) ** 2 / var
+        parts = math.log(2 * math.pi) + self.logvar + (sample - self.mean) ** 2 / self.var
         return 0.5 * parts.sum(tuple(dims))
 
 

@@ -73,7 +73,6 @@ class DiffusionPipeline(HasConfig, PushToHub):
             ),
             "xformers is not used; attention is PyTorch's own, which takes no more memory",
         ),
-        "enable_freeu": "FreeU is not supported; load the pipeline with diffusers",
     }
     _progress_bar_config: Mapping[str, Any] = {}
 
@@ -264,8 +263,17 @@ class DiffusionPipeline(HasConfig, PushToHub):
         return pipeline
 
     @classmethod
-    def download(cls, pretrained_model_name: Place, **options: Any) -> str:
-        """Download what `from_pretrained` with these options would, and load nothing.
+    def download(
+        cls,
+        pretrained_model_name: Place,
+        *,
+        custom_pipeline: StrPath | None = None,
+        custom_revision: str | None = None,
+        trust_remote_code: bool = False,
+        **options: Any,
+    ) -> str:
+        """Download what `from_pretrained` with these options would, and load nothing; but code that
+        comes along must be trusted here too, as it says which components it takes.
 
         Returns:
             The local folder.
@@ -277,8 +285,12 @@ class DiffusionPipeline(HasConfig, PushToHub):
         wanted, given = split_options(others, LoadOptions)
         source = open_source(pretrained_model_name, **hub)
         index = source.json(INDEX)
-        kind = cls._find_class(source, index.get("_class_name"), None, False, hub)
-        fetch_components(kind, source, index, given, LoadOptions(**wanted))
+        hub["revision"] = custom_revision
+        kind = cls._find_class(
+            source, index.get("_class_name"), custom_pipeline, trust_remote_code, hub
+        )
+        load = LoadOptions(**wanted)
+        fetch_components(kind, source, index, given, load, trust_remote_code)
         return str(source.fetch([INDEX]))
 
     @classmethod
@@ -290,6 +302,12 @@ class DiffusionPipeline(HasConfig, PushToHub):
             file = Path(custom).expanduser().absolute()
             return load_class(Source(file.parent), file.stem, None, trust)
         if custom is not None:
+            if "/" not in str(custom) and not Path(custom).is_dir():
+                raise ValueError(
+                    f"custom_pipeline = {custom!r} names one of diffusers' community pipelines,"
+                    " whose code imports diffusers; load it with diffusers, or give a .py file, a"
+                    " folder or a repository with a pipeline.py"
+                )
             return load_class(open_source(custom, **hub), "pipeline", None, trust)
         if cls is not DiffusionPipeline:
             return cls

@@ -13,7 +13,7 @@ from ..models.clip import CLIPTextModel, CLIPTextModelWithProjection
 from ..models.controlnet import ControlNetModel, MultiControlNetModel
 from ..models.safety_checker import CLIPImageProcessor, StableDiffusionSafetyChecker
 from ..models.unet import UNet2DConditionModel
-from ..sampling.arguments import Callback, Generator, Size, Texts
+from ..sampling.arguments import Callback, Generator, Size, StepCallback, Texts
 from ..sampling.schedule import Scheduler
 from ..sampling.starts import FROM_IMAGE, FROM_MASK
 from ..sampling.state import StableDiffusionPipelineOutput, StableDiffusionXLPipelineOutput
@@ -89,6 +89,8 @@ class StableDiffusionControlNetPipeline(StableDiffusionBase):
         clip_skip: int | None = None,
         callback_on_step_end: Callback | None = None,
         callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
+        callback: StepCallback | None = None,
+        callback_steps: int = 1,
     ) -> StableDiffusionPipelineOutput:
         """Make images; `sampling.arguments` says what the arguments mean."""
         return StableDiffusionPipelineOutput.of(self._sample(locals()), return_dict)
@@ -159,6 +161,8 @@ class StableDiffusionControlNetImg2ImgPipeline(StableDiffusionBase):
         clip_skip: int | None = None,
         callback_on_step_end: Callback | None = None,
         callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
+        callback: StepCallback | None = None,
+        callback_steps: int = 1,
     ) -> StableDiffusionPipelineOutput:
         """Make images; `sampling.arguments` says what the arguments mean."""
         return StableDiffusionPipelineOutput.of(self._sample(locals()), return_dict)
@@ -231,6 +235,8 @@ class StableDiffusionControlNetInpaintPipeline(StableDiffusionBase):
         clip_skip: int | None = None,
         callback_on_step_end: Callback | None = None,
         callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
+        callback: StepCallback | None = None,
+        callback_steps: int = 1,
     ) -> StableDiffusionPipelineOutput:
         """Make images; `sampling.arguments` says what the arguments mean."""
         return StableDiffusionPipelineOutput.of(self._sample(locals()), return_dict)
@@ -321,6 +327,8 @@ class StableDiffusionXLControlNetPipeline(StableDiffusionXLBase):
         clip_skip: int | None = None,
         callback_on_step_end: Callback | None = None,
         callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
+        callback: StepCallback | None = None,
+        callback_steps: int = 1,
     ) -> StableDiffusionXLPipelineOutput:
         """Make images; `sampling.arguments` says what the arguments mean."""
         return StableDiffusionXLPipelineOutput.of(self._sample(locals()), return_dict)
@@ -416,6 +424,8 @@ class StableDiffusionXLControlNetImg2ImgPipeline(StableDiffusionXLBase):
         clip_skip: int | None = None,
         callback_on_step_end: Callback | None = None,
         callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
+        callback: StepCallback | None = None,
+        callback_steps: int = 1,
     ) -> StableDiffusionXLPipelineOutput:
         """Make images; `sampling.arguments` says what the arguments mean."""
         return StableDiffusionXLPipelineOutput.of(self._sample(locals()), return_dict)
@@ -513,6 +523,8 @@ class StableDiffusionXLControlNetInpaintPipeline(StableDiffusionXLBase):
         clip_skip: int | None = None,
         callback_on_step_end: Callback | None = None,
         callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
+        callback: StepCallback | None = None,
+        callback_steps: int = 1,
     ) -> StableDiffusionXLPipelineOutput:
         """Make images; `sampling.arguments` says what the arguments mean."""
         return StableDiffusionXLPipelineOutput.of(self._sample(locals()), return_dict)

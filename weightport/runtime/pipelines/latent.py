@@ -5,7 +5,6 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from functools import cache
 from threading import get_ident
 from typing import Any, ClassVar
 
@@ -22,6 +21,7 @@ from ..models.clip import CLIPTextModel
 from ..models.controlnet import ControlNetModel, MultiControlNetModel
 from ..models.in_parts import InParts
 from ..models.unet import UNet2DConditionModel
+from ..notices import FUSED, SLICED, say_once
 from ..sampling import control, results, schedule
 from ..sampling.arguments import Arguments, Draws, Generator, Texts
 from ..sampling.checks import Requirements, check
@@ -342,21 +342,29 @@ class LatentDiffusionPipeline(LoadsAdapters, DiffusionPipeline):
         """Take images whole."""
         self._vae_in_parts.disable_tiling()
 
+    def enable_freeu(self, s1: float, s2: float, b1: float, b2: float) -> None:
+        """Weigh the UNet's skips by FreeU; see `UNet2DConditionModel.enable_freeu`."""
+        self.unet.enable_freeu(s1, s2, b1, b2)
+
+    def disable_freeu(self) -> None:
+        """Join the UNet's skips as they are."""
+        self.unet.disable_freeu()
+
     def enable_attention_slicing(self, slice_size: str | int | None = "auto") -> None:
         """Of no effect, which is said once: attention never holds all its scores."""
-        say_once("enable_attention_slicing has no effect: attention never holds all its scores")
+        say_once(f"enable_attention_slicing {SLICED}")
 
     def disable_attention_slicing(self) -> None:
         """Of no effect, as nothing is sliced; said once."""
-        say_once("disable_attention_slicing has no effect: attention is not sliced")
+        say_once(f"disable_attention_slicing {SLICED}")
 
     def fuse_qkv_projections(self, unet: bool = True, vae: bool = True) -> None:
         """Of no effect, which is said once: fused projections take the same time here."""
-        say_once("fuse_qkv_projections has no effect: fused projections would take the same time")
+        say_once(f"fuse_qkv_projections {FUSED}")
 
     def unfuse_qkv_projections(self, unet: bool = True, vae: bool = True) -> None:
         """Of no effect, as nothing is fused; said once."""
-        say_once("unfuse_qkv_projections has no effect: projections are not fused")
+        say_once(f"unfuse_qkv_projections {FUSED}")
 
     def maybe_free_model_hooks(self) -> None:
         """Of no effect, which is said once: models have no hooks."""
@@ -550,12 +558,6 @@ def _conditions(encoded: Embeddings, guide: Guide, dtype: torch.dtype) -> Condit
         None if pooled is None else guide.join(pooled, negative_pooled),
         negative_pooled,
     )
-
-
-@cache
-def say_once(message: str) -> None:
-    """Warn, the first time."""
-    warnings.warn(message, stacklevel=4)
 
 
 def warn_if_unchecked(safety_checker: object, is_required: bool) -> None:

@@ -15,7 +15,7 @@ from ..models.autoencoders import Autoencoder
 from ..models.clip import CLIPTextModel
 from ..models.safety_checker import CLIPImageProcessor, StableDiffusionSafetyChecker
 from ..models.unet import UNet2DConditionModel
-from ..sampling.arguments import Arguments, Callback, Generator, Texts
+from ..sampling.arguments import Arguments, Callback, Generator, StepCallback, Texts
 from ..sampling.checks import Requirements, check
 from ..sampling.latents import Codec
 from ..sampling.results import Safety
@@ -151,6 +151,8 @@ class StableDiffusionPipeline(StableDiffusionBase):
         clip_skip: int | None = None,
         callback_on_step_end: Callback | None = None,
         callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
+        callback: StepCallback | None = None,
+        callback_steps: int = 1,
     ) -> StableDiffusionPipelineOutput:
         """Make images; `sampling.arguments` says what the arguments mean."""
         return StableDiffusionPipelineOutput.of(self._sample(locals()), return_dict)
@@ -186,6 +188,8 @@ class StableDiffusionImg2ImgPipeline(StableDiffusionBase):
         clip_skip: int | None = None,
         callback_on_step_end: Callback | None = None,
         callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
+        callback: StepCallback | None = None,
+        callback_steps: int = 1,
     ) -> StableDiffusionPipelineOutput:
         """Make images; `sampling.arguments` says what the arguments mean."""
         return StableDiffusionPipelineOutput.of(self._sample(locals()), return_dict)
@@ -227,6 +231,8 @@ class StableDiffusionInpaintPipeline(StableDiffusionBase):
         clip_skip: int | None = None,
         callback_on_step_end: Callback | None = None,
         callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
+        callback: StepCallback | None = None,
+        callback_steps: int = 1,
     ) -> StableDiffusionPipelineOutput:
         """Make images; `sampling.arguments` says what the arguments mean."""
         return StableDiffusionPipelineOutput.of(self._sample(locals()), return_dict)
@@ -258,6 +264,8 @@ class StableDiffusionInstructPix2PixPipeline(StableDiffusionBase):
         return_dict: bool = True,
         callback_on_step_end: Callback | None = None,
         callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
+        callback: StepCallback | None = None,
+        callback_steps: int = 1,
         cross_attention_kwargs: dict[str, float] | None = None,
     ) -> StableDiffusionPipelineOutput:
         """Make images; `sampling.arguments` says what the arguments mean."""
@@ -292,6 +300,8 @@ class LatentConsistencyModelPipeline(StableDiffusionBase):
         clip_skip: int | None = None,
         callback_on_step_end: Callback | None = None,
         callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
+        callback: StepCallback | None = None,
+        callback_steps: int = 1,
     ) -> StableDiffusionPipelineOutput:
         """Make images; `sampling.arguments` says what the arguments mean."""
         return StableDiffusionPipelineOutput.of(self._sample(locals()), return_dict)
@@ -326,6 +336,8 @@ class LatentConsistencyModelImg2ImgPipeline(StableDiffusionBase):
         clip_skip: int | None = None,
         callback_on_step_end: Callback | None = None,
         callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
+        callback: StepCallback | None = None,
+        callback_steps: int = 1,
     ) -> StableDiffusionPipelineOutput:
         """Make images; `sampling.arguments` says what the arguments mean."""
         return StableDiffusionPipelineOutput.of(self._sample(locals()), return_dict)
@@ -389,6 +401,8 @@ class StableDiffusionUpscalePipeline(StableDiffusionBase):
         clip_skip: int | None = None,
         callback_on_step_end: Callback | None = None,
         callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
+        callback: StepCallback | None = None,
+        callback_steps: int = 1,
     ) -> StableDiffusionPipelineOutput:
         """Make images; `sampling.arguments` says what the arguments mean."""
         return StableDiffusionPipelineOutput.of(self._sample(locals()), return_dict)
@@ -454,6 +468,8 @@ class StableDiffusionDepth2ImgPipeline(StableDiffusionBase):
         clip_skip: int | None = None,
         callback_on_step_end: Callback | None = None,
         callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
+        callback: StepCallback | None = None,
+        callback_steps: int = 1,
     ) -> StableDiffusionPipelineOutput:
         """Make images; `sampling.arguments` says what the arguments mean."""
         return StableDiffusionPipelineOutput.of(self._sample(locals()), return_dict)

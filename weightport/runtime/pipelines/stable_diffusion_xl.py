@@ -18,7 +18,7 @@ from ..models.clip import CLIPTextModel, CLIPTextModelWithProjection
 from ..models.safety_checker import CLIPImageProcessor
 from ..models.unet import UNet2DConditionModel
 from ..sampling import sizes
-from ..sampling.arguments import Arguments, Callback, Generator, Size, Texts
+from ..sampling.arguments import Arguments, Callback, Generator, Size, StepCallback, Texts
 from ..sampling.checks import Requirements
 from ..sampling.latents import Codec
 from ..sampling.prompts import Embeddings, PenultimateStates, PromptEncoder
@@ -201,6 +201,8 @@ class StableDiffusionXLPipeline(StableDiffusionXLBase):
         clip_skip: int | None = None,
         callback_on_step_end: Callback | None = None,
         callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
+        callback: StepCallback | None = None,
+        callback_steps: int = 1,
     ) -> StableDiffusionXLPipelineOutput:
         """Make images; `sampling.arguments` says what the arguments mean."""
         return StableDiffusionXLPipelineOutput.of(self._sample(locals()), return_dict)
@@ -292,6 +294,8 @@ class StableDiffusionXLImg2ImgPipeline(StableDiffusionXLBase):
         clip_skip: int | None = None,
         callback_on_step_end: Callback | None = None,
         callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
+        callback: StepCallback | None = None,
+        callback_steps: int = 1,
     ) -> StableDiffusionXLPipelineOutput:
         """Make images; `sampling.arguments` says what the arguments mean."""
         return StableDiffusionXLPipelineOutput.of(self._sample(locals()), return_dict)
@@ -387,6 +391,8 @@ class StableDiffusionXLInpaintPipeline(StableDiffusionXLBase):
         clip_skip: int | None = None,
         callback_on_step_end: Callback | None = None,
         callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
+        callback: StepCallback | None = None,
+        callback_steps: int = 1,
     ) -> StableDiffusionXLPipelineOutput:
         """Make images; `sampling.arguments` says what the arguments mean."""
         return StableDiffusionXLPipelineOutput.of(self._sample(locals()), return_dict)
@@ -456,6 +462,8 @@ class StableDiffusionXLInstructPix2PixPipeline(StableDiffusionXLBase):
         return_dict: bool = True,
         callback_on_step_end: Callback | None = None,
         callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
+        callback: StepCallback | None = None,
+        callback_steps: int = 1,
         cross_attention_kwargs: dict[str, float] | None = None,
         guidance_rescale: float = 0.0,
         original_size: Size | None = None,

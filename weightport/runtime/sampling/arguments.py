@@ -16,6 +16,7 @@ Texts = str | list[str]
 Size = tuple[int, int]
 Generator = torch.Generator | list[torch.Generator] | None
 Callback = Callable[[Any, int, Any, dict[str, Any]], dict[str, Any] | None]
+StepCallback = Callable[[int, Any, Tensor], None]
 # what diffusers' calls take and ours refuse, rather than to ignore it
 REFUSED = ("ip_adapter_image", "ip_adapter_image_embeds")
 
@@ -180,11 +181,15 @@ class Result:
             go on with.
         callback_on_step_end_tensor_inputs: the names of the tensors it gets; one that has
             `tensor_inputs` gets those.
+        callback: the older form, called as (step, timestep, latents); it changes nothing.
+        callback_steps: how often that is called, every step by default.
     """
 
     output_type: OutputType = "pil"
     callback_on_step_end: Callback | None = None
     callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",)
+    callback: StepCallback | None = None
+    callback_steps: int = 1
 
 
 @dataclass(frozen=True)

@@ -48,6 +48,7 @@ def _check_numbers(arguments: Arguments) -> None:
         "num_inference_steps": (arguments.steps.num_inference_steps, 1),
         "num_images_per_prompt": (arguments.prompts.num_images_per_prompt, 1),
         "clip_skip": (arguments.prompts.clip_skip, 0),
+        "callback_steps": (arguments.result.callback_steps, 1),
     }
     for name, (value, bound) in least.items():
         require(value is None or value >= bound, f"{name} = {value} must be at least {bound}")

@@ -84,19 +84,22 @@ class Codec:
         if self.processor is not None:
             return self.processor
         channels = self.latent_channels or self.model.config.latent_channels
-        return VaeImageProcessor(self.scale_factor, self.resample, vae_latent_channels=channels)
+        return VaeImageProcessor(True, self.scale_factor, channels, self.resample)
 
     @property
     def masks(self) -> VaeImageProcessor:
         """What masks go through."""
         return VaeImageProcessor(
-            self.scale_factor, do_normalize=False, do_binarize=True, do_convert_grayscale=True
+            vae_scale_factor=self.scale_factor,
+            do_normalize=False,
+            do_binarize=True,
+            do_convert_grayscale=True,
         )
 
     @property
     def controls(self) -> VaeImageProcessor:
         """What the images of ControlNets go through."""
-        return VaeImageProcessor(self.scale_factor, do_normalize=False)
+        return VaeImageProcessor(vae_scale_factor=self.scale_factor, do_normalize=False)
 
     def pixels(self, latents: Tensor) -> Size:
         """The height and width of what the VAE makes of latents."""

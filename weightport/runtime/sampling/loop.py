@@ -52,11 +52,21 @@ def _draws(run: Run) -> dict[str, Any]:
 
 
 def _tell(pipe: Sampled, run: Run, i: int, t: Tensor) -> None:
-    """The user's callback, and what it changes."""
+    """The user's callbacks, and what they change."""
     result = run.arguments.result
-    if result.callback_on_step_end is None:
-        return
-    tensors = {name: run.tensor(name) for name in result.callback_on_step_end_tensor_inputs}
-    changed = result.callback_on_step_end(pipe, i, t, tensors)
-    for name, value in (changed or {}).items():
-        run.replace(name, value)
+    if result.callback_on_step_end is not None:
+        tensors = {name: run.tensor(name) for name in result.callback_on_step_end_tensor_inputs}
+        changed = result.callback_on_step_end(pipe, i, t, tensors)
+        for name, value in (changed or {}).items():
+            run.replace(name, value)
+    if result.callback is not None and i % result.callback_steps == 0 and _is_whole(run, i):
+        result.callback(i // run.scheduler.order, t, run.latents)
+
+
+def _is_whole(run: Run, i: int) -> bool:
+    """Whether a step of the scheduler ends with visit `i`: some take several, or one more at
+    first."""
+    scheduler = run.scheduler
+    extra = len(scheduler.timesteps) - scheduler.num_inference_steps * scheduler.order
+    is_last = i == len(run.timesteps) - 1
+    return is_last or (i + 1 > extra and (i + 1) % scheduler.order == 0)

@@ -41,7 +41,7 @@ def finish(run: Run, latents: Tensor, codec: Codec, safety: Safety | None) -> Im
         pixels = codec.decode(latents, run.beside.pixels, run.beside.pixel_mask)
         if safety is not None:
             pixels, flagged = safety.censor(pixels, codec.images, run.dtype)
-        is_signed = [not flag for flag in flagged or ()]
+        is_signed = [not flag for flag in flagged or [False] * len(pixels)]
         images = codec.images.postprocess(pixels, output_type, is_signed)
     if run.beside.crop is not None:
         mask: Any = beginning.mask_image

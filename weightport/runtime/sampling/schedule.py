@@ -21,6 +21,7 @@ class Scheduler(Protocol):
 
     config: Any
     timesteps: Tensor
+    num_inference_steps: Any
 
     @property
     def order(self) -> int:
