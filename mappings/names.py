@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, cached_property
 
 from .facts import facts
 from .patterns import Names
@@ -111,35 +111,40 @@ class Spelling:
     """Modules inside a part that files name in several ways.
 
     Attributes:
-        front: what stands before their names in a key.
+        fronts: what stands before their names in a key; `#` is a number.
         names: what files say -> what tables say.
         layers: those that are a matrix or a 1x1 convolution, which have the same numbers.
         rank: axes of their weights as tables have them.
     """
 
-    front: str
+    fronts: tuple[str, ...]
     names: Mapping[str, str]
     layers: tuple[str, ...]
     rank: int
 
+    @cached_property
+    def _key(self) -> re.Pattern[str]:
+        fronts = "|".join(re.escape(front).replace(r"\#", r"\d+") for front in self.fronts)
+        return re.compile(rf"(.*(?:{fronts}))(.*)\.([^.]*)")
+
     def read(self, key: str, shape: tuple[int, ...]) -> tuple[str, tuple[int, ...]]:
         """A key and the shape of its tensor as tables have them."""
-        before, front, after = key.rpartition(self.front)
-        module, _, leaf = after.rpartition(".")
-        if not front:
+        found = self._key.fullmatch(key)
+        if found is None:
             return key, shape
+        front, module, leaf = found.groups()
         module = self.names.get(module, module)
         is_layer = module in self.layers and leaf == "weight" and len(shape) > 1
         if is_layer and shape[2:] in ((), (1, 1)):
             shape = (*shape[:2], 1, 1)[: self.rank]
-        return f"{before}{front}{module}.{leaf}", shape
+        return f"{front}{module}.{leaf}", shape
 
 
 @cache
 def spellings(naming: str) -> tuple[Spelling, ...]:
     """What files under some naming spell in several ways."""
     return tuple(
-        Spelling(entry["front"], entry["names"], tuple(entry["layers"]), entry["rank"])
+        Spelling(tuple(entry["fronts"]), entry["names"], tuple(entry["layers"]), entry["rank"])
         for entry in facts("names")["spellings"]
         if entry["naming"] == naming
     )

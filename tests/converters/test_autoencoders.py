@@ -233,3 +233,47 @@ def test_damaged_halves(
         weightport.convert(file, tmp_path / "repo", **FAST)
     assert "\n" not in str(error.value)
     assert not (tmp_path / "repo").exists()
+
+
+# --- attention outside the middle -----------------------------------------------------------------
+
+OLD = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
+MATRICES = {"q": "to_q", "k": "to_k", "v": "to_v", "proj_out": "to_out.0", "norm": "group_norm"}
+
+
+def spelled(state: State, names: Mapping[str, str]) -> State:
+    """The attention of a VAE, in every block, under other names."""
+    found = {}
+    for key, tensor in state.items():
+        front, dot, leaf = key.rpartition(".")
+        new = next((old for old in names if ".att" in front and front.endswith(f".{old}")), None)
+        renamed = f"{front.removesuffix(new)}{names[new]}" if new else front
+        found[f"{renamed}{dot}{leaf}"] = tensor[..., 0, 0] if tensor.dim() == 4 and new else tensor
+    assert found.keys() != state.keys()
+    return found
+
+
+def test_attention_in_stages_in_every_spelling(tmp_path: Path) -> None:
+    """As diffusers named it before 0.17, in folder and file; and matrices in an original file."""
+    kind = "AutoencoderKL"
+    config = {
+        "block_out_channels": [32, 32],
+        "down_block_types": ["DownEncoderBlock2D", "AttnDownEncoderBlock2D"],
+        "up_block_types": ["AttnUpDecoderBlock2D", "UpDecoderBlock2D"],
+    }
+    folder = tmp_path / "vae"
+    narrow_models.build(kind, config).save_pretrained(folder)
+    weightport.convert(folder, tmp_path / "original.safetensors", to="ldm", **FAST)
+    old = tmp_path / "old"
+    shutil.copytree(folder, old)
+    save_file(spelled(weights(folder), OLD), old / "diffusion_pytorch_model.safetensors")
+    save_file(spelled(weights(folder), OLD), tmp_path / "old.safetensors")
+    matrices = spelled(load_file(tmp_path / "original.safetensors"), MATRICES)
+    save_file(matrices, tmp_path / "matrices.safetensors")
+    for source in (old, tmp_path / "old.safetensors", tmp_path / "matrices.safetensors"):
+        repo = tmp_path / f"from {source.name}"
+        weightport.convert(source, repo, family="sd1", **FAST)
+        repo_equals(repo, folder, kind)
+    back = tmp_path / "back.safetensors"
+    weightport.convert(tmp_path / "from matrices.safetensors", back, to="ldm", **FAST)
+    assert same(load_file(back), matrices)

@@ -302,7 +302,7 @@ class AutoencoderKL(InParts, Model):
 
     @classmethod
     def rename(cls, key: str) -> str | None:
-        """Files from before diffusers 0.18 have other names in the attention of the middle."""
+        """Files from before diffusers 0.18 have other names in attention."""
         if ".attentions." in key:
             for old, new in OLD_ATTENTION.items():
                 key = key.replace(f".{old}.", f".{new}.")
