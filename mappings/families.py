@@ -11,11 +11,13 @@ from copy import deepcopy
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .classes import ModelClass, model_classes, spread_alike
 from .reading import Options
-from .table import Table
+
+if TYPE_CHECKING:
+    from .table import Table
 
 NAMES = ("sd1", "sd2", "sdxl", "sdxl_refiner", "upscaler")
 """Every family, the preferred ones first where a file fits several; each has its file."""

@@ -11,10 +11,20 @@ import difflib
 import signal
 import sys
 from collections.abc import Iterable, Sequence
+from importlib import import_module
 from itertools import takewhile
 from typing import Any, NoReturn
 
-from .commands import compare_schedulers, convert, diff, generate, inspect, parity, push
+COMMANDS = {
+    "convert": "KerasCV files or original checkpoints -> a diffusers repo, or back",
+    "inspect": "what a file holds and what would become of it",
+    "diff": "compare two checkpoints in any two layouts",
+    "generate": "make images with a diffusers repo",
+    "compare-schedulers": "speed and quality of schedulers on one model",
+    "parity": "run a converted repo and the framework it came from on the same inputs",
+    "push": "upload a converted repo to the Hugging Face Hub",
+}
+"""Command -> what it is for. Its module in `commands/` is imported when it is typed."""
 
 
 class _Parser(argparse.ArgumentParser):
@@ -80,7 +90,7 @@ class _Version(argparse.Action):
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status."""
     words = sys.argv[1:] if argv is None else list(argv)
-    arguments = _parser().parse_args(words or ["--help"])
+    arguments = _parser(words).parse_args(words or ["--help"])
     signal.signal(signal.SIGTERM, _terminate)
     try:
         status = int(arguments.run(arguments))
@@ -116,7 +126,12 @@ def _one_line(error: Exception) -> str:
     return f"{printable(error)} ({type(error).__name__}; run with --debug for the details)"
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser(typed: Sequence[str] | None = None) -> argparse.ArgumentParser:
+    """The parser of all commands.
+
+    Args:
+        typed: the words of the command line; commands that are not among them have no arguments.
+    """
     common = argparse.ArgumentParser(add_help=False)
     common.add_argument("--debug", action="store_true", help="show the traceback of an error")
     common.add_argument("--json", action="store_true", help="print the result as JSON")
@@ -124,7 +139,10 @@ def _parser() -> argparse.ArgumentParser:
         prog="weightport", description="Convert Stable Diffusion checkpoints, exactly and offline."
     )
     parser.add_argument("--version", action=_Version, nargs=0, help="show the version")
-    commands = parser.add_subparsers(metavar="COMMAND", required=True, parser_class=_Parser)
-    for command in (convert, inspect, diff, generate, compare_schedulers, parity, push):
-        command.add(commands, common)
+    commands: Any = parser.add_subparsers(metavar="COMMAND", required=True, parser_class=_Parser)
+    for name, purpose in COMMANDS.items():
+        command = commands.add_parser(name, parents=[common], help=purpose)
+        if typed is None or name in typed:
+            module = import_module(f".commands.{name.replace('-', '_')}", __package__)
+            module.add(command)
     return parser

@@ -3,24 +3,18 @@
 from __future__ import annotations
 
 import argparse
-from typing import Any
 
 from ..io import dtypes
 from .terminal import print_result, progress_bar
 from .values import names, natural, numbers, positive, size
 
 
-def add(commands: Any, common: argparse.ArgumentParser) -> None:
-    """Add the parser."""
-    parser = commands.add_parser(
-        "compare-schedulers",
-        parents=[common],
-        help="speed and quality of schedulers on one model",
-        description=(
-            "Draw prompts with several schedulers and numbers of steps from the same noise, and"
-            " report time, model calls and the distance to a converged reference. An interrupted"
-            " run goes on where it stopped."
-        ),
+def add(parser: argparse.ArgumentParser) -> None:
+    """Add what the command takes to its parser."""
+    parser.description = (
+        "Draw prompts with several schedulers and numbers of steps from the same noise, and"
+        " report time, model calls and the distance to a converged reference. An interrupted"
+        " run goes on where it stopped."
     )
     option = parser.add_argument
     option("repo", metavar="REPO", help="a diffusers repo, or a Hub id")

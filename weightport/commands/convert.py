@@ -15,16 +15,11 @@ if TYPE_CHECKING:
     from ..api import Conversion
 
 
-def add(commands: Any, common: argparse.ArgumentParser) -> None:
-    """Add the parser."""
-    parser = commands.add_parser(
-        "convert",
-        parents=[common],
-        help="KerasCV files or original checkpoints -> a diffusers repo, or back",
-        description=(
-            "Convert KerasCV files or original checkpoints into a diffusers repo, or a repo into"
-            " either."
-        ),
+def add(parser: argparse.ArgumentParser) -> None:
+    """Add what the command takes to its parser."""
+    parser.description = (
+        "Convert KerasCV files or original checkpoints into a diffusers repo, or a repo into"
+        " either."
     )
     option = parser.add_argument
     option(

@@ -3,23 +3,16 @@
 from __future__ import annotations
 
 import argparse
-from typing import Any
 
 from ..mappings.families import NAMES
 from . import without_blas
 from .terminal import print_result, progress_bar
 
 
-def add(commands: Any, common: argparse.ArgumentParser) -> None:
-    """Add the parser."""
-    parser = commands.add_parser(
-        "diff",
-        parents=[common],
-        help="compare two checkpoints in any two layouts",
-        description=(
-            "Compare two checkpoints in canonical form, tensor by tensor. Exit status 1 if they"
-            " differ."
-        ),
+def add(parser: argparse.ArgumentParser) -> None:
+    """Add what the command takes to its parser."""
+    parser.description = (
+        "Compare two checkpoints in canonical form, tensor by tensor. Exit status 1 if they differ."
     )
     parser.add_argument(
         "a", metavar="A", help="Keras file or folder, .ckpt, .safetensors, or diffusers repo"

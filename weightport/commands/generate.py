@@ -9,7 +9,6 @@ import sys
 import warnings
 from dataclasses import asdict, fields, replace
 from pathlib import Path
-from typing import Any
 
 from ..io import dtypes
 from ..recipe import Maker, Recipe, read_recipe, write_image
@@ -17,15 +16,10 @@ from .terminal import print_lines
 from .values import natural, positive, size
 
 
-def add(commands: Any, common: argparse.ArgumentParser) -> None:
-    """Add the parser."""
-    parser = commands.add_parser(
-        "generate",
-        parents=[common],
-        help="make images with a diffusers repo",
-        description=(
-            "Make images with a diffusers repo. The PNG holds its settings: --from makes it again."
-        ),
+def add(parser: argparse.ArgumentParser) -> None:
+    """Add what the command takes to its parser."""
+    parser.description = (
+        "Make images with a diffusers repo. The PNG holds its settings: --from makes it again."
     )
     option = parser.add_argument
     option("repo", nargs="?", metavar="REPO", help="a folder or a Hub id")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ..mappings import families
 from . import without_blas
@@ -16,14 +16,9 @@ if TYPE_CHECKING:
     from ..converters.embedding_inspection import InspectedEmbedding
 
 
-def add(commands: Any, common: argparse.ArgumentParser) -> None:
-    """Add the parser."""
-    parser = commands.add_parser(
-        "inspect",
-        parents=[common],
-        help="what a file holds and what would become of it",
-        description="Say what a checkpoint holds, from its headers alone.",
-    )
+def add(parser: argparse.ArgumentParser) -> None:
+    """Add what the command takes to its parser."""
+    parser.description = "Say what a checkpoint holds, from its headers alone."
     parser.add_argument(
         "file",
         metavar="FILE",

@@ -3,23 +3,17 @@
 from __future__ import annotations
 
 import argparse
-from typing import Any
 
 from ..converters.settings import COMPONENTS
 from .terminal import print_result, progress_bar
 
 
-def add(commands: Any, common: argparse.ArgumentParser) -> None:
-    """Add the parser."""
-    parser = commands.add_parser(
-        "parity",
-        parents=[common],
-        help="run a converted repo and the framework it came from on the same inputs",
-        description=(
-            "Run a converted repo and the framework that its weights came from on the same inputs,"
-            " one process after the other, and compare weights and outputs. Exit status 1 if a"
-            " check fails."
-        ),
+def add(parser: argparse.ArgumentParser) -> None:
+    """Add what the command takes to its parser."""
+    parser.description = (
+        "Run a converted repo and the framework that its weights came from on the same inputs,"
+        " one process after the other, and compare weights and outputs. Exit status 1 if a"
+        " check fails."
     )
     option = parser.add_argument
     option("repo", metavar="REPO", help="the converted diffusers repo")

@@ -5,21 +5,15 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import sys
-from typing import Any
 
 from .terminal import print_result, progress_bar
 
 
-def add(commands: Any, common: argparse.ArgumentParser) -> None:
-    """Add the parser."""
-    parser = commands.add_parser(
-        "push",
-        parents=[common],
-        help="upload a converted repo to the Hugging Face Hub",
-        description=(
-            "Upload a converted repo to the Hub in one commit, after checking every file. The token"
-            " is that of HF_TOKEN or `hf auth login`."
-        ),
+def add(parser: argparse.ArgumentParser) -> None:
+    """Add what the command takes to its parser."""
+    parser.description = (
+        "Upload a converted repo to the Hub in one commit, after checking every file. The token"
+        " is that of HF_TOKEN or `hf auth login`."
     )
     option = parser.add_argument
     option("repo", metavar="REPO", help="what `weightport convert` wrote")
