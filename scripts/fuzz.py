@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Read damaged copies of every kind of file that lies beside weights: `scripts/fuzz.py [COUNT]`.
+"""Read damaged copies of every kind of file, of weights and beside them: `scripts/fuzz.py [COUNT]`.
 
 Prints how many of each kind were read, and every answer that is not one line with the file's name.
 """
@@ -14,14 +14,16 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from tests.support.fuzzing import KINDS, faults
+from tests.support.fuzzing import KINDS, faults, weight_kinds
 
 
 def main(count: int, seed: int) -> int:
     """Read `count` files of each kind; 1 if an answer was wrong."""
     warnings.simplefilter("ignore")
     wrong = 0
-    for kind in KINDS:
+    with tempfile.TemporaryDirectory() as folder:
+        kinds = (*KINDS, *weight_kinds(Path(folder)))
+    for kind in kinds:
         begin = time.process_time()
         with tempfile.TemporaryDirectory() as folder:
             found = faults(kind, Path(folder), count, seed)

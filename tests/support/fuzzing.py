@@ -1,29 +1,36 @@
-"""Damaged copies of the files that we write beside weights, and of those that others write for the
-runtime; each must be read, or refused in one line."""
+"""Damaged copies of files of weights, of those that we write beside them, and of those that others
+write for the runtime; each must be read, or refused in one line."""
 
 from __future__ import annotations
 
 import copy
 import json
 import random
+import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import h5py
 import numpy as np
+import torch
 from PIL import Image, PngImagePlugin
 from safetensors.numpy import save_file
 
 from weightport.api import inspect
 from weightport.converters.outputs.diffusers import pipeline_class
 from weightport.converters.outputs.ldm_residue import read_residue, residue_path
+from weightport.converters.readers.object_graph import Node
 from weightport.converters.repo.card import body, model_card
 from weightport.errors import ConversionError
 from weightport.push import _card, _read, read_report, unverified
 from weightport.recipe import CHUNK, read_recipe
 from weightport.runtime.schedulers import DDIMScheduler
 from weightport.runtime.text.tokenizer import CLIPTokenizer
+
+from . import hdf5_files
+from .tf_bundle_writer import write_bundle
 
 REFUSED = (ConversionError, OSError, ValueError)
 _HASH = "0" * 64
@@ -82,7 +89,7 @@ class Kind:
 
     Attributes:
         name: of the file.
-        whole: what it holds: text, or what JSON is made of.
+        whole: what it holds: text, bytes, or what JSON is made of.
         read: reads the folder that it lies in.
         place: writes its content; by default into a file of its name.
     """
@@ -102,6 +109,8 @@ class Kind:
 
 def damaged(whole: Any, dice: random.Random) -> bytes:
     """A copy in which something is otherwise."""
+    if isinstance(whole, bytes):
+        return _damaged_bytes(whole, dice)
     if isinstance(whole, str):
         text = whole.encode()
     else:
@@ -121,6 +130,20 @@ def damaged(whole: Any, dice: random.Random) -> bytes:
             at = dice.randrange(len(text) + 1)
             text = text[:at] + bytes([dice.randrange(256)]) + text[at + dice.randint(0, 2) :]
     return text
+
+
+def _damaged_bytes(whole: bytes, dice: random.Random) -> bytes:
+    """Cut, or with a few bytes changed, left out or put in; mostly near the beginning, where names
+    are."""
+    if dice.random() < 0.1:
+        return whole[: dice.randrange(len(whole))]
+    data = bytearray(whole)
+    for _ in range(dice.randint(1, 8)):
+        at = dice.randrange(1 + int((len(data) - 1) * dice.random()))
+        put = dice.randbytes(dice.choice((1, 1, 1, 2, 4, 8)))
+        left_out = len(put) if dice.random() < 0.8 else dice.randint(0, 8)
+        data[at : at + left_out] = put
+    return bytes(data)
 
 
 def _change(content: Any, dice: random.Random) -> None:
@@ -216,6 +239,50 @@ KINDS = (
         _shards,
     ),
 )
+
+
+def weight_kinds(folder: Path) -> tuple[Kind, ...]:
+    """Kinds of files of weights, small ones of every reader; the whole ones are made in a folder."""
+    state = {f"model.diffusion_model.out.{i}.weight": torch.ones(i + 1, 2) for i in range(4)}
+    save_file({key: one.numpy() for key, one in state.items()}, folder / "m.safetensors")
+    torch.save({"state_dict": state, "global_step": 1}, folder / "m.ckpt")
+    torch.save(state, folder / "old.pt", _use_new_zipfile_serialization=False)
+    with h5py.File(folder / "m.weights.h5", "w") as file:
+        hdf5_files.modern(file)
+    with h5py.File(folder / "m.h5", "w", libver="latest") as file:
+        hdf5_files.few(file)
+    with zipfile.ZipFile(folder / "m.keras", "w") as archive:
+        archive.writestr("metadata.json", '{"keras_version": "3.15.1"}')
+        archive.writestr("config.json", '{"class_name": "ImageEncoder"}')
+        archive.write(folder / "m.weights.h5", "model.weights.h5")
+    arrays = {f"w/{i}/.ATTRIBUTES/VARIABLE_VALUE": np.ones((2, i), "f4") for i in range(4)}
+    nodes = [Node({str(i): i + 1 for i in range(4)}, {})]
+    nodes += [Node({}, {"VARIABLE_VALUE": name}) for name in arrays]
+    write_bundle(folder / "tf", arrays, nodes)
+    single = ("m.safetensors", "m.ckpt", "old.pt", "m.weights.h5", "m.h5", "m.keras")
+    index, data = "tf.index", "tf.data-00000-of-00001"
+    return (
+        *(_weights(name, (folder / name).read_bytes()) for name in single),
+        _bundle(folder, index, data),
+        _bundle(folder, data, index),
+    )
+
+
+def _weights(name: str, whole: bytes) -> Kind:
+    return Kind(name, whole, lambda folder: inspect(folder / name))
+
+
+def _bundle(made: Path, name: str, other: str) -> Kind:
+    """One file of a TensorFlow checkpoint, beside the other, which is whole."""
+    beside = (made / other).read_bytes()
+
+    def place(folder: Path, content: bytes) -> None:
+        (folder / name).write_bytes(content)
+        (folder / other).write_bytes(beside)
+
+    return Kind(
+        name, (made / name).read_bytes(), lambda folder: inspect(folder / "tf.index"), place
+    )
 
 
 def faults(kind: Kind, folder: Path, count: int, seed: int) -> list[str]:
