@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,17 +15,19 @@ from ..errors import ConversionError
 from ..io.atomic import check_apart
 from ..mappings.conventions import conventions
 from ..mappings.facts import facts
-from ..mappings.families import families
+from ..mappings.families import Family, families
 from ..mappings.layouts import CANONICAL
 from .adapter_expansion import Expansion, expand
 from .adapter_merge import Merge, Share, merge
 from .checkpoint import Tensor
 from .conversion import Conversion
+from .factors import factors_of
 from .layouts.adapters import AdapterFile, open_adapter, reads, refuse_unfit
 from .layouts.embeddings import open_embeddings
 from .layouts.source import Source
 from .outputs.adapters import Respelled, origin, respelled, write
 from .outputs.adapters_record import RECORD
+from .planning.plan import PlannedComponent
 from .settings import Settings
 
 _MERGED = "merged_from"  # the key of the header that names the adapters of a merge
@@ -35,6 +37,42 @@ def takes(settings: Settings) -> bool:
     """Whether a conversion is one of adapters, by what is asked for."""
     is_convention = settings.to in conventions()
     return is_convention or settings.expand or bool(settings.merge)
+
+
+def are_adapters(sources: Sequence[Path]) -> bool:
+    """Whether what is converted are adapters, not models with factors beside their weights."""
+    return all(reads(Source(path)) for path in sources)
+
+
+def convert_factors(
+    components: Mapping[str, PlannedComponent],
+    family: Family,
+    output: Path,
+    settings: Settings,
+    progress: Callable[[int, int], None],
+) -> Conversion:
+    """Write the factors of LoRA that a model holds as an adapter, which leaves the weights out.
+
+    Raises:
+        ConversionError: there are none, or the convention has no name for one.
+    """
+    if settings.expand or settings.merge or settings.to == CANONICAL:
+        raise ConversionError(
+            "--merge and --expand are for adapters; take the factors out of the model first, with"
+            " --to kohya or --to peft"
+        )
+    convention = conventions()[settings.to]
+    file, adapter = factors_of(components, family, convention.name)
+    made = respelled(file, adapter, convention)
+    conversion = Conversion(family.name, {}, None if settings.dry_run else output)
+    conversion.notes += described(adapter)
+    conversion.notes.append(f"alpha {settings.lora_alpha:g}, as --lora-alpha says: no file does")
+    if not settings.dry_run:
+        written = write(made, output, settings, progress)
+        conversion.report["files"] = {output.name: {"sha256": written.sha256}}
+    for one in file.checkpoint.files:
+        one.check_unchanged()
+    return conversion
 
 
 def convert_adapters(

@@ -181,6 +181,21 @@ class Computed(Tensor):
 
 
 @dataclass(frozen=True)
+class LowRank(Computed):
+    """A weight with factors of LoRA merged into it.
+
+    Attributes:
+        left: the factor of the rows of the weight that PyTorch has, (rows, rank).
+        right: the factor of its columns, (rank, columns, ...).
+        alpha: by which the product is weighed, divided by the rank.
+    """
+
+    left: Tensor
+    right: Tensor
+    alpha: float
+
+
+@dataclass(frozen=True)
 class Loss:
     """Tensors that a way of saving is known to lose.
 

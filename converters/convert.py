@@ -15,7 +15,7 @@ from ..io.dtypes import EIGHT_BITS, KEEP, WORDS
 from ..mappings.families import Family, families, halves, halves_of
 from ..mappings.layouts import layouts
 from . import embeddings
-from .adapters import convert_adapters, takes
+from .adapters import are_adapters, convert_adapters, convert_factors, takes
 from .baking import bake, parse_lora
 from .checkpoint import Checkpoint
 from .conversion import Conversion
@@ -53,7 +53,9 @@ def convert(
         ConversionError: anything a user can act on; nothing is left behind.
     """
     if takes(settings):
-        return convert_adapters(sources, output, settings, progress)
+        if are_adapters(sources):
+            return convert_adapters(sources, output, settings, progress)
+        return _factored(sources, base, output, settings, progress)
     words = embeddings.opened(sources, settings)
     if words is None and embeddings.asks(settings):
         words = _words(sources, base, settings)
@@ -136,6 +138,20 @@ def _planned(
     if settings.component is not None:
         components = _only(components, settings.component)
     return family, parts, components
+
+
+def _factored(
+    sources: Sequence[Path],
+    base: Path | None,
+    output: Path,
+    settings: Settings,
+    progress: Callable[[int, int], None],
+) -> Conversion:
+    """The factors of LoRA beside a model's weights, written as an adapter."""
+    check_apart(output, [*sources, *([base] if base else [])])
+    parts = recognised(open_sources(sources, settings))
+    family, _, components = _planned(parts, base, settings)
+    return convert_factors(components, family, output, settings, progress)
 
 
 def _words(sources: Sequence[Path], base: Path | None, settings: Settings) -> EmbeddingFile:

@@ -14,7 +14,7 @@ from functools import partial
 import numpy as np
 
 from ...errors import ConversionError, printable
-from ..checkpoint import Array, Computed, Tensor
+from ..checkpoint import Array, Computed, LowRank, Tensor
 
 _WEIGHT = ("kernel", "_kernel", "embeddings", "_embeddings", "gamma")
 _BIAS = ("bias", "beta")
@@ -193,7 +193,8 @@ def _merged(
     if lora_alpha is None:
         raise ConversionError(
             f"{layer}: holds LoRA factors `{printable(a.name)}` of rank {rank}; give --lora-alpha"
-            f" to merge them (Keras's default alpha is the rank: {rank})"
+            f" to merge them, or with --to kohya to take them out (Keras's default alpha is the"
+            f" rank: {rank})"
         )
     scale = np.float32(lora_alpha / rank)
 
@@ -201,11 +202,27 @@ def _merged(
         change = left.astype(np.float32) @ right.astype(np.float32)
         return base.astype(np.float32) + scale * change
 
-    return Computed(
+    right, left = (b, a) if _is_by_row(layer) else (_turned(a), _turned(b))
+    return LowRank(
         kernel.name,
         kernel.dtype,
         kernel.shape,
         (kernel, a, b),
         merge,
         f"LoRA, alpha {lora_alpha:g}",
+        left=left,
+        right=right,
+        alpha=lora_alpha,
     )
+
+
+def _turned(factor: Tensor) -> Tensor:
+    """A factor (..., in, out) as PyTorch has it, (out, in, ...)."""
+
+    def turn(array: Array) -> Array:
+        axes = (array.ndim - 1, array.ndim - 2, *range(array.ndim - 2))
+        return np.ascontiguousarray(array.transpose(axes))
+
+    *kernel, rows, columns = factor.shape
+    shape = (columns, rows, *kernel)
+    return Computed(factor.name, factor.dtype, shape, (factor,), turn, "transposed")

@@ -8,7 +8,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from safetensors.numpy import load_file
 
+import weightport
 from weightport.converters.checkpoint import Computed
 from weightport.converters.layouts.source import Source
 from weightport.converters.layouts.sources import open_source
@@ -18,6 +20,7 @@ from weightport.errors import ConversionError
 from ..support.keras_files import KerasFiles, keras_files
 from ..support.keras_skeletons import golden_keys
 
+TEXT_ENCODER = "text_encoder/model.safetensors"
 RUNS = {
     "k2 plain": "--images 4,6 --formats weights.h5,h5,model.h5,keras,ckpt,tf_checkpoint",
     "k2 folder": "--formats saved_model --components image_encoder",
@@ -206,13 +209,13 @@ def test_lora_is_merged_by_keras_in_its_own_formats(kind: str) -> None:
     assert_equal(weights(recognition), files.truth("text_encoder"), kind)
 
 
-@pytest.mark.parametrize("kind", ["model.h5", "tf_checkpoint"])
+@pytest.mark.parametrize("kind", ["model.h5", "tf_checkpoint", "export"])
 def test_lora_factors_are_merged_with_the_alpha_given(kind: str) -> None:
     """To rounding: a matrix product may add in another order than Keras's."""
     files = made_by("k3 lora", LORA)
     path, truth = files.path("text_encoder", kind), files.truth("text_encoder")
     with pytest.raises(
-        ConversionError, match=r"LoRA factors `.*lora_embeddings_a.*` of rank 4; give --lora-alpha"
+        ConversionError, match=r"holds LoRA factors `.*` of rank 4; give --lora-alpha"
     ):
         opened(path)
     (recognition,) = opened(path, alpha=4).values()
@@ -227,11 +230,36 @@ def test_lora_factors_are_merged_with_the_alpha_given(kind: str) -> None:
     )
 
 
-def test_lora_in_an_export_is_refused() -> None:
+@pytest.mark.parametrize(
+    ("kind", "convention"),
+    [("model.h5", "kohya"), ("tf_checkpoint", "peft"), ("export", "kohya")],
+)
+def test_lora_factors_become_an_adapter(kind: str, convention: str, tmp_path: Path) -> None:
+    """Baked into the base, it gives the kernels with which Keras computes."""
     files = made_by("k3 lora", LORA)
-    (recognition,) = opened(files.path("text_encoder", "export")).values()
-    with pytest.raises(ConversionError, match="not recognised"):
-        complete(recognition)
+    path = files.path("text_encoder", kind)
+    adapter = tmp_path / "lora.safetensors"
+    options: Any = {"to": convention, "family": "sd1", "sync": False}
+    with pytest.raises(ConversionError, match="give --lora-alpha"):
+        weightport.convert(path, adapter, **options)
+    made = weightport.convert(path, adapter, lora_alpha=4, **options)
+    assert "text_encoder: 74 modules, LoRA" in made.notes
+    base = tmp_path / "base"
+    weightport.convert(path, base, lora_alpha=1e-30, family="sd1", sync=False)
+    weightport.convert(path, tmp_path / "merged", lora_alpha=4, family="sd1", sync=False)
+    weightport.convert(base, tmp_path / "baked", lora=[f"{adapter}"], sync=False)
+    merged = load_file(tmp_path / "merged" / TEXT_ENCODER)
+    before = load_file(base / TEXT_ENCODER)
+    for key, weight in load_file(tmp_path / "baked" / TEXT_ENCODER).items():
+        np.testing.assert_allclose(weight, merged[key], rtol=1e-6, atol=1e-6, err_msg=key)
+    assert sum(not np.array_equal(before[key], merged[key]) for key in merged) == 74
+
+
+def test_what_holds_no_factors_becomes_no_adapter(tmp_path: Path) -> None:
+    files = made_by("k3 lora", LORA)
+    path = files.path("text_encoder", "weights.h5")
+    with pytest.raises(ConversionError, match="neither an adapter, nor a model with factors"):
+        weightport.convert(path, tmp_path / "lora.safetensors", to="kohya", family="sd1")
 
 
 @pytest.mark.full
