@@ -7,9 +7,11 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+from .converters.adapter_description import Loose, loose
 from .converters.outputs.diffusers import pipeline_class
+from .converters.repo.adapter_card import adapter_card
 from .converters.repo.card import (
     body,
     check_base_model,
@@ -68,7 +70,7 @@ def push(
     is renewed.
 
     Args:
-        repo: what `convert` wrote.
+        repo: what `convert` wrote; or an adapter or an embedding, which gets a card.
         repo_id: `owner/name`; made if it is not there.
         private: of a repo that is made.
         revision: the branch, made if it is not there; by default `main`.
@@ -88,6 +90,14 @@ def push(
     reference = Reference.parse(repo_id)
     if reference is None or reference.revision or reference.path:
         raise ConversionError(f"{printable(repo_id)}: not a Hub id; write it as owner/name")
+    given = {
+        "license": license and check_license(license),
+        "base_model": base_model and check_base_model(base_model),
+    }
+    target = _Target(private, revision, create_pr, message, token)
+    alone = None if (repo / REPORT).is_file() else loose(repo)
+    if alone is not None:
+        return _push_alone(alone, repo_id, given, target)
     report = read_report(repo)
     if report is None:
         raise ConversionError(
@@ -100,10 +110,6 @@ def push(
         raise ConversionError(
             f"{repo}: {doubt}; run `weightport parity`, or push it with --allow-unverified"
         )
-    given = {
-        "license": license and check_license(license),
-        "base_model": base_model and check_base_model(base_model),
-    }
     branch = None if create_pr else revision
     card = _card(repo, report, body(report, pipeline_class(repo), repo_id, branch, parity), given)
     try:
@@ -123,6 +129,49 @@ def push(
     if not _license(card):
         warnings.append("the model card names no license; --license sets it")
     return Push(url, sorted({*files, CARD}), warnings)
+
+
+class _Target(NamedTuple):
+    """How a commit is to be made."""
+
+    private: bool | None
+    revision: str | None
+    create_pr: bool
+    message: str | None
+    token: str | None
+
+
+def _push_alone(
+    alone: Loose, repo_id: str, given: Mapping[str, str | None], target: _Target
+) -> Push:
+    """Upload an adapter or an embedding with a card; one that the repo has stays."""
+    card = adapter_card(
+        alone.described,
+        repo_id,
+        alone.sha256,
+        license=given["license"],
+        base_model=given["base_model"],
+    )
+    names = ", ".join(alone.files)
+    try:
+        url = upload(
+            dict(alone.files),
+            repo_id,
+            {CARD: card.encode()},
+            message=target.message or f"Upload {names} with weightport",
+            private=target.private,
+            token=target.token,
+            create_pr=target.create_pr,
+            revision=target.revision,
+        )
+    except OSError as error:
+        raise ConversionError(str(error)) from error
+    warnings = [
+        f"the model card names no {what}; --{option} sets it"
+        for what, option in (("license", "license"), ("base model", "base-model"))
+        if not given[option.replace("-", "_")]
+    ]
+    return Push(url, sorted({*alone.files, CARD}), warnings)
 
 
 def has_license(repo: str | os.PathLike[str]) -> bool:

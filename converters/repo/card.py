@@ -97,7 +97,7 @@ def _images_of(class_name: str) -> list[str]:
 
 def model_card(report: Mapping[str, Any], class_name: str | None) -> str:
     """The card as `convert` writes it into the repo."""
-    return f"---\n{_yaml(metadata(report, class_name))}---\n\n{body(report, class_name)}\n"
+    return f"---\n{front_matter(metadata(report, class_name))}---\n\n{body(report, class_name)}\n"
 
 
 def body(
@@ -138,7 +138,8 @@ def refresh(text: str, new_body: str) -> str:
     return before + new_body + after if start and end else text
 
 
-def _yaml(data: Mapping[str, Any]) -> str:
+def front_matter(data: Mapping[str, Any]) -> str:
+    """Metadata as `huggingface_hub` writes it."""
     lines = []
     for key, value in data.items():
         if isinstance(value, list):
@@ -157,7 +158,7 @@ def _usage(
 ) -> Iterator[str]:
     gaps = [note.removeprefix("lacks ") for note in report["notes"] if note.startswith("lacks ")]
     if gaps:
-        yield f"Not a whole pipeline: it lacks {'; '.join(map(_cell, gaps))}."
+        yield f"Not a whole pipeline: it lacks {'; '.join(map(cell, gaps))}."
         return
     keywords = {"variant": report["options"].get("variant"), "revision": revision}
     given = [f'{name}="{value}"' for name, value in keywords.items() if value]
@@ -211,18 +212,18 @@ def _conversion(report: Mapping[str, Any]) -> Iterator[str]:
         " [`conversion.json`](conversion.json) has the source and the operation of each, what was"
         " left out and why, and the sha256 of every file."
     )
-    yield _table(("part", "source", "format", "sha256"), list(_sources(report)))
+    yield table(("part", "source", "format", "sha256"), list(_sources(report)))
     if report.get("adapters"):
-        yield _table(
+        yield table(
             ("adapter", "component", "strength", "modules", "relative change", "sha256"),
             list(_adapters(report)),
         )
     tables = [(name, f"`{sha256}`") for name, sha256 in report["tables"].items()]
-    yield _table(("table", "sha256"), tables)
+    yield table(("table", "sha256"), tables)
     said = [f"`{name}`: {value}" for name, value in _options(report).items()]
     said += report["notes"]
     if said:
-        yield "\n".join(f"- {_cell(one)}" for one in said)
+        yield "\n".join(f"- {cell(one)}" for one in said)
 
 
 def _sources(report: Mapping[str, Any]) -> Iterator[tuple[str, str, str, str]]:
@@ -276,7 +277,7 @@ def _parity(parity: Mapping[str, Any] | None) -> Iterator[str]:
         "relative L2 as diffusers runs it",
         "",
     )
-    yield _table(head, [_checked(check) for check in parity["checks"]])
+    yield table(head, [_checked(check) for check in parity["checks"]])
 
 
 def _checked(check: Mapping[str, Any]) -> list[str]:
@@ -298,12 +299,13 @@ def _number(value: float | None) -> str:
     return "infinite" if value is None else f"{value:.1e}"
 
 
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table in Markdown."""
     lines = [list(head), ["---"] * len(head)]
-    lines += [[_cell(cell) for cell in row] for row in rows]
+    lines += [[cell(text) for text in row] for row in rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def _cell(text: str) -> str:
+def cell(text: str) -> str:
     """Text that cannot end a cell or a line, nor become HTML or a link."""
     return re.sub(r"[|<]|(?<=\])\(", r"\\\g<0>", printable(text, limit=_CELL))

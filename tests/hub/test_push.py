@@ -81,6 +81,76 @@ def done(ended: Run) -> Run:
     return ended
 
 
+# ---- adapters and embeddings alone
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A LoRA, a LoHa and embeddings, under others' names."""
+    import torch
+    from safetensors.torch import save_file
+
+    folder = tmp_path_factory.mktemp("alone")
+    name = "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn2_to_k"
+    plain = {"lora_down.weight": torch.ones(4, 768), "lora_up.weight": torch.ones(1280, 4)}
+    state = {f"{name}.{role}": one for role, one in plain.items()}
+    words = json.dumps({"10_dog": {'sks: "dog"': 12, "grass": 3}})
+    save_file(state, folder / "style.safetensors", {"ss_tag_frequency": words})
+    pairs = {"a": (1280, 4), "b": (4, 768)}
+    halves = {f"hada_w{n}_{side}": torch.ones(pairs[side]) * n for n in (1, 2) for side in "ab"}
+    save_file({f"{name}.{role}": one for role, one in halves.items()}, folder / "loha.safetensors")
+    save_file({"<cat>": torch.ones(2, 768)}, folder / "cat.safetensors")
+    pair = {"clip_l": torch.ones(1, 768), "clip_g": torch.ones(1, 1280)}
+    save_file(pair, folder / "<xl>.safetensors")
+    return folder
+
+
+def card_of(hub: HubServer, name: str) -> tuple[str, dict[str, Any]]:
+    text = hub.repos[name].files()["README.md"].decode()
+    return text, ModelCard(text).data.to_dict()
+
+
+def test_a_lora_alone_is_pushed_with_a_card(hub: HubServer, alone: Path, command: Command) -> None:
+    style = alone / "style.safetensors"
+    base = ("--base-model", "org/base", "--license", "mit")
+    ended = done(command("push", style, "org/style", *base))
+    assert ended.out.startswith("pushed 2 files: ")
+    assert hub.repos["org/style"].files()["style.safetensors"] == style.read_bytes()
+    text, data = card_of(hub, "org/style")
+    assert data["base_model"] == "org/base"
+    assert data["base_model_relation"] == "adapter"
+    assert data["instance_prompt"] == 'sks: "dog"'
+    assert data["license"] == "mit"
+    assert "lora" in data["tags"]
+    assert "from diffusers import DiffusionPipeline" in text
+    assert 'load_lora_weights("org/style", weight_name="style.safetensors")' in text
+    assert hashlib.sha256(style.read_bytes()).hexdigest() in text
+    before = hub.repos["org/style"].files()["README.md"]
+    ended = command("push", style, "org/style", "--license", "mit")
+    assert "names no base model; --base-model sets it" in ended.err
+    assert hub.repos["org/style"].files()["README.md"] == before, "the card of a repo stays"
+
+
+def test_what_diffusers_does_not_load_is_said(
+    hub: HubServer, alone: Path, command: Command
+) -> None:
+    command("push", alone / "loha.safetensors", "org/loha")
+    text, data = card_of(hub, "org/loha")
+    assert "from weightport import DiffusionPipeline" in text
+    assert "from diffusers" not in text
+    assert "base_model_relation" not in data
+    command("push", alone / "cat.safetensors", "org/cat")
+    text, data = card_of(hub, "org/cat")
+    assert data["instance_prompt"] == "<cat>"
+    assert "textual_inversion" in data["tags"]
+    assert 'load_textual_inversion("org/cat", weight_name="cat.safetensors")' in text
+    assert "from diffusers" in text
+    command("push", alone / "<xl>.safetensors", "org/xl")
+    text, _ = card_of(hub, "org/xl")
+    assert "Stable Diffusion XL" in text
+    assert "from diffusers" not in text
+
+
 # ---- references
 
 

@@ -16,7 +16,7 @@ def add(parser: argparse.ArgumentParser) -> None:
         " is that of HF_TOKEN or `hf auth login`."
     )
     option = parser.add_argument
-    option("repo", metavar="REPO", help="what `weightport convert` wrote")
+    option("repo", metavar="REPO", help="what `weightport convert` wrote, or a LoRA or embedding")
     option("repo_id", metavar="ORG/NAME", help="the repo on the Hub; made if it is not there")
     option("--private", action="store_true", default=None, help="if it is made, make it private")
     option("--revision", metavar="BRANCH", help="default: main; made if it is not there")
