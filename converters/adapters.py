@@ -39,9 +39,15 @@ def takes(settings: Settings) -> bool:
     return is_convention or settings.expand or bool(settings.merge)
 
 
-def are_adapters(sources: Sequence[Path]) -> bool:
-    """Whether what is converted are adapters, not models with factors beside their weights."""
-    return all(reads(Source(path)) for path in sources)
+def are_adapters(sources: Sequence[Path], settings: Settings) -> bool:
+    """Whether what is converted are adapters, not models with factors beside their weights.
+
+    A list of tensors that is neither is no adapter, unless an alpha speaks of factors.
+    """
+    opened_sources = [Source(path) for path in sources]
+    if all(map(reads, opened_sources)):
+        return True
+    return settings.lora_alpha is None and any(one.raw is not None for one in opened_sources)
 
 
 def convert_factors(

@@ -53,7 +53,7 @@ def convert(
         ConversionError: anything a user can act on; nothing is left behind.
     """
     if takes(settings):
-        if are_adapters(sources):
+        if are_adapters(sources, settings):
             return convert_adapters(sources, output, settings, progress)
         return _factored(sources, base, output, settings, progress)
     words = embeddings.opened(sources, settings)
