@@ -22,6 +22,7 @@ from weightport import (
     DDIMScheduler,
     DiffusionPipeline,
     EulerDiscreteScheduler,
+    StableDiffusionPipeline,
     UNet2DConditionModel,
 )
 from weightport.converters.repo.tokenizer import write_tokenizer
@@ -609,3 +610,15 @@ def test_nothing_warns(repo: Path, tmp_path: Path) -> None:
         warnings.simplefilter("error")
         Plain.from_pretrained(repo, dtype=torch.float16).save_pretrained(tmp_path)
         CLIPTextModel.from_pretrained(tmp_path / "text_encoder")
+
+
+@pytest.mark.parametrize("edge", [10**9, -1, [10**9, 8]])
+def test_no_config_decides_how_large_images_are(repo: Path, edge: Any) -> None:
+    pipe = StableDiffusionPipeline.from_pretrained(repo, requires_safety_checker=False)
+    pipe.unet.config = Config({**pipe.unet.config, "sample_size": edge})
+    words = torch.zeros(1, 77, 32)
+    asked: dict[str, Any] = {"prompt_embeds": words, "negative_prompt_embeds": words}
+    with pytest.raises(ValueError, match=r"sample_size.*give height and width"):
+        pipe(**asked, num_inference_steps=1)
+    image = pipe(**asked, num_inference_steps=1, height=8, width=8, output_type="np").images
+    assert image.shape == (1, 8, 8, 3)

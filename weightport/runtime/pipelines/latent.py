@@ -43,6 +43,7 @@ from ..text.tokenizer import CLIPTokenizer
 from .adapters import LoadsAdapters
 from .base import DiffusionPipeline
 
+LARGEST_UNASKED = 4096  # pixels; no model was trained with as many on a side
 TENSORS = ("latents", "prompt_embeds", "negative_prompt_embeds")  # that every callback may ask for
 
 
@@ -470,10 +471,19 @@ class LatentDiffusionPipeline(LoadsAdapters, DiffusionPipeline):
 
     def _size(self, arguments: Arguments) -> tuple[int, int]:
         """Height and width that are asked for, or that the UNet was trained for."""
+        height = arguments.beginning.height
+        width = arguments.beginning.width
+        if height and width:
+            return height, width
         edges = self.unet.config.get("sample_size") or 64
         edges = edges if isinstance(edges, (list, tuple)) else (edges, edges)
-        height, width = (edge * self.vae_scale_factor for edge in edges)
-        return arguments.beginning.height or height, arguments.beginning.width or width
+        trained = [edge * self.vae_scale_factor for edge in edges]
+        if not all(0 < edge <= LARGEST_UNASKED for edge in trained):
+            raise ValueError(
+                f"the UNet's config asks for images of {trained[0]} x {trained[1]} pixels"
+                f" (sample_size); give height and width"
+            )
+        return height or trained[0], width or trained[1]
 
     def _channels(self) -> Channels:
         return Channels(self.unet.config.in_channels, self.unet.config.out_channels)
