@@ -106,12 +106,13 @@ def bake(
         file = opened(Path(path))
         adapter = file.sorted_for(family.name, models)
         _refuse_unfit(file, adapter.unmatched, adapter.flaws, family, settings)
-        if adapter.bundled and not settings.ignore_unmatched:
+        words = {} if path in settings.embedding else adapter.bundled
+        if words and not settings.ignore_unmatched:
             raise ConversionError(
-                f"{path}: holds the embedding `{printable(next(iter(adapter.bundled)))}`, for which"
-                " no weight has a place; --ignore-unmatched leaves it out"
+                f"{path}: holds the embedding `{printable(next(iter(words)))}`, for which no weight"
+                f" has a place; --embedding {path} teaches it, --ignore-unmatched leaves it out"
             )
-        left_out = (*adapter.unmatched, *(BUNDLED + name for name in adapter.bundled))
+        left_out = (*adapter.unmatched, *(BUNDLED + name for name in words))
         baked = Baked(file.checkpoint, number, {}, {}, left_out)
         baking.adapters.append(baked)
         for module in adapter.modules.values():

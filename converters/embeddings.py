@@ -6,11 +6,14 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
+
 from ..adapters.embeddings import Embedding, fitting
 from ..errors import ConversionError, printable
 from ..io.atomic import check_apart
+from ..io.dtypes import KEEP
 from ..mappings.embeddings import written
-from .checkpoint import Tensor
+from .checkpoint import DTYPES, Array, Computed, Tensor
 from .conversion import Conversion
 from .layouts import adapters
 from .layouts.embeddings import EmbeddingFile, open_embeddings, reads
@@ -81,13 +84,32 @@ def _renamed(file: EmbeddingFile, settings: Settings) -> list[Embedding[Tensor]]
     """The words by the names that the user gives, or their own."""
     given = settings.placeholder_tokens
     if not given:
-        return list(file.embeddings)
+        return [_cast(word, settings.dtype) for word in file.embeddings]
     if len(given) != len(file.embeddings):
         raise ConversionError(
             f"{file.path}: holds {len(file.embeddings)} words, but {len(given)} are named with"
             " --placeholder-token"
         )
-    return [replace(word, token=name) for word, name in zip(file.embeddings, given, strict=True)]
+    return [
+        _cast(replace(word, token=name), settings.dtype)
+        for word, name in zip(file.embeddings, given, strict=True)
+    ]
+
+
+def _cast(word: Embedding[Tensor], dtype: str) -> Embedding[Tensor]:
+    """A word with its vectors in a dtype, or as they are."""
+    if dtype == KEEP:
+        return word
+
+    def compute(array: Array) -> Array:
+        with np.errstate(over="ignore"):  # infinite numbers are refused as they are written
+            return array.astype(DTYPES[dtype])
+
+    vectors = {
+        role: Computed(one.name, dtype, one.shape, (one,), compute, f"cast to {dtype}")
+        for role, one in word.vectors.items()
+    }
+    return replace(word, vectors=vectors)
 
 
 def _described(word: Embedding[Tensor]) -> str:

@@ -26,6 +26,7 @@ from weightport.runtime.text.tokenizer import CLIPTokenizer as OurTokenizer
 from ..support.adapter_files import kohya_state, stock_model
 from ..support.embedding_files import a1111, vectors, write_all, write_chunk, write_pixels
 
+TEXT = "text_encoder/model.safetensors"
 TABLE = "text_model.embeddings.token_embedding.weight"
 FORMS = [
     ("diffusers", ".safetensors"),
@@ -142,6 +143,19 @@ def test_torch_and_pillow_read_what_is_written(
     assert weightport.inspect(tmp_path / "<cat>.pt").embedding is not None
 
 
+def test_vectors_are_cast_where_that_is_asked_for(
+    files: dict[str, tuple[Path, Held]], tmp_path: Path
+) -> None:
+    path, expected = files["vectors.bin"]
+    weightport.convert(path, tmp_path / "half.bin", dtype="float16")
+    half = torch.load(tmp_path / "half.bin", weights_only=True)["<cat>"]
+    assert torch.equal(half, expected["<cat>"][""].half())
+    torch.save({"<cat>": torch.full((1, 768), 1e6)}, tmp_path / "large.bin")
+    for name in ("out.bin", "out.safetensors"):
+        message = refused(tmp_path / "large.bin", tmp_path / name, dtype="float16")
+        assert "holds NaN or Inf" in message
+
+
 def test_words_are_renamed(files: dict[str, tuple[Path, Held]], tmp_path: Path) -> None:
     output = tmp_path / "out.safetensors"
     found = weightport.convert(files["gal-style.pt"][0], output, placeholder_tokens=["<tom>"])
@@ -240,6 +254,20 @@ def test_embeddings_go_into_a_lora_and_out_of_it(
     assert "has no place" in refused(
         lora, tmp_path / "peft.safetensors", to="peft", embedding=words
     )
+
+
+def test_a_lora_is_baked_and_its_words_taught(plain: Path, tmp_path: Path) -> None:
+    encoder = CLIPTextModel.from_pretrained(plain / "text_encoder")
+    state = kohya_state({"lora_te": encoder}, only=("layers.0.self_attn",))
+    both = tmp_path / "both.safetensors"
+    save_file(state | {"bundle_emb.<cat>.string_to_param.*": vectors(2, 64)}, both)
+    message = refused(plain, tmp_path / "out", lora=[str(both)])
+    assert f"--embedding {both} teaches it" in message
+    made = weightport.convert(
+        plain, tmp_path / "out", lora=[str(both)], embedding=[both], sync=False
+    )
+    assert made.report["adapters"][0]["left_out"] == []
+    assert torch.equal(load_file(tmp_path / "out" / TEXT)[TABLE][-2:], vectors(2, 64))
 
 
 # --- in models ------------------------------------------------------------------------------------
