@@ -289,8 +289,27 @@ def _with_vae(parts: list[Recognition], path: Path, settings: Settings) -> list[
     if not baked:
         raise ConversionError(f"--vae {path}: holds no VAE")
     # what else its file holds is not of this model
-    alone = [replace(part, checkpoint=replace(part.checkpoint, whole=None)) for part in baked]
-    return [part for part in parts if not _is_autoencoder(part)] + alone
+    alone = [_within(part, None) for part in baked]
+    old = [part.checkpoint for part in parts if _is_autoencoder(part)]
+    files = {id(one.whole): _without(one.whole, one) for one in old if one.whole is not None}
+    kept = []
+    for part in parts:
+        whole = part.checkpoint.whole
+        if not _is_autoencoder(part):
+            kept.append(_within(part, files.get(id(whole), whole)))
+    return kept + alone
+
+
+def _within(part: Recognition, whole: Checkpoint | None) -> Recognition:
+    """A part as one of another file."""
+    return replace(part, checkpoint=replace(part.checkpoint, whole=whole))
+
+
+def _without(whole: Checkpoint, part: Checkpoint) -> Checkpoint:
+    """A file less what one of its parts holds."""
+    names = {tensor.name for tensor in part.tensors.values()}
+    left = {name: tensor for name, tensor in whole.tensors.items() if name not in names}
+    return replace(whole, tensors=left)
 
 
 def _is_autoencoder(part: Recognition) -> bool:

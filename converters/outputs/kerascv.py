@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -15,6 +15,7 @@ from ...mappings.table import Link
 from ..checkpoint import DTYPES, Array
 from ..conversion import Conversion, check_finite, total_nbytes
 from ..planning.candidates import Candidate, candidates
+from ..planning.keys import brief
 from ..planning.plan import PlannedComponent
 from ..settings import Settings
 from ..writers.safetensors import Written
@@ -71,8 +72,8 @@ def _parts(
 
     What is NaN, Inf or overflows then is counted in `seen`.
     """
-    _refuse_others(conversion)
     parts: dict[str, Mapping[str, Compute]] = {}
+    held: set[tuple[str, str]] = set()  # (component, tensor)
     for candidate in candidates("kerascv"):
         if candidate.family.name != conversion.family or not _is_wanted(candidate.part, settings):
             continue
@@ -83,19 +84,32 @@ def _parts(
             key: _inverted(link, key, component, settings.dtype, seen)
             for key, link in candidate.links.items()
         }
+        links = candidate.links.values()
+        held |= {(component.name, target) for link in links for target in link.targets}
     if not parts:
         raise ConversionError("nothing to write: KerasCV has no model for these components")
+    if settings.component not in halves():
+        _check_left(conversion, held)
     return parts
 
 
-def _refuse_others(conversion: Conversion) -> None:
-    """Refuse a model of a class that KerasCV has not, in the place of one that it has."""
-    family = conversion.architecture
+def _check_left(conversion: Conversion, held: Set[tuple[str, str]]) -> None:
+    """Refuse to leave tensors of a model out; a model that extends others is left out and noted.
+
+    Args:
+        held: (component, tensor) of everything that is written.
+    """
     for name, component in conversion.components.items():
-        if component.described is not family.components[name]:
+        left = [key for key in component.tensors if (name, key) not in held]
+        kind = component.described.class_name
+        if left and component.described.extends:
+            conversion.notes.append(f"left out: {name}, as KerasCV has no {kind}")
+        elif left:
+            others = [other for other in conversion.components if other != name]
+            advice = f"; --component {others[0]} writes another part alone" if others else ""
             raise ConversionError(
-                f"{name}: KerasCV has no {component.described.class_name}; --component NAME writes"
-                f" another part alone, --vae FILE takes another {name}"
+                f"{name}: KerasCV has no {kind} like it, and no place for {len(left)} of its"
+                f" tensors: {brief(left)}{advice}"
             )
 
 

@@ -57,7 +57,7 @@ def write(
     unsaid: dict[str, Options] = {}
     for component in conversion.components.values():
         candidate = residue.writer(component, conversion.architecture, settings.component)
-        _check_alone(candidate, conversion)
+        _check_alone(candidate, conversion, residue)
         mine = []
         for link in dict.fromkeys(candidate.links.values()):
             mine.append(_output(link, component, residue, settings))
@@ -92,9 +92,14 @@ def write(
     conversion.report["files"] = {output.name: {"sha256": written.files[0].sha256}}
 
 
-def _check_alone(candidate: Candidate, conversion: Conversion) -> None:
-    """Refuse to put into a checkpoint of a whole model what originals have in files of its own."""
+def _check_alone(candidate: Candidate, conversion: Conversion, residue: Residue) -> None:
+    """Refuse to put into a checkpoint of a whole model what originals have in files of its own.
+
+    It goes back to where it was, if it comes from such a checkpoint.
+    """
     component = candidate.component
+    if residue.keys.keys() & candidate.links.keys():
+        return
     others = [name for name in conversion.components if name != component.name]
     if candidate.table.about.get("alone") and others:
         raise ConversionError(

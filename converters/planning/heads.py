@@ -32,7 +32,7 @@ def choose_heads(
             )
         model = component.described.model
         if model.heads is None:
-            raise ConversionError(f"--heads {printable(text)}: a {model.name} has no choice of it")
+            raise ConversionError(f"--heads {printable(text)}: {model.name} has no choice of it")
         widths = _as_list(component.config[model.heads.width])
         heads = _numbers(text, numbers, widths)
         component.chosen[model.heads.option] = heads[0] if len(heads) == 1 else heads

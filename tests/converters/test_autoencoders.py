@@ -277,3 +277,37 @@ def test_attention_in_stages_in_every_spelling(tmp_path: Path) -> None:
     back = tmp_path / "back.safetensors"
     weightport.convert(tmp_path / "from matrices.safetensors", back, to="ldm", **FAST)
     assert same(load_file(back), matrices)
+
+
+def test_a_checkpoint_whose_vae_is_tiny(
+    models: dict[str, Path], original_of: Callable[[str], Path], tmp_path: Path
+) -> None:
+    """As ComfyUI saves it: its VAE goes back to its place. The one that `--vae` takes the place of
+    is not kept for the way back."""
+    whole = load_file(original_of("sd1"))
+    rest = {key: one for key, one in whole.items() if not key.startswith("first_stage_model.")}
+    tiny = joined(weights(models["tiny"]), "first_stage_model.taesd_")
+    file = tmp_path / "file.safetensors"
+    save_file(rest | tiny, file)
+    weightport.convert(file, tmp_path / "repo", **FAST)
+    repo_equals(tmp_path / "repo", models["tiny"], KINDS["tiny"])
+    weightport.convert(tmp_path / "repo", tmp_path / "back.safetensors", to="ldm", **FAST)
+    assert same(load_file(tmp_path / "back.safetensors"), rest | tiny)
+    weightport.convert(original_of("sd1"), tmp_path / "given", vae=models["tiny"], **FAST)
+    left = load_file(tmp_path / "given.residue.safetensors")
+    assert not [key for key in left if key.startswith("first_stage_model.")]
+
+
+def test_kerascv_has_no_place_for_part_of_a_model(sd1_repo: Path, tmp_path: Path) -> None:
+    """A UNet with one tensor more, which was left out once without a word."""
+    repo = tmp_path / "repo"
+    shutil.copytree(sd1_repo, repo)
+    config = json.loads((repo / "unet/config.json").read_text(encoding="utf-8"))
+    options = {key: value for key, value in config.items() if not key.startswith("_")}
+    unet = narrow_models.build("UNet2DConditionModel", options | {"time_cond_proj_dim": 8})
+    unet.save_pretrained(repo / "unet")
+    message = "no place for 1 of its tensors: time_embedding.cond_proj.weight; --component"
+    with pytest.raises(weightport.ConversionError, match=message):
+        weightport.convert(repo, tmp_path / "out.weights.h5", to="kerascv", **FAST)
+    assert not list(tmp_path.glob("*.h5"))
+    weightport.convert(repo, tmp_path / "out.h5", to="kerascv", component="text_encoder", **FAST)
