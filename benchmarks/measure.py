@@ -54,7 +54,7 @@ def measure(command: Command) -> Run:
         pid, status, usage = os.wait4(process.pid, os.WNOHANG)
         if pid:
             break
-        _sample(process.pid, peak)
+        sample(process.pid, peak)
         time.sleep(0.005)
     wall = time.perf_counter() - start
     process.returncode = os.waitstatus_to_exitcode(status)
@@ -63,7 +63,7 @@ def measure(command: Command) -> Run:
     return Run(wall, usage.ru_utime + usage.ru_stime, peak["VmHWM"], peak["RssAnon"])
 
 
-def _sample(pid: int, peak: dict[str, int]) -> None:
+def sample(pid: int, peak: dict[str, int]) -> None:
     """Raise the peaks to what /proc says now, in kB."""
     with contextlib.suppress(OSError):
         for line in Path(f"/proc/{pid}/status").read_text(encoding="utf-8").splitlines():

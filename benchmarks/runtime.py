@@ -4,7 +4,8 @@ start    import, and process start to a loaded pipeline
 load     a UNet of Stable Diffusion 1.5 in float32 cast to float16 and bfloat16, from the page cache
          and from the disk, without what imports take
 file     a pipeline of an original checkpoint of Stable Diffusion 1.5 in float32, `.safetensors` and
-         `.ckpt`, from the page cache, without what imports take
+         `.ckpt`, from the page cache, without what imports take; also by how much anonymous memory
+         grew
 step     one step of that UNet on the CPU, eager, batch 2; float32 at 256x256, on one thread
 cuda     eager and compiled steps on a GPU, float16 and bfloat16, at 512x512 and 1024x1024
 
@@ -26,6 +27,7 @@ import json
 import os
 import subprocess
 import tempfile
+import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -34,7 +36,7 @@ from statistics import median
 from types import MappingProxyType
 
 import trees
-from measure import Command, Round, Run, end_in_order, measure
+from measure import Command, Round, Run, end_in_order, measure, sample
 
 UNET = {"cross_attention_dim": 768, "attention_head_dim": 8, "sample_size": 64}
 VAE = {
@@ -183,13 +185,36 @@ def living(commands: Mapping[str, Command]) -> Iterator[dict[str, subprocess.Pop
 
 
 def ask(worker: subprocess.Popen[str], count: int = 1) -> Run:
-    """What its work took, on average over `count` times."""
+    """What its work took, on average over `count` times; of anonymous memory, how much it grew."""
     assert worker.stdin is not None
     assert worker.stdout is not None
-    worker.stdin.write(f"{count}\n")
-    worker.stdin.flush()
-    wall, cpu, peak = json.loads(worker.stdout.readline())
-    return Run(wall, cpu, peak, 0)
+    with watched(worker.pid) as seen:
+        before = seen["RssAnon"]
+        worker.stdin.write(f"{count}\n")
+        worker.stdin.flush()
+        wall, cpu, peak = json.loads(worker.stdout.readline())
+    return Run(wall, cpu, peak, seen["RssAnon"] - before)
+
+
+@contextlib.contextmanager
+def watched(pid: int) -> Iterator[dict[str, int]]:
+    """The memory of a process at its highest, from now on."""
+    seen = {"RssAnon": 0}
+    sample(pid, seen)
+    ended = threading.Event()
+
+    def look() -> None:
+        while not ended.wait(0.005):
+            sample(pid, seen)
+
+    thread = threading.Thread(target=look)
+    thread.start()
+    try:
+        yield seen
+    finally:
+        ended.set()
+        thread.join()
+        sample(pid, seen)
 
 
 def load(bench: Bench) -> None:
@@ -234,7 +259,9 @@ def file(bench: Bench) -> None:
         torch.save({"state_dict": load_file(safe)}, pickled)
     for path in (safe, pickled):
         rounds = [file_once(bench, path, turn) for turn in range(bench.options.repeat + 1)]
-        show(f"from_single_file, {path.suffix}", rounds[1:], peers)
+        grown = {name: max(one[name].anon for one in rounds[1:]) for name in peers}
+        notes = {name: f"  anonymous {grown[name] / 1000:.0f} MB" for name in peers}
+        show(f"from_single_file, {path.suffix}", rounds[1:], peers, notes)
 
 
 def file_once(bench: Bench, path: Path, turn: int) -> Round:

@@ -3,11 +3,13 @@ way of training."""
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from safetensors.numpy import load_file
 
 import weightport
@@ -162,6 +164,39 @@ def test_every_weight_is_found(run: str) -> None:
 @pytest.mark.parametrize("run", MORE_RUNS)
 def test_every_weight_is_found_in_more_files(run: str) -> None:
     assert_all_found(made_by(run, MORE_RUNS[run]))
+
+
+ONE_CALL = {
+    **{run: RUNS[run] for run in ("k2 plain", "k3 plain", "k2 float16", "k3 v2")},
+    **QUANTISED,
+    "k3 lora": LORA,
+}
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("run", ONE_CALL)
+def test_every_format_loads_by_one_call(run: str, tmp_path: Path) -> None:
+    """`from_single_file` gives what converting first gives, or refuses with the same words."""
+    files = made_by(run, ONE_CALL[run])
+    for file in files.made["files"]:
+        if file["component"] != "text_encoder":
+            continue
+        place = files.folder / file["path"]
+        output = tmp_path / file["format"]
+        kind = weightport.CLIPTextModel
+        try:
+            weightport.convert(place, output, residue=False, lora_alpha=4.0)
+        except ConversionError as error:
+            with pytest.raises(ConversionError, match=re.escape(str(error))):
+                kind.from_single_file(place, lora_alpha=4.0)
+            continue
+        expected = kind.from_pretrained(output, subfolder="text_encoder", dtype="auto")
+        found = kind.from_single_file(place, lora_alpha=4.0, dtype="auto")
+        assert found.config == expected.config
+        for key, tensor in expected.state_dict().items():
+            same = found.state_dict()[key]
+            assert same.dtype is tensor.dtype
+            assert torch.equal(same, tensor), f"{file['format']}: {key}"
 
 
 @pytest.mark.parametrize("part", ["text_encoder", "unet", "decoder", "image_encoder"])

@@ -101,6 +101,12 @@ def test_a_folder_of_several_files(original_of: Callable[[str], Path], tmp_path:
     assert_equal_pipelines(parts, tmp_path)
 
 
+def test_a_pickle(original_of: Callable[[str], Path], tmp_path: Path) -> None:
+    file = tmp_path / "model.ckpt"
+    torch.save({"state_dict": load_file(original_of("sd1")), "global_step": 3}, file)
+    assert_equal_pipelines(file, tmp_path)
+
+
 def test_a_repo(sd1_repo: Path, tmp_path: Path) -> None:
     assert_equal_pipelines(sd1_repo, tmp_path)
 
