@@ -36,8 +36,11 @@ def original(path: Path, family: str, dtype: str) -> None:
     random = _random()
     shapes = {"alphas_cumprod": (1000,), "betas": (1000,)}
     for candidate in candidates("ldm"):
+        component = candidate.component
+        is_stock = candidate.family.components.get(component.name) is component
         written = not candidate.table.about.get("read_only")
-        if candidate.family.name == family and written and not candidate.component.extends:
+        wanted = is_stock and written and not component.extends
+        if candidate.family.name == family and wanted:
             shapes |= _shapes(candidate)
 
     def compute(shape: Shape) -> Array:
