@@ -56,7 +56,10 @@ def in_form(
     form = next((form for form in named if output.suffix in form.suffixes), None)
     if form is None:
         endings = " or ".join(suffix for one in named for suffix in one.suffixes)
-        raise ConversionError(f"{output}: name the file with {endings} for --to {name}")
+        raise ConversionError(
+            f"{output}: a textual inversion becomes a file; for --to {name} its name ends in"
+            f" {endings}"
+        )
     if len(words) > 1 and not form.several:
         listed = ", ".join(printable(word.token) for word in words[:5])
         raise ConversionError(

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 
 import pytest
 
+import weightport
+from weightport import AutoencoderTiny
 from weightport.converters.layouts.sources import LAYOUTS
 from weightport.errors import ConversionError
 from weightport.mappings.facts import facts
 from weightport.mappings.families import families, halves
 from weightport.parity.frameworks import OURS, call_of, framework_of, frameworks
 from weightport.parity.process import RUNNERS
+
+from ..support.runners import warm_runners
 
 CHECKS = {name for family in families().values() for name in family.components} | set(halves())
 
@@ -32,7 +37,8 @@ def test_every_model_can_be_called() -> None:
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_every_layout_has_a_framework(layout: str) -> None:
     for family in families().values():
-        assert framework_of(layout, family.name, family.denoiser, sys.executable)
+        denoiser = family.components[family.denoiser].class_name
+        assert framework_of(layout, family.name, denoiser, family.denoiser, sys.executable)
 
 
 def test_facts_name_checks_that_there_are() -> None:
@@ -59,16 +65,36 @@ def test_facts_name_checks_that_there_are() -> None:
     ],
 )
 def test_who_runs_what(layout: str, family: str, check: str, name: str) -> None:
-    assert framework_of(layout, family, check, sys.executable).name == name
+    assert framework_of(layout, family, "any", check, sys.executable).name == name
 
 
 def test_diffusers_takes_the_place_of_what_is_not_installed() -> None:
-    assert framework_of("ldm", "sd2", "text_encoder", "/no/python").name == "diffusers"
+    assert framework_of("ldm", "sd2", "any", "text_encoder", "/no/python").name == "diffusers"
 
 
-def test_a_layout_that_no_one_runs() -> None:
-    with pytest.raises(ConversionError, match="no program is known that runs files with x's names"):
-        framework_of("x", "sd1", "unet", sys.executable)
+@pytest.mark.parametrize(
+    ("layout", "class_name"),
+    [("x", "AutoencoderKL"), ("ldm", "AutoencoderTiny"), ("ldm", "AsymmetricAutoencoderKL")],
+)
+def test_a_source_that_no_one_runs(layout: str, class_name: str) -> None:
+    said = f"no program is known that runs a file of {class_name} with {layout}'s names"
+    with pytest.raises(ConversionError, match=said):
+        framework_of(layout, "sd1", class_name, "decoder", sys.executable)
+
+
+def test_a_tiny_autoencoder_is_compared(tmp_path: Path) -> None:
+    AutoencoderTiny(
+        encoder_block_out_channels=(8, 8),
+        decoder_block_out_channels=(8, 8),
+        num_encoder_blocks=(1, 1),
+        num_decoder_blocks=(1, 1),
+    ).save_pretrained(tmp_path / "vae")
+    weightport.convert(tmp_path / "vae", tmp_path / "repo")
+    with pytest.MonkeyPatch.context() as patch:
+        warm_runners(patch)
+        found = weightport.parity(tmp_path / "repo")
+    assert [check.name for check in found.checks] == ["decoder", "image_encoder"]
+    assert found.passed
 
 
 def test_our_runtime_follows_the_sources_maths_first() -> None:

@@ -51,11 +51,12 @@ def frameworks() -> dict[str, Framework]:
     return {name: Framework(name, **entry) for name, entry in entries}
 
 
-def framework_of(layout: str, family: str, check: str, python: str) -> Framework:
+def framework_of(layout: str, family: str, class_name: str, check: str, python: str) -> Framework:
     """The program that runs a check of a source.
 
     Args:
         layout: the source's.
+        class_name: of the model.
         python: the interpreter that the program would run under.
 
     Raises:
@@ -63,11 +64,15 @@ def framework_of(layout: str, family: str, check: str, python: str) -> Framework
     """
     for source in facts("parity")["sources"]:
         takes = "checks" not in source or check in source["checks"].get(family, ())
-        if source["layout"] == layout and takes:
+        lacks = class_name in source.get("lacks", ())
+        if source["layout"] == layout and takes and not lacks:
             found = frameworks()[source["framework"]]
             if found.runs_under(python):
                 return found
-    raise ConversionError(f"{check}: no program is known that runs files with {layout}'s names")
+    raise ConversionError(
+        f"{check}: no program is known that runs a file of {class_name} with {layout}'s names;"
+        " --against diffusers compares the repository itself"
+    )
 
 
 def call_of(check: str, class_name: str) -> str:

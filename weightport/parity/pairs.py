@@ -159,8 +159,9 @@ def _with_itself(
     modules = {key.rpartition(".")[0] for key in planned.tensors}
     watch = {module: module for module in modules}
     layout = planned.parts[0].checkpoint.layout
-    for check in _checks(planned.described, planned.name, wanted):
-        framework = framework_of(layout, family.name, check, python)
+    model = planned.described
+    for check in _checks(model, planned.name, wanted):
+        framework = framework_of(layout, family.name, model.class_name, check, python)
         yield Pair(check, framework, planned, family, None, watch, {})
 
 
@@ -171,8 +172,9 @@ def _with_source(
     candidate = part.of_family(family.name)
     links = dict.fromkeys(candidate.links.values())
     watch, rows = watched(links, candidate.table.prefix)
+    layout = part.checkpoint.layout
     for check in _checks(candidate.component, part.part, wanted):
-        framework = framework_of(part.checkpoint.layout, family.name, check, python)
+        framework = framework_of(layout, family.name, candidate.component.class_name, check, python)
         yield Pair(check, framework, planned, family, part, watch, rows)
 
 

@@ -102,8 +102,7 @@ def call(how: str, model: Any, x: Mapping[str, Tensor]) -> exchange.Outputs:
         case "decode":
             return [numpy(model.decode(x["latent"] / model.config.scaling_factor).sample)]
         case "encode":
-            latents = model.encode(x["image"]).latent_dist
-            return [numpy(latents.mean * model.config.scaling_factor), numpy(latents.logvar)]
+            return encode(model, x["image"])
         case "denoise":
             return [numpy(denoise(model, x).sample)]
         case "control":
@@ -111,6 +110,15 @@ def call(how: str, model: Any, x: Mapping[str, Tensor]) -> exchange.Outputs:
             down = output.down_block_res_samples
             return [*map(numpy, down), numpy(output.mid_block_res_sample)]
     raise ValueError(how)
+
+
+def encode(model: Any, image: Tensor) -> exchange.Outputs:
+    """The latents of an image, and how uncertain they are if the model says that."""
+    encoded = model.encode(image)
+    if hasattr(encoded, "latents"):
+        return [numpy(encoded.latents * model.config.scaling_factor)]
+    latents = encoded.latent_dist
+    return [numpy(latents.mean * model.config.scaling_factor), numpy(latents.logvar)]
 
 
 def embed(model: Any, x: Mapping[str, Tensor]) -> exchange.Outputs:
