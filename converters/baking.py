@@ -264,16 +264,17 @@ def _summed(
         result = np.empty(matrix.shape, dtype)
     for which in row_blocks(*matrix.shape):
         old = matrix[which].astype(np.float64)
-        total = np.zeros_like(old)
-        for number, change in changes:
-            part = change(old, which)
+        parts = [change(old, which) for _, change in changes]
+        for (number, _), part in zip(changes, parts, strict=True):
             tally.changes[number] = tally.changes.get(number, 0.0) + _square(part)
-            total += part
-        new = rounded(old + total, dtype)
-        result[which] = new
+        total = sum(parts[1:], parts[0])
         tally.weights += _square(old)
         tally.change += _square(total)
-        tally.lost += _square(new.astype(np.float64) - old - total)
+        exact = np.add(old, total, out=old)
+        new = rounded(exact, dtype)
+        result[which] = new
+        exact -= new.astype(np.float64)
+        tally.lost += _square(exact)
     return result.reshape(weight.shape)
 
 

@@ -27,7 +27,7 @@ Array = np.ndarray[Any, Any]
 Change = Callable[[Array, slice], Array]
 """(rows of the weight, which ones) -> how they change, at the strength asked for."""
 
-_BLOCK = 1 << 19  # elements of a weight that are in float64 at once
+_BLOCK = 1 << 17  # elements of a weight that are in float64 at once; they stay in the cache
 _EPSILON = 1e-8  # of kohya's and LyCORIS' bound on rotations
 
 
