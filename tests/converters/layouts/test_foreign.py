@@ -57,7 +57,7 @@ FILES: dict[str, tuple[str | bytes, str]] = {
     "GGUF": (b"GGUF\x02\0\0\0", "GGUF"),
     "GGML": (b"lmgg\x01\0\0\0", "GGUF"),
     "zstd": (b"\x28\xb5\x2f\xfd\x04", "Zstandard"),
-    "an image": (b"\x89PNG\r\n\x1a\n", "an image"),
+    "an image": (b"\x89PNG\r\n\x1a\n", "a PNG that ends too early"),
     "NumPy": (b"\x93NUMPY\x01\0", "a numpy array"),
     "NumPy archive": (npz(), "NumPy archive"),
     "DDUF": (zipped(**{"model_index.json": b"{}", "unet/config.json": b"{}"}), "DDUF.*unzip"),
