@@ -6,7 +6,7 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..adapters.embeddings import fitting
+from ..adapters.embeddings import fitting, number_of
 from ..mappings.families import families
 from .adapter_inspection import InspectedAdapter, inspect_adapter
 from .adapters import opened
@@ -98,10 +98,7 @@ def _of_words(file: EmbeddingFile) -> Described:
     titles = [families()[name].title for name in found.whole or found.halves]
     facts = []
     for word in file.embeddings:
-        counts = [
-            f"{one.shape[0] if len(one.shape) == 2 else 1} x {one.shape[-1]}"
-            for one in word.vectors.values()
-        ]
+        counts = [f"{number_of(one)} x {one.shape[-1]}" for one in word.vectors.values()]
         facts.append((word.token, f"vectors: {' and '.join(counts)}"))
     names = tuple(one.path.name for one in file.checkpoints)
     has_one = len(file.embeddings) == 1 and len(file.embeddings[0].vectors) == 1

@@ -76,8 +76,7 @@ def convert_factors(
     if not settings.dry_run:
         written = write(made, output, settings, progress)
         conversion.report["files"] = {output.name: {"sha256": written.sha256}}
-    for one in file.checkpoint.files:
-        one.check_unchanged()
+    file.checkpoint.check_unchanged()
     return conversion
 
 
@@ -115,8 +114,7 @@ def convert_adapters(
         conversion.report["files"] = {output.name: {"sha256": written.sha256}}
     conversion.notes += [expansion.note() for expansion in made.expansions if expansion.modules]
     for file in files:
-        for one in file.checkpoint.files:
-            one.check_unchanged()
+        file.checkpoint.check_unchanged()
     return conversion
 
 

@@ -266,3 +266,8 @@ class Checkpoint:
     beside: Mapping[str, str] = field(default_factory=dict)
     config: StatedConfig | None = None
     stated: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+    def check_unchanged(self) -> None:
+        """Raise if a file was modified since it was opened."""
+        for file in self.files:
+            file.check_unchanged()

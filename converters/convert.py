@@ -94,8 +94,7 @@ def planned(
     checkpoints = [part.checkpoint for part in parts]
     checkpoints += [one for taught in conversion.taught for one in taught.checkpoints]
     for checkpoint in checkpoints:
-        for file in checkpoint.files:
-            file.check_unchanged()
+        checkpoint.check_unchanged()
 
 
 def _plan(

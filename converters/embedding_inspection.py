@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ..adapters.embeddings import Embedding, fitting
+from ..adapters.embeddings import Embedding, fitting, number_of
 from ..errors import printable
 from ..mappings.facts import facts
 from ..mappings.families import families
@@ -62,8 +62,7 @@ def inspect_embedding(file: EmbeddingFile) -> InspectedEmbedding:
 
 def _word(word: Embedding[Tensor]) -> InspectedWord:
     vectors = tuple(
-        (role, one.shape[0] if len(one.shape) == 2 else 1, one.shape[-1], one.dtype)
-        for role, one in word.vectors.items()
+        (role, number_of(one), one.shape[-1], one.dtype) for role, one in word.vectors.items()
     )
     return InspectedWord(printable(word.token), vectors)
 

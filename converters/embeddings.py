@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..adapters.embeddings import Embedding, fitting
+from ..adapters.embeddings import Embedding, fitting, number_of
 from ..errors import ConversionError, printable
 from ..io.atomic import check_apart
 from ..io.dtypes import KEEP
@@ -116,7 +116,7 @@ def _described(word: Embedding[Tensor]) -> str:
     """A word and its vectors, in a sentence."""
     kinds = []
     for role, tensor in word.vectors.items():
-        count = tensor.shape[0] if len(tensor.shape) == 2 else 1
+        count = number_of(tensor)
         plural = "vector" if count == 1 else "vectors"
         of_role = f" ({role})" if role else ""
         kinds.append(f"{count} {plural} of {tensor.shape[-1]}{of_role}")

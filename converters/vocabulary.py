@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..adapters.embeddings import ANY, Embedding, grouped, role_of, spelled
+from ..adapters.embeddings import ANY, Embedding, grouped, number_of, role_of, spelled
 from ..errors import ConversionError, printable
 from ..io.dtypes import WORDS
 from ..mappings.facts import facts
@@ -99,7 +99,7 @@ def _add(
     given = () if encoder.words else settings.placeholder_tokens
     added = token_rows(encoder, folder, table.shape[0], given) | encoder.words
     first = max((*vocabulary.values(), *added.values()), default=-1) + 1
-    count = vectors.shape[0] if len(vectors.shape) == 2 else 1
+    count = number_of(vectors)
     rows: dict[str, int] = {}
     for i, one in enumerate(spelled(token, count)):
         check_new(one, {**vocabulary, **added, **rows}, file.path)

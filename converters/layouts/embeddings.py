@@ -44,8 +44,7 @@ class EmbeddingFile:
     def check_unchanged(self) -> None:
         """Raise ConversionError if a file was modified since it was opened."""
         for one in self.checkpoints:
-            for file in one.files:
-                file.check_unchanged()
+            one.check_unchanged()
 
 
 def reads(source: Source) -> bool:

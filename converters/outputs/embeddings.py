@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from ...adapters.embeddings import ANY, Embedding
 from ...errors import ConversionError, printable
 from ...io import atomic
@@ -167,8 +169,6 @@ def _write_safetensors(
 
 
 def _refuse_nonfinite(made: Written, output: Path, settings: Settings) -> None:
-    import numpy as np
-
     for name, tensor in made.tensors.items():
         if not settings.allow_nan and not np.isfinite(tensor.numpy().astype(np.float64)).all():
             _refuse(output, name)

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from diffusers.loaders import TextualInversionLoaderMixin
 from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
@@ -24,7 +23,7 @@ from weightport.converters.layouts.source import Source
 from weightport.runtime.text.tokenizer import CLIPTokenizer as OurTokenizer
 
 from ..support.adapter_files import kohya_state, stock_model
-from ..support.embedding_files import a1111, vectors, write_all, write_chunk, write_pixels
+from ..support.embedding_files import Theirs, a1111, vectors, write_all, write_chunk, write_pixels
 
 TEXT = "text_encoder/model.safetensors"
 TABLE = "text_model.embeddings.token_embedding.weight"
@@ -271,17 +270,6 @@ def test_a_lora_is_baked_and_its_words_taught(plain: Path, tmp_path: Path) -> No
 
 
 # --- in models ------------------------------------------------------------------------------------
-
-
-class Theirs(TextualInversionLoaderMixin):
-    """diffusers' loader, around a repo."""
-
-    components: dict[str, Any] = {}  # noqa: RUF012
-    hf_device_map = None
-
-    def __init__(self, repo: Path) -> None:
-        self.tokenizer = CLIPTokenizer.from_pretrained(repo / "tokenizer")
-        self.text_encoder = CLIPTextModel.from_pretrained(repo / "text_encoder").eval()
 
 
 @pytest.fixture(scope="module")

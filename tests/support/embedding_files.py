@@ -11,12 +11,25 @@ from typing import Any
 
 import numpy as np
 import torch
+from diffusers.loaders import TextualInversionLoaderMixin
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from transformers import CLIPTextModel, CLIPTokenizer
 
 SIDE = 64  # pixels of a picture
+
+
+class Theirs(TextualInversionLoaderMixin):
+    """diffusers' loader, around the text encoder and the tokenizer of a repo."""
+
+    components: dict[str, Any] = {}  # noqa: RUF012
+    hf_device_map = None
+
+    def __init__(self, repo: Path) -> None:
+        self.tokenizer = CLIPTokenizer.from_pretrained(repo / "tokenizer")
+        self.text_encoder = CLIPTextModel.from_pretrained(repo / "text_encoder").eval()
 
 
 def vectors(count: int = 3, width: int = 768, seed: int = 0) -> Tensor:

@@ -127,6 +127,11 @@ def _place(name: str) -> _Place:
     return _Place("" if word == known["token"] else word, ANY, name)
 
 
+def number_of(vectors: Shaped) -> int:
+    """How many vectors there are: n of (n, channels), one of (channels,)."""
+    return vectors.shape[0] if len(vectors.shape) == 2 else 1
+
+
 class Fitting(NamedTuple):
     """For which models words are.
 

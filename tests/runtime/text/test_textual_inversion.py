@@ -9,10 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers.loaders import TextualInversionLoaderMixin
 from safetensors.torch import save_file
-from transformers import CLIPTextModel as TheirEncoder
-from transformers import CLIPTokenizer as TheirTokenizer
 
 from weightport.adapters.embeddings import spelled
 from weightport.converters.repo.tokenizer import write_tokenizer
@@ -25,7 +22,7 @@ from weightport.runtime.text.textual_inversion import (
 )
 from weightport.runtime.text.tokenizer import CLIPTokenizer
 
-from ...support.embedding_files import write_all
+from ...support.embedding_files import Theirs, write_all
 
 DIM = 8
 CONFIG = {
@@ -54,18 +51,6 @@ def ours(repo: Path) -> tuple[CLIPTokenizer, CLIPTextModel]:
         CLIPTokenizer.from_pretrained(repo, subfolder="tokenizer"),
         CLIPTextModel.from_pretrained(repo, subfolder="text_encoder"),
     )
-
-
-class Theirs(TextualInversionLoaderMixin):
-    """diffusers' loader, around what it works on."""
-
-    components: dict[str, Any] = {}  # noqa: RUF012
-
-    hf_device_map = None
-
-    def __init__(self, repo: Path) -> None:
-        self.tokenizer = TheirTokenizer.from_pretrained(repo / "tokenizer")
-        self.text_encoder = TheirEncoder.from_pretrained(repo / "text_encoder").eval()
 
 
 def write(folder: Path, kind: str) -> tuple[Any, dict[str, Any]]:

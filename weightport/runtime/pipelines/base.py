@@ -209,13 +209,12 @@ class DiffusionPipeline(HasConfig, PushToHub):
             OSError: the folder, the repository or a file in it is missing.
             ValueError: components are missing or of a wrong kind, or the weights do not fit.
         """
-        hub, others = split_options(options, HubOptions)
-        wanted, given = split_options(others, LoadOptions)
-        source = open_source(pretrained_model_name_or_path, **hub)
-        index = source.json(INDEX)
-        hub["revision"] = custom_revision
-        kind = cls._find_class(
-            source, index.get("_class_name"), custom_pipeline, trust_remote_code, hub
+        kind, source, index, wanted, given = cls._find(
+            pretrained_model_name_or_path,
+            custom_pipeline,
+            custom_revision,
+            trust_remote_code,
+            options,
         )
         if not issubclass(kind, DiffusionPipeline):
             # the code of a class that extends diffusers' pipeline expects diffusers' components
@@ -281,17 +280,31 @@ class DiffusionPipeline(HasConfig, PushToHub):
         Raises:
             OSError: the repository or a file in it is missing.
         """
-        hub, others = split_options(options, HubOptions)
-        wanted, given = split_options(others, LoadOptions)
-        source = open_source(pretrained_model_name, **hub)
-        index = source.json(INDEX)
-        hub["revision"] = custom_revision
-        kind = cls._find_class(
-            source, index.get("_class_name"), custom_pipeline, trust_remote_code, hub
+        kind, source, index, wanted, given = cls._find(
+            pretrained_model_name, custom_pipeline, custom_revision, trust_remote_code, options
         )
         load = LoadOptions(**wanted)
         fetch_components(kind, source, index, given, load, trust_remote_code)
         return str(source.fetch([INDEX]))
+
+    @classmethod
+    def _find(
+        cls,
+        place: Place,
+        custom_pipeline: StrPath | None,
+        custom_revision: str | None,
+        trust: bool,
+        options: Mapping[str, Any],
+    ) -> tuple[Any, Source, dict[str, Any], dict[str, Any], dict[str, Any]]:
+        """The class to load, where its parts are, their index, how to load them, and what is given
+        in their place."""
+        hub, others = split_options(options, HubOptions)
+        wanted, given = split_options(others, LoadOptions)
+        source = open_source(place, **hub)
+        index = source.json(INDEX)
+        hub["revision"] = custom_revision
+        kind = cls._find_class(source, index.get("_class_name"), custom_pipeline, trust, hub)
+        return kind, source, index, wanted, given
 
     @classmethod
     def _find_class(
