@@ -29,6 +29,7 @@ from .planning.heads import choose_heads
 from .planning.plan import PlannedComponent, plan
 from .planning.recognise import Recognition, complete, recognise
 from .planning.strays import without_strays
+from .repeats import check_repeats
 from .repo.carried import Carried, carried_from
 from .repo.index import lacking
 from .repo.tokenizer import named_placeholders, placeholder_notes
@@ -134,6 +135,7 @@ def _planned(
     """The family, the parts with those of a base, and the components that they make."""
     family, parts = _with_base(parts, base, settings)
     components = plan(parts, family)
+    check_repeats(components.values(), read=not settings.dry_run)
     if settings.component is not None:
         components = _only(components, settings.component)
     return family, parts, components
@@ -332,7 +334,8 @@ def _with_base(
     else:
         family = choose_family(parts, settings.family)
         added = gather(_stock_files(base, family), settings)
-    added = [part for part in added if part.part not in given and not _whole(part.part, given)]
+    new = [part for part in added if not any(map(part.is_also, parts))]
+    added = [part for part in new if not _whole(part.part, given)]
     parts = [*added, *parts]
     return choose_family(parts, settings.family), parts
 

@@ -39,7 +39,7 @@ def teach(components: Components, family: Family, settings: Settings) -> list[Ta
             used = set()
             for folder, tokenizer in family.tokenizers.items():
                 encoder = components.get(tokenizer.encoder)
-                if encoder is None:
+                if encoder is None or not _takes_words(encoder):
                     continue
                 vectors = word.of_width(encoder.config[facts("embeddings")["model"]["width"]])
                 if vectors is None:
@@ -52,6 +52,11 @@ def teach(components: Components, family: Family, settings: Settings) -> list[Ta
             notes += [f"{file.path.name}: left out {one}" for one in rest]
         taught.append(Taught(file.path, file.checkpoints, tokens, tuple(left_out), tuple(notes)))
     return taught
+
+
+def _takes_words(encoder: PlannedComponent) -> bool:
+    """Whether a text encoder is one that words are taught to: CLIP's, not T5."""
+    return facts("embeddings")["model"]["table"] in encoder.expected
 
 
 def _unused(
@@ -72,8 +77,9 @@ def _unused(
         role, tensor = next(iter(rest.items()))
         what = f"`{role}`" if role else f"vectors of width {tensor.shape[-1]}"
         width = facts("embeddings")["model"]["width"]
-        known = [one for one in family.text_encoders if one in components]
-        wide = " and ".join(str(components[name].config[width]) for name in known)
+        encoders = [components[one] for one in family.text_encoders if one in components]
+        known = filter(_takes_words, encoders)
+        wide = " and ".join(str(encoder.config[width]) for encoder in known)
         its = f"its text encoders have {wide} channels" if wide else "it has no text encoder here"
         advice = "; --ignore-unmatched leaves them out" if used else ""
         raise ConversionError(
@@ -156,7 +162,7 @@ def words_of(
     checkpoints = []
     for folder, tokenizer in family.tokenizers.items():
         encoder = components.get(tokenizer.encoder)
-        if encoder is None:
+        if encoder is None or not _takes_words(encoder):
             continue
         checkpoints += [part.checkpoint for part in encoder.parts]
         table = encoder.tensors[described["table"]].tensor()

@@ -161,7 +161,7 @@ class ModelClass:
         return sum(_likeness(*pair) for pair in told) / len(told)
 
     def marked_alike(self, config: Mapping[str, Any], other: Mapping[str, Any]) -> int:
-        """How many marks another config has as well; of a number whether there is one."""
+        """How many marks another config has as well; of numbers and lists whether there are any."""
         pairs = [self.both(option, config, other) for option in self.marks]
         return sum(_kind(one) == _kind(two) for one, two in pairs)
 
@@ -275,6 +275,8 @@ def _likeness(one: Any, two: Any) -> float:
 
 
 def _kind(value: Any) -> Any:
+    if isinstance(value, list):
+        return bool(value)
     return True if type(value) is int else value
 
 

@@ -19,7 +19,18 @@ from .reading import Options
 if TYPE_CHECKING:
     from .table import Table
 
-NAMES = ("sd1", "sd2", "sdxl", "sdxl_refiner", "upscaler")
+NAMES = (
+    "sd1",
+    "sd2",
+    "sdxl",
+    "sdxl_refiner",
+    "upscaler",
+    "sd3",
+    "sd35_medium",
+    "sd35_large",
+    "flux",
+    "flux_schnell",
+)
 """Every family, the preferred ones first where a file fits several; each has its file."""
 
 FOLDER = Path(__file__).resolve().parent
@@ -151,6 +162,11 @@ class Family:
         tokenizers: by folder name.
         v_prediction: component -> how its config differs in a model that predicts v.
         needs: input channels of the denoiser -> what its pipeline needs besides, in words.
+        optional: components that a pipeline may do without, and their tokenizers.
+        asks: whether it must be named where parts fit other families too and are configured
+            otherwise there.
+        runs: whether our runtime has its pipelines.
+        tag: what cards call such models.
     """
 
     name: str
@@ -165,6 +181,10 @@ class Family:
     tokenizers: dict[str, Tokenizer]
     v_prediction: dict[str, dict[str, Any]]
     needs: dict[int, list[str]]
+    optional: tuple[str, ...]
+    asks: bool
+    runs: bool
+    tag: str
 
     @property
     def text_encoders(self) -> tuple[str, ...]:
@@ -173,15 +193,16 @@ class Family:
 
     def filled_by(self, table: Table) -> Component:
         """The component that a table fills, with a model of the class that it is for."""
-        return self.components[table.about["component"]].of_class(table.about.get("class"))
+        name = table.of_family("component", self.name)
+        return self.components[name].of_class(table.about.get("class"))
 
     def kind(self, config: Mapping[str, Any]) -> int:
         """Which denoiser of the family one of this config is: the input channels of the stock one.
 
         Latents may have another width: what comes in beside them tells.
         """
-        stock: int = self.components[self.denoiser].config["out_channels"]
-        added: int = config["in_channels"] - config.get("out_channels", stock)
+        stock = _output_channels(self.components[self.denoiser].config)
+        added: int = config["in_channels"] - _output_channels({"out_channels": stock, **config})
         return stock + added
 
     @property
@@ -231,7 +252,12 @@ def _stock(family: str, component: str, class_name: str) -> dict[str, Shape]:
 def _document(family: str) -> dict[str, Any]:
     """The file of a family."""
     path = FOLDER / "families" / f"{family}.toml"
-    return tomllib.loads(path.read_text(encoding="utf-8"))
+    document = tomllib.loads(path.read_text(encoding="utf-8"))
+    if "like" not in document:
+        return document
+    base = _document(document.pop("like"))
+    components = base["components"] | document.get("components", {})
+    return {**base, **document, "components": components}
 
 
 def _family(name: str) -> Family:
@@ -250,6 +276,10 @@ def _family(name: str) -> Family:
         tokenizers={folder: _tokenizer(entry) for folder, entry in tokenizers},
         v_prediction=document.get("v_prediction", {}),
         needs=_by_channels(document.get("needs", {})),
+        optional=tuple(document.get("optional", ())),
+        asks=document.get("asks", False),
+        runs=document.get("runs", True),
+        tag=document.get("tag", "stable-diffusion"),
     )
 
 
@@ -285,6 +315,11 @@ def _merged(family: str, name: str) -> dict[str, Any]:
     base = _merged(*entry["like"].split("."))
     config = base["config"] | entry.get("config", {})
     return {**base, **entry, "config": config}
+
+
+def _output_channels(config: Mapping[str, Any]) -> int:
+    """The channels that come out of a denoiser; null means as many as go in."""
+    return int(config.get("out_channels") or config["in_channels"])
 
 
 def _by_channels(entry: Mapping[str, Any]) -> dict[int, Any]:

@@ -28,7 +28,18 @@ from .spelling import Spelling
 
 SourceShape = Callable[[str], Shape | None]
 _NOTHING = r"(?!)"  # a pattern that fits nothing
-_HEADER = ("extends", "prefix", "about", "let", "adjust", "spelling", "ignore", "regenerate")
+_HEADER = (
+    "extends",
+    "prefix",
+    "about",
+    "let",
+    "adjust",
+    "spelling",
+    "ignore",
+    "regenerate",
+    "make",
+    "same",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +86,9 @@ class Table:
         ignore: patterns of source keys that carry nothing -> the reason.
         regenerate: source keys that no target holds -> how they are made again: `positions`,
             `identity`, a number, or the pattern of those that are copied.
+        make: target keys that no source holds -> how they are made: `identity`.
+        same: source keys, less the prefix, that hold what another one holds -> that one; left out
+            if that is so.
         adjust: options that a model in this layout has otherwise than its tensors tell -> the
             value.
         sha256: of the file and of those it extends, recorded with every conversion.
@@ -88,6 +102,8 @@ class Table:
     sections: Mapping[str, tuple[Row, ...]]
     ignore: Mapping[str, str]
     regenerate: Mapping[str, str]
+    make: Mapping[str, str]
+    same: Mapping[str, str]
     adjust: Mapping[str, str]
     sha256: str
 
@@ -119,6 +135,8 @@ class Table:
             sections=_sections(base, document),
             ignore={**base.ignore, **document.get("ignore", {})},
             regenerate={**base.regenerate, **document.get("regenerate", {})},
+            make={**base.make, **document.get("make", {})},
+            same={**base.same, **document.get("same", {})},
             adjust={**base.adjust, **document.get("adjust", {})},
             sha256=digest.hexdigest(),
         )
@@ -128,8 +146,15 @@ class Table:
         """How every source key begins."""
         return self.spelling.prefix if self.spelling else self.prefix
 
+    def of_family(self, fact: str, family: str) -> str:
+        """What `[about]` says of a family: one value, or one for each."""
+        value = self.about[fact]
+        return str(value[family] if isinstance(value, Mapping) else value)
+
     def covers(self, key: str) -> bool:
         """Whether a target key is this table's to explain (a VAE is filled by two tables)."""
+        if key in self.make:
+            return False
         prefixes = self.about.get("covers")
         if prefixes is None:
             return True
@@ -139,6 +164,10 @@ class Table:
         """What gives the reason why a source key of a model is left out, if the table has one."""
         names = self._scope(config)
         reasons = {filled(pattern, names): reason for pattern, reason in self.ignore.items()}
+        reasons |= {
+            self.prefix + key: f"the same as `{self.prefix}{other}`"
+            for key, other in self.same.items()
+        }
         any_of_them = re.compile("|".join(map(fnmatch.translate, reasons)) or _NOTHING)
 
         def reason_of(key: str) -> str | None:
@@ -250,7 +279,7 @@ class Table:
         return {path: name for name, path in owners.items()}
 
 
-EMPTY = Table("", {}, {}, "", None, {}, {}, {}, {}, "")
+EMPTY = Table("", {}, {}, "", None, {}, {}, {}, {}, {}, {}, "")
 """What a table extends that names no other."""
 
 

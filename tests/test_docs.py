@@ -21,6 +21,7 @@ import pytest
 from weightport.mappings.library import all_tables
 
 from .support.command import run
+from .support.transformer_families import bundle, original, weights, write
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
@@ -76,6 +77,11 @@ def files(
     shutil.copyfile(sd1_legacy["image_encoder"], stock / "vae_encoder.h5")
     torch.save({"state_dict": load_file(original_of("sd1"))}, folder / "model.ckpt")
     save_file({"<cat>": torch.ones(64)}, folder / "cat.safetensors")
+    write(folder / "sd3_medium_incl_clips_t5xxlfp16.safetensors", bundle("sd3"))
+    write(folder / "flux1-dev.safetensors", original("flux", "transformer"))
+    write(folder / "ae.safetensors", original("flux", "vae"))
+    write(folder / "clip_l.safetensors", weights("flux", "text_encoder"))
+    write(folder / "t5xxl_fp16.safetensors", weights("flux", "text_encoder_2"))
     sources = [folder / "dreambooth-unet.h5", folder / "text_encoder.weights.h5"]
     made = run("convert", *sources, "--base", stock, "-o", folder / "my-model")
     assert made.status == 0, made.err

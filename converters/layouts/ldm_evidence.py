@@ -108,6 +108,11 @@ def prediction(family: str, checkpoint: Checkpoint, asked: str | None) -> Predic
             gives noise.
     """
     alone = stands_alone(checkpoint)
+    if "prediction_type" not in families()[family].scheduler:  # it matches a flow
+        if asked:
+            title = families()[family].title
+            raise ConversionError(f"--prediction-type {asked}: models of {title} predict a flow")
+        return None
     if asked is None and not alone:
         return None
     metadata = checkpoint.metadata if alone else {}

@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from ...errors import ConversionError
 from ...io import atomic
 from ...io.documents import MAX_CONFIG, read_json
 from ...mappings.facts import facts
 from ...mappings.families import halves
-from ...mappings.table import Link
+from ...mappings.table import Link, Table
 from ..checkpoint import Checkpoint, Tensor
 from ..conversion import Conversion, check_finite
 from ..layouts.ldm_configs import Options, configs_metadata
 from ..layouts.ldm_evidence import prediction
 from ..planning.candidates import Candidate
 from ..planning.keys import collapse
-from ..planning.plan import PlannedComponent
+from ..planning.plan import PlannedComponent, make
 from ..planning.recognise import recognise
 from ..repo.base import base_file
 from ..repo.configs import scheduler_config
@@ -53,6 +56,7 @@ def write(
     residue = kept or Residue({}, {}, _metadata(conversion, scheduler))
     outputs, _ = residue_outputs(residue)
     names: dict[str, str] = {}  # key -> `component key` of what it holds
+    by_table: dict[str, Output] = {}
     made: list[Made] = []
     unsaid: dict[str, Options] = {}
     for component in conversion.components.values():
@@ -62,6 +66,8 @@ def write(
         for link in dict.fromkeys(candidate.links.values()):
             mine.append(_output(link, component, residue, settings))
             names[mine[-1].key] = f"{component.name} {link.targets[0]}"
+            by_table[link.sources[0]] = mine[-1]
+        conversion.notes += _unwritten(candidate.table, component)
         if not kept:
             own = list(constants(candidate.table, component, mine))
             whole = [*mine, *(out for out, _ in own)]
@@ -73,6 +79,9 @@ def write(
         made += _scheduled(conversion, scheduler)
     conversion.report["regenerated"] = _listed(made, conversion)
     outputs += [out for out, _ in made]
+    for key, other in residue.repeats.items():
+        if other in by_table:
+            outputs.append(replace(by_table[other], key=key))
     total = sum(tensor.nbytes for output in outputs for tensor in output.sources)
     with atomic.file(output, settings.overwrite, settings.sync) as path:
         atomic.check_space(output.absolute().parent, total)
@@ -131,6 +140,18 @@ def _unsaid(
     return model.differing(component.config, taken.config)
 
 
+def _unwritten(table: Table, component: PlannedComponent) -> Iterator[str]:
+    """What the layout has no place for, because its programs do without: said unless it is what the
+    way into a repository makes."""
+    for key, rule in table.make.items():
+        tensor = component.tensors[key]
+        if not np.array_equal(tensor.tensor().numpy(), make(rule, tensor.shape)):
+            yield (
+                f"{component.name} `{key}` is left out, and is not the {rule}: the programs that"
+                " read this layout do without, so that they compute something else"
+            )
+
+
 def _by_component(counts: Mapping[str, int], names: Mapping[str, str]) -> dict[str, int]:
     """Counts of the tensors of components, by `component key`."""
     return {names[key]: count for key, count in counts.items() if key in names}
@@ -184,7 +205,7 @@ def _metadata(conversion: Conversion, scheduler: Mapping[str, Any]) -> dict[str,
     if denoiser is None:
         return {}
     found = {}
-    kind = scheduler["prediction_type"]
+    kind = scheduler.get("prediction_type")
     if kind in _MODELSPEC:
         found["modelspec.prediction_type"] = _MODELSPEC[kind]
     config = base_file(denoiser, f"{denoiser.name}/config.json")

@@ -7,7 +7,7 @@ metadata go to `<repo>.residue.safetensors`; `--to ldm` finds it there and puts 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -36,6 +36,8 @@ class Residue:
         metadata: of the original: the training step, what its header says.
         tables: component -> the table that writes it, where that is not the usual one.
         shapes: key in the original -> its shape, where the table gives another of as many numbers.
+        repeats: key in the original of a tensor that is there twice -> key by the table of the
+            other one.
     """
 
     tensors: Mapping[str, Tensor]
@@ -43,6 +45,7 @@ class Residue:
     metadata: Mapping[str, str]
     tables: Mapping[str, str] = field(default_factory=dict)
     shapes: Mapping[str, Sequence[int]] = field(default_factory=dict)
+    repeats: Mapping[str, str] = field(default_factory=dict)
 
     def writer(
         self, component: PlannedComponent, family: Family, half: str | None = None
@@ -130,12 +133,13 @@ def residue_of(components: Mapping[str, PlannedComponent], family: Family) -> Re
             if id(source) in names and whole.tensors[original].shape != source.shape:
                 shapes[original] = whole.tensors[original].shape
             written.add(original)
+    repeats = dict(_repeats(components, names))
     rest = {
         key: tensor
         for key, tensor in whole.tensors.items()
-        if key not in used and key not in written
+        if key not in used and key not in written and key not in repeats
     }
-    return Residue(rest, keys, whole.metadata, tables, shapes)
+    return Residue(rest, keys, whole.metadata, tables, shapes, repeats)
 
 
 def _names_in(whole: Checkpoint, components: Mapping[str, PlannedComponent]) -> dict[int, str]:
@@ -147,6 +151,19 @@ def _names_in(whole: Checkpoint, components: Mapping[str, PlannedComponent]) -> 
         if part.checkpoint.whole is whole
         for tensor in part.checkpoint.tensors.values()
     }
+
+
+def _repeats(
+    components: Mapping[str, PlannedComponent], names: Mapping[int, str]
+) -> Iterator[tuple[str, str]]:
+    """Original key of each tensor that is there twice, and the key by the table of the other."""
+    for component in components.values():
+        for part in component.parts:
+            tensors = part.checkpoint.tensors
+            table = part.candidates[0].table
+            for key, other in table.same.items():
+                if key in tensors and id(tensors[key]) in names:
+                    yield names[id(tensors[key])], table.prefix + other
 
 
 def _read_by(component: PlannedComponent, family: Family) -> Candidate | None:
@@ -183,7 +200,8 @@ def residue_outputs(residue: Residue) -> tuple[list[Output], dict[str, str]]:
         "keys": json.dumps(residue.keys),
         "metadata": json.dumps(residue.metadata),
     }
-    for name, content in (("tables", residue.tables), ("shapes", residue.shapes)):
+    seldom = {"tables": residue.tables, "shapes": residue.shapes, "repeats": residue.repeats}
+    for name, content in seldom.items():
         if content:
             metadata[name] = json.dumps(content)
     return outputs, metadata
@@ -210,7 +228,8 @@ def read_residue(repo: Path) -> Residue | None:
     keys, metadata = (parse_json(text, path, "texts") for text in texts)
     tables = parse_json(file.metadata.get("tables", "{}"), path, "texts")
     shapes = parse_json(file.metadata.get("shapes", "{}"), path, "shapes")
-    return Residue(file.tensors, keys, metadata, tables, shapes)
+    repeats = parse_json(file.metadata.get("repeats", "{}"), path, "texts")
+    return Residue(file.tensors, keys, metadata, tables, shapes, repeats)
 
 
 def source_repo(components: Mapping[str, PlannedComponent]) -> Path | None:

@@ -64,7 +64,7 @@ class Candidate:
     @property
     def part(self) -> str:
         """`text_encoder`, `unet`, `vae`, or a half of a VAE: `decoder`, `image_encoder`."""
-        return str(self.table.about["part"])
+        return self.table.of_family("part", self.family.name)
 
     @property
     def title(self) -> str:

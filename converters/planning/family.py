@@ -19,7 +19,8 @@ def choose_family(parts: Sequence[Recognition], asked: str | None) -> Family:
 
     Raises:
         ConversionError: the parts are of different families, or none is of the one asked for, or
-            they are about as near to one family as to another.
+            they are about as near to one family as to another, or the same in several that
+            configure them otherwise and ask to be named.
     """
     known = families()
     if asked is not None and asked not in known:
@@ -29,6 +30,7 @@ def choose_family(parts: Sequence[Recognition], asked: str | None) -> Family:
         return known[asked]
     if common and asked is None:
         best = max(common, key=lambda name: common[name])
+        _check_told(parts, best, shared(parts))
         _check_margin(parts, best, common)
         return known[best]
     described = "; ".join(
@@ -54,6 +56,27 @@ def _likenesses(parts: Sequence[Recognition]) -> dict[str, float]:
         if len(mine) == len(parts):
             found[name] = fmean(one.likeness for one in mine)
     return found
+
+
+def _check_told(parts: Sequence[Recognition], best: str, common: Sequence[str]) -> None:
+    """Refuse parts that are other components, or configured otherwise, in families that ask.
+
+    What comes with a config of its own is configured.
+    """
+    first = families()[best]
+    if not first.asks:
+        return
+    for part in parts:
+        stock = [part.of_family(name).component for name in common]
+        has_config = part.checkpoint.config is not None
+        known = [(one.name, None if has_config else one.config) for one in stock]
+        if any(one != known[0] for one in known):
+            titles = ", ".join(families()[name].title for name in common)
+            raise ConversionError(
+                f"{part.checkpoint.path}: the same tensors are part of {titles}, which configure"
+                f" them otherwise; give the {first.denoiser} too, or say --family"
+                f" {' or '.join(common)}"
+            )
 
 
 def _check_margin(parts: Sequence[Recognition], best: str, common: dict[str, float]) -> None:

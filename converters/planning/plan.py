@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, NoReturn
+
+import numpy as np
 
 from ...errors import ConversionError, printable
 from ...io.dtypes import EIGHT_BITS, FLOATS, KEEP
@@ -113,6 +116,7 @@ def plan(parts: Sequence[Recognition], family: Family) -> dict[str, PlannedCompo
         ConversionError: two sources for one part, a part that is incomplete, or a tensor of the
             wrong shape.
     """
+    parts = [part.narrowed(family.name) for part in parts]
     seen: dict[str, Recognition] = {}
     for part in parts:
         complete(part)
@@ -239,7 +243,22 @@ def _planned(part: Recognition, candidate: Candidate) -> list[PlannedTensor]:
             planned.append(
                 PlannedTensor(key, shapes[index], sources, link.op, index, len(shapes), link.row)
             )
+    for key, rule in candidate.table.make.items():
+        planned.append(_made(key, rule, candidate.targets[key], planned[0].dtype))
     return planned
+
+
+def _made(key: str, rule: str, shape: Shape, dtype: str) -> PlannedTensor:
+    """A tensor that no source holds, as a table's `[make]` says."""
+    source = Computed(key, dtype, shape, (), partial(make, rule, shape), f"made: {rule}")
+    return PlannedTensor(key, shape, (source,), None, 0, 1, f'{key} = "{rule}"')
+
+
+def make(rule: str, shape: Shape) -> Array:
+    """A tensor that a rule of `[make]` describes."""
+    if rule == "identity":
+        return np.eye(*shape, dtype=np.float32)
+    raise ValueError(f"`{rule}` is no rule of [make]")
 
 
 def _target_shapes(part: Recognition, link: Link, sources: Sequence[Tensor]) -> Sequence[Shape]:

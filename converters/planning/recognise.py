@@ -7,9 +7,11 @@ from dataclasses import dataclass, replace
 
 from ...errors import ConversionError
 from ...mappings.errors import MappingError
+from ...mappings.families import NAMES as FAMILIES
 from ...mappings.layouts import NAMES
 from ...mappings.library import all_tables
 from ...mappings.names import place_in
+from ...mappings.table import Table
 from ..checkpoint import Checkpoint
 from .candidates import Candidate, candidates
 from .keys import brief
@@ -89,6 +91,23 @@ class Recognition:
         """The candidate of one family."""
         return next(candidate for candidate in self.candidates if candidate.family.name == name)
 
+    def may_be_of(self, families: Sequence[str]) -> bool:
+        """Whether it may belong to one of some families, be it likest to another."""
+        return any(candidate.family.name in families for candidate in self.candidates)
+
+    def narrowed(self, family: str) -> Recognition:
+        """The same as a part of one family alone."""
+        candidates = (self.of_family(family),)
+        found = _recognition(self.checkpoint, candidates, self.score, self.evidence)
+        own = {tensor.name for tensor in self.checkpoint.tensors.values()}
+        beside = {name: why for name, why in self.left_out.items() if name not in own}
+        return replace(found, left_out={**found.left_out, **beside})
+
+    def is_also(self, other: Recognition) -> bool:
+        """Whether two checkpoints are the same part in some family."""
+        common = set(self.families) & set(other.families)
+        return any(self.of_family(name).part == other.of_family(name).part for name in common)
+
 
 def recognise(checkpoint: Checkpoint) -> Recognition:
     """The best-matching part, known or not; never raises for a stranger."""
@@ -98,16 +117,23 @@ def recognise(checkpoint: Checkpoint) -> Recognition:
     best = 1.0
     if not winners:
         best, winners = _nearest(checkpoint, possible, read)
-    first = winners[0]
+    return _recognition(checkpoint, winners, best, _evidence(checkpoint, winners, best))
+
+
+def _recognition(
+    checkpoint: Checkpoint, candidates: Sequence[Candidate], score: float, evidence: tuple[str, ...]
+) -> Recognition:
+    """What a checkpoint is, and what it lacks or adds by the first of the candidates."""
+    first = candidates[0]
     named = first.named(checkpoint)
     ignored = first.ignored(checkpoint)
-    prefix = first.table.prefix if best < _KNOWN else ""  # of a stranger the names are its own
+    prefix = first.table.prefix if score < _KNOWN else ""  # of a stranger the names are its own
     strange = [name for name in named if name not in first.links and name not in ignored]
     return Recognition(
         checkpoint=replace(checkpoint, layout=first.table.about["layout"]),
-        candidates=tuple(winners),
-        score=best,
-        evidence=_evidence(checkpoint, winners, best),
+        candidates=tuple(candidates),
+        score=score,
+        evidence=evidence,
         missing=tuple(name for name in first.links if name not in named),
         unexpected=tuple(name.removeprefix(prefix) for name in strange),
         left_out={
@@ -121,8 +147,8 @@ def recognise(checkpoint: Checkpoint) -> Recognition:
 def _read(checkpoint: Checkpoint, possible: Sequence[Candidate]) -> list[list[Candidate]]:
     """What names, shapes and configs say that the tensors are, as each possible table spells them.
 
-    Ends with the first table that belongs where the tensors lie, if they are all those of a stock
-    model and no others.
+    After a stock model whose table belongs where the tensors lie, all of whose tensors are there
+    and no others, only such tables are asked as call it the same part in other families.
     """
     front = _front(checkpoint)
     tables = {candidate.table.name: candidate.table for candidate in possible}
@@ -130,21 +156,36 @@ def _read(checkpoint: Checkpoint, possible: Sequence[Candidate]) -> list[list[Ca
         tables.values(), key=lambda table: (table.prefix != front, "read_only" in table.about)
     )
     found: list[list[Candidate]] = []
+    stock: Candidate | None = None
     for table in ordered:
+        if stock is not None and not _adds_families(table, stock):
+            continue
         for interpretation in interpretations(table, checkpoint):
             found.append(interpretation)
             first = interpretation[0]
             exact = first.likeness == 1 and first.named(checkpoint).keys() == _expected(first)
             if exact and table.prefix == front:
-                return [interpretation]
+                if stock is None:
+                    found = [interpretation]
+                stock = stock or first
+                break
     return found
+
+
+def _adds_families(table: Table, stock: Candidate) -> bool:
+    """Whether a table knows the part of a candidate in a family that the candidate's does not."""
+    if table.prefix != stock.table.prefix:
+        return False
+    others = set(table.about["families"]) - set(stock.table.about["families"])
+    return any(table.of_family("part", family) == stock.part for family in others)
 
 
 def _whole(checkpoint: Checkpoint, read: Sequence[list[Candidate]]) -> list[Candidate]:
     """The surest of what all tensors are there of.
 
     That is a stock model rather than another one, one that belongs where the tensors lie, and one
-    that leaves none of them out.
+    that leaves none of them out; in families that it is not known in, what is the same part there:
+    CLIP's text encoder has another class in SD 3 than in SDXL.
     """
     whole = [candidates for candidates in read if _is_whole(candidates[0], checkpoint)]
     stock = [candidates for candidates in whole if candidates[0].likeness == 1] or whole
@@ -155,11 +196,19 @@ def _whole(checkpoint: Checkpoint, read: Sequence[list[Candidate]]) -> list[Cand
     home = _at_home(checkpoint, sorted(found, key=lambda candidate: -candidate.likeness))
     used = {table: len(candidates[0].links) for table, candidates in read_by.items()}
     most = max((used[candidate.table.name] for candidate in home), default=0)
+    first = [one for one in home if used[one.table.name] == most]
+    parts = {one.part for one in first}
+    known = {one.family.name for one in first}
+    others = [one for one in home if one.part in parts and one.family.name not in known]
     surest: dict[tuple[str, str], Candidate] = {}
-    for one in home:
-        if used[one.table.name] == most:
-            surest.setdefault((one.family.name, one.component.name), one)
-    return list(surest.values())
+    for one in (*first, *others):
+        surest.setdefault((one.family.name, one.component.name), one)
+    return sorted(surest.values(), key=_rank)
+
+
+def _rank(candidate: Candidate) -> tuple[float, int]:
+    """What sorts candidates: the likest first, then those of the preferred families."""
+    return -candidate.likeness, FAMILIES.index(candidate.family.name)
 
 
 def _is_whole(candidate: Candidate, checkpoint: Checkpoint) -> bool:
@@ -212,7 +261,8 @@ def _possible(checkpoint: Checkpoint) -> Sequence[Candidate]:
 def _at_home(checkpoint: Checkpoint, winners: list[Candidate]) -> list[Candidate]:
     """Of candidates that fit alike those that belong where the checkpoint lies in its file.
 
-    They are of families that have a part there, and of them those whose table has it there.
+    They are of families that have a part there, and of them those whose table has it there; in a
+    folder of a repository those of the component that it names.
     """
     front = _front(checkpoint)
     tables = [table for table in all_tables() if front and table.prefix == front]
@@ -220,7 +270,8 @@ def _at_home(checkpoint: Checkpoint, winners: list[Candidate]) -> list[Candidate
     there = [one for one in winners if one.family.name in families_there] or winners
     same = [one for one in there if one.table.prefix == front]
     plain = [one for one in there if not one.table.prefix]
-    return same or plain or there
+    found = same or plain or there
+    return [one for one in found if one.component.name == checkpoint.root] or found
 
 
 def _front(checkpoint: Checkpoint) -> str:

@@ -19,7 +19,7 @@ def without_strays(parts: Sequence[Recognition]) -> list[Recognition]:
             continue
         files = denoiser.checkpoint.files
         encoders = [p for p in kept if p.is_text_encoder and p.checkpoint.files == files]
-        own = [part for part in encoders if set(part.families) & set(denoiser.families)]
+        own = [part for part in encoders if part.may_be_of(denoiser.families)]
         strays = [part for part in encoders if part not in own] if own else []
         if strays:
             kept = [part for part in kept if part not in strays]

@@ -30,7 +30,7 @@ def interpretations(table: Table, checkpoint: Checkpoint) -> list[list[Candidate
     said = checkpoint.stated.get(model.name, {})
     stated = {option: value for option, value in said.items() if option in known}
     shape_of = _shape_of(table, checkpoint)
-    has_sign = _has_sign(model, shape_of)
+    has_sign = _has_sign(table, model, shape_of)
     if checkpoint.config is not None:
         named = checkpoint.config.class_name
         if named != model.name and (named or not has_sign):
@@ -38,7 +38,7 @@ def interpretations(table: Table, checkpoint: Checkpoint) -> list[list[Candidate
         found = [_stated(table, components, checkpoint, model.stated(checkpoint.config.options))]
     else:
         found = []
-    told = _told(model, shape_of) if has_sign else None
+    told = _told(table, model, shape_of) if has_sign else None
     if told is not None and stated:
         found.append(_read(table, components, told | _of(stated, told), stated))
     if told is not None:
@@ -54,18 +54,24 @@ def _components(table: Table) -> dict[str, Component]:
     return {family: families()[family].filled_by(table) for family in table.about["families"]}
 
 
-def _has_sign(model: ModelClass, shape_of: ShapeOf) -> bool:
-    """Whether one of the tensors is there of which every such model has one."""
+def _has_sign(table: Table, model: ModelClass, shape_of: ShapeOf) -> bool:
+    """Whether one of the tensors is there of which every such model has one.
+
+    Those that the table makes say nothing.
+    """
+    signs = [sign for sign in model.signs if sign not in table.make]
     try:
-        return any(shape_of(sign, {}) is not None for sign in model.signs)
+        return not signs or any(shape_of(sign, {}) is not None for sign in signs)
     except MappingError:
         return False
 
 
-def _told(model: ModelClass, shape_of: ShapeOf) -> Options | None:
+def _told(table: Table, model: ModelClass, shape_of: ShapeOf) -> Options | None:
     """What tensors tell of a config; None if they are those of no such model."""
     try:
-        return model.read(shape_of)
+        told = model.read(shape_of)
+        table.adjusted(told)  # raises where they lack what that depends on
+        return told
     except MappingError:
         return None
 

@@ -65,7 +65,7 @@ def metadata(report: Mapping[str, Any], class_name: str | None) -> dict[str, Any
         "library_name": "diffusers",
         "license": options.get("license"),
         "pipeline_tag": task,
-        "tags": [*_origins(report), "stable-diffusion", "weightport"],
+        "tags": [*_origins(report), families()[report["family"]].tag, "weightport"],
     }
     return {key: value for key, value in data.items() if value is not None}
 
@@ -167,7 +167,8 @@ def _usage(
         yield f"A `{class_name}`, which its own documentation says how to call:"
         yield f"```python\n{_loading(where)}\n```"
         return
-    for library in ("weightport", "diffusers"):
+    runs = families()[report["family"]].runs
+    for library in ("weightport", "diffusers") if runs else ("diffusers",):
         yield f"```python\n{_snippet(class_name, library, where)}\n```"
 
 

@@ -31,10 +31,11 @@ def lacking(family: Family, components: Components, carried: Carried | None = No
         return []
     gaps = []
     folders = carried.folders if carried else ()
+    spared = (*folders, *family.optional)
     is_ours = carried is None or class_name(carried.index) in _pipelines(family)
     for name, component in family.components.items():
         if name not in components:
-            if is_ours and not component.extends and name not in folders:
+            if is_ours and not component.extends and name not in spared:
                 gaps.append(f"{name} {_ADVICE}")
             continue
         missing = components[name].missing
@@ -54,6 +55,11 @@ def _pipelines(family: Family) -> set[str]:
     """The classes of the pipelines that are the family's."""
     extended = [component.pipelines for component in family.components.values()]
     return {name for classes in [family.pipelines, *extended] for name in classes.values()}
+
+
+def _is_left_out(name: str, family: Family, components: Components) -> bool:
+    """Whether a component is one that a pipeline may do without, and is not there."""
+    return name in family.optional and name not in components
 
 
 def model_index(
@@ -77,6 +83,10 @@ def model_index(
         index[name] = ["diffusers", config["_class_name"]]
     for name in tokenizers(family, components, carried):
         index[name] = ["transformers", family.tokenizers[name].class_name]
+    for name, tokenizer in family.tokenizers.items():
+        if _is_left_out(tokenizer.encoder, family, components):
+            index[name] = [None, None]
+            index[tokenizer.encoder] = [None, None]
     for name, value in family.index.items():
         index[name] = value if value != [] else [None, None]
     if carried is not None:
@@ -100,6 +110,7 @@ def tokenizers(family: Family, components: Components, carried: Carried | None) 
         name
         for name, tokenizer in family.tokenizers.items()
         if name not in without
+        and not _is_left_out(tokenizer.encoder, family, components)
         and (carried is None or tokenizer.encoder in components or name in carried.index)
     ]
 

@@ -11,6 +11,8 @@ from weightport.mappings.facts import facts
 from weightport.mappings.families import families
 
 Module = tuple[str, str]
+UNNAMED = {"sd3", "sd35_medium", "sd35_large", "flux", "flux_schnell"}  # no convention knows them
+NAMED = [name for name in families() if name not in UNNAMED]
 
 
 def namings(family: str, convention: Convention) -> Iterator[Naming]:
@@ -39,7 +41,7 @@ def written_name(family: str, convention: Convention, module: Module) -> str:
     return next(name for name in names if name is not None)
 
 
-@pytest.mark.parametrize("family", families())
+@pytest.mark.parametrize("family", NAMED)
 def test_all_conventions_together_are_injective(family: str) -> None:
     """So that a file may even mix them."""
     owners: dict[str, Module] = {}
@@ -51,7 +53,7 @@ def test_all_conventions_together_are_injective(family: str) -> None:
     assert set(owners.values()) == modules(family)
 
 
-@pytest.mark.parametrize("family", families())
+@pytest.mark.parametrize("family", NAMED)
 @pytest.mark.parametrize("name", written())
 def test_every_module_survives_a_round_trip(family: str, name: str) -> None:
     convention = conventions()[name]

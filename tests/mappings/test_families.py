@@ -23,16 +23,18 @@ def test_what_a_family_names_is_there(name: str) -> None:
 
 
 def test_components_of_all_families() -> None:
-    assert component_names() == ("text_encoder", "text_encoder_2", "unet", "vae", "controlnet")
+    encoders = ("text_encoder", "text_encoder_2", "text_encoder_3")
+    assert component_names() == (*encoders, "unet", "transformer", "vae", "controlnet")
     assert halves() == {"decoder": "vae", "image_encoder": "vae"}
 
 
 def test_halves_are_what_their_tables_cover() -> None:
     for table in all_tables():
-        part, component = table.about["part"], table.about["component"]
-        assert (part in halves()) == (part != component)
         for family in table.about["families"]:
-            known = families()[family].filled_by(table).halves
+            part = table.of_family("part", family)
+            filled = families()[family].filled_by(table)
+            assert (part in halves()) == (part != filled.name)
+            known = filled.halves
             assert table.about.get("covers") == known.get(part)
 
 

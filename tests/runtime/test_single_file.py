@@ -17,6 +17,7 @@ from weightport import ConversionError, DiffusionPipeline
 from weightport.runtime.models.clip import CLIPTextModelWithProjection
 
 from ..support.synthetic import write_controlnet
+from ..support.transformer_families import bundle, write
 
 pytestmark = pytest.mark.filterwarnings("ignore:there is no safety checker")
 
@@ -142,6 +143,12 @@ def test_a_controlnet(tmp_path: Path) -> None:
     found = weightport.ControlNetModel.from_single_file(file)
     assert all(map(torch.equal, found.state_dict().values(), expected.state_dict().values()))
     with pytest.raises(ValueError, match=r"ControlNetModel\.from_single_file loads it"):
+        DiffusionPipeline.from_single_file(file)
+
+
+def test_a_pipeline_that_the_runtime_does_not_have(tmp_path: Path) -> None:
+    file = write(tmp_path / "flux.safetensors", bundle("flux"))
+    with pytest.raises(ValueError, match="the runtime has no pipeline 'FluxPipeline'"):
         DiffusionPipeline.from_single_file(file)
 
 

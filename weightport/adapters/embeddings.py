@@ -159,11 +159,14 @@ def fitting(embeddings: Iterable[Embedding[T]]) -> Fitting:
 
 @cache
 def _encoders() -> dict[str, set[int]]:
-    """Family -> the channels of its text encoders."""
-    return {
-        name: {family.components[one].config["hidden_size"] for one in family.text_encoders}
-        for name, family in families().items()
-    }
+    """Family, of those all of whose text encoders take words -> the channels of these."""
+    width = facts("embeddings")["model"]["width"]
+    found = {}
+    for name, family in families().items():
+        configs = [family.components[one].config for one in family.text_encoders]
+        if all(width in config for config in configs):
+            found[name] = {config[width] for config in configs}
+    return found
 
 
 def role_of(component: str) -> str:

@@ -322,6 +322,7 @@ def test_leftovers_are_named_and_strays_of_another_family_too(tmp_path: Path) ->
     assert found.keys() == {"unet", "text_encoder"}
     assert found["text_encoder"].families == ("sdxl",)
     assert found["unet"].skipped.keys() == stray.keys() | manager.keys()
+    assert found["unet"].narrowed("sdxl").skipped == found["unet"].skipped
     assert all(found["unet"].skipped.values())
     lone = state("sdxl", "unet", front=P) | stray
     save_file(lone, tmp_path / "lone.safetensors")
@@ -394,7 +395,9 @@ def test_a_text_encoder_beside_a_unet_is_of_its_family(tmp_path: Path) -> None:
     path = tmp_path / "model.safetensors"
     save_file(found, path)
     parts = {part.part: part for part in gather([path], Settings())}
-    assert parts["text_encoder"].families == ("sd1", "sdxl")
+    families = parts["text_encoder"].families
+    assert families[:2] == ("sd1", "sdxl")
+    assert "sd2" not in families
 
 
 # --- C4: the attention of the VAE -----------------------------------------------------------------

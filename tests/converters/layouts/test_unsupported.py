@@ -44,7 +44,9 @@ def named(place: Path, source: Path, reason: str) -> None:
 def name_of(pattern: str) -> str:
     """A name that fits a pattern."""
     name = pattern.replace("[0-9]*", "7").replace("[01]", "0").replace("[12]", "2")
-    name = name.replace("[024]", "2").replace("[AB]", "A").replace("[lg]", "g")
+    name = (
+        name.replace("[024]", "2").replace("[0-9]", "7").replace("[AB]", "A").replace("[lg]", "g")
+    )
     name = name.replace("[rR][dD][bB]", "RDB").replace("*", "down_blocks.0")
     assert fnmatch.fnmatchcase(name, pattern)
     return name
@@ -79,7 +81,7 @@ CLASSES = [
     ({"_class_name": "UNetMotionModel"}, "AnimateDiff"),
     ({"_class_name": "AutoencoderKLTemporalDecoder"}, "Stable Video Diffusion"),
     ({"_class_name": "MyOwnModel"}, "says MyOwnModel"),
-    ({"architectures": ["T5EncoderModel"]}, "T5 text encoder"),
+    ({"_class_name": "Flux2Transformer2DModel"}, "Flux.2"),
     ({"architectures": ["CLIPVisionModelWithProjection"]}, "CLIP image encoder"),
 ]
 

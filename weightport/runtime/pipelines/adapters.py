@@ -323,9 +323,9 @@ def _model(family: str, name: str, model: Any) -> Model:
 
 
 def _compatible(models: Iterable[str]) -> list[str]:
-    """Families that have these text encoders, those with no others first."""
-    present = {name for name in models if name.startswith("text_encoder")}
-    fitting = [name for name, one in families().items() if present <= set(one.text_encoders)]
+    """Families that have these models, those with no other text encoders first."""
+    present = set(models)
+    fitting = [name for name, one in families().items() if present <= set(one.components)]
     return sorted(fitting, key=lambda name: len(families()[name].text_encoders))
 
 

@@ -255,7 +255,7 @@ class DiffusionPipeline(HasConfig, PushToHub):
                 raise ValueError(f"{repo.name}: no pipeline; {held}.from_single_file loads it")
             kind = cls
             if cls is DiffusionPipeline:
-                kind = public_class(str(repo.index["_class_name"]))
+                kind = _known_class(repo.name, repo.index["_class_name"])
             arguments = planned_arguments(kind, repo, given, LoadOptions(**wanted))
         pipeline: Self = kind(**arguments)
         pipeline.name_or_path = repo.name
@@ -327,12 +327,7 @@ class DiffusionPipeline(HasConfig, PushToHub):
         if isinstance(name, list) and [type(part) for part in name] == [str, str]:
             module, custom_class = name
             return load_class(source, module, custom_class, trust)
-        if name not in PIPELINES:
-            raise ValueError(
-                f"{source.name}: the runtime has no pipeline {name!r}; load it with a class that"
-                " it has"
-            )
-        return public_class(name)
+        return _known_class(source.name, name)
 
     @classmethod
     def from_pipe(cls, pipeline: DiffusionPipeline, **options: Any) -> Self:
@@ -419,6 +414,15 @@ class DiffusionPipeline(HasConfig, PushToHub):
             for i, part in enumerate(getattr(component, "nets", [component])):
                 if part is not None:
                     yield f"{name}_{i}" if i else name, part
+
+
+def _known_class(place: str, name: Any) -> Any:
+    """The pipeline of the runtime of a name, which the index in a place has."""
+    if name not in PIPELINES:
+        raise ValueError(
+            f"{place}: the runtime has no pipeline {name!r}; load it with a class that it has"
+        )
+    return public_class(name)
 
 
 def _entry(component: Any) -> list[str | None]:
