@@ -130,10 +130,10 @@ def randomise(model: torch.nn.Module, seed: int = 0) -> torch.nn.Module:
 
 def pair(theirs: Any, ours: Any, seed: int) -> tuple[Any, Any]:
     """Random weights for both."""
-    renamed = {
-        ours.rename(key): tensor for key, tensor in randomise(theirs, seed).state_dict().items()
-    }
-    ours.load_state_dict(renamed, strict=True)
+    state = randomise(theirs, seed).state_dict()
+    names = {key: ours.rename(key) for key in state}
+    used = {name: state[key] for key, name in names.items() if name is not None}
+    ours.load_state_dict(used, strict=True)
     return theirs, ours.eval()
 
 

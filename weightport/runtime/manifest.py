@@ -16,6 +16,9 @@ from .models.asymmetric_vae import AsymmetricAutoencoderKL
 from .models.autoencoder_tiny import AutoencoderTiny
 from .models.clip import CLIPTextModel, CLIPTextModelWithProjection
 from .models.controlnet import ControlNetModel
+from .models.flux import FluxTransformer2DModel
+from .models.mmdit import SD3Transformer2DModel
+from .models.t5 import T5EncoderModel
 from .models.unet import UNet2DConditionModel
 from .models.vae import AutoencoderKL
 
@@ -24,11 +27,14 @@ MODELS: dict[str, type[Model]] = {
     for model in (
         UNet2DConditionModel,
         ControlNetModel,
+        SD3Transformer2DModel,
+        FluxTransformer2DModel,
         AutoencoderKL,
         AutoencoderTiny,
         AsymmetricAutoencoderKL,
         CLIPTextModel,
         CLIPTextModelWithProjection,
+        T5EncoderModel,
     )
 }
 Shapes = dict[str, tuple[int, ...]]

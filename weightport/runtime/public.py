@@ -18,9 +18,18 @@ from .models.controlnet import (
     ControlNetModel,
     MultiControlNetModel,
 )
+from .models.flux import (
+    FluxTransformer2DModel,
+)
+from .models.mmdit import (
+    SD3Transformer2DModel,
+)
 from .models.safety_checker import (
     CLIPImageProcessor,
     StableDiffusionSafetyChecker,
+)
+from .models.t5 import (
+    T5EncoderModel,
 )
 from .models.unet import (
     UNet2DConditionModel,
@@ -128,6 +137,7 @@ __all__ = [
     "FlowMatchEulerDiscreteScheduler",
     "FlowMatchHeunDiscreteScheduler",
     "FlowMatchLCMScheduler",
+    "FluxTransformer2DModel",
     "HeunDiscreteScheduler",
     "IPNDMScheduler",
     "KDPM2AncestralDiscreteScheduler",
@@ -140,6 +150,7 @@ __all__ = [
     "MultiControlNetModel",
     "PNDMScheduler",
     "SASolverScheduler",
+    "SD3Transformer2DModel",
     "StableDiffusionControlNetImg2ImgPipeline",
     "StableDiffusionControlNetInpaintPipeline",
     "StableDiffusionControlNetPipeline",
@@ -157,6 +168,7 @@ __all__ = [
     "StableDiffusionXLInpaintPipeline",
     "StableDiffusionXLInstructPix2PixPipeline",
     "StableDiffusionXLPipeline",
+    "T5EncoderModel",
     "T5Tokenizer",
     "TCDScheduler",
     "UNet2DConditionModel",

@@ -15,6 +15,8 @@ MODULES: dict[str, tuple[str, ...]] = {  # modules of weightport.runtime -> publ
         "ControlNetModel",
         "MultiControlNetModel",
     ),
+    "models.mmdit": ("SD3Transformer2DModel",),
+    "models.flux": ("FluxTransformer2DModel",),
     "models.vae": ("AutoencoderKL",),
     "models.autoencoder_tiny": ("AutoencoderTiny",),
     "models.asymmetric_vae": ("AsymmetricAutoencoderKL",),
@@ -22,6 +24,7 @@ MODULES: dict[str, tuple[str, ...]] = {  # modules of weightport.runtime -> publ
         "CLIPTextModel",
         "CLIPTextModelWithProjection",
     ),
+    "models.t5": ("T5EncoderModel",),
     "text.tokenizer": ("CLIPTokenizer",),
     "text.t5_tokenizer": ("T5Tokenizer",),
     "models.safety_checker": (
@@ -99,6 +102,8 @@ PIPELINES = (
 COMPONENTS: dict[str, tuple[str, ...]] = {  # library in model_index.json -> classes
     "diffusers": (
         "UNet2DConditionModel",
+        "SD3Transformer2DModel",
+        "FluxTransformer2DModel",
         *MODULES["models.controlnet"],
         "AutoencoderKL",
         "AutoencoderTiny",
@@ -108,6 +113,7 @@ COMPONENTS: dict[str, tuple[str, ...]] = {  # library in model_index.json -> cla
     "transformers": (
         "CLIPTextModel",
         "CLIPTextModelWithProjection",
+        "T5EncoderModel",
         "CLIPTokenizer",
         "T5Tokenizer",
         "CLIPImageProcessor",

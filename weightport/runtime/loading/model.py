@@ -96,6 +96,8 @@ class Model(nn.Module, HasConfig, PushToHub):
         config: the content of `config.json`, complete with defaults.
         irrelevant: options that only other code reads, or that matter only in training.
         library: `diffusers` or `transformers`, the library whose file names the weights have.
+        wide_in_float16: names of parts whose weights are float32 where the model is loaded in
+            float16, whose range they would leave.
         name_or_path: where the model was loaded from.
     """
 
@@ -116,6 +118,7 @@ class Model(nn.Module, HasConfig, PushToHub):
         "enable_layerwise_casting": "layerwise casting is not supported; load in dtype=float16",
     }
     irrelevant: ClassVar[Collection[str]] = ()
+    wide_in_float16: ClassVar[tuple[str, ...]] = ()
     ignored: ClassVar[tuple[str, ...]] = ()
     config: Config
     name_or_path: str = ""
@@ -248,9 +251,9 @@ class Model(nn.Module, HasConfig, PushToHub):
         with collector_paused():
             model = cls._built(source, paths, changes)
             unfit: list[str] | None = [] if wanted.ignore_mismatched_sizes else None
-            unused = load_weights(
-                model, paths, cls.rename, dtype, device, not wanted.disable_mmap, unfit
-            )
+            mmap = not wanted.disable_mmap
+            wide = cls.wide_in_float16
+            unused = load_weights(model, paths, cls.rename, dtype, device, mmap, unfit, wide)
         if unfit:
             check_numbers(sum(model.get_parameter(key).numel() for key in unfit), source.name)
             random = cls.from_config(source.json(CONFIG), **changes).state_dict()
@@ -325,7 +328,9 @@ class Model(nn.Module, HasConfig, PushToHub):
         with torch.device("meta"), NoInit():
             model = cls.from_config(repo.config(component))
         where = f"{repo.name}: {component}"
-        fill(model, repo.tensors(component), where, cls.rename, dtype, wanted.device())
+        tensors = repo.tensors(component)
+        wide = cls.wide_in_float16
+        fill(model, tensors, where, cls.rename, dtype, wanted.device(), wide=wide)
         model.name_or_path = repo.name
         model.eval()
         return model

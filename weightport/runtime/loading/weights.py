@@ -46,6 +46,7 @@ def load_weights(
     device: torch.device | None = None,
     use_mmap: bool = True,
     unfit: list[str] | None = None,
+    wide: Collection[str] = (),
 ) -> list[str]:
     """Fill a model that is on the meta device.
 
@@ -58,6 +59,7 @@ def load_weights(
         use_mmap: False reads files into memory first.
         unfit: gets the keys of another shape, which stay on the meta device; without it that is an
             error.
+        wide: names of parts whose weights are float32 where those of others become float16.
 
     Returns:
         The keys that the model has no use for.
@@ -73,7 +75,7 @@ def load_weights(
                 yield key, tensor, is_mapped
 
     where = files[0] if len(files) == 1 else files[0].parent
-    return fill(model, tensors(), str(where), rename, dtype, device, unfit)
+    return fill(model, tensors(), str(where), rename, dtype, device, unfit, wide)
 
 
 def fill(
@@ -84,6 +86,7 @@ def fill(
     dtype: torch.dtype | None,
     device: torch.device | None = None,
     unfit: list[str] | None = None,
+    wide: Collection[str] = (),
 ) -> list[str]:
     """Fill a model that is on the meta device.
 
@@ -95,6 +98,7 @@ def fill(
         dtype: likewise.
         device: likewise.
         unfit: likewise.
+        wide: likewise.
 
     Returns:
         The keys that the model has no use for.
@@ -124,7 +128,7 @@ def fill(
             elif not fits:
                 faults.append(f"{key} has shape {[*tensor.shape]}, not {[*expected[name].shape]}")
             elif not faults:
-                state[name] = tensor.to(device, dtype if tensor.is_floating_point() else None)
+                state[name] = tensor.to(device, _target(name, tensor, dtype, wide))
                 if state[name] is not tensor:
                     drop_file_pages(tensor, unwritten=is_mapped)
     faults += [f"missing {key}" for key in expected if key not in state]
@@ -135,6 +139,17 @@ def fill(
         )
     model.load_state_dict(state, assign=True)
     return unused
+
+
+def _target(
+    name: str, tensor: Tensor, dtype: torch.dtype | None, wide: Collection[str]
+) -> torch.dtype:
+    """What a tensor is cast to."""
+    if not tensor.is_floating_point():
+        return tensor.dtype
+    target = dtype or tensor.dtype
+    is_wide = target is torch.float16 and not set(wide).isdisjoint(name.split("."))
+    return torch.float32 if is_wide else target
 
 
 def _nearest(name: str, expected: Collection[str]) -> list[str]:

@@ -17,21 +17,42 @@ def attend(
     heads: int,
     is_causal: bool = False,
     bias: Tensor | None = None,
+    scale: float | None = None,
 ) -> Tensor:
     """Multi-head scaled dot-product attention.
 
-    Query (b, n, c), key and value (b, m, c) -> (b, n, c); `bias` (b, 1, 1, m) is added to scores.
+    Query (b, n, c), key and value (b, m, c) -> (b, n, c); `bias`, in a shape that fits (b, heads,
+    n, m), is added to scores, which are multiplied by `scale`, by default √(heads / c).
     """
     q = split_heads(query, heads)
     k = split_heads(key, heads)
     v = split_heads(value, heads)
-    x = F.scaled_dot_product_attention(q, k, v, attn_mask=bias, is_causal=is_causal)
+    x = F.scaled_dot_product_attention(q, k, v, attn_mask=bias, is_causal=is_causal, scale=scale)
     return x.transpose(1, 2).flatten(2)
 
 
 def split_heads(x: Tensor, heads: int) -> Tensor:
     """(b, n, c) -> (b, heads, n, c / heads)."""
     return x.view(*x.shape[:2], heads, -1).transpose(1, 2)
+
+
+class RMSNorm(nn.Module):
+    """A norm that scales and does not shift, computed in float32 (Zhang and Sennrich 2019,
+    https://arxiv.org/abs/1910.07467).
+
+    In 16 bits it rounds before it multiplies by the weight, which PyTorch's own does not.
+    """
+
+    def __init__(self, dim: int, eps: float) -> None:
+        super().__init__()
+        self.eps = eps
+        self.weight = nn.Parameter(torch.ones(dim))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., dim) -> (..., dim)."""
+        variance = x.float().pow(2).mean(-1, keepdim=True)
+        x = x * torch.rsqrt(variance + self.eps)
+        return x.to(self.weight.dtype) * self.weight
 
 
 def timestep_embedding(
