@@ -188,8 +188,8 @@ def _pipeline(library: str, family: str, components: tuple[str, ...] = ()) -> An
         pipe = getattr(loaders, mixin)()
         pipe.components = made
         pipe.hf_device_map = None
-    for name, model in made.items():
-        setattr(pipe, name, model)
+    for name in _CLASSES:
+        setattr(pipe, name, made.get(name))
     return pipe
 
 

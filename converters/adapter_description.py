@@ -9,7 +9,6 @@ from pathlib import Path
 from ..adapters.embeddings import fitting, number_of
 from ..mappings.families import families
 from .adapter_inspection import InspectedAdapter, inspect_adapter
-from .adapters import opened
 from .checkpoint import Checkpoint
 from .layouts import adapters, embeddings
 from .layouts.embeddings import EmbeddingFile
@@ -46,7 +45,7 @@ def loose(path: Path) -> Loose | None:
         file = embeddings.open_embeddings(source)
         return _loose(_of_words(file), list(file.checkpoints), path)
     if adapters.reads(source):
-        opened_file = opened(path)
+        opened_file = adapters.open_adapter(source)
         found = inspect_adapter(opened_file, None)
         names = _names(path)
         return _loose(_of_modules(found, names), [opened_file.checkpoint], path)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from math import prod
 
 import numpy as np
 
-from ..adapters.expansion import expanded, expanded_rank, expands
+from ..adapters.expansion import expanded_rank, expands, left_factor, right_factor
 from ..adapters.modules import Adapter, Module
 from ..adapters.shapes import changed_shape
 from .checkpoint import Array, Computed, Tensor
@@ -102,10 +102,9 @@ def _computed(
         "down": (rank, prod(columns) // prod(kernel), *kernel),
     }
 
-    def factor(role: str) -> Tensor:
+    def factor(role: str, made: Callable[[Mapping[str, Array]], Array]) -> Tensor:
         def compute(*arrays: Array) -> Array:
-            up, down = expanded(dict(zip(factors, arrays, strict=True)))
-            wide = up if role == "up" else down
+            wide = made(dict(zip(factors, arrays, strict=True)))
             narrow = wide.astype(np.float32)
             scale = float(np.abs(wide).max()) or 1.0
             error = float(np.abs(wide - narrow).max()) / scale
@@ -115,4 +114,4 @@ def _computed(
         inputs = tuple(factors.values())
         return Computed(f"{name}.{role}", "F32", shapes[role], inputs, compute, _HOW)
 
-    return {role: factor(role) for role in shapes}
+    return {"up": factor("up", left_factor), "down": factor("down", right_factor)}

@@ -39,15 +39,14 @@ def takes(settings: Settings) -> bool:
     return is_convention or settings.expand or bool(settings.merge)
 
 
-def are_adapters(sources: Sequence[Path], settings: Settings) -> bool:
+def are_adapters(sources: Sequence[Source], settings: Settings) -> bool:
     """Whether what is converted are adapters, not models with factors beside their weights.
 
     A list of tensors that is neither is no adapter, unless an alpha speaks of factors.
     """
-    opened_sources = [Source(path) for path in sources]
-    if all(map(reads, opened_sources)):
+    if all(map(reads, sources)):
         return True
-    return settings.lora_alpha is None and any(one.raw is not None for one in opened_sources)
+    return settings.lora_alpha is None and any(one.raw is not None for one in sources)
 
 
 def convert_factors(
@@ -81,7 +80,7 @@ def convert_factors(
 
 
 def convert_adapters(
-    sources: Sequence[Path],
+    sources: Sequence[Source],
     output: Path,
     settings: Settings,
     progress: Callable[[int, int], None],
@@ -91,9 +90,9 @@ def convert_adapters(
     Raises:
         ConversionError: anything a user can act on; nothing is left behind.
     """
-    check_apart(output, sources)
-    strengths = _strengths(sources, settings)
-    files = [opened(path) for path in sources]
+    check_apart(output, [one.path for one in sources])
+    strengths = _strengths(len(sources), settings)
+    files = [_opened(source) for source in sources]
     made = _chosen(files, strengths, settings)
     conversion = Conversion(made.adapter.family, {}, None if settings.dry_run else output)
     conversion.notes += described(made.adapter)
@@ -118,17 +117,17 @@ def convert_adapters(
     return conversion
 
 
-def _strengths(sources: Sequence[Path], settings: Settings) -> tuple[float, ...]:
-    """How strongly each adapter counts."""
+def _strengths(count: int, settings: Settings) -> tuple[float, ...]:
+    """How strongly each of so many adapters counts."""
     if not settings.merge:
-        if len(sources) != 1:
+        if count != 1:
             raise ConversionError(
-                f"{len(sources)} adapters: name one, or --merge 0.7,0.4 with a strength for each"
+                f"{count} adapters: name one, or --merge 0.7,0.4 with a strength for each"
             )
         return (1.0,)
-    if len(settings.merge) != len(sources):
+    if len(settings.merge) != count:
         raise ConversionError(
-            f"--merge: {len(settings.merge)} strengths are given for {len(sources)} adapters"
+            f"--merge: {len(settings.merge)} strengths are given for {count} adapters"
         )
     if 0 in settings.merge:
         raise ConversionError("--merge: a strength of 0; leave that adapter out")
@@ -141,9 +140,14 @@ def opened(path: Path) -> AdapterFile:
     Raises:
         ConversionError: it cannot be read, or is none.
     """
-    source = Source(path)
+    return _opened(Source(path))
+
+
+def _opened(source: Source) -> AdapterFile:
     if not reads(source):
-        raise ConversionError(f"{path}: not an adapter; `weightport inspect` says what it is")
+        raise ConversionError(
+            f"{source.path}: not an adapter; `weightport inspect` says what it is"
+        )
     return open_adapter(source)
 
 

@@ -53,13 +53,14 @@ def convert(
     Raises:
         ConversionError: anything a user can act on; nothing is left behind.
     """
+    named = as_sources(sources, settings)
     if takes(settings):
-        if are_adapters(sources, settings):
-            return convert_adapters(sources, output, settings, progress)
-        return _factored(sources, base, output, settings, progress)
-    words = embeddings.opened(sources, settings)
+        if are_adapters(named, settings):
+            return convert_adapters(named, output, settings, progress)
+        return _factored(named, base, output, settings, progress)
+    words = embeddings.opened(named, settings)
     if words is None and embeddings.asks(settings):
-        words = _words(sources, base, settings)
+        words = _words(named, base, settings)
         settings = replace(settings, placeholder_tokens=())  # they have their names
     if words is not None:
         return embeddings.convert_embeddings(words, output, settings)
@@ -67,7 +68,7 @@ def convert(
     changes += map(Path, settings.embedding)
     check_apart(output, [*sources, *changes, *(path for path in (base, settings.vae) if path)])
     writer = OUTPUTS[settings.to]
-    with planned(sources, base, settings) as (conversion, settings):
+    with planned(named, base, settings) as (conversion, settings):
         if not settings.dry_run:
             conversion.output = output
             writer.write(conversion, output, settings, progress)
@@ -79,7 +80,7 @@ def convert(
 
 @contextmanager
 def planned(
-    sources: Sequence[Path],
+    sources: Sequence[Source],
     base: Path | None,
     settings: Settings,
 ) -> Iterator[tuple[Conversion, Settings]]:
@@ -99,16 +100,16 @@ def planned(
 
 
 def _plan(
-    sources: Sequence[Path], base: Path | None, settings: Settings
+    sources: Sequence[Source], base: Path | None, settings: Settings
 ) -> tuple[Conversion, Settings, list[Recognition]]:
     writer = OUTPUTS[settings.to]
     _check_revision(sources, settings.revision)
-    opened = open_sources(sources, settings)
+    opened = open_sources(sources)
     if writer.is_repo and settings.hashes and not settings.dry_run:
         Later(lambda: _hash(opened))  # while we plan and write
     parts = recognised(opened)
     if settings.ema and not any(checkpoint.average for checkpoint in opened):
-        raise ConversionError(f"{sources[0]}: --ema, but the file holds no moving average")
+        raise ConversionError(f"{sources[0].path}: --ema, but the file holds no moving average")
     if settings.vae is not None:
         parts = _with_vae(parts, settings.vae, settings)
     family, parts, components = _planned(parts, base, settings)
@@ -142,28 +143,28 @@ def _planned(
 
 
 def _factored(
-    sources: Sequence[Path],
+    sources: Sequence[Source],
     base: Path | None,
     output: Path,
     settings: Settings,
     progress: Callable[[int, int], None],
 ) -> Conversion:
     """The factors of LoRA beside a model's weights, written as an adapter."""
-    check_apart(output, [*sources, *([base] if base else [])])
-    parts = recognised(open_sources(sources, settings))
+    check_apart(output, [*(one.path for one in sources), *([base] if base else [])])
+    parts = recognised(open_sources(sources))
     family, _, components = _planned(parts, base, settings)
     return convert_factors(components, family, output, settings, progress)
 
 
-def _words(sources: Sequence[Path], base: Path | None, settings: Settings) -> EmbeddingFile:
+def _words(sources: Sequence[Source], base: Path | None, settings: Settings) -> EmbeddingFile:
     """The words that a model was taught."""
-    parts = recognised(open_sources(sources, settings))
+    parts = recognised(open_sources(sources))
     family, _, components = _planned(parts, base, settings)
-    return words_of(sources, components, family, settings)
+    return words_of([one.path for one in sources], components, family, settings)
 
 
-def _check_revision(sources: Sequence[Path], revision: str | None) -> None:
-    if revision is not None and not any(map(is_hub_cache, sources)):
+def _check_revision(sources: Sequence[Source], revision: str | None) -> None:
+    if revision is not None and not any(is_hub_cache(one.path) for one in sources):
         raise ConversionError(
             f"--revision {printable(revision)}: no source is the folder of a Hub cache"
         )
@@ -260,14 +261,19 @@ def gather(sources: Sequence[Path], settings: Settings) -> list[Recognition]:
     Raises:
         ConversionError: a source cannot be read, or is not a whole part of a known model.
     """
-    return recognised(open_sources(sources, settings))
+    return recognised(open_sources(as_sources(sources, settings)))
 
 
-def open_sources(sources: Sequence[Path], settings: Settings) -> list[Checkpoint]:
+def as_sources(paths: Sequence[Path], settings: Settings) -> list[Source]:
+    """What a user names, to be read as the settings say; each is read once."""
+    return [Source(path, settings.lora_alpha, settings.ema, settings.revision) for path in paths]
+
+
+def open_sources(sources: Sequence[Source]) -> list[Checkpoint]:
     """Open every source; one checkpoint for each part."""
     opened = []
-    for path in sources:
-        opened += open_source(Source(path, settings.lora_alpha, settings.ema, settings.revision))
+    for source in sources:
+        opened += open_source(source)
     return opened
 
 

@@ -24,7 +24,7 @@ from .settings import Settings
 _MOST = 64 << 20  # bytes of a file of words
 
 
-def opened(sources: Sequence[Path], settings: Settings) -> EmbeddingFile | None:
+def opened(sources: Sequence[Source], settings: Settings) -> EmbeddingFile | None:
     """The words in the source, if it is a file of them or a LoRA from which they are asked for.
 
     Raises:
@@ -32,12 +32,12 @@ def opened(sources: Sequence[Path], settings: Settings) -> EmbeddingFile | None:
     """
     if len(sources) != 1 or settings.embedding:
         return None
-    path = sources[0]
+    source = sources[0]
+    path = source.path
     if path.is_file() and path.stat().st_size > _MOST and not settings.extract_embeddings:
         return None
     if not path.exists():
         return None
-    source = Source(path)
     is_bundle = settings.extract_embeddings and path.is_file() and adapters.reads(source)
     return open_embeddings(source) if is_bundle or reads(source) else None
 

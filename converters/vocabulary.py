@@ -75,13 +75,19 @@ def _unused(
     rest = {role: one for role, one in word.vectors.items() if id(one) not in used}
     if rest and (not settings.ignore_unmatched or not used):
         role, tensor = next(iter(rest.items()))
+        advice = "; --ignore-unmatched leaves them out" if used else ""
+        if role in word.outputs:
+            raise ConversionError(
+                f"{file.path}: `{role}` of `{printable(word.token)}` stands in place of what a text"
+                " encoder answers, for which a model has no place; load_textual_inversion of"
+                f" weightport applies it{advice}"
+            )
         what = f"`{role}`" if role else f"vectors of width {tensor.shape[-1]}"
         width = facts("embeddings")["model"]["width"]
         encoders = [components[one] for one in family.text_encoders if one in components]
         known = filter(_takes_words, encoders)
         wide = " and ".join(str(encoder.config[width]) for encoder in known)
         its = f"its text encoders have {wide} channels" if wide else "it has no text encoder here"
-        advice = "; --ignore-unmatched leaves them out" if used else ""
         raise ConversionError(
             f"{file.path}: {what} of `{printable(word.token)}` fit no text encoder of the"
             f" {family.title} model: {its}{advice}"

@@ -134,6 +134,10 @@ def write_all(
             both | {"clip_l_out": other},
             {"out": both | {"clip_l_out": other}},
         ),
+        "onetrainer.safetensors": (
+            {"emp_params": torch.zeros_like(other), "emp_params_out": other},
+            {"onetrainer": {"clip_l": torch.zeros_like(other), "clip_l_out": other}},
+        ),
         "bundle.safetensors": (bundle, {"a.b": both}),
         "bundle-sd1.safetensors": (
             {"bundle_emb.<x>.string_to_param.*": large, "bundle_emb.<y>.emb_params": other},

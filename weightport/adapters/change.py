@@ -91,8 +91,10 @@ def _plain(module: Module[Any], arrays: Mapping[str, Array], shape: Sequence[int
         down = down_matrix(arrays)
         return lambda _, which: up[which] @ down
     if module.flavour == "loha":
-        a1, b1 = hadamard_half(arrays, "1")
-        a2, b2 = hadamard_half(arrays, "2")
+        a1 = hadamard_left(arrays, "1")
+        b1 = hadamard_right(arrays, "1")
+        a2 = hadamard_left(arrays, "2")
+        b2 = hadamard_right(arrays, "2")
         return lambda _, which: s * ((a1[which] @ b1) * (a2[which] @ b2))
     if module.flavour == "lokr":
         return _kronecker(arrays, s)
@@ -115,14 +117,17 @@ def down_matrix(arrays: Mapping[str, Array]) -> Array:
     return matrix(np.einsum("abhw,bi->aihw", arrays["mid"], matrix(down)))
 
 
-def hadamard_half(arrays: Mapping[str, Array], half: str) -> tuple[Array, Array]:
-    """Factors (o, r) and (r, i k k) of one half of a LoHa."""
-    a = arrays[f"hada_w{half}_a"]
-    b = arrays[f"hada_w{half}_b"]
+def hadamard_left(arrays: Mapping[str, Array], half: str) -> Array:
+    """The left factor (o, r) of one half of a LoHa."""
+    a = matrix(arrays[f"hada_w{half}_a"])
+    return a if f"hada_t{half}" not in arrays else a.T
+
+
+def hadamard_right(arrays: Mapping[str, Array], half: str) -> Array:
+    """The right factor (r, i k k) of one half of a LoHa."""
+    b = matrix(arrays[f"hada_w{half}_b"])
     core = arrays.get(f"hada_t{half}")
-    if core is None:
-        return matrix(a), matrix(b)
-    return matrix(a).T, matrix(np.einsum("abhw,bi->aihw", core, matrix(b)))
+    return b if core is None else matrix(np.einsum("abhw,bi->aihw", core, b))
 
 
 def kronecker_factors(arrays: Mapping[str, Array]) -> tuple[Array, Array]:

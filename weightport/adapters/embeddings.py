@@ -29,7 +29,7 @@ class Embedding(Generic[T]):
     Attributes:
         token: the word; empty where the file does not say.
         vectors: role -> (n, channels), or (channels,) for one vector. A role is a text encoder, or
-            `ANY`.
+            `ANY`; with an ending, the vectors take the place of what that answers.
     """
 
     token: str
@@ -38,8 +38,17 @@ class Embedding(Generic[T]):
     @property
     def outputs(self) -> tuple[str, ...]:
         """Roles whose vectors take the place of what a text encoder answers."""
-        ending = facts("embeddings")["outputs"]["ending"]
-        return tuple(role for role in self.vectors if role.endswith(ending))
+        return tuple(role for role in self.vectors if role.endswith(_output_ending()))
+
+    @property
+    def shares(self) -> tuple[Share[T], ...]:
+        """What each text encoder gets."""
+        ending = _output_ending()
+        roles = dict.fromkeys(role.removesuffix(ending) for role in self.vectors)
+        return tuple(
+            Share(role, self.vectors.get(role), self.vectors.get(f"{role}{ending}"))
+            for role in roles
+        )
 
     def of_width(self, channels: int) -> T | None:
         """The vectors for a text encoder of so many channels, if there are any."""
@@ -51,6 +60,34 @@ class Embedding(Generic[T]):
         widths = facts("embeddings")["encoders"]
         named = {width: role for role, width in widths.items()}
         return {role or named.get(one.shape[-1], ANY): one for role, one in self.vectors.items()}
+
+
+@dataclass(frozen=True)
+class Share(Generic[T]):
+    """The vectors of a word for one text encoder.
+
+    Attributes:
+        role: the text encoder, or `ANY`.
+        inputs: for its table of tokens.
+        outputs: in place of what it answers.
+    """
+
+    role: str
+    inputs: T | None
+    outputs: T | None
+
+    @property
+    def vectors(self) -> T:
+        """Those that say how many tokens the word has."""
+        found = self.inputs if self.outputs is None else self.outputs
+        assert found is not None
+        return found
+
+
+@cache
+def _output_ending() -> str:
+    ending: str = facts("embeddings")["outputs"]["ending"]
+    return ending
 
 
 def is_embedding(tensors: Mapping[str, Shaped]) -> bool:

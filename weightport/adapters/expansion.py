@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from .change import Array, down_matrix, hadamard_half, matrix
+from .change import Array, down_matrix, hadamard_left, hadamard_right, matrix
 from .modules import Module
 from .shapes import Shaped
 
@@ -43,29 +43,38 @@ def expanded_rank(tensors: Mapping[str, Shaped]) -> int:
     return _kronecker_rank("1", shapes) * _kronecker_rank("2", shapes)
 
 
-def expanded(arrays: Mapping[str, Array]) -> tuple[Array, Array]:
-    """The factors up (o, r) and down (r, i k k) of a module that expands.
+def left_factor(arrays: Mapping[str, Array]) -> Array:
+    """The factor up (o, r) of a module that expands.
 
     Args:
         arrays: role -> tensor, in any dtype.
     """
     wide = {role: array.astype(np.float64) for role, array in arrays.items()}
     if "up" in wide:
-        return matrix(wide["up"]), down_matrix(wide)
+        return matrix(wide["up"])
     if "hada_w1_a" in wide:
-        return _paired(hadamard_half(wide, "1"), hadamard_half(wide, "2"))
-    up1, down1 = _kronecker_half("1", wide)
-    up2, down2 = _kronecker_half("2", wide)
-    return np.kron(up1, up2), np.kron(down1, down2)
+        a = hadamard_left(wide, "1")
+        c = hadamard_left(wide, "2")
+        pairs = a[:, :, None] * c[:, None, :]
+        return pairs.reshape(len(a), -1)
+    return np.kron(_kronecker_left("1", wide), _kronecker_left("2", wide))
 
 
-def _paired(first: tuple[Array, Array], second: tuple[Array, Array]) -> tuple[Array, Array]:
-    """The factors of the Hadamard product of two changes."""
-    a, b = first
-    c, d = second
-    up = a[:, :, None] * c[:, None, :]
-    down = b[:, None, :] * d[None, :, :]
-    return up.reshape(len(a), -1), down.reshape(-1, b.shape[1])
+def right_factor(arrays: Mapping[str, Array]) -> Array:
+    """The factor down (r, i k k) of a module that expands.
+
+    Args:
+        arrays: role -> tensor, in any dtype.
+    """
+    wide = {role: array.astype(np.float64) for role, array in arrays.items()}
+    if "up" in wide:
+        return down_matrix(wide)
+    if "hada_w1_a" in wide:
+        b = hadamard_right(wide, "1")
+        d = hadamard_right(wide, "2")
+        pairs = b[:, None, :] * d[None, :, :]
+        return pairs.reshape(-1, b.shape[1])
+    return np.kron(_kronecker_right("1", wide), _kronecker_right("2", wide))
 
 
 def _kronecker_rank(half: str, shapes: Mapping[str, tuple[int, ...]]) -> int:
@@ -81,16 +90,24 @@ def _inner_rank(kind: str, half: str, shapes: Mapping[str, tuple[int, ...]]) -> 
     return shapes[f"{kind}_w{half}_b"][0] if core is None else core[0]
 
 
-def _kronecker_half(half: str, arrays: Mapping[str, Array]) -> tuple[Array, Array]:
-    """Factors (o, r) and (r, i k k) of one half of a LoKr."""
+def _kronecker_left(half: str, arrays: Mapping[str, Array]) -> Array:
+    """The left factor (o, r) of one half of a LoKr."""
     whole = arrays.get(f"lokr_w{half}")
     if whole is not None:
         cells = matrix(whole)
         rows, columns = cells.shape
-        return (np.eye(rows), cells) if rows < columns else (cells, np.eye(columns))
-    a = arrays[f"lokr_w{half}_a"]
+        return np.eye(rows) if rows < columns else cells
+    a = matrix(arrays[f"lokr_w{half}_a"])
+    return a if f"lokr_t{half}" not in arrays else a.T
+
+
+def _kronecker_right(half: str, arrays: Mapping[str, Array]) -> Array:
+    """The right factor (r, i k k) of one half of a LoKr."""
+    whole = arrays.get(f"lokr_w{half}")
+    if whole is not None:
+        cells = matrix(whole)
+        rows, columns = cells.shape
+        return cells if rows < columns else np.eye(columns)
     b = matrix(arrays[f"lokr_w{half}_b"])
     core = arrays.get(f"lokr_t{half}")
-    if core is None:
-        return matrix(a), b
-    return matrix(a).T, matrix(np.einsum("abhw,bd->adhw", core, b))
+    return b if core is None else matrix(np.einsum("abhw,bd->adhw", core, b))

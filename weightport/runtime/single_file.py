@@ -154,7 +154,7 @@ def planned_repo(
     Raises:
         ConversionError: anything a user can act on.
     """
-    from ..converters.convert import planned
+    from ..converters.convert import as_sources, planned
     from ..converters.outputs.diffusers import evidence
     from ..converters.repo.layout import described, outputs_of, write_tokenizers
     from ..converters.settings import Settings
@@ -165,7 +165,7 @@ def planned_repo(
     settings = Settings(**asked, dry_run=True, hashes=False, residue=False)
     base = options.get("base")
     folder = None if base is None else _local(base)
-    with planned(files, folder, settings) as (conversion, named):
+    with planned(as_sources(files, settings), folder, settings) as (conversion, named):
         predicted, told = evidence(conversion, named)
         family = conversion.architecture
         configs = described(family, conversion.components, told, predicted)

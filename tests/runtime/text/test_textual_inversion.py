@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from weightport.adapters.embeddings import spelled
 from weightport.converters.repo.tokenizer import write_tokenizer
 from weightport.runtime.models.clip import CLIPTextModel
-from weightport.runtime.sampling.prompts import expanded
+from weightport.runtime.sampling.prompts import LastStates, expanded
 from weightport.runtime.text.textual_inversion import (
     Encoder,
     load_textual_inversion,
@@ -28,7 +28,7 @@ DIM = 8
 CONFIG = {
     "hidden_size": DIM,
     "intermediate_size": 8,
-    "num_hidden_layers": 1,
+    "num_hidden_layers": 2,
     "num_attention_heads": 2,
     "hidden_act": "quick_gelu",
     "vocab_size": 49408,
@@ -135,7 +135,7 @@ def test_saved_and_loaded_again(ours: tuple[CLIPTokenizer, CLIPTextModel], tmp_p
         ({"emb_params": torch.ones(DIM)}, None, "does not name its token"),
         ({"cat</w>": torch.ones(DIM)}, None, "'cat</w>' is in the vocabulary already"),
         ({"<a>": torch.ones(DIM), "<b>": torch.ones(DIM)}, "<c>", "2 words, and token= names one"),
-        ({"clip_l": torch.ones(1, DIM), "clip_l_out": torch.ones(DIM)}, "<a>", "only OneTrainer"),
+        ({"clip_l": torch.ones(1, DIM), "clip_l_out": torch.ones(9)}, "<a>", "do not fit"),
         ({"clip_g": torch.ones(1, 9)}, "<a>", "do not fit"),
         ({}, "<a>", "holds no vectors"),
         ({"<a>": torch.ones(DIM)}, ["<a>", "<b>"], "2 tokens are given for 1"),
@@ -181,7 +181,7 @@ def test_every_form_is_loaded_bit_for_bit(
     encoders = [Encoder("text_encoder", *ours), second(repo)]
     before = [encoder.table.weight.detach().clone() for encoder in encoders]
     for name, (path, expected) in files.items():
-        if name in ("sd2.bin", "out.safetensors"):
+        if name == "sd2.bin":
             with pytest.raises(ValueError, match=path.name):
                 load_textual_inversion(encoders, path)
             continue
@@ -196,10 +196,18 @@ def test_every_form_is_loaded_bit_for_bit(
             for role, vectors in kinds.items():
                 encoder = encoders[1 if role == "clip_g" else 0]
                 rows = torch.atleast_2d(vectors).float()
-                assert torch.equal(rows_of(encoder, token, len(rows)), rows), name
+                if role.endswith("_out"):
+                    given = [encoder.model.word_outputs[one] for one in spelled(token, len(rows))]
+                    assert torch.equal(torch.stack(given), rows), name
+                elif f"{role}_out" in kinds:
+                    count = len(kinds[f"{role}_out"])
+                    assert not rows_of(encoder, token, count).any(), name
+                else:
+                    assert torch.equal(rows_of(encoder, token, len(rows)), rows), name
         unload_textual_inversion(encoders)
         for encoder, table in zip(encoders, before, strict=True):
             assert torch.equal(encoder.table.weight, table), name
+            assert not encoder.model.word_outputs, name
     path, expected = files["library"]
     load_textual_inversion(encoders, path)
     assert torch.equal(rows_of(encoders[0], "<cat>", 3), expected["<cat>"]["clip_l"])
@@ -210,6 +218,40 @@ def test_every_form_is_loaded_bit_for_bit(
     assert "<cat>_2" not in encoders[1].tokenizer.get_vocab()
     with pytest.raises(ValueError, match="'<cat>_2' is not an added token"):
         unload_textual_inversion(encoders, "<cat>_2")
+
+
+@pytest.mark.parametrize("clip_skip", [0, 1])
+def test_outputs_take_the_place_of_states_as_in_onetrainer(
+    repo: Path, ours: tuple[CLIPTokenizer, CLIPTextModel], tmp_path: Path, clip_skip: int
+) -> None:
+    """Its rule on transformers' encoder: zeros go in, and what stands at the tokens is replaced."""
+    tokenizer, encoder = ours
+    outputs = torch.arange(2 * DIM).reshape(2, DIM) / 10
+    file = tmp_path / "<x>.safetensors"
+    save_file({"emp_params": torch.zeros_like(outputs), "emp_params_out": outputs}, file)
+    load_textual_inversion([Encoder("text_encoder", tokenizer, encoder)], file)
+    prompts = ["<x>, a photo of <x>", "a photo"]
+    with torch.no_grad():
+        found, _ = LastStates([tokenizer], [encoder], torch.float32).embed(prompts, None, clip_skip)
+    theirs = Theirs(repo)
+    theirs.tokenizer.add_tokens(["<x>", "<x>_1"])
+    theirs.text_encoder.resize_token_embeddings(49410)
+    theirs.text_encoder.get_input_embeddings().weight.data[49408:] = 0
+    written = [prompt.replace("<x>", "<x> <x>_1") for prompt in prompts]
+    ids = theirs.tokenizer(
+        written, padding="max_length", max_length=77, return_tensors="pt"
+    ).input_ids
+    assert (ids == 49408).sum() == 2
+    with torch.no_grad():
+        answer = theirs.text_encoder(ids, output_hidden_states=True)
+        inner = getattr(theirs.text_encoder, "text_model", theirs.text_encoder)
+        wanted = inner.final_layer_norm(answer.hidden_states[-(clip_skip + 1)])
+    for row, output in enumerate(outputs):
+        wanted[ids == 49408 + row] = output
+    assert torch.equal(found, wanted)
+    with pytest.raises(ValueError, match="<x>, <x>_1 stand in place"):
+        encoder.save_pretrained(tmp_path / "encoder")
+    assert not (tmp_path / "encoder").exists()
 
 
 def test_a_pair_is_loaded_as_diffusers_documents_it(

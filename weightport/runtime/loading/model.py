@@ -361,7 +361,7 @@ class Model(nn.Module, HasConfig, PushToHub):
 
         Raises:
             OSError: the folder cannot be written.
-            ValueError: the variant or the size makes no sense.
+            ValueError: the variant or the size makes no sense, or the model has what no file holds.
         """
         if save_function is not None:
             warnings.warn("save_function is not called", stacklevel=3)
@@ -369,6 +369,8 @@ class Model(nn.Module, HasConfig, PushToHub):
             return
         if variant is not None and not re.fullmatch(r"[\w-]+", variant):
             raise ValueError(f"variant = {variant!r} cannot be part of a file name")
+        if unsaved := self._unsaved():
+            raise ValueError(f"{type(self).__name__}: {unsaved}")
         stale = sibling_files(Source(Path(save_directory)).names, self.library, variant)
         with merged(save_directory, stale) as staging:
             write_json(staging / CONFIG, self._saved_config())
@@ -380,6 +382,10 @@ class Model(nn.Module, HasConfig, PushToHub):
                 _shard_size(max_shard_size),
                 safe_serialization,
             )
+
+    def _unsaved(self) -> str:
+        """What the model has that its files have no place for, and what to do; empty if nothing."""
+        return ""
 
     def _saved_config(self) -> dict[str, Any]:
         """The config for other readers. No dtype: transformers would impose it on every variant of

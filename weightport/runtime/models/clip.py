@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
+from types import MappingProxyType
 from typing import Any, ClassVar
 
 import torch
@@ -220,11 +221,15 @@ class CLIPTextEncoder(TransformersModel):
         config: the content of `text_encoder/config.json`; absent keys take the defaults of
             transformers.
 
+    Attributes:
+        word_outputs: added token -> (d,), which takes the place of the state that pipelines take.
+
     Raises:
         ValueError: the config asks for something that is not implemented.
     """
 
     library: ClassVar[str] = "transformers"
+    word_outputs: Mapping[str, Tensor] = MappingProxyType({})
 
     def __init__(self, config: Mapping[str, Any]) -> None:
         super().__init__(read_config(type(self).__name__, config, DEFAULTS, CHOICES, IRRELEVANT))
@@ -257,6 +262,15 @@ class CLIPTextEncoder(TransformersModel):
         states = encoded.hidden_states if output_hidden_states else None
         last = encoded.last_hidden_state
         return CLIPTextOutput.asked(return_dict, last, encoded.pooler_output, states)
+
+    def _unsaved(self) -> str:
+        words = ", ".join(self.word_outputs)
+        if not words:
+            return ""
+        return (
+            f"vectors of {words} stand in place of its answers, for which its files have no place;"
+            " unload_textual_inversion first"
+        )
 
     def get_input_embeddings(self) -> nn.Embedding:
         """The vectors of the tokens."""

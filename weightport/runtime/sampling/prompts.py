@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
@@ -145,11 +145,11 @@ class LastStates(PromptEncoder):
         model: Any = encoder
         ids = tokenize(tokenizer, texts).to(model.device)
         output = model(ids, output_hidden_states=True)
-        if not clip_skip:
-            return output.last_hidden_state, None
-        state = output.hidden_states[-(clip_skip + 1)]
-        inner = getattr(model, "text_model", model)  # transformers 5 has no such level
-        return inner.final_layer_norm(state), None
+        state = output.last_hidden_state
+        if clip_skip:
+            inner = getattr(model, "text_model", model)  # transformers 5 has no such level
+            state = inner.final_layer_norm(output.hidden_states[-(clip_skip + 1)])
+        return _with_word_outputs(state, ids, tokenizer, encoder), None
 
 
 class PenultimateStates(PromptEncoder):
@@ -167,9 +167,21 @@ class PenultimateStates(PromptEncoder):
         for (tokenizer, encoder), prompts in zip(pairs, (texts, second), strict=False):
             ids = tokenize(tokenizer, prompts).to(encoder.device)
             output = encoder(ids, output_hidden_states=True)
-            states.append(output.hidden_states[-(clip_skip + 2)])
+            state = output.hidden_states[-(clip_skip + 2)]
+            states.append(_with_word_outputs(state, ids, tokenizer, encoder))
             pooled = output[0]
         return torch.cat(states, dim=-1), pooled
+
+
+def _with_word_outputs(
+    state: Tensor, ids: Tensor, tokenizer: Tokenizer, encoder: TextEncoder
+) -> Tensor:
+    """A hidden state (b, tokens, d) with the vectors of words that have some for it."""
+    outputs: Mapping[str, Tensor] = getattr(encoder, "word_outputs", {})
+    for token, vector in outputs.items():
+        is_word = ids == tokenizer.added_tokens_encoder[token]
+        state = torch.where(is_word[..., None], vector.to(state), state)
+    return state
 
 
 def listed(text: Texts | None, count: int, what: str = "negative prompts") -> list[str]:

@@ -14,7 +14,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 
-from ...adapters.embeddings import Embedding, read_embeddings, role_of, spelled
+from ...adapters.embeddings import Embedding, Share, read_embeddings, role_of, spelled
 from ...adapters.modules import BUNDLED
 from ...converters.readers.embedding_image import is_picture, read_embedding_image
 from ...errors import ConversionError
@@ -46,6 +46,18 @@ class Encoder(NamedTuple):
         return table
 
 
+class _Vectors(NamedTuple):
+    """Of a token.
+
+    Attributes:
+        row: (d,), for the table of tokens.
+        output: (d,), in place of what the text encoder answers.
+    """
+
+    row: Tensor
+    output: Tensor | None
+
+
 class _Word(NamedTuple):
     """A word to learn, and for messages where it comes from."""
 
@@ -66,6 +78,8 @@ def load_textual_inversion(
     All of them, or none if one is faulty.
 
     Several vectors become `token`, `token_1`, `token_2`, …; pipelines write them out in a prompt.
+    Vectors that take the place of what a text encoder answers do so in pipelines, as in OneTrainer:
+    the table of tokens has zeros for these.
 
     Args:
         encoders: what gets them: of several, each those that are for it.
@@ -90,11 +104,11 @@ def load_textual_inversion(
     words: list[_Word] = []
     for item, name in zip(items, tokens, strict=True):
         words += _words(item, name, weight_name, options)
-    learned: list[dict[str, Tensor]] = [{} for _ in encoders]
+    learned: list[dict[str, _Vectors]] = [{} for _ in encoders]
     for word in words:
-        for number, vectors in _distributed(word, encoders):
+        for number, share in _distributed(word, encoders):
             known = encoders[number].tokenizer.get_vocab()
-            rows = _upright(vectors)
+            rows = _rows(share)
             for one, vector in zip(spelled(word.embedding.token, len(rows)), rows, strict=True):
                 if one in known or one in learned[number]:
                     raise ValueError(
@@ -107,38 +121,49 @@ def load_textual_inversion(
             _learn(encoder, found)
 
 
-def _learn(encoder: Encoder, vectors: Mapping[str, Tensor]) -> None:
+def _rows(share: Share[Tensor]) -> list[_Vectors]:
+    """The vectors of each token."""
+    if share.outputs is None:
+        return [_Vectors(row, None) for row in _upright(share.vectors)]
+    return [_Vectors(torch.zeros_like(row), row) for row in _upright(share.outputs)]
+
+
+def _learn(encoder: Encoder, vectors: Mapping[str, _Vectors]) -> None:
     """Add tokens with their vectors."""
     tokenizer = encoder.tokenizer
     tokenizer.add_tokens(list(vectors))
     known = tokenizer.get_vocab()
     table = encoder.table
-    _enlarge(table, {known[one]: vector for one, vector in vectors.items()}, len(tokenizer))
+    _enlarge(table, {known[one]: vector.row for one, vector in vectors.items()}, len(tokenizer))
     _tell_size(encoder.model, table.num_embeddings)
+    outputs = {one: vector.output for one, vector in vectors.items() if vector.output is not None}
+    if outputs:
+        encoder.model.word_outputs = {**_outputs(encoder), **outputs}
 
 
-def _distributed(word: _Word, encoders: Sequence[Encoder]) -> Iterator[tuple[int, Tensor]]:
+def _outputs(encoder: Encoder) -> dict[str, Tensor]:
+    """Token -> what stands in place of the text encoder's answer."""
+    return getattr(encoder.model, "word_outputs", {})
+
+
+def _distributed(word: _Word, encoders: Sequence[Encoder]) -> Iterator[tuple[int, Share[Tensor]]]:
     """Which text encoder gets which vectors: that of their name, or the first that is as wide.
 
     Raises:
         ValueError: some are for none of them.
     """
-    outputs = word.embedding.outputs
-    if outputs:
-        raise ValueError(
-            f"{word.where}: holds {outputs[0]}, vectors in place of a text encoder's answer, which"
-            " only OneTrainer applies"
-        )
     taken: set[int] = set()
-    for role, vectors in word.embedding.vectors.items():
+    shares = word.embedding.shares
+    for share in shares:
+        vectors = share.vectors
         width = vectors.shape[-1]
         fitting = [
             number
             for number, one in enumerate(encoders)
             if one.table.embedding_dim == width and number not in taken
         ]
-        named = [number for number in fitting if role_of(encoders[number].name) == role]
-        if not fitting and len(word.embedding.vectors) > 1 and not encoders[0].name:
+        named = [number for number in fitting if role_of(encoders[number].name) == share.role]
+        if not fitting and len(shares) > 1 and not encoders[0].name:
             continue  # one text encoder is meant, and the others' are not for it
         if not fitting:
             wide = " and ".join(str(one.table.embedding_dim) for one in encoders)
@@ -148,7 +173,7 @@ def _distributed(word: _Word, encoders: Sequence[Encoder]) -> Iterator[tuple[int
             )
         number = (named or fitting)[0]
         taken.add(number)
-        yield number, vectors
+        yield number, share
     if not taken:
         wide = str(encoders[0].table.embedding_dim)
         raise ValueError(f"{word.where}: none of its vectors fit a text encoder of {wide} channels")
@@ -182,6 +207,9 @@ def unload_textual_inversion(
 
 def _forget(encoder: Encoder, tokens: Sequence[str] | None) -> None:
     kept = encoder.tokenizer.remove_tokens(tokens)
+    known = encoder.tokenizer.get_vocab()
+    outputs = {token: one for token, one in _outputs(encoder).items() if token in known}
+    encoder.model.word_outputs = outputs
     table = encoder.table
     with torch.no_grad():
         rows = table.weight[kept]
