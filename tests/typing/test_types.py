@@ -21,6 +21,8 @@ from weightport.runtime.sampling import arguments
 
 ROOT = Path(__file__).resolve().parents[2]
 CASES = sorted(Path(__file__).parent.glob("cases_*.py"))
+SD3: dict[str, Any] = {"guidance_scale": 7.0, "max_sequence_length": 256}
+FLUX_PARTLY: dict[str, Any] = {"guidance_scale": 7.0, "num_inference_steps": 28, "strength": 0.6}
 # pipeline -> what diffusers gives other defaults than others have
 OTHER_DEFAULTS: dict[str, dict[str, Any]] = {
     "StableDiffusionInpaintPipeline": {"strength": 1.0},
@@ -46,6 +48,12 @@ OTHER_DEFAULTS: dict[str, dict[str, Any]] = {
         "controlnet_conditioning_scale": 0.8,
     },
     "StableDiffusionXLControlNetInpaintPipeline": {"guidance_scale": 5.0, "strength": 0.9999},
+    "StableDiffusion3Pipeline": {**SD3, "num_inference_steps": 28},
+    "StableDiffusion3Img2ImgPipeline": {**SD3, "strength": 0.6},
+    "StableDiffusion3InpaintPipeline": {**SD3, "strength": 0.6},
+    "FluxPipeline": {"guidance_scale": 3.5, "num_inference_steps": 28},
+    "FluxImg2ImgPipeline": FLUX_PARTLY,
+    "FluxInpaintPipeline": FLUX_PARTLY,
 }
 
 
@@ -101,6 +109,7 @@ def parts() -> dict[str, tuple[Any, Any]]:
         known |= {one.name: (hints[one.name], one.default) for one in fields(part)}
     known["return_dict"] = (bool, True)  # of the call alone, as the next
     known["cross_attention_kwargs"] = (dict[str, float] | None, None)
+    known["joint_attention_kwargs"] = (dict[str, float] | None, None)
     return known | dict.fromkeys(arguments.REFUSED, (type(None), None))
 
 
@@ -130,8 +139,11 @@ def test_prompts_are_encoded_by_the_arguments_of_sampling(name: str) -> None:
     method = getattr(weightport, name).encode_prompt
     hints = get_type_hints(method)
     own = {"device": None, "do_classifier_free_guidance": True, "lora_scale": None}
+    others = OTHER_DEFAULTS.get(name, {})
     for argument, parameter in list(inspect.signature(method).parameters.items())[1:]:
         if argument in own:
             assert parameter.default == own[argument]
         else:
-            assert (hints[argument], parameter.default) == known[argument], argument
+            hint, default = known[argument]
+            expected = (hint, others.get(argument, default))
+            assert (hints[argument], parameter.default) == expected, argument

@@ -53,6 +53,11 @@ from .pipelines.controlnet import (
     StableDiffusionXLControlNetInpaintPipeline,
     StableDiffusionXLControlNetPipeline,
 )
+from .pipelines.flux import (
+    FluxImg2ImgPipeline,
+    FluxInpaintPipeline,
+    FluxPipeline,
+)
 from .pipelines.stable_diffusion import (
     LatentConsistencyModelImg2ImgPipeline,
     LatentConsistencyModelPipeline,
@@ -62,6 +67,11 @@ from .pipelines.stable_diffusion import (
     StableDiffusionInstructPix2PixPipeline,
     StableDiffusionPipeline,
     StableDiffusionUpscalePipeline,
+)
+from .pipelines.stable_diffusion_3 import (
+    StableDiffusion3Img2ImgPipeline,
+    StableDiffusion3InpaintPipeline,
+    StableDiffusion3Pipeline,
 )
 from .pipelines.stable_diffusion_xl import (
     StableDiffusionXLImg2ImgPipeline,
@@ -137,6 +147,9 @@ __all__ = [
     "FlowMatchEulerDiscreteScheduler",
     "FlowMatchHeunDiscreteScheduler",
     "FlowMatchLCMScheduler",
+    "FluxImg2ImgPipeline",
+    "FluxInpaintPipeline",
+    "FluxPipeline",
     "FluxTransformer2DModel",
     "HeunDiscreteScheduler",
     "IPNDMScheduler",
@@ -151,6 +164,9 @@ __all__ = [
     "PNDMScheduler",
     "SASolverScheduler",
     "SD3Transformer2DModel",
+    "StableDiffusion3Img2ImgPipeline",
+    "StableDiffusion3InpaintPipeline",
+    "StableDiffusion3Pipeline",
     "StableDiffusionControlNetImg2ImgPipeline",
     "StableDiffusionControlNetInpaintPipeline",
     "StableDiffusionControlNetPipeline",

@@ -54,6 +54,16 @@ MODULES: dict[str, tuple[str, ...]] = {  # modules of weightport.runtime -> publ
         "StableDiffusionXLInpaintPipeline",
         "StableDiffusionXLInstructPix2PixPipeline",
     ),
+    "pipelines.stable_diffusion_3": (
+        "StableDiffusion3Pipeline",
+        "StableDiffusion3Img2ImgPipeline",
+        "StableDiffusion3InpaintPipeline",
+    ),
+    "pipelines.flux": (
+        "FluxPipeline",
+        "FluxImg2ImgPipeline",
+        "FluxInpaintPipeline",
+    ),
     "pipelines.controlnet": (
         "StableDiffusionControlNetPipeline",
         "StableDiffusionControlNetImg2ImgPipeline",
@@ -97,6 +107,8 @@ PUBLIC = {name: module for module, names in MODULES.items() for name in names}
 PIPELINES = (
     *MODULES["pipelines.stable_diffusion"],
     *MODULES["pipelines.stable_diffusion_xl"],
+    *MODULES["pipelines.stable_diffusion_3"],
+    *MODULES["pipelines.flux"],
     *MODULES["pipelines.controlnet"],
 )
 COMPONENTS: dict[str, tuple[str, ...]] = {  # library in model_index.json -> classes

@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from weightport.adapters.embeddings import spelled
 from weightport.converters.repo.tokenizer import write_tokenizer
 from weightport.runtime.models.clip import CLIPTextModel
-from weightport.runtime.sampling.prompts import LastStates, expanded
+from weightport.runtime.sampling.prompts import LastStates, Wanted, expanded
 from weightport.runtime.text.textual_inversion import (
     Encoder,
     load_textual_inversion,
@@ -231,8 +231,9 @@ def test_outputs_take_the_place_of_states_as_in_onetrainer(
     save_file({"emp_params": torch.zeros_like(outputs), "emp_params_out": outputs}, file)
     load_textual_inversion([Encoder("text_encoder", tokenizer, encoder)], file)
     prompts = ["<x>, a photo of <x>", "a photo"]
+    wanted = Wanted(prompts, clip_skip=clip_skip)
     with torch.no_grad():
-        found, _ = LastStates([tokenizer], [encoder], torch.float32).embed(prompts, None, clip_skip)
+        found, _ = LastStates([tokenizer], [encoder], torch.float32).embed(wanted)
     theirs = Theirs(repo)
     theirs.tokenizer.add_tokens(["<x>", "<x>_1"])
     theirs.text_encoder.resize_token_embeddings(49410)

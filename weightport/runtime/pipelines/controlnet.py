@@ -18,9 +18,9 @@ from ..sampling.schedule import Scheduler
 from ..sampling.starts import FROM_IMAGE, FROM_MASK
 from ..sampling.state import StableDiffusionPipelineOutput, StableDiffusionXLPipelineOutput
 from ..text.tokenizer import CLIPTokenizer
-from .latent import warn_if_unchecked
 from .stable_diffusion import StableDiffusionBase
 from .stable_diffusion_xl import StableDiffusionXLBase
+from .unet import warn_if_unchecked
 
 ControlNets = ControlNetModel | MultiControlNetModel | Sequence[ControlNetModel]
 

@@ -1,9 +1,8 @@
-"""What the pipelines of latent diffusion share: components, guidance, and prediction by a UNet."""
+"""What the pipelines of latent diffusion share: components, guidance, and the course of a run."""
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from threading import get_ident
 from typing import Any, ClassVar
@@ -13,24 +12,21 @@ from torch import Tensor
 
 from ..adapted import scaled
 from ..images import VaeImageProcessor
-from ..loading.components import correct_sample_size
 from ..loading.config import Config
 from ..models.attention import constant_context
 from ..models.autoencoders import Autoencoder
 from ..models.clip import CLIPTextModel
-from ..models.controlnet import ControlNetModel, MultiControlNetModel
 from ..models.in_parts import InParts
-from ..models.unet import UNet2DConditionModel
-from ..notices import FUSED, SLICED, say_once
-from ..sampling import control, results, schedule
-from ..sampling.arguments import Arguments, Draws, Generator, Texts
+from ..notices import SLICED, say_once
+from ..sampling import results, schedule
+from ..sampling.arguments import Arguments, Draws, Generator, Size, Texts
 from ..sampling.checks import Requirements, check
-from ..sampling.guidance import Dials, Guide, embed_guidance
+from ..sampling.guidance import Dials, Guide
 from ..sampling.latents import Codec
 from ..sampling.loop import sample
 from ..sampling.noise import Noise
-from ..sampling.prompts import Embeddings, LastStates, PromptEncoder, expanded
-from ..sampling.schedule import Scheduler
+from ..sampling.prompts import Embeddings, PromptEncoder, expanded
+from ..sampling.schedule import Flow, Scheduler
 from ..sampling.starts import FROM_NOISE, Channels, Start
 from ..sampling.state import Conditions, Images, Run
 from ..speed import compile_model, pack_model
@@ -60,8 +56,8 @@ class LatentDiffusionPipeline(LoadsAdapters, DiffusionPipeline):
         scheduler_fixes: options that early configs have wrong; the constructor changes them in the
             scheduler.
         is_distilled: whether guidance is a condition of the UNet, as in a latent consistency model.
-        is_guided_by_image: whether guidance has a third branch.
         control_argument: what the call names the ControlNets' images.
+        denoiser_name: the component that predicts.
     """
 
     family: ClassVar[str] = ""
@@ -69,15 +65,14 @@ class LatentDiffusionPipeline(LoadsAdapters, DiffusionPipeline):
     tensors: ClassVar[tuple[str, ...]] = TENSORS
     scheduler_fixes: ClassVar[dict[str, Any]] = {}
     is_distilled: ClassVar[bool] = False
-    is_guided_by_image: ClassVar[bool] = False
     control_argument: ClassVar[str | None] = None
+    denoiser_name: ClassVar[str]
     _callback_tensor_inputs: ClassVar[tuple[str, ...]] = TENSORS
 
     _processor: VaeImageProcessor | None = None
     vae: Autoencoder
     text_encoder: CLIPTextModel
     tokenizer: CLIPTokenizer
-    unet: UNet2DConditionModel
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
@@ -138,12 +133,6 @@ class LatentDiffusionPipeline(LoadsAdapters, DiffusionPipeline):
     @_guidance_rescale.setter
     def _guidance_rescale(self, value: float) -> None:
         self._shown.guidance_rescale = value
-
-    @property
-    def do_classifier_free_guidance(self) -> bool:
-        """Whether the model is asked without the prompt as well."""
-        is_condition = self.unet.config.get("time_cond_proj_dim") is not None
-        return self._shown.guidance_scale > 1 and not is_condition
 
     @property
     def clip_skip(self) -> int | None:
@@ -209,45 +198,33 @@ class LatentDiffusionPipeline(LoadsAdapters, DiffusionPipeline):
         return self.codec.masks
 
     @property
-    def control_image_processor(self) -> VaeImageProcessor:
-        """What the images of ControlNets go through."""
-        return self.codec.controls
+    def denoiser(self) -> Any:
+        """The model that predicts."""
+        return getattr(self, self.denoiser_name)
+
+    @property
+    def _predicting(self) -> list[Any]:
+        """All models that a step runs."""
+        return [self.denoiser]
 
     @property
     def prompt_encoder(self) -> PromptEncoder:
-        """The text encoder, or both."""
-        model = self.unet if self.text_encoder is None else self.text_encoder
-        return LastStates([self.tokenizer], [self.text_encoder], model.dtype)
+        """The text encoders."""
+        raise NotImplementedError
 
     @property
-    def controlnets(self) -> list[ControlNetModel]:
-        """The ControlNets, if the pipeline has any."""
-        net = self.components.get("controlnet")
-        return [] if net is None else list(getattr(net, "nets", [net]))
+    def do_classifier_free_guidance(self) -> bool:
+        """Whether the model is asked without the prompt as well."""
+        return self._shown.guidance_scale > 1
 
     def register_modules(self, **components: Any) -> None:
-        """Make these the components; several ControlNets become one model, and options of old
-        schedulers are put right.
-
-        Raises:
-            ValueError: there is a safety checker but nothing that prepares images for it.
-        """
-        net = components.get("controlnet")
-        if isinstance(net, (list, tuple)):
-            components["controlnet"] = MultiControlNetModel(list(net))
-        is_checked = components.get("safety_checker") is not None
-        if is_checked and components.get("feature_extractor") is None:
-            raise ValueError(
-                "a safety_checker needs a feature_extractor; pass both, or safety_checker=None"
-            )
+        """Make these the components; options of old schedulers are put right."""
         scheduler: Any = components.get("scheduler")
         config = getattr(scheduler, "config", None)
         if isinstance(config, Config):
             fixes = {key: value for key, value in self.scheduler_fixes.items() if key in config}
             unset = [key for key in config.get("_use_default_values", ()) if key not in fixes]
             scheduler.config = Config({**config, **fixes, "_use_default_values": unset})
-        if self.scheduler_fixes:
-            correct_sample_size(components.get("unet"))
         super().register_modules(**components)
 
     def load_textual_inversion(
@@ -343,14 +320,6 @@ class LatentDiffusionPipeline(LoadsAdapters, DiffusionPipeline):
         """Take images whole."""
         self._vae_in_parts.disable_tiling()
 
-    def enable_freeu(self, s1: float, s2: float, b1: float, b2: float) -> None:
-        """Weigh the UNet's skips by FreeU; see `UNet2DConditionModel.enable_freeu`."""
-        self.unet.enable_freeu(s1, s2, b1, b2)
-
-    def disable_freeu(self) -> None:
-        """Join the UNet's skips as they are."""
-        self.unet.disable_freeu()
-
     def enable_attention_slicing(self, slice_size: str | int | None = "auto") -> None:
         """Of no effect, which is said once: attention never holds all its scores."""
         say_once(f"enable_attention_slicing {SLICED}")
@@ -359,26 +328,19 @@ class LatentDiffusionPipeline(LoadsAdapters, DiffusionPipeline):
         """Of no effect, as nothing is sliced; said once."""
         say_once(f"disable_attention_slicing {SLICED}")
 
-    def fuse_qkv_projections(self, unet: bool = True, vae: bool = True) -> None:
-        """Of no effect, which is said once: fused projections take the same time here."""
-        say_once(f"fuse_qkv_projections {FUSED}")
-
-    def unfuse_qkv_projections(self, unet: bool = True, vae: bool = True) -> None:
-        """Of no effect, as nothing is fused; said once."""
-        say_once(f"unfuse_qkv_projections {FUSED}")
-
     def maybe_free_model_hooks(self) -> None:
         """Of no effect, which is said once: models have no hooks."""
         say_once("maybe_free_model_hooks has no effect: models are not offloaded")
 
     def compile(self) -> None:
-        """Compile the UNet for speed; images then differ by rounding. See `speed.compile_model`."""
-        compile_model(self.unet)
+        """Compile the denoiser for speed; images then differ by rounding. See
+        `speed.compile_model`."""
+        compile_model(self.denoiser)
 
     def pack(self) -> None:
         """Bring weights into the order that kernels read, for speed; images differ by rounding. See
         `pack_model`."""
-        for model in (self.unet, *self.controlnets):
+        for model in self._predicting:
             pack_model(model)
 
     # --- a run ------------------------------------------------------------------------------------
@@ -387,7 +349,8 @@ class LatentDiffusionPipeline(LoadsAdapters, DiffusionPipeline):
         """Make images by the arguments of a call; `self` may be among them."""
         if self.control_argument == "image":
             given = {**given, "control_image": given["image"], "image": None}
-        scale = _lora_scale(given.get("cross_attention_kwargs"))
+        options = given.get("cross_attention_kwargs") or given.get("joint_attention_kwargs")
+        scale = _lora_scale(options)
         self._check_scale(scale)
         with scaled(scale):
             return sample(self, Arguments.of(given))
@@ -409,33 +372,26 @@ class LatentDiffusionPipeline(LoadsAdapters, DiffusionPipeline):
         check(arguments, self._requirements(arguments))
         guide = self._guide(arguments)
         encoded = self.prompt_encoder.encode(arguments.prompts, self.device, guide.branches > 1)
-        dtype = self.unet.dtype
         batch = len(encoded.prompt)
-        noise = Noise.of(arguments.draws, batch, self.device, dtype)
-        conditions = _conditions(encoded, guide, dtype)
+        noise = Noise.of(arguments.draws, batch, self.device, self.denoiser.dtype)
+        conditions = self._conditions(encoded, guide)
+        size = self._size(arguments)
         scheduler, timesteps = schedule.begin(
             vars(self)["scheduler"],  # the component, in callbacks too
             arguments.steps,
             self.device,
             is_partial=self.start.is_partial,
             is_distilled=self.is_distilled,
+            flow=self._flow(size),
         )
         guide.dials.num_timesteps = len(timesteps)
-        size = self._size(arguments)
         run = Run(arguments, batch, size, scheduler, timesteps, noise, guide, conditions)
-        codec = self.codec
-        if self.control_argument is not None:
-            control.lead(run, self.controlnets, self.control_argument, codec.controls)
-        self._begin(run, codec)
+        self._begin(run, self.codec)
         self._describe(run)
-        features = self.unet.config.get("time_cond_proj_dim")
-        if features:
-            scale = embed_guidance(guide.dials.guidance_scale, features).expand(batch, features)
-            conditions.w_embedding = scale.to(run.device, run.dtype)
         return run
 
     def _require_models(self, arguments: Arguments) -> None:
-        needed: dict[str, Any] = {"unet": self.unet, "scheduler": self.scheduler}
+        needed: dict[str, Any] = {self.denoiser_name: self.denoiser, "scheduler": self.scheduler}
         if arguments.result.output_type != "latent":
             needed["vae"] = self.vae
         lacking = [name for name, model in needed.items() if model is None]
@@ -448,52 +404,76 @@ class LatentDiffusionPipeline(LoadsAdapters, DiffusionPipeline):
         needs: dict[str, Any] = {name: images[name] for name in self.start.needs}
         if self.start.is_partial and beginning.latents is not None:
             del needs["image"]  # latents take its place
-        if self.control_argument is not None:
-            needs[self.control_argument] = arguments.control.control_image
-            control.windows(arguments.control, len(self.controlnets))
-        return Requirements(
-            needs,
-            is_pooled=False,
-            tensors=self._callback_tensor_inputs,
-            max_noise_level=self.config.get("max_noise_level"),
-        )
+        return Requirements(needs, is_pooled=False, tensors=self._callback_tensor_inputs)
 
-    def _guide(self, arguments: Arguments) -> Guide:
+    def _dials(self, arguments: Arguments) -> Dials:
+        """What callbacks read and turn."""
         guidance = arguments.guidance
-        dials = Dials(
+        return Dials(
             guidance.guidance_scale,
             guidance.image_guidance_scale,
             guidance.guidance_rescale,
+            guidance.true_cfg_scale,
             arguments.prompts.clip_skip,
         )
-        is_condition = self.is_distilled or bool(self.unet.config.get("time_cond_proj_dim"))
-        return Guide(dials, is_condition, self.is_guided_by_image)
 
-    def _size(self, arguments: Arguments) -> tuple[int, int]:
-        """Height and width that are asked for, or that the UNet was trained for."""
+    def _guide(self, arguments: Arguments) -> Guide:
+        return Guide(self._dials(arguments), is_condition=False)
+
+    def _conditions(self, encoded: Embeddings, guide: Guide) -> Conditions:
+        """The prompts in all branches, and the negative ones for callbacks."""
+        dtype = self.denoiser.dtype
+
+        def cast(x: Tensor | None) -> Tensor | None:
+            return None if x is None else x.to(dtype)
+
+        negative = cast(encoded.negative)
+        pooled = cast(encoded.pooled)
+        negative_pooled = cast(encoded.negative_pooled)
+        return Conditions(
+            guide.join(encoded.prompt.to(dtype), negative),
+            negative,
+            None if pooled is None else guide.join(pooled, negative_pooled),
+            negative_pooled,
+        )
+
+    def _size(self, arguments: Arguments) -> Size:
+        """Height and width that are asked for, or that the model was trained for.
+
+        Raises:
+            ValueError: the model's config asks for what nobody has trained.
+        """
         height = arguments.beginning.height
         width = arguments.beginning.width
         if height and width:
             return height, width
-        edges = self.unet.config.get("sample_size") or 64
-        edges = edges if isinstance(edges, (list, tuple)) else (edges, edges)
+        edges = self._trained_edges()
         trained = [edge * self.vae_scale_factor for edge in edges]
         if not all(0 < edge <= LARGEST_UNASKED for edge in trained):
             raise ValueError(
-                f"the UNet's config asks for images of {trained[0]} x {trained[1]} pixels"
-                f" (sample_size); give height and width"
+                f"the config of {self.denoiser_name} asks for images of {trained[0]} x"
+                f" {trained[1]} pixels (sample_size); give height and width"
             )
         return height or trained[0], width or trained[1]
 
+    def _trained_edges(self) -> Sequence[int]:
+        """Height and width, in latents, that the model was trained for."""
+        edges: Any = self.denoiser.config.get("sample_size") or 64
+        return edges if isinstance(edges, (list, tuple)) else (edges, edges)
+
+    def _flow(self, size: Size) -> Flow | None:
+        """How the model visits a flow, for images of a size; None if it is no model of one."""
+        return None
+
     def _channels(self) -> Channels:
-        return Channels(self.unet.config.in_channels, self.unet.config.out_channels)
+        return Channels(self.denoiser.config.in_channels, self.denoiser.config.out_channels)
 
     def _begin(self, run: Run, codec: Codec) -> None:
-        """Set the first latents, and what the UNet sees beside them."""
+        """Set the first latents, and what the model sees beside them."""
         self.start.begin(run, codec, self._channels())
 
     def _describe(self, run: Run) -> None:
-        """Set the conditions that SDXL has beside the prompt."""
+        """Set the conditions that there are beside the prompt."""
 
     @contextmanager
     def running(self, run: Run) -> Iterator[Any]:
@@ -503,7 +483,7 @@ class LatentDiffusionPipeline(LoadsAdapters, DiffusionPipeline):
         self._runs[thread] = run
         try:
             with (
-                constant_context(self.unet, *self.controlnets),
+                constant_context(*self._predicting),
                 self.progress_bar(total=len(run.timesteps)) as bar,
             ):
                 yield bar
@@ -515,29 +495,12 @@ class LatentDiffusionPipeline(LoadsAdapters, DiffusionPipeline):
                 self._runs[thread] = outer
 
     def predict(self, run: Run, i: int, x: Tensor) -> Tensor:
-        """What the UNet makes of the scaled latents in step `i`, guided."""
-        conditions = run.conditions
-        inner = {} if run.leading is None else control.residuals(run, run.leading, i, x)
-        (prediction,) = self.unet(  # a plain tuple, as compilers like it
-            torch.cat([x, *run.beside.channels()], dim=1),
-            run.timesteps[i],
-            encoder_hidden_states=conditions.prompt_embeds,
-            class_labels=conditions.class_labels,
-            timestep_cond=conditions.w_embedding,
-            added_cond_kwargs=conditions.added(),
-            return_dict=False,
-            **inner,
-        )
-        return run.guide.guide(prediction)
+        """What the model makes of the scaled latents in step `i`, guided."""
+        raise NotImplementedError
 
     def finish(self, run: Run) -> Images:
         """Latents to images."""
-        latents = run.latents
-        if self.is_distilled and run.denoised is not None:
-            latents = run.denoised
-        checker = self.components.get("safety_checker")
-        safety = None if checker is None else results.Safety(checker, self.feature_extractor)
-        return results.finish(run, latents, self.codec, safety)
+        return results.finish(run, run.latents, self.codec, None)
 
 
 def _lora_scale(given: Mapping[str, Any] | None) -> float:
@@ -551,28 +514,3 @@ def _lora_scale(given: Mapping[str, Any] | None) -> float:
     if options:
         raise ValueError(f"cross_attention_kwargs: {', '.join(options)} is not supported")
     return scale
-
-
-def _conditions(encoded: Embeddings, guide: Guide, dtype: torch.dtype) -> Conditions:
-    """The prompts in all branches, and the negative ones for callbacks."""
-
-    def cast(x: Tensor | None) -> Tensor | None:
-        return None if x is None else x.to(dtype)
-
-    negative = cast(encoded.negative)
-    pooled = cast(encoded.pooled)
-    negative_pooled = cast(encoded.negative_pooled)
-    return Conditions(
-        guide.join(encoded.prompt.to(dtype), negative),
-        negative,
-        None if pooled is None else guide.join(pooled, negative_pooled),
-        negative_pooled,
-    )
-
-
-def warn_if_unchecked(safety_checker: object, is_required: bool) -> None:
-    """Warn who makes a pipeline that should have a safety checker and has none."""
-    if is_required and safety_checker is None:
-        warnings.warn(
-            "there is no safety checker: every image is shown, whatever is on it", stacklevel=3
-        )

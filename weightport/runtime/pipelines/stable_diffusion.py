@@ -30,12 +30,13 @@ from ..sampling.starts import (
 )
 from ..sampling.state import Run, StableDiffusionPipelineOutput
 from ..text.tokenizer import CLIPTokenizer
-from .latent import TENSORS, LatentDiffusionPipeline, warn_if_unchecked
+from .latent import TENSORS
+from .unet import UNetPipeline, warn_if_unchecked
 
 DISTILLED_TENSORS = (*TENSORS, "denoised", "w_embedding")
 
 
-class StableDiffusionBase(LatentDiffusionPipeline):
+class StableDiffusionBase(UNetPipeline):
     """What the pipelines of Stable Diffusion 1 and 2 share: one text encoder, a safety checker."""
 
     _optional_components: ClassVar[list[str]] = [

@@ -26,10 +26,11 @@ from ..sampling.schedule import Scheduler
 from ..sampling.starts import FROM_EDITED, FROM_IMAGE, FROM_MASK, from_edited
 from ..sampling.state import Run, StableDiffusionXLPipelineOutput
 from ..text.tokenizer import CLIPTokenizer
-from .latent import TENSORS, LatentDiffusionPipeline
+from .latent import TENSORS
+from .unet import UNetPipeline
 
 
-class StableDiffusionXLBase(LatentDiffusionPipeline):
+class StableDiffusionXLBase(UNetPipeline):
     """What the pipelines of SDXL share: two text encoders, and sizes as conditions.
 
     Attributes:
@@ -107,6 +108,7 @@ class StableDiffusionXLBase(LatentDiffusionPipeline):
         """
         is_scored = bool(self.config.get("requires_aesthetics_score"))
         negative: sizes.Negative = "scored" if is_scored else "own" if self.is_refining else "same"
+        super()._describe(run)
         told = sizes.describe(run.arguments.described, run.size, negative)
         config = self.unet.config
         pooled = run.conditions.add_text_embeds

@@ -18,7 +18,12 @@ Generator = torch.Generator | list[torch.Generator] | None
 Callback = Callable[[Any, int, Any, dict[str, Any]], dict[str, Any] | None]
 StepCallback = Callable[[int, Any, Tensor], None]
 # what diffusers' calls take and ours refuse, rather than to ignore it
-REFUSED = ("ip_adapter_image", "ip_adapter_image_embeds")
+REFUSED = (
+    "ip_adapter_image",
+    "ip_adapter_image_embeds",
+    "negative_ip_adapter_image",
+    "negative_ip_adapter_image_embeds",
+)
 
 
 @dataclass(frozen=True)
@@ -27,25 +32,31 @@ class Prompts:
 
     Attributes:
         prompt: one text, or one for each image.
-        prompt_2: the text for the second text encoder of SDXL, by default the same.
+        prompt_2: the text for the second text encoder, by default the same.
+        prompt_3: the text for the third one of SD 3, by default the first.
         negative_prompt: what not to draw.
-        negative_prompt_2: for the second text encoder of SDXL, by default the same.
+        negative_prompt_2: for the second text encoder, by default the same.
+        negative_prompt_3: for the third one, by default the first.
         prompt_embeds: in place of the prompt, (b, tokens, d).
-        pooled_prompt_embeds: for SDXL, (b, d).
+        pooled_prompt_embeds: for models that take pooled ones too, (b, d).
         num_images_per_prompt: images for each prompt.
         clip_skip: how many of the text encoder's last layers to leave out.
+        max_sequence_length: tokens for T5.
     """
 
     prompt: Texts | None = None
     prompt_2: Texts | None = None
+    prompt_3: Texts | None = None
     negative_prompt: Texts | None = None
     negative_prompt_2: Texts | None = None
+    negative_prompt_3: Texts | None = None
     prompt_embeds: Tensor | None = None
     negative_prompt_embeds: Tensor | None = None
     pooled_prompt_embeds: Tensor | None = None
     negative_pooled_prompt_embeds: Tensor | None = None
     num_images_per_prompt: int = 1
     clip_skip: int | None = None
+    max_sequence_length: int = 512
 
 
 @dataclass(frozen=True)
@@ -57,6 +68,7 @@ class Steps:
         original_inference_steps: the steps that an LCM was distilled from.
         timesteps: take these in place of the scheduler's spacing.
         sigmas: likewise, as noise levels.
+        mu: how far a flow is shifted towards noise, where the image's size is not to decide that.
         strength: how much of the image to replace, from 0 to 1.
         denoising_start: skip this fraction of the run: another model did it.
         denoising_end: stop after this fraction of the run, for another model to go on.
@@ -66,6 +78,7 @@ class Steps:
     original_inference_steps: int | None = None
     timesteps: list[int] | None = None
     sigmas: list[float] | None = None
+    mu: float | None = None
     strength: float = 0.8
     denoising_start: float | None = None
     denoising_end: float | None = None
@@ -81,11 +94,23 @@ class Guidance:
         image_guidance_scale: weight of the image, for InstructPix2Pix.
         guidance_rescale: share of the guided prediction that gets the deviation of the unguided one
             (Lin et al., https://arxiv.org/abs/2305.08891, section 3.4).
+        true_cfg_scale: weight of the prompt against the negative prompt, for a model that has the
+            guidance scale as a condition.
+        skip_guidance_layers: the numbers of blocks without which the model predicts once more, and
+            is led away from that.
+        skip_layer_guidance_scale: how strongly.
+        skip_layer_guidance_stop: the fraction of the run at which that ends.
+        skip_layer_guidance_start: at which it begins.
     """
 
     guidance_scale: float = 7.5
     image_guidance_scale: float = 1.5
     guidance_rescale: float = 0.0
+    true_cfg_scale: float = 1.0
+    skip_guidance_layers: Sequence[int] | None = None
+    skip_layer_guidance_scale: float = 2.8
+    skip_layer_guidance_stop: float = 0.2
+    skip_layer_guidance_start: float = 0.01
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,8 @@ from typing import Any
 from ..images import OUTPUT_TYPES
 from .arguments import Arguments, Beginning, Prompts, Result, Steps, require
 
+MOST_TOKENS = 512  # that T5 was trained with
+
 
 @dataclass(frozen=True)
 class Requirements:
@@ -19,12 +21,14 @@ class Requirements:
         is_pooled: whether embeddings come with pooled ones, as SDXL's.
         tensors: what callbacks may ask for.
         max_noise_level: of the image that is enlarged.
+        unit: of height and width, in pixels.
     """
 
     needs: Mapping[str, Any]
     is_pooled: bool
     tensors: tuple[str, ...]
     max_noise_level: int | None = None
+    unit: int = 8
 
 
 def check(arguments: Arguments, requirements: Requirements) -> None:
@@ -34,7 +38,7 @@ def check(arguments: Arguments, requirements: Requirements) -> None:
         TypeError: an argument is of the wrong kind.
         ValueError: anything else is wrong.
     """
-    _check_numbers(arguments)
+    _check_numbers(arguments, requirements.unit)
     _check_prompts(arguments.prompts, requirements.is_pooled)
     _check_steps(arguments.steps)
     for name, value in requirements.needs.items():
@@ -43,7 +47,7 @@ def check(arguments: Arguments, requirements: Requirements) -> None:
     _check_result(arguments.result, requirements.tensors)
 
 
-def _check_numbers(arguments: Arguments) -> None:
+def _check_numbers(arguments: Arguments, unit: int) -> None:
     least = {
         "num_inference_steps": (arguments.steps.num_inference_steps, 1),
         "num_images_per_prompt": (arguments.prompts.num_images_per_prompt, 1),
@@ -52,11 +56,13 @@ def _check_numbers(arguments: Arguments) -> None:
     }
     for name, (value, bound) in least.items():
         require(value is None or value >= bound, f"{name} = {value} must be at least {bound}")
+    length = arguments.prompts.max_sequence_length
+    require(0 < length <= MOST_TOKENS, f"max_sequence_length = {length} must be 1 to {MOST_TOKENS}")
     edges = {"height": arguments.beginning.height, "width": arguments.beginning.width}
     for name, edge in edges.items():
         if edge is not None:
-            is_whole = not isinstance(edge, float) and edge % 8 == 0
-            require(is_whole, f"{name} = {edge} must be a whole multiple of 8")
+            is_whole = not isinstance(edge, float) and edge % unit == 0
+            require(is_whole, f"{name} = {edge} must be a whole multiple of {unit}")
 
 
 def _check_prompts(prompts: Prompts, is_pooled: bool) -> None:
@@ -69,8 +75,10 @@ def _check_prompts(prompts: Prompts, is_pooled: bool) -> None:
     texts = {
         "prompt": prompts.prompt,
         "prompt_2": prompts.prompt_2,
+        "prompt_3": prompts.prompt_3,
         "negative_prompt": prompts.negative_prompt,
         "negative_prompt_2": prompts.negative_prompt_2,
+        "negative_prompt_3": prompts.negative_prompt_3,
     }
     for name, text in texts.items():
         is_list = isinstance(text, list) and bool(text)

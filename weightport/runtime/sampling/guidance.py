@@ -18,6 +18,7 @@ class Dials:
     guidance_scale: float = 1.0
     image_guidance_scale: float = 1.5
     guidance_rescale: float = 0.0
+    true_cfg_scale: float = 1.0
     clip_skip: int | None = None
     num_timesteps: int = 0
     interrupt: bool = False
@@ -32,16 +33,24 @@ class Guide:
         is_condition: whether the model has the scale as a condition, and needs no second branch.
         by_image: InstructPix2Pix's three branches (Brooks et al.,
             https://arxiv.org/abs/2211.09800, equation 3).
+        is_beside: whether the model has a guidance scale as a condition, and is guided by another
+            one beside it.
     """
 
     dials: Dials
     is_condition: bool
-    by_image: bool
+    by_image: bool = False
+    is_beside: bool = False
+
+    @property
+    def scale(self) -> float:
+        """Weight of the prompt against the negative prompt."""
+        return self.dials.true_cfg_scale if self.is_beside else self.dials.guidance_scale
 
     @property
     def branches(self) -> int:
         """How often the model sees each image in a step: once without guidance, twice with it."""
-        guided = self.dials.guidance_scale > 1 and not self.is_condition
+        guided = self.scale > 1 and not self.is_condition
         if self.by_image:
             return 3 if guided and self.dials.image_guidance_scale >= 1 else 1
         return 2 if guided else 1
@@ -61,7 +70,7 @@ class Guide:
         """Predictions of all branches -> one."""
         if self.branches == 1:
             return prediction
-        scale = self.dials.guidance_scale
+        scale = self.scale
         if self.branches == 3:
             text, image, none = prediction.chunk(3)
             image_scale = self.dials.image_guidance_scale

@@ -51,6 +51,7 @@ class Codec:
         latent_channels: an image of so many channels is taken for latents; those of the VAE if
             None.
         processor: what images go through in place of what the VAE needs.
+        is_shifted: whether the VAE's latents have a mean, as those of flows.
     """
 
     vae: Autoencoder | None
@@ -58,6 +59,7 @@ class Codec:
     resample: Literal["lanczos", "bicubic"] = "lanczos"
     latent_channels: int | None = None
     processor: VaeImageProcessor | None = None
+    is_shifted: bool = False
 
     @property
     def model(self) -> Autoencoder:
@@ -79,18 +81,23 @@ class Codec:
         return int(2**halvings)
 
     @property
+    def multiple(self) -> int:
+        """What heights and widths are multiples of, in pixels."""
+        return self.scale_factor
+
+    @property
     def images(self) -> VaeImageProcessor:
         """What images go through."""
         if self.processor is not None:
             return self.processor
         channels = self.latent_channels or self.model.config.latent_channels
-        return VaeImageProcessor(True, self.scale_factor, channels, self.resample)
+        return VaeImageProcessor(True, self.multiple, channels, self.resample)
 
     @property
     def masks(self) -> VaeImageProcessor:
         """What masks go through."""
         return VaeImageProcessor(
-            vae_scale_factor=self.scale_factor,
+            vae_scale_factor=self.multiple,
             do_normalize=False,
             do_binarize=True,
             do_convert_grayscale=True,
@@ -100,6 +107,23 @@ class Codec:
     def controls(self) -> VaeImageProcessor:
         """What the images of ControlNets go through."""
         return VaeImageProcessor(vae_scale_factor=self.scale_factor, do_normalize=False)
+
+    def shape(self, rows: int, channels: int, size: Size) -> tuple[int, ...]:
+        """Of the latents of so many images."""
+        height, width = (edge // self.multiple * self.multiple for edge in size)
+        return (rows, channels, height // self.scale_factor, width // self.scale_factor)
+
+    def pack(self, latents: Tensor) -> Tensor:
+        """Latents as the model takes them: here as they are."""
+        return latents
+
+    def pack_mask(self, mask: Tensor, channels: int) -> Tensor:
+        """A mask (b, 1, h, w) for latents of so many channels, as the model takes these."""
+        return mask
+
+    def unpack(self, latents: Tensor, size: Size) -> Tensor:
+        """Latents of images of a size, as the VAE takes them."""
+        return latents
 
     def pixels(self, latents: Tensor) -> Size:
         """The height and width of what the VAE makes of latents."""
@@ -117,6 +141,8 @@ class Codec:
         scale = float(config.scaling_factor)
         mean = config.get("latents_mean")
         std = config.get("latents_std")
+        if self.is_shifted:
+            return Statistics(float(config.get("shift_factor") or 0.0), 1.0, scale)
         if mean is None or std is None:
             return Statistics(0.0, 1.0, scale)
         means = torch.tensor(mean).view(1, -1, 1, 1).to(latents)
@@ -179,6 +205,40 @@ class Codec:
             image = tile(original.to(latents), len(latents))
             painted = tile(mask.to(latents), len(latents))
             return vae.decode(unscaled, image=image, mask=painted).sample
+
+
+@dataclass(frozen=True)
+class PackedCodec(Codec):
+    """A VAE for a model that takes latents as a sequence of patches of 2 x 2, as Flux does."""
+
+    @property
+    def multiple(self) -> int:
+        """Two latents, in pixels."""
+        return 2 * self.scale_factor
+
+    def pack(self, latents: Tensor) -> Tensor:
+        """(b, c, h, w) -> (b, h / 2 · w / 2, c · 4)."""
+        rows, channels, height, width = latents.shape
+        split = latents.view(rows, channels, height // 2, 2, width // 2, 2)
+        patches = split.permute(0, 2, 4, 1, 3, 5)
+        return patches.reshape(rows, height // 2 * (width // 2), channels * 4)
+
+    def pack_mask(self, mask: Tensor, channels: int) -> Tensor:
+        """(b, 1, h, w) -> (b, h / 2 · w / 2, channels · 4)."""
+        return self.pack(mask.repeat(1, channels, 1, 1))
+
+    def unpack(self, latents: Tensor, size: Size) -> Tensor:
+        """The way back.
+
+        Raises:
+            ValueError: there is another number of patches.
+        """
+        rows, channels, height, width = self.shape(len(latents), latents.shape[-1] // 4, size)
+        patches = height // 2 * (width // 2)
+        fits = latents.shape[1] == patches
+        require(fits, f"latents must have {patches} patches, as height and width ask for")
+        split = latents.view(rows, height // 2, width // 2, channels, 2, 2)
+        return split.permute(0, 3, 1, 4, 2, 5).reshape(rows, channels, height, width)
 
 
 def _drawn(

@@ -38,7 +38,8 @@ def finish(run: Run, latents: Tensor, codec: Codec, safety: Safety | None) -> Im
     images: Any = latents
     flagged: list[bool] | None = None
     if output_type != "latent":
-        pixels = codec.decode(latents, run.beside.pixels, run.beside.pixel_mask)
+        unpacked = codec.unpack(latents, run.size)
+        pixels = codec.decode(unpacked, run.beside.pixels, run.beside.pixel_mask)
         if safety is not None:
             pixels, flagged = safety.censor(pixels, codec.images, run.dtype)
         is_signed = [not flag for flag in flagged or [False] * len(pixels)]

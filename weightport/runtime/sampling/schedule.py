@@ -5,9 +5,12 @@ from __future__ import annotations
 
 import copy
 import inspect
+from collections.abc import Collection
+from dataclasses import dataclass
 from threading import Lock
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -50,6 +53,55 @@ class Scheduler(Protocol):
         ...
 
 
+@dataclass(frozen=True)
+class Flow:
+    """How a model of a flow visits it.
+
+    Attributes:
+        patches: of the image: the more, the further is the flow shifted towards noise, where the
+            scheduler's config asks for that.
+        max_shift: how far for many patches, where the config does not say.
+        is_even: whether σ goes from 1 in even steps, and not as the scheduler spaces it.
+    """
+
+    patches: int
+    max_shift: float
+    is_even: bool
+
+    def given(self, scheduler: Scheduler, steps: Steps) -> dict[str, Any]:
+        """What the scheduler is told beside the steps that the user asks for."""
+        config = scheduler.config
+        told: dict[str, Any] = {}
+        mu = steps.mu
+        if mu is None and config.get("use_dynamic_shifting"):
+            mu = self._mu(config)
+        if mu is not None:
+            told["mu"] = mu
+        is_free = steps.sigmas is None and steps.timesteps is None
+        spaces_itself = config.get("use_flow_sigmas") or "sigmas" not in _taken(scheduler)
+        if self.is_even and is_free and not spaces_itself:
+            count = steps.num_inference_steps
+            told["sigmas"] = np.linspace(1.0, 1 / count, count)
+        return told
+
+    def _mu(self, config: Any) -> float:
+        """A straight line through two numbers of patches (Esser et al., Scaling Rectified Flow
+        Transformers, section 5.3.2, as Flux has it)."""
+        low = config.get("base_image_seq_len", 256)
+        high = config.get("max_image_seq_len", 4096)
+        base = config.get("base_shift", 0.5)
+        slope = (config.get("max_shift", self.max_shift) - base) / (high - low)
+        start = base - slope * low
+        mu: float = self.patches * slope + start
+        return mu
+
+
+def _taken(scheduler: Scheduler) -> Collection[str]:
+    """What else than a number of steps a run of the scheduler can be made of."""
+    known: Collection[str] = inspect.signature(scheduler.set_timesteps).parameters.keys()
+    return getattr(scheduler, "takes", known)
+
+
 def begin(
     shared: Scheduler,
     steps: Steps,
@@ -57,6 +109,7 @@ def begin(
     *,
     is_partial: bool = False,
     is_distilled: bool = False,
+    flow: Flow | None = None,
 ) -> tuple[Scheduler, Tensor]:
     """A scheduler for one run alone, and the timesteps that it visits.
 
@@ -69,6 +122,7 @@ def begin(
         device: for the timesteps.
         is_partial: whether strength leaves out the first steps.
         is_distilled: whether it is an LCM, whose scheduler takes the strength itself.
+        flow: how a model of a flow visits it.
 
     Raises:
         ValueError: the scheduler cannot take them, or none is left.
@@ -80,7 +134,9 @@ def begin(
         "strength": steps.strength if is_distilled and is_partial else None,
     }
     given = {name: value for name, value in given.items() if value is not None}
-    is_custom = steps.timesteps is not None or steps.sigmas is not None
+    if flow is not None:
+        given |= flow.given(shared, steps)
+    is_custom = "timesteps" in given or "sigmas" in given
     for name in given.keys() - inspect.signature(shared.set_timesteps).parameters.keys():
         kind = type(shared).__name__
         raise ValueError(f"{kind} does not support {name}; choose another scheduler")
@@ -92,7 +148,8 @@ def begin(
     scheduler.set_timesteps(device=device, **given)  # what a copy cannot take over is its own now
     timesteps = scheduler.timesteps
     count = len(timesteps) if is_custom else steps.num_inference_steps
-    first = _first(scheduler, steps, count, is_partial and not is_distilled)
+    is_cut = is_partial and not is_distilled
+    first = _first(scheduler, steps, count, is_cut, rounds_down=flow is not None)
     if first:
         timesteps = timesteps[first:]
         if hasattr(scheduler, "set_begin_index"):  # else it looks the first timestep up
@@ -107,14 +164,19 @@ def begin(
     return scheduler, timesteps
 
 
-def _first(scheduler: Scheduler, steps: Steps, count: int, is_partial: bool) -> int:
-    """How many timesteps are left out at the beginning."""
+def _first(
+    scheduler: Scheduler, steps: Steps, count: int, is_partial: bool, *, rounds_down: bool
+) -> int:
+    """How many timesteps are left out at the beginning; where strength leaves a part of a step,
+    that is rounded up or down."""
     start = steps.denoising_start
     if start is not None:
         trained = scheduler.config.num_train_timesteps
         left = int((scheduler.timesteps < round(trained - start * trained)).sum())
         left += scheduler.order == 2 and left % 2 == 0  # a step of two calls is not torn apart
         return len(scheduler.timesteps) - left
+    if is_partial and rounds_down:
+        return int(count - min(count * steps.strength, count)) * scheduler.order
     if is_partial:
         return (count - min(int(count * steps.strength), count)) * scheduler.order
     return 0

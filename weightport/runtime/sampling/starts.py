@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -49,24 +50,27 @@ def from_noise(run: Run, codec: Codec, channels: Channels) -> None:
     """Text-to-image: noise in the size of the result."""
     given = run.arguments.beginning.latents
     drawn = _noise(run, codec, channels, given)
-    run.latents = drawn * run.scheduler.init_noise_sigma
+    run.latents = codec.pack(drawn * run.scheduler.init_noise_sigma)
 
 
-def from_image(run: Run, codec: Codec, channels: Channels) -> None:
+def from_image(run: Run, codec: Codec, channels: Channels, *, resizes: bool = False) -> None:
     """Image-to-image (Meng et al., SDEdit, https://arxiv.org/abs/2108.01073): noise is added to the
-    image."""
+    image, which keeps its size unless another is asked for, or `resizes`."""
     beginning = run.arguments.beginning
     if beginning.latents is not None:
-        run.size = codec.pixels(beginning.latents)
-        run.latents = _noise(run, codec, channels, beginning.latents)
+        if not resizes:
+            run.size = codec.pixels(beginning.latents)
+        run.latents = codec.pack(_noise(run, codec, channels, beginning.latents))
         return
-    image = codec.images.preprocess(beginning.image, beginning.height, beginning.width)
+    edges = run.size if resizes else (beginning.height, beginning.width)
+    image = codec.images.preprocess(beginning.image, *edges)
     if isinstance(run.noise.generator, list):
         image = tile(image, run.batch)
-    run.latents = codec.to_latents(image, run.noise, run.batch)
-    run.size = codec.pixels(run.latents)
+    latents = codec.to_latents(image, run.noise, run.batch)
+    run.size = codec.pixels(latents)
     if run.arguments.steps.denoising_start is None:
-        run.latents = _noisy(run, run.latents, run.noise.draw(run.latents.shape))
+        latents = _noisy(run, latents, run.noise.draw(latents.shape))
+    run.latents = codec.pack(latents)
 
 
 def from_depth(run: Run, codec: Codec, channels: Channels) -> None:
@@ -90,39 +94,43 @@ def from_depth(run: Run, codec: Codec, channels: Channels) -> None:
     run.beside.depth_mask = _everywhere(run, depth)
 
 
-def from_mask(run: Run, codec: Codec, channels: Channels) -> None:
+def from_mask(run: Run, codec: Codec, channels: Channels, *, blends: bool = False) -> None:
     """Inpainting: noise, or the noisy image, and what the mask leaves of the image.
 
+    With `blends` the image is in the noise at full strength too.
+
     Raises:
-        ValueError: the UNet is not of a kind that can inpaint.
+        ValueError: the model is not of a kind that can inpaint.
     """
     beginning = run.arguments.beginning
     pixels, mask = _painted(run, codec)
     is_encoded = codec.is_encoded(pixels)
     is_later = run.arguments.steps.denoising_start is not None
-    is_whole = run.arguments.steps.strength == 1.0
-    keeps_clean = channels.taken == 4
+    is_whole = run.arguments.steps.strength == 1.0 and not blends
+    keeps_clean = channels.taken == channels.latents
     clean = None
     if is_encoded or is_later or keeps_clean or (beginning.latents is None and not is_whole):
         clean = codec.to_latents(pixels, run.noise, run.batch)
     noise = _noise(run, codec, channels, None if is_later else beginning.latents)
     if is_later and clean is not None:
-        run.latents = clean
+        latents = clean
     elif is_whole or beginning.latents is not None or clean is None:
-        run.latents = noise * run.scheduler.init_noise_sigma
+        latents = noise * run.scheduler.init_noise_sigma
     else:
-        run.latents = _noisy(run, clean, noise)
+        latents = _noisy(run, clean, noise)
+    run.latents = codec.pack(latents)
     beside = run.beside
-    beside.noise = noise
+    beside.noise = codec.pack(noise)
     beside.pixels = pixels
     beside.pixel_mask = mask
-    beside.mask = _everywhere(run, F.interpolate(mask, run.latents.shape[-2:]))
+    shrunk = F.interpolate(mask, latents.shape[-2:])
+    beside.mask = _everywhere(run, codec.pack_mask(shrunk, channels.latents))
     masked = beginning.masked_image_latents
     if masked is None and not is_encoded:
         # with 4 channels for the sake of the random draw
         masked = codec.to_latents(pixels * (mask < 0.5), run.noise, run.batch)
-    if keeps_clean:
-        beside.clean = clean
+    if keeps_clean and clean is not None:
+        beside.clean = codec.pack(clean)
         return
     if masked is None:
         raise ValueError("masked_image_latents is needed where the image is given as latents")
@@ -190,11 +198,14 @@ def _noise(run: Run, codec: Codec, channels: Channels, given: Tensor | None) -> 
     Raises:
         ValueError: what is given is of another shape.
     """
-    height, width = (edge // codec.scale_factor for edge in run.size)
-    shape = (run.batch, channels.latents, height, width)
-    fits = given is None or given.shape == shape
+    shape = codec.shape(run.batch, channels.latents, run.size)
+    if given is None:
+        return run.noise.draw(shape)
+    if given.ndim < len(shape):
+        given = codec.unpack(given, run.size)
+    fits = given.shape == shape
     require(fits, f"latents must have the shape {shape}, as height and width ask for")
-    return run.noise.draw(shape) if given is None else given.to(run.device)
+    return given.to(run.device, run.dtype)
 
 
 def _noisy(run: Run, latents: Tensor, noise: Tensor) -> Tensor:
@@ -209,6 +220,12 @@ def _everywhere(run: Run, x: Tensor) -> Tensor:
 
 FROM_NOISE = Start(from_noise, "text-to-image")
 FROM_IMAGE = Start(from_image, "image-to-image", ("image",), is_partial=True)
+FROM_RESIZED = Start(
+    partial(from_image, resizes=True), "image-to-image", ("image",), is_partial=True
+)
+FROM_BLENDED = Start(
+    partial(from_mask, blends=True), "inpainting", ("image", "mask_image"), is_partial=True
+)
 FROM_DEPTH = Start(
     from_depth, "image-to-image", ("image",), is_partial=True, tensors=("depth_mask",)
 )

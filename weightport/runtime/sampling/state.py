@@ -16,6 +16,8 @@ from .guidance import Guide
 from .noise import Noise
 from .schedule import Scheduler
 
+SPELT = {"pooled_prompt_embeds": "add_text_embeds"}  # what callbacks ask for -> its name here
+
 
 @dataclass
 class Conditions:
@@ -25,11 +27,12 @@ class Conditions:
     Attributes:
         prompt_embeds: (rows, tokens, d).
         negative_prompt_embeds: (batch, tokens, d), for callbacks.
-        add_text_embeds: SDXL's pooled ones, (rows, d).
+        add_text_embeds: the pooled ones, (rows, d); flows' pipelines say `pooled_prompt_embeds`.
         negative_pooled_prompt_embeds: (batch, d), for callbacks.
         add_time_ids: SDXL's sizes and scores.
         w_embedding: the guidance scale, where it is a condition.
         class_labels: how noisy the small image is that is enlarged.
+        places: where the patches are that Flux sees, (patches, 3).
     """
 
     prompt_embeds: Tensor
@@ -39,6 +42,7 @@ class Conditions:
     add_time_ids: Tensor | None = None
     w_embedding: Tensor | None = None
     class_labels: Tensor | None = None
+    places: Tensor | None = None
 
     def added(self) -> dict[str, Tensor] | None:
         """What SDXL's models have beside the prompt."""
@@ -157,6 +161,7 @@ class Run:
         if self.leading is not None and name == self.leading.argument:
             images = self.leading.images
             return images if len(images) > 1 else images[0]
+        name = SPELT.get(name, name)
         return getattr(self._part(name), name)
 
     def replace(self, name: str, value: Any) -> None:
@@ -164,6 +169,7 @@ class Run:
         if self.leading is not None and name == self.leading.argument:
             self.leading.images = list(value) if isinstance(value, (list, tuple)) else [value]
         else:
+            name = SPELT.get(name, name)
             setattr(self._part(name), name, value)
 
     def _part(self, name: str) -> Any:
@@ -195,8 +201,8 @@ class StableDiffusionPipelineOutput(Output):
 
 
 @dataclass(eq=False)
-class StableDiffusionXLPipelineOutput(Output):
-    """What an SDXL pipeline returns."""
+class ImagesOutput(Output):
+    """What a pipeline without a safety checker returns."""
 
     images: Any
 
@@ -205,3 +211,15 @@ class StableDiffusionXLPipelineOutput(Output):
         """What a run made; with `return_dict=False` a plain tuple, which type checkers do not
         see."""
         return cls.asked(return_dict, made.images)
+
+
+class StableDiffusionXLPipelineOutput(ImagesOutput):
+    """What an SDXL pipeline returns."""
+
+
+class StableDiffusion3PipelineOutput(ImagesOutput):
+    """What a pipeline of SD 3 returns."""
+
+
+class FluxPipelineOutput(ImagesOutput):
+    """What a pipeline of Flux returns."""

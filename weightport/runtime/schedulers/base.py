@@ -78,6 +78,7 @@ class Scheduler(HasConfig, PushToHub):
         has_compatibles: whether these take its config.
         ignored: options of others that are taken with a warning, and have no effect.
         steps_untimed: whether steps may go over the training timesteps, without `set_timesteps`.
+        widens_outputs: whether steps compute with outputs of 16 bits in float32, as with samples.
         strays_end: whether a timestep that is not in the run means its last step.
         stochastic: whether a run adds noise, so that it does not follow the probability flow ODE.
         order: model calls a step.
@@ -103,6 +104,7 @@ class Scheduler(HasConfig, PushToHub):
     has_compatibles: ClassVar[bool] = True
     ignored: ClassVar[tuple[str, ...]] = ()
     steps_untimed: ClassVar[bool] = False
+    widens_outputs: ClassVar[bool] = True
     strays_end: ClassVar[bool] = False
     stochastic: bool = False
     order: ClassVar[int] = 1
@@ -363,7 +365,8 @@ class Scheduler(HasConfig, PushToHub):
         self._generator = generator
         if self.num_inference_steps is None and not self.steps_untimed:
             raise ValueError("call set_timesteps before the first step")
-        x, x0 = self._solve(self._next(timestep), widened(sample), widened(model_output), draw)
+        output = widened(model_output) if self.widens_outputs else model_output
+        x, x0 = self._solve(self._next(timestep), widened(sample), output, draw)
         dtype = model_output.dtype
         return x.to(dtype), None if x0 is None else x0.to(dtype)
 

@@ -72,7 +72,7 @@ class FlowSolver(Scheduler):
     def scale_noise(self, sample: Tensor, timestep: Tensor, noise: Tensor) -> Tensor:
         """Noisy samples as the run has them at `timestep` (b,), or at the step that it begins
         with."""
-        sigma = self._sigma_at(timestep, sample)
+        sigma = self._sigma_at(timestep, sample).to(sample.dtype)
         return (sigma * noise + (1 - sigma) * sample).to(sample.dtype)
 
     def add_noise(self, original_samples: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
@@ -84,6 +84,7 @@ class FlowMatchEulerDiscreteScheduler(FlowSolver):
     """Euler's method, or with `stochastic_sampling` to the image and back with new noise."""
 
     takes = ("timesteps", "sigmas")
+    widens_outputs = False
 
     @configured
     def __init__(
@@ -109,8 +110,8 @@ class FlowMatchEulerDiscreteScheduler(FlowSolver):
         sigma = self._levels[i]
         end = self._levels[i + 1]
         if not self.config.stochastic_sampling:
-            return combine(1, x, (end - sigma, output)), None
-        x0 = combine(1, x, (-sigma, output))
+            return combine(1, x, (_rounded(end - sigma, output), output)), None
+        x0 = combine(1, x, (-_rounded(sigma, output), output))
         return combine(1 - end, x0, (end, draw(x0, torch.float32))), None
 
 
@@ -172,6 +173,7 @@ class FlowMatchLCMScheduler(FlowSolver):
 
     stochastic = True
     takes = ("timesteps", "sigmas")
+    widens_outputs = False
 
     @configured
     def __init__(
@@ -197,7 +199,7 @@ class FlowMatchLCMScheduler(FlowSolver):
     def _solve(self, i: int, x: Tensor, output: Tensor, draw: Draw) -> tuple[Tensor, None]:
         sigma = self._levels[i]
         end = self._levels[i + 1]
-        x0 = combine(1, x, (-sigma, output))
+        x0 = combine(1, x, (-_rounded(sigma, output), output))
         factors = self.config.scale_factors
         if i == 0:
             self._size = x0.shape[2:]
@@ -205,3 +207,9 @@ class FlowMatchLCMScheduler(FlowSolver):
             size = [round(factors[i] * side) for side in self._size]
             x0 = torch.nn.functional.interpolate(x0, size=size, mode=self.config.upscale_mode)
         return combine(1 - end, x0, (end, draw(x0, torch.float32))), None
+
+
+def _rounded(factor: float, output: Tensor) -> float:
+    """A factor as the dtype of the output has it: in 16 bits these solvers multiply before they
+    widen."""
+    return torch.tensor(factor, dtype=output.dtype).item()
