@@ -3,7 +3,6 @@ read-only."""
 
 from __future__ import annotations
 
-import fcntl
 import gc
 import os
 import shutil
@@ -16,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from .support.hub_server import HubServer
+from .support.kept import Fill, filled_once
 from .support.synthetic import PARTS, write_keras, write_original, write_repo
 
 # The longest files, which begin first, or the last one would keep one core idle.
@@ -62,33 +62,17 @@ def pytest_collection_finish() -> None:
     gc.enable()
 
 
-Make = Callable[[Path], object]
-
-
 @pytest.fixture(scope="session")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, Make], Path]:
+def made(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, Fill], Path]:
     """A folder of this name, filled once for all processes of a run."""
     base = tmp_path_factory.getbasetemp()
     models = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "models"
-    models.mkdir(exist_ok=True)
 
-    def made(name: str, make: Make) -> Path:
-        folder = models / name
-        with (models / f"{name}.lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)  # what another process makes is waited for
-            if not folder.exists():
-                making = models / f"{name}.part"
-                shutil.rmtree(making, ignore_errors=True)
-                making.mkdir()
-                make(making)
-                making.rename(folder)
-        return folder
-
-    return made
+    return lambda name, make: filled_once(models / name, make)
 
 
 @pytest.fixture(scope="session")
-def repo_of(made: Callable[[str, Make], Path]) -> Callable[[str], Path]:
+def repo_of(made: Callable[[str, Fill], Path]) -> Callable[[str], Path]:
     """Family -> a diffusers repo of a narrow model, complete."""
     return cache(
         lambda family: made(family, lambda folder: write_repo(folder / "repo", family)) / "repo"
@@ -97,7 +81,7 @@ def repo_of(made: Callable[[str, Make], Path]) -> Callable[[str], Path]:
 
 @pytest.fixture(scope="session")
 def original_of(
-    repo_of: Callable[[str], Path], made: Callable[[str, Make], Path]
+    repo_of: Callable[[str], Path], made: Callable[[str, Fill], Path]
 ) -> Callable[[str], Path]:
     """Family -> the original checkpoint of `repo_of`, one `.safetensors` file."""
     name = "original.safetensors"
@@ -111,7 +95,7 @@ def original_of(
 
 @pytest.fixture(scope="session")
 def keras_of(
-    repo_of: Callable[[str], Path], made: Callable[[str, Make], Path]
+    repo_of: Callable[[str], Path], made: Callable[[str, Fill], Path]
 ) -> Callable[[str, str], dict[str, Path]]:
     """Family and suffix -> the Keras files of `repo_of`: part -> path."""
 
@@ -154,7 +138,7 @@ def sd2_keras(keras_of: Callable[[str, str], dict[str, Path]]) -> dict[str, Path
 
 
 @pytest.fixture(scope="session")
-def sd1_archive(sd1_keras: dict[str, Path], made: Callable[[str, Make], Path]) -> Path:
+def sd1_archive(sd1_keras: dict[str, Path], made: Callable[[str, Fill], Path]) -> Path:
     """The image encoder of `sd1_repo` as a `.keras` archive."""
     name = "image_encoder.keras"
 

@@ -20,7 +20,7 @@ FILES = {"config.json": b'{"a": 1}\n', "unet/model.safetensors": WEIGHTS, "unet/
 
 _CLIENT = """
 import json, sys
-from huggingface_hub import *
+from huggingface_hub import CommitOperationDelete, HfApi, hf_hub_download, snapshot_download
 names = {**globals(), 'api': HfApi()}
 try:
     exec(sys.argv[1], names)

@@ -5,19 +5,22 @@ from __future__ import annotations
 
 import json
 import re
+from functools import partial
 from pathlib import Path
 
 import h5py
-import numpy as np
 import pytest
 
 import weightport
 
-from ..support.keras_files import keras
+from ..support import digests
+from ..support.kept import content_of, kept
+from ..support.keras_files import MODELS, interpreter, keras
 from ..support.keras_skeletons import legacy_names, load
-from .test_keras_files import RUNS, assert_equal, made_by
+from .test_keras_files import RUNS, made_by
 
 LOAD = Path(__file__).with_name("load_keras.py")
+SCRIPTS = (LOAD, Path(digests.__file__), *MODELS)
 PARTS = ("text_encoder", "unet", "decoder", "image_encoder")
 MADE = {"v1": "k2 plain", "v2": "k3 v2"}  # the run that the weights come from
 LAYOUTS = (".weights.h5", ".h5")
@@ -42,39 +45,47 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def loaded(written: Path) -> Path:
-    """Each file loaded in both environments: `<environment>.<version>.<part><suffix>.npz`."""
-    for environment in ("k2", "k3"):
-        jobs = [
-            {
-                "component": part,
-                "version": version,
-                "files": [_job(written, environment, version, part, s) for s in LAYOUTS],
-            }
-            for version, part in LOADED
-        ]
-        path = written / f"{environment}.json"
-        path.write_text(json.dumps(jobs))
-        ended = keras(environment).script(LOAD, path)
-        assert ended.status == 0, ended.err[-4000:]
-    return written
+def loaded(written: Path) -> dict[str, Path]:
+    """Environment -> the folder of what its Keras loads from each file."""
+    jobs = [
+        {
+            "component": part,
+            "version": version,
+            "files": [str(_file(written, version, part, suffix)) for suffix in LAYOUTS],
+        }
+        for version, part in LOADED
+    ]
+    path = written / "jobs.json"
+    path.write_text(json.dumps(jobs))
+    files = [_file(written, *model, suffix) for model in LOADED for suffix in LAYOUTS]
+    given = json.dumps([LOADED, LAYOUTS, [content_of(file) for file in files]]).encode()
+    return {
+        environment: kept(
+            interpreter(environment), SCRIPTS, given, partial(_load, environment, path)
+        )
+        for environment in ("k2", "k3")
+    }
 
 
-def _job(folder: Path, environment: str, version: str, part: str, suffix: str) -> tuple[str, str]:
-    out = folder / f"{environment}.{version}.{part}{suffix}.npz"
-    return str(folder / version / f"keras.{part}{suffix}"), str(out)
+def _file(folder: Path, version: str, part: str, suffix: str) -> Path:
+    return folder / version / f"keras.{part}{suffix}"
+
+
+def _load(environment: str, jobs: Path, folder: Path) -> None:
+    ended = keras(environment).script(LOAD, jobs, folder)
+    assert ended.status == 0, ended.err[-4000:]
 
 
 @pytest.mark.parametrize("environment", ["k2", "k3"])
 @pytest.mark.parametrize("suffix", LAYOUTS)
 @pytest.mark.parametrize(("version", "part"), LOADED)
 def test_keras_loads_what_keras_saved(
-    loaded: Path, version: str, part: str, suffix: str, environment: str
+    loaded: dict[str, Path], version: str, part: str, suffix: str, environment: str
 ) -> None:
     """From Keras to a repo and back into Keras: both generations, both layouts, bit for bit."""
-    _, out = _job(loaded, environment, version, part, suffix)
-    with np.load(out) as arrays:
-        assert_equal(dict(arrays), made_by(MADE[version], RUNS[MADE[version]]).truth(part), out)
+    found = loaded[environment] / f"{version}.keras.{part}{suffix}.json"
+    truth = made_by(MADE[version], RUNS[MADE[version]]).truth(part)
+    assert json.loads(found.read_text()) == {name: digests.digest(truth[name]) for name in truth}
 
 
 @pytest.mark.parametrize("part", PARTS)

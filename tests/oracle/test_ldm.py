@@ -27,6 +27,7 @@ from weightport.mappings.families import families
 from weightport.mappings.library import load_table
 
 from ..support.keras_files import interpreter
+from ..support.runners import warm_runners
 from . import run_ldm
 
 EQUAL = {
@@ -164,9 +165,10 @@ def test_a_repo_computes_what_the_original_does(
 
 
 @pytest.mark.parametrize(("family", "suffix"), [("sd1", ".safetensors"), ("sd2", ".ckpt")])
-def test_the_parity_command_runs_the_real_modules(
-    repo: Callable[[str, str], Path], family: str, suffix: str
+def test_parity_runs_the_real_modules(
+    repo: Callable[[str, str], Path], monkeypatch: pytest.MonkeyPatch, family: str, suffix: str
 ) -> None:
+    warm_runners(monkeypatch)
     folder = repo(family, suffix)
     found = weightport.parity(folder, folder.with_name(f"model{suffix}"), layers=True)
     assert found.passed
@@ -205,9 +207,12 @@ def test_the_text_encoder_of_sd2_runs_in_the_real_open_clip(
     assert len(check.layers) > 60
 
 
-def test_the_moving_average_is_run_by_the_real_modules(tmp_path: Path) -> None:
+def test_the_moving_average_is_run_by_the_real_modules(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The file as ldm's trainer saves it, weights and `LitEma`'s averages; the repo has the
     averages."""
+    warm_runners(monkeypatch)
     averaged = run_ldm.randomise(_build("sd1", "unet"), seed=9)
     average = LitEma(torch.nn.ModuleDict({"diffusion_model": averaged})).state_dict()
     state = {

@@ -451,9 +451,13 @@ def test_a_wrong_table_is_different_maths_not_wrong_weights(
 
 
 def test_the_command_prints_a_table_and_the_fault(
-    original_of: Callable[[str], Path], repo_of: Callable[[str], Path], tmp_path: Path
+    original_of: Callable[[str], Path],
+    repo_of: Callable[[str], Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     pytest.importorskip("diffusers")
+    warm_runners(monkeypatch)
     run_ok = run(
         "parity",
         repo_of("sd1"),

@@ -93,8 +93,9 @@ def test_sdxl_as_by_diffusers_single_file(
 
 
 def test_the_moving_average_of_sdxl_as_by_diffusers_single_file(
-    original_of: Callable[[str], Path], tmp_path: Path
+    original_of: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    warm_runners(monkeypatch)
     state = load_file(original_of("sdxl"))
     unet = {
         key: tensor for key, tensor in state.items() if key.startswith("model.diffusion_model.")
@@ -122,7 +123,10 @@ def test_a_controlnet_as_by_diffusers_single_file(family: str, naming: str, tmp_
 
 
 @pytest.mark.parametrize("family", ["sd1", "sd2"])
-def test_parity_runs_a_controlnet_beside_diffusers(family: str, tmp_path: Path) -> None:
+def test_parity_runs_a_controlnet_beside_diffusers(
+    family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    warm_runners(monkeypatch)
     weightport.convert(
         write_controlnet(tmp_path / "source", family), tmp_path / "control.safetensors", to="ldm"
     )

@@ -20,7 +20,13 @@ from typing import Any
 from .command import Run
 
 SERVER = Path(__file__).with_name("fork_server.py")
-MODULES = ["h5py", "weightport.cli", "weightport.runtime.manifest", "weightport.runtime.public"]
+MODULES = [
+    "h5py",
+    "weightport.cli",
+    "weightport.runtime.manifest",
+    "weightport.runtime.public",
+    *("filelock", "httpx2", "tqdm.auto", "truststore", "yaml"),  # what the Hub's client imports
+]
 COMMAND = "from weightport.cli import main\nraise SystemExit(main())"
 SECONDS = 600  # a program that takes longer is ended
 

@@ -1,15 +1,11 @@
-"""Real KerasCV files, which a script makes in a Keras environment for the tests; kept in
-the environment, in the folder `made`."""
+"""Real KerasCV files, which a script makes in a Keras environment for the tests, where they are
+kept."""
 
 from __future__ import annotations
 
-import fcntl
-import hashlib
 import json
 import os
-import shutil
-import subprocess
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -17,15 +13,13 @@ import numpy as np
 import pytest
 
 from .forks import Forks
+from .kept import kept
 
 ROOT = Path(__file__).resolve().parents[2]
 MAKE = ROOT / "scripts" / "make_kerascv.py"
-SCRIPTS = (  # what the files depend on
-    MAKE,
-    ROOT / "scripts" / "kerascv_images.py",
-    ROOT / "scripts" / "kerascv_models.py",
-    ROOT / "weightport" / "parity" / "runners" / "kerascv_build.py",
-)
+BUILD = ROOT / "weightport" / "parity" / "runners" / "kerascv_build.py"
+MODELS = (ROOT / "scripts" / "kerascv_models.py", BUILD)  # what they are
+SCRIPTS = (MAKE, ROOT / "scripts" / "kerascv_images.py", *MODELS)
 ENVIRONMENTS = {"k2": "keras2", "k3": "keras3", "openclip": "openclip"}
 
 
@@ -55,12 +49,9 @@ def keras_files(environment: str, *arguments: str) -> KerasFiles:
 
     Skips the test where the environment is missing; `scripts/test` creates both.
     """
-    folder = _made_by_these_scripts(environment) / _hash("\0".join(arguments).encode())
-    with folder.with_suffix(".lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # what another process makes is waited for
-        if not folder.exists():
-            _make(environment, arguments, folder)
-    return KerasFiles(folder)
+    given = "\0".join(arguments).encode()
+    make = partial(_make, environment, arguments)
+    return KerasFiles(kept(interpreter(environment), SCRIPTS, given, make))
 
 
 @cache
@@ -81,42 +72,10 @@ def interpreter(environment: str) -> Path:
     return python
 
 
-@cache
-def _made_by_these_scripts(environment: str) -> Path:
-    """The folder of all that they make there; what others made goes."""
-    python = interpreter(environment)
-    made = python.parents[1] / "made"
-    folder = made / _hash(*(path.read_bytes() for path in SCRIPTS), _packages(python))
-    folder.mkdir(parents=True, exist_ok=True)
-    for other in made.iterdir():
-        if other != folder:
-            shutil.rmtree(other, ignore_errors=True)
-    return folder
-
-
-def _hash(*parts: bytes) -> str:
-    return hashlib.sha256(b"\0".join(parts)).hexdigest()[:16]
-
-
-@cache
-def _packages(python: Path) -> bytes:
-    code = (
-        "import importlib.metadata as m; print(sorted({(d.name, d.version) for d in"
-        " m.distributions()}))"
-    )
-    return subprocess.run([python, "-c", code], check=True, stdout=subprocess.PIPE).stdout
-
-
 def _make(environment: str, arguments: tuple[str, ...], folder: Path) -> None:
-    """Run the script into a folder of our own, which appears under its name when it is complete."""
-    building = folder.with_suffix(".part")
-    shutil.rmtree(building, ignore_errors=True)
-    building.mkdir()
-    run = keras(environment).script(MAKE, building, *arguments)
+    run = keras(environment).script(MAKE, folder, *arguments)
     if run.status != 0:
-        shutil.rmtree(building, ignore_errors=True)
         raise RuntimeError(f"{MAKE.name} {' '.join(arguments)} failed:\n{run.err[-4000:]}")
-    building.rename(folder)
 
 
 def _read(path: Path) -> dict[str, np.ndarray[Any, Any]]:
