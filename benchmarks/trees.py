@@ -17,9 +17,10 @@ ROOT = Path(__file__).resolve().parent.parent
 def python(tree: Path) -> Command:
     """The beginning of a command that runs Python with the weightport of a tree.
 
-    With `-P` neither the working directory nor the folder of a script comes before it.
+    With `-P` neither the working directory nor the folder of a script comes before it. What is
+    compiled is kept, as of installed packages: the first round does it.
     """
-    return ["env", f"PYTHONPATH={tree}", sys.executable, "-P"]
+    return ["env", "PYTHONDONTWRITEBYTECODE=", f"PYTHONPATH={tree}", sys.executable, "-P"]
 
 
 def moved(command: Command, tree: Path) -> Command:

@@ -5,10 +5,11 @@
 
 from __future__ import annotations
 
+import json
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from .reading import Options, Rule, ShapeOf, read
 
 FOLDER = Path(__file__).resolve().parent / "classes"
 
+_REMEMBERED = 16  # configs of a class
 _ALWAYS = "True"  # where an option matters that always does
 
 _HEADER = (
@@ -118,7 +120,14 @@ class ModelClass:
         Raises:
             MappingError: the config makes no sense.
         """
-        return tensors(self.modules, self.names(config))
+        return dict(self._tensors_of(json.dumps(config)))
+
+    @cached_property
+    def _tensors_of(self) -> Callable[[str], dict[str, Shape]]:
+        """The same of a config as JSON, remembered: it is asked for again and again."""
+        return lru_cache(_REMEMBERED)(
+            lambda text: tensors(self.modules, self.names(json.loads(text)))
+        )
 
     def read(self, shape_of: ShapeOf) -> Options:
         """What tensors tell of the config.

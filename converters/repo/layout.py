@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from ...io.config_files import write_json
 from ...io.documents import MAX_CONFIG, read_json
 from ...io.weight_files import STEMS
-from ...mappings.families import Family
+from ...mappings.families import Family, Tokenizer
 from ..layouts.ldm_evidence import Prediction
 from ..planning.plan import PlannedComponent
 from ..settings import Settings
@@ -18,7 +18,7 @@ from .base import base_file
 from .carried import Carried
 from .configs import Config, Configs, dated
 from .index import is_extension, model_index, tokenizers
-from .tokenizers import copy_or_write_tokenizer
+from .tokenizers import StockTokenizer, copy_or_write_tokenizer, stock_tokenizer
 from .written import WrittenRepo
 
 INDEX = "model_index.json"
@@ -71,6 +71,13 @@ def write_tokenizers(
 ) -> None:
     """Write the tokenizers of a repository alone."""
     _Repo(folder, family, components, settings, None).write_tokenizers()
+
+
+def stock_tokenizers(
+    family: Family, components: Mapping[str, PlannedComponent], settings: Settings
+) -> dict[str, StockTokenizer]:
+    """Those of them whose vocabulary comes with this package: folder -> tokenizer."""
+    return _Repo(Path(), family, components, settings, None).stock_tokenizers()
 
 
 def outputs_of(component: PlannedComponent, dtype: str) -> list[Output]:
@@ -145,15 +152,30 @@ class _Repo:
 
     def write_tokenizers(self) -> None:
         """Each text encoder's."""
-        for name in tokenizers(self.family, self.components, self.carried):
-            tokenizer = self.family.tokenizers[name]
-            encoder = self.components.get(tokenizer.encoder, next(iter(self.components.values())))
+        for name, tokenizer, encoder in self._tokenizers():
             copy_or_write_tokenizer(
                 self.folder / name,
                 tokenizer,
                 encoder,
                 placeholder_tokens=self.settings.placeholder_tokens,
             )
+
+    def stock_tokenizers(self) -> dict[str, StockTokenizer]:
+        """Those whose vocabulary comes with this package, and no words beside: folder -> one."""
+        found = {}
+        for name, tokenizer, encoder in self._tokenizers():
+            tokens = self.settings.placeholder_tokens
+            stock = stock_tokenizer(name, tokenizer, encoder, tokens)
+            if stock is not None and not encoder.words:
+                found[name] = stock
+        return found
+
+    def _tokenizers(self) -> Iterator[tuple[str, Tokenizer, PlannedComponent]]:
+        """Folders, their tokenizers, and the text encoders that these serve."""
+        for name in tokenizers(self.family, self.components, self.carried):
+            tokenizer = self.family.tokenizers[name]
+            encoder = self.components.get(tokenizer.encoder, next(iter(self.components.values())))
+            yield name, tokenizer, encoder
 
     def write_weights(self, progress: Callable[[int], None]) -> None:
         """Each model's, as the settings ask for."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from ...mappings.families import Family, Tokenizer
@@ -23,6 +24,55 @@ _FILES = (
 )
 
 
+@dataclass(frozen=True)
+class StockTokenizer:
+    """A tokenizer whose vocabulary comes with this package.
+
+    Attributes:
+        class_name: in transformers.
+        pad_token: what fills a prompt up.
+        max_length: of a prompt, in tokens.
+        placeholder_tokens: beyond the vocabulary, in the order of their ids.
+    """
+
+    class_name: str
+    pad_token: str
+    max_length: int
+    placeholder_tokens: tuple[str, ...]
+
+    def write(self, folder: Path) -> None:
+        """Write its files into a folder, which is created if missing."""
+        if self.class_name == CLASS_NAME:
+            write_t5_tokenizer(folder)
+            return
+        write_tokenizer(
+            folder,
+            placeholder_tokens=self.placeholder_tokens,
+            pad_token=self.pad_token,
+            max_length=self.max_length,
+        )
+
+
+def stock_tokenizer(
+    name: str, tokenizer: Tokenizer, encoder: PlannedComponent, placeholder_tokens: Sequence[str]
+) -> StockTokenizer | None:
+    """The tokenizer of a text encoder, if it is the family's and not a base's own.
+
+    Args:
+        name: of its folder.
+        tokenizer: what the family says of it; the layout that the encoder comes from may pad
+            otherwise.
+    """
+    if _theirs(name, encoder):
+        return None
+    return StockTokenizer(
+        tokenizer.class_name,
+        encoder.layout.pad_token or tokenizer.pad_token,
+        encoder.config.get("max_position_embeddings", MAX_LENGTH),
+        tuple(placeholder_tokens),
+    )
+
+
 def copy_or_write_tokenizer(
     folder: Path,
     tokenizer: Tokenizer,
@@ -34,36 +84,21 @@ def copy_or_write_tokenizer(
 
     Args:
         folder: must not be there yet.
-        tokenizer: what the family says of it; the layout that the encoder comes from may pad
-            otherwise.
+        tokenizer: as of `stock_tokenizer`.
     """
-    given = [base_file(encoder, f"{folder.name}/{name}") for name in _FILES]
-    theirs = [file for file in given if file is not None]
     folder.mkdir()
-    for file in theirs:
+    stock = stock_tokenizer(folder.name, tokenizer, encoder, placeholder_tokens)
+    if stock is not None:
+        stock.write(folder)
+    for file in _theirs(folder.name, encoder):
         (folder / file.name).write_bytes(file.read_bytes())
-    if not theirs:
-        _write(folder, tokenizer, encoder, placeholder_tokens)
     add_tokens(folder, encoder.words)
 
 
-def _write(
-    folder: Path,
-    tokenizer: Tokenizer,
-    encoder: PlannedComponent,
-    placeholder_tokens: Sequence[str],
-) -> None:
-    """The tokenizer of a family."""
-    if tokenizer.class_name == CLASS_NAME:
-        write_t5_tokenizer(folder)
-    else:
-        pad_token = encoder.layout.pad_token or tokenizer.pad_token
-        write_tokenizer(
-            folder,
-            placeholder_tokens=placeholder_tokens,
-            pad_token=pad_token,
-            max_length=encoder.config.get("max_position_embeddings", MAX_LENGTH),
-        )
+def _theirs(name: str, encoder: PlannedComponent) -> list[Path]:
+    """A base's own files of a tokenizer."""
+    given = [base_file(encoder, f"{name}/{file}") for file in _FILES]
+    return [file for file in given if file is not None]
 
 
 def unfit(family: Family, components: Mapping[str, PlannedComponent]) -> dict[str, int]:

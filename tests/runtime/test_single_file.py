@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -201,3 +202,33 @@ def test_damaged_files_are_refused_in_one_line(
     save_file(tensors, file)
     with pytest.raises(ConversionError, match=r"half\.safetensors"):
         DiffusionPipeline.from_single_file(file)
+
+
+def test_a_stock_tokenizer_is_read_when_it_is_used(
+    original_of: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its vocabulary is ours, so that nothing about it can be wrong; it stays what it is set to."""
+    read: list[Any] = []
+    known = weightport.CLIPTokenizer.from_pretrained
+
+    def from_pretrained(*arguments: Any, **options: Any) -> Any:
+        read.append(arguments)
+        return known(*arguments, **options)
+
+    monkeypatch.setattr(weightport.CLIPTokenizer, "from_pretrained", from_pretrained)
+    pipe = DiffusionPipeline.from_single_file(original_of("sd1"))
+    tokenizer = pipe.tokenizer
+    tokenizer.model_max_length = 5
+    again = pickle.loads(pickle.dumps(tokenizer))
+    assert not read
+    assert tokenizer("a photo of a cat", truncation=True).input_ids == [
+        49406,
+        320,
+        1125,
+        539,
+        49407,
+    ]
+    assert len(tokenizer) == 49408
+    assert len(read) == 1
+    assert again.encode("a") == [49406, 320, 49407]
+    assert not hasattr(tokenizer, "no_such_thing")

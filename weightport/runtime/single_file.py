@@ -13,6 +13,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, Literal, TypedDict
@@ -25,6 +26,7 @@ from ..io import dtypes
 
 if TYPE_CHECKING:
     from ..converters.checkpoint import SourceFile, Stored
+    from ..converters.repo.tokenizers import StockTokenizer
     from ..converters.writers.pieces import Output
 
 DTYPES: dict[str, torch.dtype] = {name: getattr(torch, word) for name, word in dtypes.WORDS.items()}
@@ -76,6 +78,7 @@ class PlannedRepo:
     classes: Mapping[str, str]
     _outputs: Mapping[str, list[Output]]
     _write_tokenizers: Callable[[Path], None]
+    _stock_tokenizers: Mapping[str, StockTokenizer]
     _maps: dict[int, mmap.mmap] = field(default_factory=dict)
 
     @property
@@ -84,7 +87,14 @@ class PlannedRepo:
         return self.configs.get(INDEX, {})
 
     def tokenizer(self, component: str, kind: Any) -> Any:
-        """A tokenizer of a class, from files that are there only meanwhile."""
+        """A tokenizer of a class, from files that are there only meanwhile.
+
+        One whose vocabulary comes with this package, which cannot be faulty, is read when it is
+        first used.
+        """
+        stock = self._stock_tokenizers.get(component)
+        if stock is not None:
+            return kind.when_used(partial(_read_stock, kind, stock))
         with TemporaryDirectory(prefix="weightport-") as folder:
             self._write_tokenizers(Path(folder))
             return kind.from_pretrained(Path(folder, component))
@@ -130,6 +140,12 @@ class PlannedRepo:
         return self._maps[id(file)]
 
 
+def _read_stock(kind: Any, stock: StockTokenizer) -> Any:
+    with TemporaryDirectory(prefix="weightport-") as folder:
+        stock.write(Path(folder))
+        return kind.from_pretrained(folder)
+
+
 def _made(blocks: Any, output: Output) -> Tensor:
     """A tensor filled block by block."""
     tensor = torch.empty(output.shape, dtype=DTYPES[output.dtype])
@@ -156,7 +172,12 @@ def planned_repo(
     """
     from ..converters.convert import as_sources, planned
     from ..converters.outputs.diffusers import evidence
-    from ..converters.repo.layout import described, outputs_of, write_tokenizers
+    from ..converters.repo.layout import (
+        described,
+        outputs_of,
+        stock_tokenizers,
+        write_tokenizers,
+    )
     from ..converters.settings import Settings
 
     paths = [sources] if isinstance(sources, str | os.PathLike) else list(sources)
@@ -180,6 +201,7 @@ def planned_repo(
             {name: one.described.class_name for name, one in conversion.components.items()},
             outputs,
             lambda folder: write_tokenizers(folder, family, conversion.components, told),
+            stock_tokenizers(family, conversion.components, told) if INDEX in configs else {},
         )
 
 

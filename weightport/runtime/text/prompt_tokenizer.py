@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
-from typing import Any, ClassVar, Literal, Self
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 import torch
 from tokenizers import AddedToken, Tokenizer
@@ -36,6 +36,24 @@ class PromptTokenizer(ABC):
     model_max_length: int
     pad_token_id: int
     unk_token_id: int
+
+    @classmethod
+    def when_used(cls, read: Callable[[], Self]) -> Self:
+        """A tokenizer that is read when something of it is first asked for."""
+        tokenizer = cls.__new__(cls)
+        vars(tokenizer)["_read"] = read
+        return tokenizer
+
+    if not TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> Any:
+            read = vars(self).get("_read")
+            if read is None:  # another thread was here first, or there is no such thing
+                return object.__getattribute__(self, name)
+            made = read()
+            vars(self).update({**vars(made), **vars(self)})
+            vars(self).pop("_read", None)
+            return getattr(made, name)
 
     def __call__(
         self,
