@@ -33,6 +33,9 @@ def _little_endian(word: str) -> np.dtype[Any]:
 DTYPES = {name: _little_endian(word) for name, word in WORDS.items()}
 """safetensors' names of dtypes -> numpy's dtypes."""
 
+ITEMSIZES = {name: dtype.itemsize for name, dtype in DTYPES.items()}
+"""The same names -> bytes of an element."""
+
 Array = np.ndarray[Any, Any]
 
 
@@ -114,7 +117,7 @@ class SourceFile:
             self.close()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Tensor:
     """A named tensor whose bytes are not read yet.
 
@@ -131,7 +134,7 @@ class Tensor:
     @property
     def nbytes(self) -> int:
         """Size of the data in bytes."""
-        return math.prod(self.shape) * DTYPES[self.dtype].itemsize
+        return math.prod(self.shape) * ITEMSIZES[self.dtype]
 
     def numpy(self) -> Array:
         """The whole tensor, in memory."""
@@ -146,7 +149,7 @@ class Tensor:
         return Computed(self.name, self.dtype, shape, (self,), compute, "reshaped")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Stored(Tensor):
     """A tensor that lies in a file as one range of row-major little-endian bytes."""
 
@@ -164,7 +167,7 @@ class Stored(Tensor):
         return np.frombuffer(data, DTYPES[self.dtype]).reshape(self.shape)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Computed(Tensor):
     """A tensor that is a function of stored ones, such as a dequantised kernel; computed when asked
     for."""
@@ -180,7 +183,7 @@ class Computed(Tensor):
         )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class LowRank(Computed):
     """A weight with factors of LoRA merged into it.
 
@@ -240,6 +243,7 @@ class Checkpoint:
         ignored_classes: classes that a pickle names; they were neither imported nor created.
         loss: what this way of saving may have lost.
         naming: whose names the keys are, where that is known: `mappings/facts/names.toml`.
+        is_strange: whether no key is one that a part of a known model has.
         unused: keys of what a part may do without -> the reason for leaving them out.
         taken_off: what stood around the names and is not in the keys, in words.
         average: whether it is the moving average of the weights.
@@ -260,6 +264,7 @@ class Checkpoint:
     whole: Checkpoint | None = None
     loss: Loss | None = None
     naming: str = ""
+    is_strange: bool = False
     unused: Mapping[str, str] = field(default_factory=dict)
     taken_off: str | None = None
     average: bool = False

@@ -152,7 +152,7 @@ def _collapsed(tensors: Mapping[str, Tensor]) -> tuple[tuple[str, int, str, int]
     for key, tensor in tensors.items():
         by_dtype.setdefault(tensor.dtype, {})[key] = tensor.nbytes
     return tuple(
-        (pattern, len(keys), dtype, sum(nbytes[key] for key in keys))
+        (pattern, len(keys), dtype, sum(map(nbytes.__getitem__, keys)))
         for dtype, nbytes in sorted(by_dtype.items())
         for pattern, keys in collapse(nbytes)
     )

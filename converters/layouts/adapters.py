@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ...adapters.alphas import CONFIG, WEIGHTS, Alphas
-from ...adapters.modules import Adapter, Model, Module, decode, is_adapter, stock_models
+from ...adapters.modules import Adapter, Model, Module, decode, stock_models
 from ...errors import ConversionError
 from ...io.documents import read_json
 from ...mappings.families import families
@@ -70,7 +70,7 @@ def reads(source: Source) -> bool:
     """Whether this is a file that changes a model."""
     if source.path.is_dir():
         return (source.path / CONFIG).is_file()
-    return source.raw is not None and is_adapter(source.raw.tensors)
+    return source.is_adapter
 
 
 def open_adapter(source: Source) -> AdapterFile:

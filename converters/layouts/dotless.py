@@ -67,11 +67,17 @@ def read_dotless(
 
 def _dotless(rest: Tensors) -> dict[str, dict[str, Tensor]]:
     """Front -> last segment -> tensor, where many lie right under one front."""
-    found: dict[str, dict[str, Tensor]] = {}
+    counted = Counter(name[: name.rfind(".") + 1] for name in rest)
+    found: dict[str, dict[str, Tensor]] = {
+        front: {} for front, count in counted.items() if count >= _FEWEST
+    }
+    if not found:
+        return found
     for name, tensor in rest.items():
-        front, dot, leaf = name.rpartition(".")
-        found.setdefault(front + dot, {})[leaf] = tensor
-    return {front: leaves for front, leaves in found.items() if len(leaves) >= _FEWEST}
+        at = name.rfind(".") + 1
+        if name[:at] in found:
+            found[name[:at]][name[at:]] = tensor
+    return found
 
 
 def _by_weights(leaves: Collection[str], groups: Iterable[Group]) -> dict[str, str]:

@@ -142,7 +142,7 @@ def _leftovers(
     Asked is what belongs to no part, what no part needs, and of each part one tensor, which speaks
     for it.
     """
-    spoken_for: dict[str, list[Tensor]] = {name: [tensor] for name, tensor in rest.items()}
+    spoken_for: dict[str, list[Tensor]] = {}
     fronts = {""}
     for group in groups:
         fronts.update(_fronts(without_place(group.front).split(".")[:-1]))
@@ -153,9 +153,14 @@ def _leftovers(
     reasons: dict[str, str] = {}
     stripped: dict[str, Tensor] = {}
     for front in sorted(fronts):
-        below = {name.removeprefix(front): name for name in spoken_for if name.startswith(front)}
+        below = {
+            name.removeprefix(front): name
+            for name in (*rest, *spoken_for)
+            if name.startswith(front)
+        }
         for short, reason in leftovers(below).items():
-            for tensor in spoken_for[below[short]]:
+            name = below[short]
+            for tensor in spoken_for.get(name) or [rest[name]]:
                 reasons.setdefault(tensor.name, reason)
                 stripped[tensor.name.removeprefix(front)] = tensor
     return reasons, stripped

@@ -56,7 +56,7 @@ def parts_of(source: Source) -> list[Checkpoint]:
     whole = _whole(raw, skipped, groups) if found.layout != CANONICAL else None
     parts = [_part(group, file, whole, group.front in averages) for group in groups]
     if unknown or not parts:
-        parts.append(replace(file, tensors=unknown))
+        parts.append(replace(file, tensors=unknown, is_strange=True))
     return parts
 
 

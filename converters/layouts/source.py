@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+from ...adapters.modules import is_adapter
 from ..checkpoint import Checkpoint
 from ..readers.safetensors import read_safetensors
 from ..readers.sniff import sniff
@@ -49,6 +50,11 @@ class Source:
         """The tensors of a file that merely lists them, under its own keys; None for others."""
         read = _BARE.get(self.kind)
         return unscaled(read(self.path)) if read else None
+
+    @cached_property
+    def is_adapter(self) -> bool:
+        """Whether such a file changes a model."""
+        return self.raw is not None and is_adapter(self.raw.tensors)
 
     @cached_property
     def split(self) -> Split:

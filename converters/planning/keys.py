@@ -19,7 +19,10 @@ def collapse(keys: Iterable[str]) -> list[tuple[str, list[str]]]:
     groups: dict[str, list[str]] = {}
     for key in keys:
         groups.setdefault(_NUMBER.sub(_ANY, key), []).append(key)
-    return [(_pattern(skeleton, group), group) for skeleton, group in groups.items()]
+    return [
+        (group[0] if len(group) == 1 else _pattern(skeleton, group), group)
+        for skeleton, group in groups.items()
+    ]
 
 
 def brief(keys: Iterable[str], limit: int = 3) -> str:
@@ -34,8 +37,6 @@ def brief(keys: Iterable[str], limit: int = 3) -> str:
 
 
 def _pattern(skeleton: str, keys: Sequence[str]) -> str:
-    if len(keys) == 1:
-        return keys[0]
     columns = zip(*(key.split(".") for key in keys), strict=True)
     return ".".join(
         _range(set(column)) if segment == _ANY else segment

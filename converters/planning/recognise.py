@@ -112,6 +112,9 @@ class Recognition:
 def recognise(checkpoint: Checkpoint) -> Recognition:
     """The best-matching part, known or not; never raises for a stranger."""
     possible = _possible(checkpoint)
+    if checkpoint.is_strange:  # any of them is as near
+        winners = _at_home(checkpoint, list(possible))
+        return _recognition(checkpoint, winners, 0.0, _evidence(checkpoint, winners, 0.0))
     read = _read(checkpoint, possible)
     winners = _whole(checkpoint, read)
     best = 1.0

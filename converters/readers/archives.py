@@ -143,10 +143,12 @@ def _member(
             f"{file.path}: `{shown}` is compressed or encrypted, which PyTorch never does;"
             " unpack it"
         )
-    local = struct.unpack("<4s5H3I2H", file.read(offset, 30))
+    header = file.read(offset, min(30 + len(raw), max(30, file.size - offset)))
+    local = struct.unpack_from("<4s5H3I2H", header)
     if (
         local[0] != b"PK\x03\x04"
-        or file.read(offset + 30, local[9]) != raw
+        or local[9] != len(raw)
+        or header[30:] != raw
         or (local[2], local[3]) != (flags, method)
     ):
         raise ConversionError(f"{file.path}: the zip directory and the member `{shown}` disagree")

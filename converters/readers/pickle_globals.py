@@ -13,6 +13,7 @@ import re
 import sys
 from _compat_pickle import IMPORT_MAPPING
 from dataclasses import dataclass
+from functools import cached_property
 
 from ...errors import printable
 
@@ -21,17 +22,25 @@ class PickleError(ValueError):
     """A pickle is damaged, too large or refused; the message goes after the name of the file."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Global:
     """A name that a pickle mentions. It is text: nothing is imported."""
 
     module: str
     name: str
 
-    @property
+    @cached_property
     def dotted(self) -> str:
         """The whole name."""
         return f"{self.module}.{self.name}"
+
+    @cached_property
+    def is_called(self) -> bool:
+        """Whether checkpoints call it, with any arguments: a class, or one of the few functions
+        that torch and numpy write."""
+        if self.dotted in _ACCESS:
+            return False
+        return is_standard(self) or _is_class(self) or _is_known(self)
 
     def __str__(self) -> str:
         return printable(self.dotted)
@@ -124,20 +133,18 @@ def _is_inert(name: Global) -> bool:
     return name.name in _INERT.get(name.module, ())
 
 
-def check_called(name: Global, args: tuple[object, ...]) -> None:
-    """A pickle calls `name(*args)`: it must be a class, or one of the few functions that torch and
-    numpy write.
+def check_access(name: Global, args: tuple[object, ...]) -> None:
+    """A pickle calls `name(*args)`, which is not called with any arguments.
 
     Raises:
-        PickleError: it is something else.
+        PickleError: it reaches for something else than a member of a class.
     """
-    if name.dotted in _ACCESS:
-        if not _is_access(name, args):
-            raise PickleError(
-                f"it calls `{name}` on something else than a class: the file may be malicious"
-            )
-    elif not (is_standard(name) or _is_class(name) or _is_known(name)):
+    if name.dotted not in _ACCESS:
         raise PickleError(f"it calls `{name}`, which is not a class: the file may be malicious")
+    if not _is_access(name, args):
+        raise PickleError(
+            f"it calls `{name}` on something else than a class: the file may be malicious"
+        )
 
 
 def _is_access(function: Global, args: tuple[object, ...]) -> bool:

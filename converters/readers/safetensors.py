@@ -10,16 +10,18 @@ https://github.com/huggingface/safetensors#format
 from __future__ import annotations
 
 import math
+from operator import itemgetter
 from pathlib import Path
 
 from ...errors import ConversionError, printable
 from ...io.documents import parse_json
 from ...io.weight_files import index_suffix
-from ..checkpoint import DTYPES, Checkpoint, SourceFile, Stored
+from ..checkpoint import ITEMSIZES, Checkpoint, SourceFile, Stored
 from .shards import read_shards
 
 _TOO_LARGE = 1 << 63
 _FIELDS = {"dtype", "shape", "data_offsets"}
+_Placed = tuple[int, int, Stored]
 MAX_HEADER = 100_000_000  # bytes; the limit of the reference implementation
 
 
@@ -76,13 +78,14 @@ def _read_header(file: SourceFile) -> tuple[dict[str, Stored], dict[str, str]]:
     metadata = header.pop("__metadata__", {})
     if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
         raise ConversionError(f"{path}: `__metadata__` does not map text to text")
-    tensors = {key: _tensor(file, 8 + length, key, entry) for key, entry in header.items()}
-    ordered = sorted(tensors.values(), key=lambda tensor: (tensor.offset, tensor.nbytes))
-    _check_layout(file, 8 + length, ordered)
-    return {tensor.name: tensor for tensor in ordered}, metadata
+    placed = [_placed(file, 8 + length, key, entry) for key, entry in header.items()]
+    placed.sort(key=itemgetter(0, 1))
+    _check_layout(file, 8 + length, placed)
+    return {tensor.name: tensor for _, _, tensor in placed}, metadata
 
 
-def _tensor(file: SourceFile, start: int, key: str, entry: object) -> Stored:
+def _placed(file: SourceFile, start: int, key: str, entry: object) -> _Placed:
+    """A tensor, and where it begins and ends."""
     if not key.isprintable():
         raise ConversionError(
             f"{file.path}: the tensor name `{printable(key)}` holds control characters"
@@ -92,15 +95,16 @@ def _tensor(file: SourceFile, start: int, key: str, entry: object) -> Stored:
     dtype = entry["dtype"]
     shape = entry["shape"]
     offsets = entry["data_offsets"]
-    if not isinstance(dtype, str) or dtype not in DTYPES:
+    if not isinstance(dtype, str) or dtype not in ITEMSIZES:
         raise _fault(file, key, f"has dtype {printable(dtype)}, which is not supported")
     if not _are_sizes(shape) or not _are_sizes(offsets) or len(offsets) != 2:
         raise _fault(file, key, "has a shape or offsets other than integers from 0 to 2^63")
-    begin, end = offsets
-    nbytes = math.prod(shape) * DTYPES[dtype].itemsize
+    begin = start + offsets[0]
+    end = start + offsets[1]
+    nbytes = math.prod(shape) * ITEMSIZES[dtype]
     if end - begin != nbytes:
         raise _fault(file, key, f"needs {nbytes} bytes but has {end - begin}")
-    return Stored(key, dtype, tuple(shape), file, start + begin)
+    return begin, end, Stored(key, dtype, tuple(shape), file, begin)
 
 
 def _fault(file: SourceFile, key: str, what: str) -> ConversionError:
@@ -116,20 +120,20 @@ def _are_sizes(value: object) -> bool:
     return True
 
 
-def _check_layout(file: SourceFile, start: int, tensors: list[Stored]) -> None:
+def _check_layout(file: SourceFile, start: int, placed: list[_Placed]) -> None:
     """Every byte after the header belongs to exactly one tensor."""
     end = start
-    for tensor in tensors:
-        if tensor.offset != end:
+    for begin, next_end, tensor in placed:
+        if begin != end:
             problem = (
                 "overlaps the tensor before it"
-                if tensor.offset < end
-                else f"leaves {tensor.offset - end} bytes unused"
+                if begin < end
+                else f"leaves {begin - end} bytes unused"
             )
             raise ConversionError(
                 f"{file.path}: `{printable(tensor.name)}` {problem}; the file is damaged"
             )
-        end += tensor.nbytes
+        end = next_end
     if end > file.size:
         raise ConversionError(
             f"{file.path}: the tensors end at byte {end}, the file at {file.size}; is the download"

@@ -44,10 +44,12 @@ def is_torch(file: SourceFile) -> bool:
     """Whether a file looks like a PyTorch checkpoint, another pickle or a tar, for `read_torch` to
     read or refuse."""
     if is_zip(file):
+        if b"/data.pkl" in file.read(30, min(file.size - 30, 300)):
+            return True  # the first member, as PyTorch writes it
         try:
             return any(name.rpartition("/")[2] == "data.pkl" for name in zip_members(file))
-        except ConversionError:  # damaged: what does it begin with?
-            return b"data.pkl" in file.read(30, min(file.size - 30, 300))
+        except ConversionError:
+            return False  # damaged, and something else at its beginning
     if is_tar(file):
         return True
     head = file.read(0, min(file.size, 64))

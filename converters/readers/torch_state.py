@@ -21,7 +21,7 @@ _BESIDE = {  # what trainers save with them
     "loops": "state of the training loop",
     "hyper_parameters": "settings of the training",
 }
-_MAX_ENTRIES = 100_000
+_MAX_ENTRIES = 150_000  # that are looked at, each as often as it is met
 _MAX_WRAPPERS = 4
 _MAX_TRANSIENT = 100  # buffers of one module that are not saved
 _MAX_NAME = 1024  # which bounds the depth too
@@ -51,29 +51,30 @@ def find_weights(root: object, storages: Storages) -> Weights:
         PickleError: there are none, or a tensor among them cannot be read.
     """
     weights = Weights()
-    node, others = _unwrap(root, weights)
+    walk = _Walk()
+    node, others = _unwrap(root, weights, walk)
     if not is_tensor(node):
         _note_scalars(node, weights)
         for lists in (False, True):  # what lies in lists is mostly not the model
-            for name, value in _leaves(node, weights, lists):
+            for name, value in walk.leaves(node, weights, lists):
                 _add(name, value, storages, weights)
             if weights.tensors:
                 break
         if node is root:
-            weights.beside |= _side_by_side(node)
+            weights.beside |= _side_by_side(node, walk)
     if not weights.tensors:
         raise PickleError(f"there are no named tensors in it, but {_describe(root)}")
     for name, (other, words) in others.items():
-        _add_beside(name, other, words, storages, weights)
+        _add_beside(name, other, words, storages, weights, walk)
     return weights
 
 
-def _side_by_side(node: object) -> dict[str, str]:
+def _side_by_side(node: object, walk: _Walk) -> dict[str, str]:
     """The dicts that hold tensors where a tree first has several: path -> what they are."""
     front = ""
     for _ in range(_MAX_WRAPPERS):
         entries = _mapping(node) or {}
-        found = {key: value for key, value in entries.items() if _holds_tensors(value)}
+        found = {key: value for key, value in entries.items() if walk.holds_tensors(value)}
         if len(found) != 1:
             return {
                 f"{front}{_shown(key)}": f"beside the weights: {_describe(value)}"
@@ -84,11 +85,13 @@ def _side_by_side(node: object) -> dict[str, str]:
     return {}
 
 
-def _add_beside(name: str, node: object, words: str, storages: Storages, weights: Weights) -> None:
+def _add_beside(
+    name: str, node: object, words: str, storages: Storages, weights: Weights, walk: _Walk
+) -> None:
     """The tensors of a dict beside the weights, if they can be read; else it is left out."""
     found = Weights()
     try:
-        for key, value in _leaves(node, found):
+        for key, value in walk.leaves(node, found):
             _add(f"{name}.{key}", value, storages, found)
     except PickleError:
         found = Weights()
@@ -113,7 +116,9 @@ def _add(name: str, value: object, storages: Storages, weights: Weights) -> None
     weights.tensors[name] = tensor
 
 
-def _unwrap(node: object, weights: Weights) -> tuple[object, dict[str, tuple[object, str]]]:
+def _unwrap(
+    node: object, weights: Weights, walk: _Walk
+) -> tuple[object, dict[str, tuple[object, str]]]:
     """Go down to the weights that a trainer put beside other things, noting those.
 
     Returns:
@@ -125,7 +130,7 @@ def _unwrap(node: object, weights: Weights) -> tuple[object, dict[str, tuple[obj
         if entries is None:
             break
         wrappers = (key for key in _WRAPPERS if key in entries)
-        inner = next((key for key in wrappers if _holds_tensors(entries[key])), None)
+        inner = next((key for key in wrappers if walk.holds_tensors(entries[key])), None)
         if inner is None:
             break
         _note_scalars(node, weights)
@@ -135,7 +140,7 @@ def _unwrap(node: object, weights: Weights) -> tuple[object, dict[str, tuple[obj
             name = _shown(key)
             words = f"beside `{inner}`: {_describe(value)}"
             reason = _reason(name)
-            if reason is None and _holds_tensors(value):
+            if reason is None and walk.holds_tensors(value):
                 others[name] = value, words
             else:
                 weights.skipped[name] = reason or words
@@ -179,38 +184,51 @@ def _shown(key: object) -> str:
 # ---- the tree
 
 
-def _holds_tensors(node: object) -> bool:
-    return not is_tensor(node) and any(is_tensor(value) for _, value in _leaves(node, Weights()))
+class _Walk:
+    """Ways through a tree, which may meet a node again and again: bounded all together."""
 
+    def __init__(self) -> None:
+        self._left = _MAX_ENTRIES
 
-def _leaves(root: object, weights: Weights, lists: bool = False) -> Iterator[tuple[str, object]]:
-    """Everything below a node that is no mapping or module, by dotted name, depth first; may meet a
-    node twice.
+    def holds_tensors(self, node: object) -> bool:
+        """Whether a tensor is below a node."""
+        if is_tensor(node):
+            return False
+        return any(is_tensor(value) for _, value in self.leaves(node, Weights()))
 
-    Args:
-        lists: go into lists too, whose entries are named by their place.
-    """
-    levels = [("", _children(root) or iter(()))]
-    for _ in range(_MAX_ENTRIES):
-        while levels and (entry := next(levels[-1][1], None)) is None:
-            levels.pop()
-        if not levels or entry is None:
-            return
-        prefix = levels[-1][0]
-        key, value = entry
-        name = f"{prefix}{key}" if isinstance(key, str | int) else f"{prefix}{_shown(key)}"
-        if len(name) > _MAX_NAME:
-            raise PickleError(f"the name `{printable(name)}` is too long or too deep")
-        children = None if is_tensor(value) else _children(value)
-        if children is None and lists and isinstance(value, list):
-            children = enumerate(value)
-        if children is None:
-            yield name, value
-        elif reason := None if prefix else _reason(name):
-            weights.skipped[name] = reason
-        else:
-            levels.append((f"{name}.", children))
-    raise PickleError(f"there are more than {_MAX_ENTRIES} entries in it; no checkpoint needs that")
+    def leaves(
+        self, root: object, weights: Weights, lists: bool = False
+    ) -> Iterator[tuple[str, object]]:
+        """Everything below a node that is no mapping or module, by dotted name, depth first.
+
+        Args:
+            weights: gets the names of what is passed over, with the reason.
+            lists: go into lists too, whose entries are named by their place.
+        """
+        levels = [("", _children(root) or iter(()))]
+        while self._left:
+            while levels and (entry := next(levels[-1][1], None)) is None:
+                levels.pop()
+            if not levels or entry is None:
+                return
+            self._left -= 1
+            prefix = levels[-1][0]
+            key, value = entry
+            name = f"{prefix}{key}" if isinstance(key, str | int) else f"{prefix}{_shown(key)}"
+            if len(name) > _MAX_NAME:
+                raise PickleError(f"the name `{printable(name)}` is too long or too deep")
+            children = None if is_tensor(value) else _children(value)
+            if children is None and lists and isinstance(value, list):
+                children = enumerate(value)
+            if children is None:
+                yield name, value
+            elif reason := None if prefix else _reason(name):
+                weights.skipped[name] = reason
+            else:
+                levels.append((f"{name}.", children))
+        raise PickleError(
+            f"there are more than {_MAX_ENTRIES} entries in it; no checkpoint needs that"
+        )
 
 
 def _children(node: object) -> _Entries | None:

@@ -11,20 +11,21 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import dataclass
-from functools import partial
-from typing import Literal
+from functools import lru_cache, partial
+from typing import Literal, TypeGuard
 
 import numpy as np
 
 from ...errors import printable
 from ...io.dtypes import NAMES
-from ..checkpoint import DTYPES, Array, Computed, SourceFile, Stored, Tensor
+from ..checkpoint import DTYPES, ITEMSIZES, Array, Computed, SourceFile, Stored, Tensor
 from .pickle_globals import Global, PickleError
 from .pickle_machine import Object
 
 _EXPANDED = (
     1 << 20
 )  # bytes that a tensor which repeats its elements may have beyond those of its storage
+_TOO_LARGE = 1 << 63
 RANK = 64  # dimensions a tensor may have
 _WRAPPED = 8  # parameters of parameters
 _KEY = re.compile(r"[0-9A-Za-z_.-]{1,64}")
@@ -46,6 +47,8 @@ _PARAMETERS = {
     "torch._utils._rebuild_parameter", "torch._utils._rebuild_parameter_with_state",
     "torch.nn.parameter.Parameter",
 }  # fmt: skip
+_TYPED = "torch._tensor._rebuild_from_type_v2"
+_WRAPPERS = {*_PARAMETERS, _TYPED}
 _PLAIN = {
     "torch.Tensor",
     "torch._tensor.Tensor",
@@ -66,7 +69,7 @@ _NUMPY = {  # numpy's codes of element types, which PyTorch has too
 }  # fmt: skip
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Storage:
     """`numel` elements of the storage `key`, from element `first` on: all of it, except in files
     before torch 0.4."""
@@ -78,7 +81,7 @@ class Storage:
     first: int = 0
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class View:
     """A tensor as a view of a storage, not checked yet. `dtype` is None where the storage knows
     it."""
@@ -128,7 +131,10 @@ class Storages:
 
     def declare(self, cls: Global, key: str | int, numel: int) -> Storage:
         """The storage of a key, which every declaration must describe alike."""
+        known = self.declared.get(str(key)[:80])
         dtype = _STORAGES.get(cls.name) if cls.module.partition(".")[0] == "torch" else None
+        if known is not None and (known.dtype, known.itemsize) == dtype and known.numel == numel:
+            return known
         if dtype is None or numel < 0 or not _KEY.fullmatch(str(key)[:80]):
             raise PickleError(
                 f"storage `{printable(key)}` of {numel} elements in `{cls}` is none that PyTorch"
@@ -192,11 +198,12 @@ class Storages:
             )
         shape = _sizes(name, view.shape)
         stride = _sizes(name, view.stride)
-        offset = _sizes(name, (view.offset,))[0]
-        itemsize = DTYPES[dtype].itemsize
+        offset = view.offset
+        if not _is_size(offset):
+            raise _no_sizes(name)
+        itemsize = ITEMSIZES[dtype]
         stored = storage.numel * storage.itemsize
-        count = math.prod(shape)
-        last = sum((size - 1) * step for size, step in zip(shape, stride, strict=False))
+        count, last, is_contiguous = _geometry(shape, stride)
         end = (offset + last + 1) * itemsize
         if len(shape) != len(stride) or (count and end > stored):
             raise PickleError(
@@ -212,7 +219,7 @@ class Storages:
             + storage.first * storage.itemsize
             + (offset * itemsize if count else 0)
         )
-        if count == 0 or _is_contiguous(shape, stride):
+        if count == 0 or is_contiguous:
             return Stored(name, dtype, shape, self.file, start)
         run = Stored(name, dtype, (last + 1,), self.file, start)
         return Computed(
@@ -233,18 +240,25 @@ def is_tensor(node: object) -> bool:
     """Whether a node describes a tensor, even one that cannot be read."""
     node = _unwrapped(node)
     if isinstance(node, Object):
-        return node.cls.dotted in _ARRAYS or _MADE.fullmatch(node.cls.dotted) is not None
+        return _makes_tensors(node.cls.dotted)
     return isinstance(node, View)
+
+
+@lru_cache(1000)
+def _makes_tensors(name: str) -> bool:
+    return name in _ARRAYS or _MADE.fullmatch(name) is not None
 
 
 def _unwrapped(node: object) -> object:
     """The tensor in a parameter, or under the attributes that were saved with it."""
     for _ in range(_WRAPPED):
+        if not isinstance(node, Object) or node.cls.dotted not in _WRAPPERS:
+            break
         match node:
             case Object(cls=cls, args=(inner, *_)) if cls.dotted in _PARAMETERS:
                 node = inner
             case Object(cls=cls, args=(Global() as rebuild, Global() as kind, tuple(args), _)) if (
-                cls.dotted == "torch._tensor._rebuild_from_type_v2" and kind.dotted in _PLAIN
+                cls.dotted == _TYPED and kind.dotted in _PLAIN
             ):
                 node = Object(rebuild, args)
             case _:
@@ -288,14 +302,28 @@ def _sizes(name: str, node: object) -> tuple[int, ...]:
     """A shape or a stride; torch.Size wraps a tuple."""
     if isinstance(node, Object) and node.cls.dotted == "torch.Size" and len(node.args) == 1:
         node = node.args[0]
-    if isinstance(node, tuple) and len(node) <= RANK:
-        sizes = tuple(size for size in node if type(size) is int and 0 <= size < 1 << 63)
-        if len(sizes) == len(node):
-            return sizes
-    raise PickleError(
+    if isinstance(node, tuple) and len(node) <= RANK and all(map(_is_size, node)):
+        return node
+    raise _no_sizes(name)
+
+
+def _is_size(value: object) -> TypeGuard[int]:
+    return type(value) is int and 0 <= value < _TOO_LARGE
+
+
+def _no_sizes(name: str) -> PickleError:
+    return PickleError(
         f"the shape, stride or offset of `{printable(name)}` is no list of sizes; the file is"
         " damaged"
     )
+
+
+@lru_cache(1000)  # most tensors of a model are like others
+def _geometry(shape: tuple[int, ...], stride: tuple[int, ...]) -> tuple[int, int, bool]:
+    """How many elements there are, which place the last has, and whether they fill the places."""
+    last = sum((size - 1) * step for size, step in zip(shape, stride, strict=False))
+    is_contiguous = len(shape) == len(stride) and _is_contiguous(shape, stride)
+    return math.prod(shape), last, is_contiguous
 
 
 def _is_contiguous(shape: tuple[int, ...], stride: tuple[int, ...]) -> bool:

@@ -179,8 +179,15 @@ def no_graph(path: Path) -> None:
     write_bundle(path.with_suffix(""), {"a": np.zeros(1, "f4")}, None)
 
 
+def many_tensors(path: Path) -> None:
+    """A file of `torch.save` that is merely long: 100,000 tensors of a part of a model."""
+    names = (f"model.diffusion_model.input_blocks.{i}.0.weight" for i in range(100_000))
+    torch.save({"state_dict": {name: torch.zeros(2, 2) for name in names}}, path)
+
+
 SOURCES: dict[str, tuple[Callable[[Path], None], str]] = {
     "names.safetensors": (lambda path: write_many_tensors(path, 100_000), ""),
+    "tensors.ckpt": (many_tensors, ""),
     "cut.safetensors": (cut_header, "is the download complete"),
     "deep.safetensors": (deep_header, "nested too deeply"),
     "values.safetensors": (empty_values, "more than 2000000 values"),
