@@ -165,7 +165,6 @@ class Family:
         optional: components that a pipeline may do without, and their tokenizers.
         asks: whether it must be named where parts fit other families too and are configured
             otherwise there.
-        runs: whether our runtime has its pipelines.
         tag: what cards call such models.
     """
 
@@ -183,7 +182,6 @@ class Family:
     needs: dict[int, list[str]]
     optional: tuple[str, ...]
     asks: bool
-    runs: bool
     tag: str
 
     @property
@@ -278,7 +276,6 @@ def _family(name: str) -> Family:
         needs=_by_channels(document.get("needs", {})),
         optional=tuple(document.get("optional", ())),
         asks=document.get("asks", False),
-        runs=document.get("runs", True),
         tag=document.get("tag", "stable-diffusion"),
     )
 

@@ -167,8 +167,7 @@ def _usage(
         yield f"A `{class_name}`, which its own documentation says how to call:"
         yield f"```python\n{_loading(where)}\n```"
         return
-    runs = families()[report["family"]].runs
-    for library in ("weightport", "diffusers") if runs else ("diffusers",):
+    for library in ("weightport", "diffusers"):
         yield f"```python\n{_snippet(class_name, library, where)}\n```"
 
 

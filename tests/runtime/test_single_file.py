@@ -147,10 +147,20 @@ def test_a_controlnet(tmp_path: Path) -> None:
         DiffusionPipeline.from_single_file(file)
 
 
-def test_a_pipeline_that_the_runtime_does_not_have(tmp_path: Path) -> None:
-    file = write(tmp_path / "flux.safetensors", bundle("flux"))
-    with pytest.raises(ValueError, match="the runtime has no pipeline 'FluxPipeline'"):
-        DiffusionPipeline.from_single_file(file)
+@pytest.mark.parametrize("has_t5", [True, False])
+def test_sd3(tmp_path: Path, has_t5: bool) -> None:
+    state = bundle("sd3")
+    if not has_t5:
+        state = {key: array for key, array in state.items() if "t5xxl" not in key}
+    file = write(tmp_path / "sd3.safetensors", state)
+    repo = tmp_path / "repo"
+    weightport.convert(file, repo, family="sd3")
+    found: Any = DiffusionPipeline.from_single_file(file, family="sd3", dtype=torch.float16)
+    expected: Any = DiffusionPipeline.from_pretrained(repo, dtype=torch.float16)
+    assert type(found) is weightport.StableDiffusion3Pipeline
+    assert (found.text_encoder_3 is not None) is has_t5
+    for name, component in expected.components.items():
+        assert_same(found.components[name], component)
 
 
 def test_components_that_are_given_are_taken(original_of: Callable[[str], Path]) -> None:

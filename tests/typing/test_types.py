@@ -54,6 +54,9 @@ OTHER_DEFAULTS: dict[str, dict[str, Any]] = {
     "FluxPipeline": {"guidance_scale": 3.5, "num_inference_steps": 28},
     "FluxImg2ImgPipeline": FLUX_PARTLY,
     "FluxInpaintPipeline": FLUX_PARTLY,
+    "FluxFillPipeline": {"guidance_scale": 30.0, "strength": 1.0},
+    "FluxControlPipeline": {"guidance_scale": 3.5, "num_inference_steps": 28},
+    "FluxKontextPipeline": {"guidance_scale": 3.5, "num_inference_steps": 28},
 }
 
 

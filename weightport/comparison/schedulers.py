@@ -19,7 +19,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,7 @@ from torch import Tensor, nn
 
 from ..io import atomic
 from ..io.documents import read_json
-from ..runtime.schedulers.names import named_scheduler
+from ..runtime.schedulers.names import is_of_flow, named_scheduler
 from .metrics import Metric, psnr, rmse
 
 REFERENCE = "dpm++2m"  # of second order, and without error of its own when the steps are many
@@ -47,6 +47,7 @@ SCHEDULERS = (
     "unipc",
     "euler-a",
 )
+OF_FLOWS = ("euler", "heun", "deis", "dpm++2m", "unipc")  # those of them that solve flows
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,7 @@ class Run:
 
     Attributes:
         seconds: of sampling and decoding.
-        model_calls: how often the UNet ran; with guidance, both halves of the batch count as one.
+        model_calls: how often the denoiser ran; both halves of a guided batch count as one.
         rmse: root mean square error of the latents against the reference.
         psnr: of the image against the reference's, in dB.
         scores: what installed metrics say, by name.
@@ -152,6 +153,8 @@ def compare(
     Raises:
         ValueError: an unknown scheduler, or one that cannot serve the model.
     """
+    if experiment.schedulers == SCHEDULERS and is_of_flow(pipe.scheduler.config):
+        experiment = replace(experiment, schedulers=OF_FLOWS)
     stochastic = _stochastic(pipe, experiment)  # refuses before the long work
     session = Session(pipe, experiment, output)
     jobs = list(itertools.product(experiment.prompts, experiment.schedulers, experiment.steps))
@@ -273,7 +276,7 @@ class Session:
 
         width, height = self.experiment.size or (None, None)
         pipe.scheduler = named_scheduler(scheduler, _from_noise(self.own.config))
-        counting = pipe.unet.register_forward_pre_hook(count)
+        counting = pipe.denoiser.register_forward_pre_hook(count)
         start = time.perf_counter()
         try:
             (image,) = pipe(

@@ -261,6 +261,15 @@ class VaeImageProcessor:
         return apply_overlay(self, mask, init_image, image, crop_coords or (0, 0, *init_image.size))
 
 
+def edges_of(image: ImageInput) -> tuple[int, int]:
+    """Height and width of an image, or of the first of several."""
+    first: Any = image[0] if isinstance(image, (list, tuple)) else image
+    if isinstance(first, Image.Image):
+        return first.height, first.width
+    height, width = first.shape[-2:] if isinstance(first, Tensor) else first.shape[-3:-1]
+    return int(height), int(width)
+
+
 def pt_to_pil(images: Tensor) -> list[Image.Image]:
     """A tensor (b, c, h, w) in [-1, 1] -> images."""
     return numpy_to_pil(VaeImageProcessor.pt_to_numpy(VaeImageProcessor.denormalize(images)))

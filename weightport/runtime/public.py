@@ -54,8 +54,11 @@ from .pipelines.controlnet import (
     StableDiffusionXLControlNetPipeline,
 )
 from .pipelines.flux import (
+    FluxControlPipeline,
+    FluxFillPipeline,
     FluxImg2ImgPipeline,
     FluxInpaintPipeline,
+    FluxKontextPipeline,
     FluxPipeline,
 )
 from .pipelines.stable_diffusion import (
@@ -147,8 +150,11 @@ __all__ = [
     "FlowMatchEulerDiscreteScheduler",
     "FlowMatchHeunDiscreteScheduler",
     "FlowMatchLCMScheduler",
+    "FluxControlPipeline",
+    "FluxFillPipeline",
     "FluxImg2ImgPipeline",
     "FluxInpaintPipeline",
+    "FluxKontextPipeline",
     "FluxPipeline",
     "FluxTransformer2DModel",
     "HeunDiscreteScheduler",

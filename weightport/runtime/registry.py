@@ -63,6 +63,9 @@ MODULES: dict[str, tuple[str, ...]] = {  # modules of weightport.runtime -> publ
         "FluxPipeline",
         "FluxImg2ImgPipeline",
         "FluxInpaintPipeline",
+        "FluxFillPipeline",
+        "FluxControlPipeline",
+        "FluxKontextPipeline",
     ),
     "pipelines.controlnet": (
         "StableDiffusionControlNetPipeline",

@@ -654,7 +654,7 @@ def test_unknown_arguments_are_refused() -> None:
 
 
 def test_signatures_are_those_of_diffusers() -> None:
-    assert len(PIPELINES) == 24
+    assert len(PIPELINES) == 27
     for name in PIPELINES:
         theirs = inspect.signature(getattr(diffusers, name).__call__).parameters
         mine = inspect.signature(getattr(weightport, name).__call__).parameters

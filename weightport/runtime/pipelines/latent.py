@@ -400,7 +400,11 @@ class LatentDiffusionPipeline(LoadsAdapters, DiffusionPipeline):
 
     def _requirements(self, arguments: Arguments) -> Requirements:
         beginning = arguments.beginning
-        images = {"image": beginning.image, "mask_image": beginning.mask_image}
+        images = {
+            "image": beginning.image,
+            "mask_image": beginning.mask_image,
+            "control_image": arguments.control.control_image,
+        }
         needs: dict[str, Any] = {name: images[name] for name in self.start.needs}
         if self.start.is_partial and beginning.latents is not None:
             del needs["image"]  # latents take its place

@@ -142,6 +142,8 @@ class Beginning:
         padding_mask_crop: paint only the surroundings of the mask, this many pixels wider, at full
             size.
         noise_level: the noise added to the image that is enlarged.
+        max_area: of Flux Kontext's result in pixels, whatever its height and width.
+        _auto_resize: bring the image that it sees to one of the sizes that it was trained on.
     """
 
     image: ImageInput | None = None
@@ -153,6 +155,8 @@ class Beginning:
     width: int | None = None
     padding_mask_crop: int | None = None
     noise_level: int = 20
+    max_area: int = 1024**2
+    _auto_resize: bool = True
 
 
 @dataclass(frozen=True)

@@ -180,6 +180,40 @@ def from_small(run: Run, codec: Codec, channels: Channels, low_res_scheduler: Sc
     from_noise(run, codec, channels)
 
 
+def from_filled(run: Run, codec: Codec, channels: Channels) -> None:
+    """Flux Fill: the noisy image, and beside it what the mask leaves of the image, and the mask in
+    all its pixels."""
+    beginning = run.arguments.beginning
+    from_image(run, codec, channels, resizes=True)
+    given = beginning.masked_image_latents
+    if given is not None:
+        run.beside.masked_image_latents = given.to(run.device, run.dtype)
+        return
+    pixels = codec.images.preprocess(beginning.image, *run.size)
+    mask = codec.masks.preprocess(beginning.mask_image, *run.size)
+    kept = codec.to_latents(pixels * (1 - mask), run.noise, run.batch)
+    covered = F.pixel_unshuffle(tile(mask, run.batch), codec.scale_factor)
+    parts = [codec.pack(kept), codec.pack(covered).to(run.device, run.dtype)]
+    run.beside.masked_image_latents = torch.cat(parts, dim=-1)
+
+
+def from_led(run: Run, codec: Codec, channels: Channels) -> None:
+    """Flux Control: noise, and beside it an image of edges or of depth.
+
+    A tensor is taken as it is; one of three dimensions is already in patches.
+    """
+    given: Any = run.arguments.control.control_image
+    image = given if isinstance(given, Tensor) else codec.images.preprocess(given, *run.size)
+    is_one = len(image) == 1
+    copies = run.batch if is_one else run.arguments.prompts.num_images_per_prompt
+    image = image.repeat_interleave(copies, 0)
+    if image.ndim == 4:
+        latents = codec.encode(image, run.noise).to(run.dtype)
+        image = codec.pack(codec.statistics(latents).normalise(latents))
+    run.beside.image_latents = image.to(run.device, run.dtype)
+    from_noise(run, codec, channels)
+
+
 def keep_unmasked(run: Run, i: int) -> Tensor:
     """The latents after step `i`, replaced by those of the image where the mask is black."""
     beside = run.beside
@@ -226,6 +260,8 @@ FROM_RESIZED = Start(
 FROM_BLENDED = Start(
     partial(from_mask, blends=True), "inpainting", ("image", "mask_image"), is_partial=True
 )
+FROM_FILLED = Start(from_filled, "inpainting", ("image", "mask_image"), is_partial=True)
+FROM_LED = Start(from_led, "text-to-image", ("control_image",))
 FROM_DEPTH = Start(
     from_depth, "image-to-image", ("image",), is_partial=True, tensors=("depth_mask",)
 )

@@ -65,6 +65,7 @@ class Beside:
         noise: what was added to them.
         pixels: that image, (1, 3, h, w), for a VAE whose decoder takes it.
         pixel_mask: (1, 1, h, w), 1 where to paint, for the same.
+        reference: an image that Flux Kontext sees, (b, patches, c).
         crop: the box of the image that is painted, where it is not all of it.
     """
 
@@ -77,6 +78,7 @@ class Beside:
     noise: Tensor | None = None
     pixels: Tensor | None = None
     pixel_mask: Tensor | None = None
+    reference: Tensor | None = None
     crop: Box | None = None
 
     def channels(self) -> list[Tensor]:
