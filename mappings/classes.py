@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import json
 import tomllib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from functools import cache, cached_property, lru_cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,6 @@ from .reading import Options, Rule, ShapeOf, read
 
 FOLDER = Path(__file__).resolve().parent / "classes"
 
-_REMEMBERED = 16  # configs of a class
 _ALWAYS = "True"  # where an option matters that always does
 
 _HEADER = (
@@ -52,7 +51,7 @@ class Heads:
     width: str
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class ModelClass:
     """A class of models.
 
@@ -114,20 +113,13 @@ class ModelClass:
             for option, values in self.known.items()
         )
 
-    def tensors(self, config: Mapping[str, Any]) -> dict[str, Shape]:
+    def tensors(self, config: Mapping[str, Any]) -> Mapping[str, Shape]:
         """Key -> shape of every tensor of a model with a config.
 
         Raises:
             MappingError: the config makes no sense.
         """
-        return dict(self._tensors_of(json.dumps(config)))
-
-    @cached_property
-    def _tensors_of(self) -> Callable[[str], dict[str, Shape]]:
-        """The same of a config as JSON, remembered: it is asked for again and again."""
-        return lru_cache(_REMEMBERED)(
-            lambda text: tensors(self.modules, self.names(json.loads(text)))
-        )
+        return _tensors(self, json.dumps(dict(config)))
 
     def read(self, shape_of: ShapeOf) -> Options:
         """What tensors tell of the config.
@@ -212,6 +204,12 @@ class ModelClass:
         stock = before if isinstance(before, list) else [before] * len(told)
         padded = [*stock, *known[:1] * len(told)]
         return [padded[i] if value is None else value for i, value in enumerate(told)]
+
+
+@lru_cache(maxsize=64)
+def _tensors(model: ModelClass, config: str) -> Mapping[str, Shape]:
+    """Those of a config as JSON: the same few models are asked for again and again."""
+    return tensors(model.modules, model.names(json.loads(config)))
 
 
 def model_class(name: str) -> ModelClass | None:

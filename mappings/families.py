@@ -241,7 +241,7 @@ def halves_of(component: str) -> list[str]:
 
 
 @cache
-def _stock(family: str, component: str, class_name: str) -> dict[str, Shape]:
+def _stock(family: str, component: str, class_name: str) -> Mapping[str, Shape]:
     described = families()[family].components[component].of_class(class_name)
     return described.model.tensors(described.config)
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
+from itertools import chain, zip_longest
 from typing import Any
 
 from .expressions import evaluate
@@ -49,6 +50,11 @@ class Row:
         return f"{self.right} : {self.then}" if self.then else self.right
 
     def __str__(self) -> str:
+        return self.text
+
+    @cached_property
+    def text(self) -> str:
+        """The line."""
         return f'{self.left} = "{self.value}"'
 
     @cached_property
@@ -124,9 +130,19 @@ def _segment_regex(segment: str) -> str:
 
 def filled(text: str, names: Mapping[str, Any]) -> str:
     """A text with the values of the expressions in its braces; 1 or 0 for comparisons."""
+    if "{" not in text:
+        return text
+    between, expressions = _pieces(text)
+    written = (_written(evaluate(expression, names)) for expression in expressions)
+    return "".join(chain.from_iterable(zip_longest(between, written, fillvalue="")))
 
-    def value(found: re.Match[str]) -> str:
-        result = evaluate(found[1], names)
-        return str(int(result) if isinstance(result, bool) else result)
 
-    return re.sub(r"\{([^}]*)\}", value, text)
+@cache
+def _pieces(text: str) -> tuple[list[str], list[str]]:
+    """What stands between braces, before and after them, and what stands inside."""
+    pieces = re.split(r"\{([^}]*)\}", text)
+    return pieces[::2], pieces[1::2]
+
+
+def _written(value: Any) -> str:
+    return str(int(value) if isinstance(value, bool) else value)

@@ -74,7 +74,7 @@ class Link:
         return self.op.inverse.shapes(shapes)[0]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Table:
     """A mapping table.
 
@@ -361,7 +361,7 @@ class _Expansion:
             if step is None:
                 return None
             row = step.row
-            rows.append(str(row))
+            rows.append(row.text)
             source += step.source
             taken += row.length
             scope = step.scope

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import cache, cached_property
+from functools import cache, cached_property, lru_cache
 from typing import Any
 
+from ...mappings.classes import ModelClass
 from ...mappings.families import Component, Family, families
 from ...mappings.library import all_tables
 from ...mappings.table import Link, Table
@@ -41,8 +43,8 @@ class Candidate:
     @cached_property
     def links(self) -> Mapping[str, Link]:
         """Source key -> the link it takes part in."""
-        links = self.table.links(self.targets, self.component.model.names(self.config))
-        return {source: link for link in links for source in link.sources}
+        config = json.dumps(dict(self.config))
+        return _links(self.table, self.component.model, tuple(self.targets), config)
 
     @cached_property
     def shapes(self) -> Mapping[str, Shape]:
@@ -111,6 +113,15 @@ class Candidate:
             if reason is not None:
                 reasons[name] = reason
         return reasons
+
+
+@lru_cache(maxsize=32)
+def _links(
+    table: Table, model: ModelClass, targets: tuple[str, ...], config: str
+) -> Mapping[str, Link]:
+    """Those of a config as JSON: the same few models are planned again and again."""
+    links = table.links(targets, model.names(json.loads(config)))
+    return {source: link for link in links for source in link.sources}
 
 
 @cache

@@ -132,7 +132,7 @@ def _learn(encoder: Encoder, vectors: Mapping[str, _Vectors]) -> None:
     """Add tokens with their vectors."""
     tokenizer = encoder.tokenizer
     tokenizer.add_tokens(list(vectors))
-    known = tokenizer.get_vocab()
+    known = tokenizer.added_tokens_encoder
     table = encoder.table
     _enlarge(table, {known[one]: vector.row for one, vector in vectors.items()}, len(tokenizer))
     _tell_size(encoder.model, table.num_embeddings)
@@ -207,7 +207,7 @@ def unload_textual_inversion(
 
 def _forget(encoder: Encoder, tokens: Sequence[str] | None) -> None:
     kept = encoder.tokenizer.remove_tokens(tokens)
-    known = encoder.tokenizer.get_vocab()
+    known = encoder.tokenizer.added_tokens_encoder
     outputs = {token: one for token, one in _outputs(encoder).items() if token in known}
     encoder.model.word_outputs = outputs
     table = encoder.table
