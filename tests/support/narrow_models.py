@@ -65,12 +65,13 @@ def vae_config(rng: random.Random) -> Config:
 
 def tiny_vae_config(rng: random.Random) -> Config:
     """An AutoencoderTiny."""
-    stages = rng.randint(1, 5)
+    down = rng.randint(1, 5)
+    up = rng.choice([down, rng.randint(1, 5)])
     return {
-        "encoder_block_out_channels": [rng.choice([4, 8])] * stages,
-        "decoder_block_out_channels": [rng.choice([4, 8])] * stages,
-        "num_encoder_blocks": [rng.randint(1, 4) for _ in range(stages)],
-        "num_decoder_blocks": [rng.randint(1, 4) for _ in range(stages)],
+        "encoder_block_out_channels": [rng.choice([4, 8])] * down,
+        "decoder_block_out_channels": [rng.choice([4, 8])] * up,
+        "num_encoder_blocks": [rng.randint(1, 4) for _ in range(down)],
+        "num_decoder_blocks": [rng.randint(1, 4) for _ in range(up)],
         "latent_channels": rng.choice([3, 4, 16]),
         "scaling_factor": rng.choice([1.0, 0.5]),
         "shift_factor": rng.choice([0.0, 0.25]),
@@ -82,6 +83,7 @@ def asymmetric_vae_config(rng: random.Random) -> Config:
     halves: Config = {}
     stages = rng.randint(1, 4)
     for half, kind in (("down", "DownEncoderBlock2D"), ("up", "UpDecoderBlock2D")):
+        stages = rng.choice([stages, rng.randint(1, 4)])  # of the way up mostly as down
         halves |= {
             f"{half}_block_out_channels": [rng.choice([16, 32, 48]) for _ in range(stages)],
             f"{half}_block_types": rng.choices([kind, f"Attn{kind}"], [3, 1], k=stages),
