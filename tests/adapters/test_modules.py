@@ -109,6 +109,23 @@ def test_a_header_that_cannot_be_read_is_refused(text: str) -> None:
         ({f"unet.{PATH[1]}.vera_lambda_b": zeros(4)}, "is VeRA"),
         ({f"{NAME}.oft_blocks": zeros(4, 4, 3)}, "holds no square blocks"),
         ({f"{NAME}.hada_w1_a": zeros(WIDTH, 4)}, "half of a LoHa"),
+        (
+            {
+                f"{NAME}.q_layer.weight": zeros(4, WIDTH),
+                f"{NAME}.p_layer.weight": zeros(WIDTH, 4),
+                f"{NAME}.lambda_layer": zeros(1, 4),
+            },
+            "is T-LoRA",
+        ),
+        (
+            {f"{NAME}.vera_lambda_b": zeros(WIDTH), f"{NAME}.vera_lambda_d": zeros(4)},
+            "is VeRA",
+        ),
+        (
+            factors() | {f"{NAME}.dora_scale": zeros(77, 1)},
+            "magnitude [77, 1] does not fit a change",
+        ),
+        (factors() | {f"{NAME}.lora_up.bias": zeros(5)}, "up_bias [5] does not fit a change"),
         ({f"{NAME}.lokr_w1": zeros(4, 4)}, "but not lokr_w2"),
     ],
 )

@@ -33,6 +33,8 @@ def flaw(tensors: Mapping[str, Shaped], weight: Shape, is_open: bool) -> str | N
     """
     shapes = {role: tuple(tensor.shape) for role, tensor in tensors.items()}
     change = changed_shape(upright(shapes, shapes, weight))
+    if change is not None:
+        _check_beside(shapes, change)
     for role in BIAS_ROLES:
         if role in shapes and prod(shapes[role]) != weight[0]:
             return f"{_said(role, shapes)} does not fit a bias of {weight[0]}"
@@ -50,6 +52,22 @@ def flaw(tensors: Mapping[str, Shaped], weight: Shape, is_open: bool) -> str | N
         if _same(change, narrow):
             return None
     return f"makes a change {list(change)} of a weight {list(weight)}"
+
+
+def _check_beside(shapes: Mapping[str, Shape], change: Shape) -> None:
+    """Check what lies beside the change of a weight: biases and magnitudes of its rows or columns.
+
+    Raises:
+        ValueError: it contradicts the change.
+    """
+    rows, columns = change[0], prod(change[1:])
+    for role in (*BIAS_ROLES, "magnitude"):
+        if role not in shapes:
+            continue
+        size = prod(shapes[role])
+        is_of_columns = role == "magnitude" and size and columns % size == 0
+        if size != rows and not is_of_columns:
+            raise ValueError(f"{_said(role, shapes)} does not fit a change {list(change)}")
 
 
 def upright(tensors: Mapping[str, S], shapes: Mapping[str, Shape], weight: Shape) -> dict[str, S]:

@@ -163,8 +163,8 @@ class AdaptedModel:
                     f"two adapters change {path} in ways whose order matters"
                     f" ({several[0][0].title}, {several[1][0].title}); use one of them alone"
                 )
-        self._set_paths(beside)
         self._set_parameters(merged)
+        self._set_paths(beside)
 
     def _active(self) -> list[tuple[Modules, float]]:
         if not self.is_enabled:
@@ -194,14 +194,16 @@ class AdaptedModel:
             for module, strength in several:
                 for key in _changed(path, module):
                     wanted.setdefault(key, []).append((module, strength))
-        for key in self._bases.keys() | wanted.keys():
+        bases = {}
+        changed = {}
+        for key in self._bases.keys() | wanted.keys():  # all of them, or none if one is faulty
             parameter = self._parameter(key)
-            base = self._bases.setdefault(key, parameter)
-            base = base.to(parameter.device, parameter.dtype)
-            changed = _sum(key, base, wanted[key]) if key in wanted else base
-            self._replace(key, changed)
-            if key not in wanted:
-                del self._bases[key]
+            bases[key] = self._bases.get(key, parameter)
+            base = bases[key].to(parameter.device, parameter.dtype)
+            changed[key] = _sum(key, base, wanted[key]) if key in wanted else base
+        for key, value in changed.items():
+            self._replace(key, value)
+        self._bases = {key: base for key, base in bases.items() if key in wanted}
 
     def _parameter(self, key: str) -> Tensor:
         path, _, name = key.rpartition(".")
@@ -244,6 +246,8 @@ def _sum(key: str, base: Tensor, changes: list[tuple[Module[Tensor], float]]) ->
         old = matrix[which]
         total = sum((change(old, which) for change in made), np.zeros_like(old))
         result[which] = rounded(old + total, result.dtype)
+        if not np.isfinite(result[which]).all():
+            raise ValueError(f"adapters make NaN or Inf of {key}")
     bits = result.reshape(wide.shape).view(f"i{result.dtype.itemsize}")
     return torch.from_numpy(bits).view(base.dtype).to(base.device)
 

@@ -155,6 +155,11 @@ def test_fused_is_baked_and_unfused_the_base(
     baked = load_file(tmp_path / "baked" / "unet" / "diffusion_pytorch_model.safetensors")
     for key, tensor in mine.unet.state_dict().items():
         assert torch.equal(tensor, baked[key]), key
+    broken = load_file(files["b"])
+    broken |= {key: one * float("nan") for key, one in broken.items() if "lora_up" in key}
+    mine.load_lora_weights(broken, adapter_name="broken")
+    with pytest.raises(ValueError, match="adapters make NaN or Inf of"):
+        mine.fuse_lora()
     mine.unload_lora_weights()
     assert_equal(outputs(mine), fused)
     mine.unfuse_lora()

@@ -216,16 +216,21 @@ class LoadsAdapters:
             adapter_names: by default those in use.
 
         Raises:
-            ValueError: there is no such component or adapter.
+            ValueError: there is no such component or adapter, or parameters become NaN.
         """
         self._check_known(adapter_names or ())
         self._check_not_compiled()
         for model in self._chosen(components).values():
             names = [name for name in adapter_names or model.strengths if name in model.adapters]
+            before = dict(model.fused)
             for name in names:
                 strength = lora_scale * model.strengths.get(name, 1.0)
                 model.fused[name] = Fused(model.adapters[name], strength)
-            model.update()
+            try:
+                model.update()
+            except ValueError:
+                model.fused = before
+                raise
 
     def unfuse_lora(self, components: Sequence[str] | None = None) -> None:
         """Put back the parameters from before `fuse_lora`, bit for bit."""
