@@ -8,15 +8,15 @@ from pathlib import Path
 import pytest
 
 import weightport
-from weightport import AutoencoderTiny
+from weightport import AutoencoderTiny, FluxTransformer2DModel
 from weightport.converters.layouts.sources import LAYOUTS
 from weightport.errors import ConversionError
 from weightport.mappings.facts import facts
 from weightport.mappings.families import families, halves
 from weightport.parity.frameworks import OURS, call_of, framework_of, frameworks
 from weightport.parity.process import RUNNERS
-from weightport.runtime.manifest import MODELS
 
+from ..support import transformer_families
 from ..support.runners import warm_runners
 
 CHECKS = {name for family in families().values() for name in family.components} | set(halves())
@@ -28,13 +28,9 @@ def test_every_framework_has_its_runner() -> None:
     assert OURS in frameworks()
 
 
-def test_every_model_of_the_runtime_can_be_called() -> None:
+def test_every_model_can_be_called() -> None:
     for family in families().values():
         for name, component in family.components.items():
-            if component.class_name not in MODELS:
-                with pytest.raises(ConversionError, match=f"no {component.class_name} yet"):
-                    call_of(name, component.class_name)
-                continue
             for check in component.halves or [name]:
                 assert call_of(check, component.class_name)
 
@@ -99,6 +95,40 @@ def test_a_tiny_autoencoder_is_compared(tmp_path: Path) -> None:
         warm_runners(patch)
         found = weightport.parity(tmp_path / "repo")
     assert [check.name for check in found.checks] == ["decoder", "image_encoder"]
+    assert found.passed
+
+
+def test_the_models_of_sd3_are_compared(tmp_path: Path) -> None:
+    file = transformer_families.write(
+        tmp_path / "sd3.safetensors", transformer_families.bundle("sd3")
+    )
+    weightport.convert(file, tmp_path / "repo", family="sd3")
+    with pytest.MonkeyPatch.context() as patch:
+        warm_runners(patch)
+        found = weightport.parity(tmp_path / "repo", layers=True)
+    names = [check.name for check in found.checks]
+    encoders = ["text_encoder", "text_encoder_2", "text_encoder_3"]
+    assert sorted(names) == sorted([*encoders, "transformer", "decoder", "image_encoder"])
+    assert found.passed
+    assert all(len(check.layers) > 10 for check in found.checks)
+
+
+def test_the_transformer_of_flux_is_compared(tmp_path: Path) -> None:
+    FluxTransformer2DModel(
+        num_layers=1,
+        num_single_layers=1,
+        attention_head_dim=16,
+        num_attention_heads=2,
+        joint_attention_dim=24,
+        pooled_projection_dim=8,
+        guidance_embeds=True,
+        axes_dims_rope=(4, 6, 6),
+    ).save_pretrained(tmp_path / "transformer")
+    weightport.convert(tmp_path / "transformer", tmp_path / "repo")
+    with pytest.MonkeyPatch.context() as patch:
+        warm_runners(patch)
+        found = weightport.parity(tmp_path / "repo")
+    assert [check.name for check in found.checks] == ["transformer"]
     assert found.passed
 
 

@@ -35,6 +35,12 @@ def inputs(call: str, config: Mapping[str, Any], latent_side: int) -> Arrays:
     match call:
         case "embed":
             return {"tokens": _tokens(config["vocab_size"], rng)}
+        case "read":
+            return {"tokens": rng.integers(0, config["vocab_size"], (BATCH, LENGTH))}
+        case "flow":
+            return _flowing(config, latent_side, rng)
+        case "flow of patches":
+            return _flowing_patches(config, latent_side, rng)
         case "decode":
             return {"latent": _normal(rng, config["latent_channels"], latent_side, latent_side)}
         case "encode":
@@ -56,6 +62,37 @@ def _noised(config: Mapping[str, Any], side: int, rng: np.random.Generator) -> A
         "timestep": timesteps,
         "context": _normal(rng, LENGTH, config["cross_attention_dim"]),
         "features": _features(timesteps, config["block_out_channels"][0]),
+    }
+
+
+def _flowing(config: Mapping[str, Any], side: int, rng: np.random.Generator) -> Arrays:
+    """What SD 3's transformer is given; no larger than its table of positions."""
+    side = min(side, config["patch_size"] * config["pos_embed_max_size"])
+    return {
+        "sample": _normal(rng, config["in_channels"], side, side),
+        "timestep": np.array(TIMESTEPS, np.float32),
+        **_texts(config, rng),
+    }
+
+
+def _flowing_patches(config: Mapping[str, Any], side: int, rng: np.random.Generator) -> Arrays:
+    """What Flux's transformer is given: patches of 2 x 2 latents, and where they are."""
+    rows, columns = np.indices((side // 2, side // 2)).reshape(2, -1)
+    return {
+        "sample": _normal(rng, len(rows), config["in_channels"]),
+        "timestep": np.array(TIMESTEPS, np.float32) / 1000,
+        "places": np.stack([np.zeros_like(rows), rows, columns], axis=1).astype(np.float32),
+        "text_places": np.zeros((LENGTH, 3), np.float32),
+        "guidance": np.full(BATCH, 3.5, np.float32),
+        **_texts(config, rng),
+    }
+
+
+def _texts(config: Mapping[str, Any], rng: np.random.Generator) -> Arrays:
+    """The states of a text, and what stands for the whole of it."""
+    return {
+        "context": _normal(rng, LENGTH, config["joint_attention_dim"]),
+        "pooled": _normal(rng, config["pooled_projection_dim"]),
     }
 
 

@@ -46,9 +46,21 @@ def load_file(kind: Any, check: Mapping[str, Any]) -> Any:
     if check["call"] == "embed":
         state = load_single_file_checkpoint(source)
         return create_diffusers_clip_model_from_ldm(kind, state, **options)
+    if check["call"] == "read":
+        return load_t5(kind, check)
     if check["ema"]:
         options["extract_ema"] = True
     return kind.from_single_file(source, **options)
+
+
+def load_t5(kind: Any, check: Mapping[str, Any]) -> Any:
+    """T5 of an original file, whose tensors have transformers' names, strictly."""
+    config = kind.config_class.from_pretrained(check["repo"], subfolder=check["subfolder"])
+    model = kind(config)
+    own = torch_models.below(load_single_file_checkpoint(check["source"]), check["prefix"])
+    extras = own.keys() - model.state_dict().keys()
+    model.load_state_dict({key: tensor for key, tensor in own.items() if key not in extras})
+    return model
 
 
 def load_repo(kind: Any, check: Mapping[str, Any]) -> Any:

@@ -97,8 +97,12 @@ def numpy(tensor: Tensor) -> np.ndarray[Any, Any]:
 def call(how: str, model: Any, x: Mapping[str, Tensor]) -> exchange.Outputs:
     """The outputs of a model called as in diffusers and transformers. Latents are scaled."""
     match how:
-        case "embed":
+        case "embed" | "read":
             return embed(model, x)
+        case "flow":
+            return [numpy(model(x["sample"], x["context"], x["pooled"], x["timestep"]).sample)]
+        case "flow of patches":
+            return [numpy(flow_of_patches(model, x).sample)]
         case "decode":
             return [numpy(model.decode(x["latent"] / model.config.scaling_factor).sample)]
         case "encode":
@@ -128,6 +132,19 @@ def embed(model: Any, x: Mapping[str, Tensor]) -> exchange.Outputs:
     if hasattr(output, "text_embeds"):
         states.append(numpy(output.text_embeds))
     return states
+
+
+def flow_of_patches(model: Any, x: Mapping[str, Tensor]) -> Any:
+    """The velocity of Flux's latents in patches; not every model is told the guidance."""
+    return model(
+        hidden_states=x["sample"],
+        encoder_hidden_states=x["context"],
+        pooled_projections=x["pooled"],
+        timestep=x["timestep"],
+        img_ids=x["places"],
+        txt_ids=x["text_places"],
+        guidance=x["guidance"] if model.config.guidance_embeds else None,
+    )
 
 
 def denoise(model: Any, x: Mapping[str, Tensor], **options: Any) -> Any:
