@@ -26,6 +26,7 @@ LONGEST = (
     "converters/outputs/test_ldm.py",
     "runtime/pipelines/test_pipelines.py",
     "runtime/test_single_file.py",
+    "runtime/pipelines/test_flow.py",
     "oracle/test_parity.py",
     "oracle/test_keras_writer.py",
     "oracle/test_sampler.py",
