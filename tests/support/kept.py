@@ -69,7 +69,8 @@ def _packages(python: Path) -> bytes:
         "import importlib.metadata as m; print(sorted({(d.name, d.version) for d in"
         " m.distributions()}))"
     )
-    return subprocess.run([python, "-c", code], check=True, stdout=subprocess.PIPE).stdout
+    isolated = [python, "-I", "-c", code]  # where the tests stand is no part of the environment
+    return subprocess.run(isolated, check=True, stdout=subprocess.PIPE).stdout
 
 
 def _hash(*parts: bytes) -> str:
