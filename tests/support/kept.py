@@ -69,8 +69,9 @@ def _packages(python: Path) -> bytes:
         "import importlib.metadata as m; print(sorted({(d.name, d.version) for d in"
         " m.distributions()}))"
     )
-    isolated = [python, "-I", "-c", code]  # where the tests stand is no part of the environment
-    return subprocess.run(isolated, check=True, stdout=subprocess.PIPE).stdout
+    # -I: where the tests stand is no part of the environment
+    command = [str(python), "-I", "-c", code]
+    return subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout
 
 
 def _hash(*parts: bytes) -> str:

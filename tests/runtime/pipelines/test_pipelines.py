@@ -154,6 +154,10 @@ CASES: dict[str, tuple[str, str, str, dict[str, Any]]] = {
         *("ControlNet", "sd", "controlnets"),
         {**ONE, "image": [CONTROL, SECOND_CONTROL], "guess_mode": True},
     ),
+    "controls, an image for each prompt": (
+        *("ControlNet", "sd", "controlnets"),
+        {**TWO, "image": [[CONTROL, SECOND_CONTROL], [IMAGE, CONTROL]]},
+    ),
     "control image": ("ControlNetImg2Img", "sd", "controlnet", {**ONE, **LED}),
     "control inpaint 4": ("ControlNetInpaint", "sd", "controlnet", {**ONE, **INPAINT, **LED}),
     "control inpaint 9": (

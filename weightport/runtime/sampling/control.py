@@ -61,9 +61,8 @@ def lead(
     beginning = run.arguments.beginning
     guesses = control.guess_mode or bool(nets[0].config.get("global_pool_conditions"))
     rows = run.batch * (1 if guesses else run.guide.branches)
-    given: Any = control.control_image  # an image, or one for each of several
     images = []
-    for image in per_net(given, len(nets), argument) if len(nets) > 1 else [given]:
+    for image in _followed(control.control_image, len(nets), argument):
         pixels = processor.preprocess(image, beginning.height, beginning.width)
         is_one = len(pixels) == 1
         copies = run.batch if is_one else run.arguments.prompts.num_images_per_prompt
@@ -72,6 +71,20 @@ def lead(
     height, width = images[0].shape[-2:]
     run.size = (height, width)
     run.leading = Leading(argument, list(nets), images, windows(control, len(nets)), guesses)
+
+
+def _followed(given: Any, count: int, argument: str) -> list[Any]:
+    """What each of so many ControlNets follows: one image, or one for each prompt.
+
+    Raises:
+        ValueError: there is not one image for each ControlNet.
+    """
+    if count == 1:
+        return [given]
+    if not (isinstance(given, list) and any(isinstance(images, list) for images in given)):
+        return per_net(given, count, argument)
+    prompts = [per_net(images, count, argument) for images in given]
+    return [list(images) for images in zip(*prompts, strict=True)]
 
 
 def residuals(run: Run, leading: Leading, i: int, x: Tensor) -> dict[str, Any]:
