@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
+from itertools import groupby
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 import torch
@@ -156,14 +157,9 @@ class PromptTokenizer(ABC):
             raise ValueError(f"{unknown[0]!r} is not an added token")
         gone = {removable[name] for name in names}
         kept = [id_ for id_ in range(len(self)) if id_ not in gone]
-        content = json.loads(self.backend.to_str())
-        places = {id_: place for place, id_ in enumerate(kept)}
-        content["added_tokens"] = [
-            {**token, "id": places[token["id"]]}
-            for token in content["added_tokens"]
-            if token["id"] in places
-        ]
-        self.backend = Tokenizer.from_str(json.dumps(content))
+        self.backend = _with_tokens(
+            self.backend, [token for id_, token in sorted(added.items()) if id_ not in gone]
+        )
         return kept
 
     def convert_tokens_to_ids(self, tokens: str | Sequence[str]) -> int | list[int]:
@@ -194,3 +190,16 @@ class PromptTokenizer(ABC):
 
     def __len__(self) -> int:
         return self.backend.get_vocab_size(with_added_tokens=True)
+
+
+def _with_tokens(backend: Tokenizer, tokens: Iterable[AddedToken]) -> Tokenizer:
+    """The same tokenizer with these added tokens alone, their ids one after the other."""
+    made = Tokenizer(backend.model)
+    for name in ("normalizer", "pre_tokenizer", "post_processor", "decoder"):
+        part = getattr(backend, name)
+        if part is not None:
+            setattr(made, name, part)
+    for are_special, group in groupby(tokens, key=attrgetter("special")):
+        add = made.add_special_tokens if are_special else made.add_tokens
+        add(list(group))
+    return made
