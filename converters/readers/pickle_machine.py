@@ -403,7 +403,6 @@ _PUSHES: dict[int, Callable[[_Machine], object]] = {
     0x47: lambda m: struct.unpack(">d", m.cursor.fixed(8))[0],  # BINFLOAT
     0x46: lambda m: float(m.cursor.line()),  # FLOAT
     0x8C: lambda m: m.cursor.text(1),  # SHORT_BINUNICODE
-    0x58: lambda m: m.cursor.text(4),  # BINUNICODE
     0x8D: lambda m: m.cursor.text(8),  # BINUNICODE8
     0x56: lambda m: m.cursor.line().encode("latin-1").decode("raw_unicode_escape"),  # UNICODE
     0x55: (

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ..loading.config import Config
-from .layers import GEGLU, attend
+from .layers import GEGLU, attend, check_heads
 
 Projected = tuple[Tensor, Tensor]  # keys and values
 
@@ -93,8 +93,7 @@ class Attention(nn.Module):
 
     def __init__(self, dim: int, heads: int, context_dim: int) -> None:
         super().__init__()
-        if heads < 1 or dim % heads:
-            raise ValueError(f"{dim} channels cannot be split into {heads} attention heads")
+        check_heads(dim, heads)
         self.heads = heads
         self.to_q = nn.Linear(dim, dim, bias=False)
         self.to_k = nn.Linear(context_dim, dim, bias=False)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ..loading.model import Model
 from ..loading.options import configured
+from .layers import check_heads
 from .streams import (
     EPS,
     CombinedEmbedding,
@@ -57,8 +58,7 @@ class Attention(nn.Module):
 
     def __init__(self, dim: int, heads: int) -> None:
         super().__init__()
-        if heads < 1 or dim % heads:
-            raise ValueError(f"{dim} channels cannot be split into {heads} attention heads")
+        check_heads(dim, heads)
         self.heads = heads
         self.norm_q = nn.RMSNorm(dim // heads, EPS)
         self.norm_k = nn.RMSNorm(dim // heads, EPS)

@@ -31,6 +31,16 @@ def attend(
     return x.transpose(1, 2).flatten(2)
 
 
+def check_heads(dim: int, heads: int) -> None:
+    """Refuse channels that heads of attention cannot share.
+
+    Raises:
+        ValueError: they are no multiple of the heads.
+    """
+    if heads < 1 or dim % heads:
+        raise ValueError(f"{dim} channels cannot be split into {heads} attention heads")
+
+
 def split_heads(x: Tensor, heads: int) -> Tensor:
     """(b, n, c) -> (b, heads, n, c / heads)."""
     return x.view(*x.shape[:2], heads, -1).transpose(1, 2)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ..loading.model import Model
 from ..loading.options import configured
-from .layers import RMSNorm, split_heads
+from .layers import RMSNorm, check_heads, split_heads
 from .streams import (
     EPS,
     CombinedEmbedding,
@@ -85,8 +85,7 @@ class Attention(nn.Module):
 
     def __init__(self, dim: int, heads: int, norm: Norm) -> None:
         super().__init__()
-        if heads < 1 or dim % heads:
-            raise ValueError(f"{dim} channels cannot be split into {heads} attention heads")
+        check_heads(dim, heads)
         self.heads = heads
         self.norm_q = _norm(dim // heads, norm)
         self.norm_k = _norm(dim // heads, norm)
