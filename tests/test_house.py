@@ -87,7 +87,7 @@ MAY_IMPORT = GROUND | {
     "commands": _TOP | {"api"},
     "cli": _TOP | {"api", "commands", ""},
     "__main__": {"cli"},
-    "": {"api", "runtime.registry", "runtime.public"},
+    "": _TOP | {"api"},
 }
 
 

@@ -17,20 +17,13 @@ from typing import TYPE_CHECKING, Any
 from .runtime.registry import PUBLIC as _RUNTIME
 
 if TYPE_CHECKING:
-    from .api import (
-        Comparison,
-        Conversion,
-        ConversionError,
-        Inspection,
-        Parity,
-        Push,
-        compare_schedulers,
-        convert,
-        diff,
-        inspect,
-        parity,
-        push,
-    )
+    from .api import compare_schedulers, convert, diff, inspect, parity
+    from .converters.compare import Comparison
+    from .converters.conversion import Conversion
+    from .converters.inspection import Inspection
+    from .errors import ConversionError
+    from .parity.result import Parity
+    from .push import Push, push
     from .runtime.public import *  # noqa: F403
 
     __version__: str
@@ -50,6 +43,17 @@ __all__ = [
     "push",
 ]
 __all__ += [*_RUNTIME]
+
+_HOMES = {
+    "Comparison": "converters.compare",
+    "Conversion": "converters.conversion",
+    "ConversionError": "errors",
+    "Inspection": "converters.inspection",
+    "Parity": "parity.result",
+    "Push": "push",
+    "push": "push",
+}
+"""What is not in `api` -> its module."""
 
 
 class _Package(ModuleType):
@@ -72,7 +76,7 @@ def __getattr__(name: str) -> Any:
 
         return version("weightport")
     if name in __all__:
-        return getattr(import_module(".api", __name__), name)
+        return getattr(import_module(f".{_HOMES.get(name, 'api')}", __name__), name)
     raise AttributeError(f"module 'weightport' has no attribute {name!r}")
 
 

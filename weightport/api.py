@@ -1,4 +1,4 @@
-"""The public functions; what they do is in `converters`."""
+"""The public functions; what they do is in `converters`, and each imports only what it needs."""
 
 from __future__ import annotations
 
@@ -9,41 +9,17 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from .converters.baking import parse_lora
-from .converters.compare import Comparison
-from .converters.compare import compare as _compare
-from .converters.conversion import Conversion
-from .converters.convert import convert as _convert
-from .converters.inspection import Inspection
-from .converters.inspection import inspect as _inspect
-from .converters.outputs import OUTPUTS
-from .converters.repo.card import check_base_model, check_license
-from .converters.settings import Settings, options
 from .errors import ConversionError, printable
-from .io import dtypes
-from .io.sizes import parse_size
-from .parity.result import Parity
-from .pull import Reference, fetch
-from .push import Push, push
 
 if TYPE_CHECKING:
     from .comparison.schedulers import SchedulerComparison
+    from .converters.compare import Comparison
+    from .converters.conversion import Conversion
+    from .converters.inspection import Inspection
+    from .parity.result import Parity
     from .runtime.pipelines.base import DiffusionPipeline
 
-__all__ = [
-    "Comparison",
-    "Conversion",
-    "ConversionError",
-    "Inspection",
-    "Parity",
-    "Push",
-    "compare_schedulers",
-    "convert",
-    "diff",
-    "inspect",
-    "parity",
-    "push",
-]
+__all__ = ["compare_schedulers", "convert", "diff", "inspect", "parity"]
 
 StrPath = str | os.PathLike[str]
 
@@ -156,6 +132,11 @@ def convert(
     Raises:
         ConversionError: in one line, what is wrong and what to do; nothing is left behind.
     """
+    from .converters.convert import convert as run
+    from .converters.repo.card import check_base_model, check_license
+    from .converters.settings import Settings
+    from .io import dtypes
+
     paths = [sources] if isinstance(sources, str | os.PathLike) else list(sources)
     _check_choice("to", to)
     _check_choice("dtype", dtype)
@@ -195,7 +176,7 @@ def convert(
         overwrite=overwrite,
         dry_run=dry_run,
     )
-    return _convert(
+    return run(
         [_local(path) for path in paths],
         Path(output),
         _base_folder(base) if base is not None else None,
@@ -215,8 +196,12 @@ def inspect(path: StrPath, *, family: str | None = None) -> Inspection:
     Raises:
         ConversionError: the file cannot be read at all.
     """
-    _check_family(family)
-    return _inspect(_local(path), family)
+    from .converters.inspection import inspect as run
+    from .mappings.families import NAMES
+
+    if family is not None and family not in NAMES:
+        raise ConversionError(f"--family {family}: unknown; one of {', '.join(NAMES)}")
+    return run(_local(path), family)
 
 
 def diff(
@@ -239,8 +224,11 @@ def diff(
     Raises:
         ConversionError: one of them cannot be read or recognised.
     """
+    from .converters.compare import compare as run
+    from .converters.settings import Settings
+
     settings = Settings(family=family, ema=ema)
-    return _compare(_local(a), _local(b), settings, progress or (lambda done, total: None))
+    return run(_local(a), _local(b), settings, progress or (lambda done, total: None))
 
 
 def parity(
@@ -280,7 +268,7 @@ def parity(
         ConversionError: in one line, what is wrong and what to do; outputs that differ are an
             answer, not an error.
     """
-    from .parity.run import parity as run  # converting does without
+    from .parity.run import parity as run
 
     found = run(
         Path(repo),
@@ -372,19 +360,27 @@ def compare_schedulers(
 
 def _local(path: StrPath) -> Path:
     """A local path as it is; of `hub:owner/name@revision/file` the downloaded file."""
-    return fetch(str(path)) if str(path).startswith("hub:") else Path(path)
+    if not str(path).startswith("hub:"):
+        return Path(path)
+    from .pull import fetch
+
+    return fetch(str(path))
 
 
 def _local_lora(text: str) -> str:
     """The same with a local path; `hub:` files are downloaded."""
     if not text.startswith("hub:"):
         return text
+    from .converters.baking import parse_lora
+
     path, _ = parse_lora(text)
     return f"{_local(path)}{text.removeprefix(path)}"
 
 
 def _base_folder(base: StrPath) -> Path:
     """A local folder as it is; what refers to the Hub is downloaded."""
+    from .pull import Reference, fetch
+
     path = Path(base).expanduser()
     if path.is_dir():
         return path
@@ -399,24 +395,25 @@ def _hub_id(base: StrPath | None) -> str | None:
     """The Hub id in a base, without its revision."""
     if base is None or Path(base).expanduser().is_dir():
         return None
+    from .pull import Reference
+
     reference = Reference.parse(str(base))
     return reference.repo_id if reference else None
 
 
 def _check_choice(name: str, value: str) -> None:
-    """Refuse a value that an option does not offer."""
+    """Refuse a value that an option of converting does not offer."""
+    from .converters.settings import Settings, options
+
     choices = options(Settings)[name].choices
     if value not in choices:
         flag = f"--{name.replace('_', '-')}"
         raise ConversionError(f"{flag} {value}: unknown; one of {', '.join(choices)}")
 
 
-def _check_family(family: str | None) -> None:
-    if family is not None:
-        _check_choice("family", family)
-
-
 def _variant(variant: str | None, to: str) -> str | None:
+    from .converters.outputs import OUTPUTS
+
     if variant is not None and (to not in OUTPUTS or not OUTPUTS[to].is_repo):
         raise ConversionError(
             f"--variant {variant}: names files of a repo, and --to {to} writes none"
@@ -429,6 +426,8 @@ def _variant(variant: str | None, to: str) -> str | None:
 
 
 def _shard_size(size: int | str) -> int:
+    from .io.sizes import parse_size
+
     try:
         return parse_size(size)
     except ValueError as error:

@@ -12,6 +12,7 @@ import pytest
 import weightport
 from weightport.api import convert
 from weightport.cli import _parser
+from weightport.converters import conversion
 from weightport.converters.settings import Settings, options
 
 from ..support.command_line import lines
@@ -35,7 +36,7 @@ def test_convert_takes_the_settings() -> None:
 
 
 def test_literal_types_are_the_choices() -> None:
-    for name, kind in get_type_hints(convert).items():
+    for name, kind in get_type_hints(convert, localns=vars(conversion)).items():
         literals = [kind] if get_origin(kind) is Literal else list(get_args(kind))
         for literal in literals:
             if get_origin(literal) is Literal:

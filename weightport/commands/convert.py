@@ -12,7 +12,7 @@ from .options import add_options, given
 from .terminal import print_result, progress_bar
 
 if TYPE_CHECKING:
-    from ..api import Conversion
+    from ..converters.conversion import Conversion
 
 
 def add(parser: argparse.ArgumentParser) -> None:

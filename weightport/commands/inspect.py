@@ -11,9 +11,9 @@ from . import without_blas
 from .terminal import print_result, size
 
 if TYPE_CHECKING:
-    from ..api import Inspection
     from ..converters.adapter_inspection import InspectedAdapter
     from ..converters.embedding_inspection import InspectedEmbedding
+    from ..converters.inspection import Inspection
 
 
 def add(parser: argparse.ArgumentParser) -> None:
