@@ -21,9 +21,10 @@ import weightport
 from weightport.pull import Reference
 from weightport.push import unverified
 
-from ..support.command import COMMAND, Run, assert_refused
+from ..support.command import COMMAND, Run, assert_refused, run
 from ..support.forks import run_command, run_python
 from ..support.hub_server import TOKEN, Fault, HubServer
+from ..support.runners import warm_runners
 
 UNET = "unet/diffusion_pytorch_model.safetensors"
 Command = Callable[..., Run]
@@ -286,11 +287,14 @@ def test_push_of_what_is_not_proven(hub: HubServer, own: Path, command: Command)
     assert UNET in hub.repos["org/model"].files()
 
 
-def test_push_of_a_real_proof(hub: HubServer, own: Path, command: Command) -> None:
+def test_push_of_a_real_proof(
+    hub: HubServer, own: Path, command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """What `weightport parity` wrote is taken, the card has its figures, and nothing tells where
     the repo lay."""
     pytest.importorskip("diffusers")
-    done(command("parity", own, "--against", "diffusers", "-o", own, "-q"))
+    warm_runners(monkeypatch)
+    done(run("parity", own, "--against", "diffusers", "-o", own, "-q"))
     done(command("push", own, "org/model"))
     there = hub.repos["org/model"].files()
     found = json.loads(there["parity.json"])

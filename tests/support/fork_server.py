@@ -1,4 +1,5 @@
 """Runs each program it is sent in a fork of its own, with what takes long to import there already.
+A fork ends without taking apart what was imported, which would take longer than most programs.
 
     python fork_server.py MODULE...
 
@@ -10,6 +11,7 @@ of the project.
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import gc
 import importlib
@@ -18,25 +20,26 @@ import os
 import runpy
 import signal
 import sys
+import threading
+import traceback
 import types
 from pathlib import Path
 from typing import Any
 
 
 def serve() -> None:
-    """Answer every line; in a fork, return when the program has ended, so that it ends as usual."""
+    """Answer every line."""
     for line in sys.stdin:
         job = json.loads(line)
         child = os.fork()
         if child == 0:
-            do(job)
-            return
+            os._exit(do(job))
         _, status = os.waitpid(child, 0)
         print(os.waitstatus_to_exitcode(status), flush=True)
 
 
-def do(job: dict[str, Any]) -> None:
-    """Be the program."""
+def do(job: dict[str, Any]) -> int:
+    """Be the program; returns its exit status."""
     signal.alarm(job["seconds"])
     for number, name, mode in (
         (0, os.devnull, os.O_RDONLY),
@@ -49,16 +52,36 @@ def do(job: dict[str, Any]) -> None:
     os.environ.clear()
     os.environ.update(job["environment"])
     os.chdir(job["folder"])
-    if script := job.get("script"):
-        sys.argv = [script, *job["arguments"]]
-        sys.path[0] = str(Path(script).parent)
-        runpy.run_path(script, run_name="__main__")
-    else:
-        sys.argv = ["-c", *job["arguments"]]
-        sys.path[0] = ""
-        program = types.ModuleType("__main__")
-        sys.modules["__main__"] = program
-        exec(compile(job["code"], "<string>", "exec"), vars(program))
+    status = run(job)
+    threading._shutdown()  # type: ignore[attr-defined]  # waits for threads, as an interpreter does
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    return status
+
+
+def run(job: dict[str, Any]) -> int:
+    """Run the program's code; returns the exit status."""
+    try:
+        if script := job.get("script"):
+            sys.argv = [script, *job["arguments"]]
+            sys.path[0] = str(Path(script).parent)
+            runpy.run_path(script, run_name="__main__")
+        else:
+            sys.argv = ["-c", *job["arguments"]]
+            sys.path[0] = ""
+            program = types.ModuleType("__main__")
+            sys.modules["__main__"] = program
+            exec(compile(job["code"], "<string>", "exec"), vars(program))
+    except SystemExit as end:
+        if end.code is None or isinstance(end.code, int):
+            return end.code or 0
+        print(end.code, file=sys.stderr)
+        return 1
+    except BaseException:
+        traceback.print_exc()
+        return 1
+    return 0
 
 
 if __name__ == "__main__":

@@ -23,8 +23,12 @@ SERVER = Path(__file__).with_name("fork_server.py")
 MODULES = [
     "h5py",
     "weightport.cli",
+    "weightport.converters.compare",
+    "weightport.converters.inspection",
+    "weightport.push",
     "weightport.runtime.manifest",
     "weightport.runtime.public",
+    "weightport.runtime.single_file",
     *("filelock", "httpx2", "tqdm.auto", "truststore", "yaml"),  # what the Hub's client imports
 ]
 COMMAND = "from weightport.cli import main\nraise SystemExit(main())"
