@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -96,3 +96,22 @@ def total_nbytes(conversion: Conversion, dtype: str) -> int:
 
 def _nbytes(tensor: PlannedTensor, dtype: str) -> int:
     return math.prod(tensor.shape) * DTYPES[tensor.output_dtype(dtype)].itemsize
+
+
+def describe(conversion: Conversion) -> Iterator[str]:
+    """What a conversion did, or would do, in lines for people."""
+    for name, component in conversion.components.items():
+        for part in component.parts:
+            source = part.checkpoint
+            of_which = f" ({part.part})" if part.part != name else ""
+            yield (
+                f"{name:<13} {len(source.tensors):>5} tensors{of_which} from {source.path},"
+                f" {source.format}"
+            )
+    yield from (f"note: {note}" for note in conversion.notes)
+    yield from (f"lacks: {gap}" for gap in conversion.lacks)
+    yield (
+        f"wrote {conversion.output}"
+        if conversion.output
+        else "dry run: everything fits, nothing was written"
+    )

@@ -24,7 +24,7 @@ from .support.imports import (
 
 ROOT = Path(__file__).resolve().parent.parent
 LINKED = {"converters", "mappings"}  # at the root, part of the package all the same
-HEAVY = {"torch", "tensorflow", "keras", "h5py"}
+HEAVY = {"torch", "tensorflow", "keras", "h5py", "gradio"}
 
 # The ground: nothing of ours below it.
 GROUND = {
@@ -33,7 +33,7 @@ GROUND = {
     "differences": set[str](),
     "mappings": set[str](),
     "io": {"errors"},
-    "reports": {"errors"},
+    "reports": {"errors", "io"},
     "hub": {"errors", "io"},
     "adapters": {"errors", "mappings"},
 }
@@ -84,7 +84,8 @@ MAY_IMPORT = GROUND | {
     "pull": _ALL_BUT_THE_TOP,
     "recipe": _ALL_BUT_THE_TOP,
     "api": _TOP,
-    "commands": _TOP | {"api"},
+    "app": _TOP | {"api"},
+    "commands": _TOP | {"api", "app"},
     "cli": _TOP | {"api", "commands", ""},
     "__main__": {"cli"},
     "": _TOP | {"api"},

@@ -23,6 +23,7 @@ COMMANDS = {
     "compare-schedulers": "speed and quality of schedulers on one model",
     "parity": "run a converted repo and the framework it came from on the same inputs",
     "push": "upload a converted repo to the Hugging Face Hub",
+    "app": "a page in the browser for all of this",
 }
 """Command -> what it is for. Its module in `commands/` is imported when it is typed."""
 
@@ -106,24 +107,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Exception as error:
         if arguments.debug:
             raise
+        from .errors import one_line
         from .hub.secrets import hide
 
-        print(f"error: {hide(_one_line(error))}", file=sys.stderr)
+        print(f"error: {hide(one_line(error))}", file=sys.stderr)
         return 1
 
 
 def _terminate(signum: int, frame: object) -> NoReturn:
     raise SystemExit(128 + signum)
-
-
-def _one_line(error: Exception) -> str:
-    from .errors import ConversionError, printable
-
-    if isinstance(error, ConversionError):
-        return printable(error, limit=2000)
-    if isinstance(error, OSError) and error.filename:
-        return f"{printable(error.filename)}: {error.strerror}"
-    return f"{printable(error)} ({type(error).__name__}; run with --debug for the details)"
 
 
 def _parser(typed: Sequence[str] | None = None) -> argparse.ArgumentParser:

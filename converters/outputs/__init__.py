@@ -21,15 +21,17 @@ class Output:
     Attributes:
         is_repo: whether a repository is: its files are named by variant, and it reports its sources
             and says what it lacks.
+        endings: what the names of its files may end in; a repository is a folder.
     """
 
     write: Write
     is_repo: bool = False
+    endings: tuple[str, ...] = ()
 
 
 OUTPUTS = {
     "diffusers": Output(diffusers.write, is_repo=True),
-    "kerascv": Output(kerascv.write),
-    "ldm": Output(ldm.write),
+    "kerascv": Output(kerascv.write, endings=kerascv.SUFFIXES),
+    "ldm": Output(ldm.write, endings=(".safetensors",)),
 }
 """Name of a layout -> how it is written."""

@@ -21,7 +21,7 @@ from ..settings import Settings
 from ..writers.safetensors import Written
 from .kerascv_file import Compute, write_keras
 
-_SUFFIXES = (".weights.h5", ".h5")
+SUFFIXES = (".weights.h5", ".h5")
 
 
 def write(
@@ -53,7 +53,7 @@ def write(
 
 def _targets(output: Path, parts: Sequence[str]) -> dict[str, Path]:
     """Part -> the file that it is written to."""
-    suffix = next((suffix for suffix in _SUFFIXES if output.name.endswith(suffix)), None)
+    suffix = next((suffix for suffix in SUFFIXES if output.name.endswith(suffix)), None)
     if suffix is None:
         raise ConversionError(
             f"{output}: name the Keras file `something.weights.h5` (Keras 2.15 and 3) or"

@@ -54,7 +54,7 @@ def photographed(page: str, folder: Path, height: int = 2000) -> Path:
     return picture
 
 
-def _browser() -> str:
+def found_browser() -> str:
     """Chromium, which `scripts/test --full` must find (it sets WEIGHTPORT_BROWSER) and other runs
     may lack."""
     found = next(
@@ -77,5 +77,5 @@ def _chromium(folder: Path, *arguments: str) -> bytes:
         "--disable-sync",
     )
     quiet = ("--disable-background-networking", "--disable-component-update", "--hide-scrollbars")
-    command = [_browser(), *flags, *quiet, f"--user-data-dir={folder / 'profile'}", *arguments]
+    command = [found_browser(), *flags, *quiet, f"--user-data-dir={folder / 'profile'}", *arguments]
     return subprocess.run(command, check=True, capture_output=True, timeout=120).stdout

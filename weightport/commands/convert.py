@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from ..converters.settings import Settings
@@ -49,6 +48,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Run the command; returns the exit status."""
     without_blas()
     from ..api import convert
+    from ..converters.conversion import describe
 
     with progress_bar(arguments.quiet) as progress:
         conversion = convert(
@@ -58,7 +58,7 @@ def run(arguments: argparse.Namespace) -> int:
             progress=progress,
             **given(arguments, Settings),
         )
-    print_result(lambda: _summary(conversion), _conversion_lines(conversion), arguments)
+    print_result(lambda: _summary(conversion), describe(conversion), arguments)
     return 0
 
 
@@ -72,21 +72,3 @@ def _summary(conversion: Conversion) -> dict[str, Any]:
         "regenerated": conversion.report.get("regenerated", {}),
         "files": conversion.report.get("files", {}),
     }
-
-
-def _conversion_lines(conversion: Conversion) -> Iterator[str]:
-    for name, component in conversion.components.items():
-        for part in component.parts:
-            source = part.checkpoint
-            of_which = f" ({part.part})" if part.part != name else ""
-            yield (
-                f"{name:<13} {len(source.tensors):>5} tensors{of_which} from {source.path},"
-                f" {source.format}"
-            )
-    yield from (f"note: {note}" for note in conversion.notes)
-    yield from (f"lacks: {gap}" for gap in conversion.lacks)
-    yield (
-        f"wrote {conversion.output}"
-        if conversion.output
-        else "dry run: everything fits, nothing was written"
-    )

@@ -44,11 +44,3 @@ def print_lines(lines: Iterable[str]) -> None:
     from ..errors import printable
 
     sys.stdout.writelines(f"{printable(line, limit=10_000)}\n" for line in lines)
-
-
-def size(nbytes: int) -> str:
-    """Bytes in the unit that suits them."""
-    for unit, scale in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if nbytes >= scale:
-            return f"{nbytes / scale:.2f} {unit}"
-    return f"{nbytes} B"

@@ -32,3 +32,10 @@ def numbers(text: str) -> tuple[int, ...]:
 def names(text: str) -> tuple[str, ...]:
     """Names with commas between them."""
     return tuple(name.strip() for name in text.split(",") if name.strip())
+
+
+def port(text: str) -> int:
+    """A number of a TCP port."""
+    if not 0 < (value := int(text)) < 2**16:
+        raise ValueError
+    return value

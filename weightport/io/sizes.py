@@ -25,3 +25,11 @@ def parse_size(size: int | str) -> int:
     if nbytes < 1:
         raise ValueError("not a size; write it as 5GB, 800MB or 2GiB")
     return nbytes
+
+
+def in_words(nbytes: int) -> str:
+    """Bytes in the unit that suits them."""
+    for unit, scale in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if nbytes >= scale:
+            return f"{nbytes / scale:.2f} {unit}"
+    return f"{nbytes} B"

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..errors import ConversionError
+from ..io.sizes import in_words
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -41,7 +42,7 @@ def _environment() -> Environment:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.filters |= {"data_uri": data_uri, "file_uri": file_uri}
+    environment.filters |= {"data_uri": data_uri, "file_uri": file_uri, "words": in_words}
     return environment
 
 

@@ -1,0 +1,176 @@
+"""The page of `weightport app`, served by a process of its own, and a browser to see it with."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+from .browser import found_browser
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@dataclass
+class Served:
+    """A running server.
+
+    Attributes:
+        url: of the page.
+        temporary: where it keeps what visitors bring.
+    """
+
+    url: str
+    temporary: Path
+    process: subprocess.Popen[str]
+
+    @property
+    def folders(self) -> list[Path]:
+        """The folders of the visits."""
+        return sorted(self.temporary.glob("weightport-app-*/sessions/*"))
+
+    @property
+    def kept(self) -> list[Path]:
+        """Every file that it keeps of visitors."""
+        return [path for path in self.temporary.rglob("*") if path.is_file()]
+
+
+@contextlib.contextmanager
+def served(folder: Path, command: Sequence[str] = (), **environment: str) -> Iterator[Served]:
+    """Serve the page, on loopback and for this machine unless the command says otherwise."""
+    port = _free_port()
+    temporary = folder / "temporary"
+    temporary.mkdir(parents=True)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "weightport", "app", "--no-browser", "--port", str(port), *command],
+        env=os.environ
+        | {"TMPDIR": str(temporary), "HOME": str(folder), "PYTHONPATH": str(ROOT)}
+        | environment,
+        stdout=subprocess.PIPE,
+        stderr=(folder / "errors").open("w"),
+        text=True,
+        cwd=folder,
+    )
+    try:
+        said = process.stdout.readline()
+        found = re.search(r"http://\S+/", said)
+        assert found, (said, (folder / "errors").read_text())
+        yield Served(f"http://127.0.0.1:{port}/", temporary, process)
+    finally:
+        process.terminate()
+        process.wait(30)
+        assert not list(temporary.iterdir()), "what visitors brought goes with the server"
+
+
+@contextlib.contextmanager
+def chromium() -> Iterator[Any]:
+    """A browser that Playwright drives."""
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(
+            executable_path=found_browser(), args=["--no-sandbox", "--disable-gpu"]
+        )
+        try:
+            yield browser
+        finally:
+            browser.close()
+
+
+def _free_port() -> int:
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return int(one.getsockname()[1])
+
+
+class Page:
+    """One visit, as a person makes it: what is typed, clicked and read.
+
+    Attributes:
+        shown: Playwright's page.
+        other_hosts: addresses that the page asked for elsewhere.
+    """
+
+    def __init__(self, page: Any, url: str) -> None:
+        self.shown = page
+        self.other_hosts: list[str] = []
+        page.on("request", lambda request: self._note(request.url, url))
+        page.goto(url)
+        page.get_by_role("tab", name="Inspect").wait_for()
+
+    def _note(self, asked: str, url: str) -> None:
+        if not asked.startswith((url, "data:", "blob:")):
+            self.other_hosts.append(asked)
+
+    @classmethod
+    @contextlib.contextmanager
+    def visit(cls, browser: Any, url: str, width: int = 1200) -> Iterator[Self]:
+        """A page in a window of its own."""
+        context = browser.new_context(viewport={"width": width, "height": 900})
+        try:
+            yield cls(context.new_page(), url)
+        finally:
+            context.close()
+
+    def close(self) -> None:
+        """Leave, and wait until the server has noticed."""
+        self.shown.goto("about:blank")
+        time.sleep(1)
+
+    def upload(self, *files: Path) -> None:
+        """Give files to the page, and wait until it lists them all."""
+        self.shown.set_input_files("#upload input[type=file]", [str(file) for file in files])
+        shelf = self.shown.locator("#shelf")
+        for file in files:
+            shelf.get_by_text(file.name, exact=True).wait_for()
+
+    def tab(self, name: str) -> None:
+        """Go to a tab."""
+        self.shown.get_by_role("tab", name=name, exact=True).click()
+
+    def tick(self, field: str, name: str) -> None:
+        """Choose an upload."""
+        self.shown.locator(f"#{field}-uploads").get_by_label(name, exact=True).check()
+
+    def fill(self, element: str, text: str) -> None:
+        """Type into a field."""
+        self.shown.locator(f"#{element}").locator("input, textarea").fill(text)
+
+    def choose(self, element: str, name: str) -> None:
+        """Choose one of a few, or tick a box."""
+        self.shown.locator(f"#{element}").get_by_label(name, exact=True).check()
+
+    def click(self, element: str) -> None:
+        """Press a button and wait until what it started has ended."""
+        self.press(element)
+        status = self.shown.locator(f"#{element.rpartition('-')[0]}-status, #{element}ned").first
+        status.get_by_text(ENDED).first.wait_for(timeout=60_000)
+
+    def press(self, element: str) -> None:
+        """Press a button; what the last press said is forgotten."""
+        self.shown.evaluate(FORGET)
+        self.shown.click(f"#{element}")
+
+    def text(self, element: str) -> str:
+        """What a part of the page says."""
+        return str(self.shown.locator(f"#{element}").inner_text())
+
+    def download(self, link: str, folder: Path) -> Path:
+        """Follow a link to a file."""
+        with self.shown.expect_download() as started:
+            self.shown.click(link)
+        place = folder / started.value.suggested_filename
+        started.value.save_as(place)
+        return place
+
+
+ENDED = re.compile(r"^(Done\.|Error:)")
+FORGET = "() => document.querySelectorAll('.wp-status').forEach(one => one.replaceChildren())"

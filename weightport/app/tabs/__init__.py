@@ -1,0 +1,1 @@
+"""One tab a module: `add(desk)` draws it, and returns the fields that list uploads."""
