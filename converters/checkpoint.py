@@ -12,7 +12,7 @@ import hashlib
 import math
 import os
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -84,6 +84,14 @@ class SourceFile:
                     f"{self.path}: the file ends inside a tensor; is it truncated?"
                 )
             done += count
+
+    def read_into_each(self, offset: int, buffers: Sequence[memoryview]) -> None:
+        """Fill writable buffers of bytes, at most 1024, one after another from `offset` on."""
+        if os.preadv(self._fd, buffers, offset) == sum(map(len, buffers)):
+            return
+        for buffer in buffers:
+            self.read_into(offset, buffer)
+            offset += len(buffer)
 
     def check_unchanged(self) -> None:
         """Raise if the file was modified since it was opened."""

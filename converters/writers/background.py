@@ -7,7 +7,7 @@ import contextlib
 import os
 import queue
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from typing import Generic, TypeVar
 
 T = TypeVar("T")
@@ -39,7 +39,7 @@ class Later(Generic[T]):
         return self._value
 
 
-def read_ahead(items: Iterable[T], depth: int) -> Iterator[T]:
+def read_ahead(items: Generator[T, None, None], depth: int) -> Generator[T, None, None]:
     """The same items in the same order, made in a second thread.
 
     At most `depth` of them exist at a time, with the one in use and the one being made: `depth`
@@ -53,11 +53,12 @@ def read_ahead(items: Iterable[T], depth: int) -> Iterator[T]:
     def produce() -> None:
         slots.acquire()
         try:
-            for item in items:
-                ready.put((item,))
-                slots.acquire()
-                if stopped.is_set():
-                    return
+            with contextlib.closing(items):
+                for item in items:
+                    ready.put((item,))
+                    slots.acquire()
+                    if stopped.is_set():
+                        return
         finally:
             ready.put(None)
 

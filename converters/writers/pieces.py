@@ -1,18 +1,17 @@
 """Makes the bytes of output tensors, block by block, from lazy sources: copied, transposed, cast,
 counted.
 
-Bytes that stay as they are, parts of a fused tensor among them, pass through a small buffer that
-stays in the cache. Stored tensors and their axis permutations take constant memory; a tensor that
-is computed is held whole.
+Stored tensors and their axis permutations take constant memory; a tensor that is computed is held
+whole.
 """
 
 from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator
 from dataclasses import dataclass, replace
-from functools import cache, cached_property, partial
+from functools import cache, cached_property
 
 import numpy as np
 
@@ -20,14 +19,11 @@ from ...io.dtypes import EIGHT_BITS
 from ...mappings.ops import Op, Run
 from ..checkpoint import DTYPES, Array, Stored, Tensor
 from .cast import Float16Cast
-from .transpose import Shape, coalesced, copy_view, panels, row_blocks
+from .transpose import Shape, Turned, coalesced, copy_view, row_blocks
 
-_CHUNK = (
-    1 << 19
-)  # bytes copied at once: few hand-overs, and still in the cache when they are written
-_BLOCK = 4 << 20  # bytes transposed at once: whole tiles of output rows
-_PANEL = 64 << 20  # bytes of a transposed tensor that are held at once
-DEPTH = 3  # blocks that exist at a time: one written, one waiting, one being made
+_BLOCK = 1 << 20  # bytes that are handed over at once
+_PANEL = 24 << 20  # bytes of a transposed tensor that are held at once
+DEPTH = 5  # blocks that exist at a time: one written, one hashed, one being made, two that wait
 _EXPONENT = {
     "F64": 0x7FF0 << 48,
     "F32": 0x7F80 << 16,
@@ -36,7 +32,6 @@ _EXPONENT = {
     "F8_E4M3": 0x7F,  # has no Inf: one pattern is NaN
     "F8_E5M2": 0x7C,
 }  # all set: Inf or NaN
-_Fill = Callable[[Array], None]
 
 
 @dataclass(frozen=True)
@@ -88,14 +83,9 @@ class Blocks:
         return itertools.cycle([np.empty(_BLOCK, np.uint8) for _ in range(DEPTH)])
 
     @cached_property
-    def _small(self) -> Iterator[Array]:
-        """Buffers for mere copying."""
-        return itertools.cycle([np.empty(_CHUNK, np.uint8) for _ in range(DEPTH)])
-
-    @cached_property
     def _raw(self) -> Array:
-        """A block before its cast."""
-        return np.empty(_BLOCK, np.uint8)
+        """A block before its cast, or rows to transpose after theirs."""
+        return np.empty(2 * _BLOCK, np.uint8)
 
     @cached_property
     def _panel(self) -> Array:
@@ -105,25 +95,85 @@ class Blocks:
     def _float16(self) -> Float16Cast:
         return Float16Cast()
 
-    def of(self, outputs: Sequence[Output]) -> Iterator[Block]:
+    def of(self, outputs: Iterable[Output]) -> Generator[Block, None, None]:
         """The bytes of the outputs, one after another."""
         for output in outputs:
             if output.nbytes:
-                for shape, fill in self._pieces(output):
-                    yield self._block(output, shape, fill)
+                yield from self._of(output)
 
-    def _block(self, output: Output, shape: Shape, fill: _Fill) -> Block:
-        """Fill one block with the sources' bits, count in it, cast it."""
+    def _of(self, output: Output) -> Iterator[Block]:
+        moves = _moves(output)
+        source = output.sources[0]
+        if _in_order(output, moves):
+            for place in _places(output):
+                yield from self._copied(output, place)
+            return
+        turned = None
+        if moves is not None and isinstance(source, Stored):
+            turned = Turned.of(source, *moves)
+        if turned is not None:
+            yield from self._turned(output, turned)
+        else:
+            yield from self._rearranged(output, _computed(output))
+
+    def _copied(self, output: Output, place: Stored) -> Iterator[Block]:
+        """Stored bytes as they lie."""
+        itemsize = DTYPES[place.dtype].itemsize
+        step = _BLOCK // _widest(output) * itemsize
+        for start in range(0, place.nbytes, step):
+            nbytes = min(step, place.nbytes - start)
+            data = next(self._ring)
+            bits = (data if place.dtype == output.dtype else self._raw)[:nbytes]
+            place.file.read_into(place.offset + start, bits.data)
+            yield self._block(output, bits.view(_bits(place.dtype)), data)
+
+    def _rearranged(self, output: Output, view: Array) -> Iterator[Block]:
+        """An array in memory, mostly a view with its axes permuted."""
+        for index in row_blocks(view.shape, _BLOCK // _widest(output)):
+            piece = view[index]
+            data = next(self._ring)
+            place = data if output.sources[0].dtype == output.dtype else self._raw
+            bits = place[: piece.nbytes].view(view.dtype)
+            copy_view(piece, bits.reshape(piece.shape))
+            yield self._block(output, bits, data)
+
+    def _turned(self, output: Output, turned: Turned) -> Iterator[Block]:
+        """A stored tensor whose last axis comes first, a range of its rows after the other."""
+        dtype = _bits(output.dtype)
+        rows_nbytes = len(turned.order) * dtype.itemsize
+        for rows in turned.panels(_PANEL // _widest(output)):
+            nonfinite = 0
+            overflow = 0
+
+            def prepare(bits: Array) -> Array:
+                nonlocal nonfinite, overflow
+                block = self._block(output, bits, self._raw)
+                nonfinite += block.nonfinite
+                overflow += block.overflow
+                return np.frombuffer(block.data, dtype)
+
+            panel = self._panel[: (rows.stop - rows.start) * rows_nbytes]
+            turned.fill(rows, panel.view(dtype).reshape(-1, len(turned.order)), prepare)
+            # The last blocks are copies: when the next panel is asked for, nobody reads this one.
+            starts = range(0, len(panel), _BLOCK)
+            for number, start in enumerate(starts, 1):
+                data = panel[start : start + _BLOCK]
+                if number > len(starts) - (DEPTH - 1):
+                    copy = next(self._ring)[: len(data)]
+                    np.copyto(copy, data)
+                    data = copy
+                yield Block(output.key, data.data, nonfinite, overflow)
+                nonfinite = 0
+                overflow = 0
+
+    def _block(self, output: Output, bits: Array, data: Array) -> Block:
+        """Count in the sources' bits, and cast them into `data` if they do not stay as they are."""
         source = output.sources[0].dtype
-        nbytes = math.prod(shape) * max(DTYPES[source].itemsize, DTYPES[output.dtype].itemsize)
-        data = next(self._small if nbytes <= _CHUNK else self._ring)
-        raw = data if source == output.dtype else self._raw
-        bits = raw[: math.prod(shape) * DTYPES[source].itemsize].view(_bits(source))
-        fill(bits.reshape(shape))
         nonfinite = _count_nonfinite(bits, source)
         if source == output.dtype:
             return Block(output.key, bits.view(np.uint8).data, nonfinite)
-        cast = data[: math.prod(shape) * DTYPES[output.dtype].itemsize].view(DTYPES[output.dtype])
+        dtype = DTYPES[output.dtype]
+        cast = data[: bits.size * dtype.itemsize].view(dtype)
         with np.errstate(over="ignore", invalid="ignore"):  # counted instead
             if (source, output.dtype) == ("F32", "F16"):
                 self._float16(bits.view(DTYPES[source]), cast)
@@ -134,23 +184,10 @@ class Blocks:
         overflow = _count_nonfinite(cast.view(_bits(output.dtype)), output.dtype) - nonfinite
         return Block(output.key, cast.view(np.uint8).data, nonfinite, overflow)
 
-    def _pieces(self, output: Output) -> Iterator[tuple[Shape, _Fill]]:
-        """Shapes of the output's blocks in order, each with the function that fills it."""
-        source = output.sources[0]
-        moves = _moves(output)
-        if _in_order(output, moves):
-            for place in _places(output):
-                yield from _chunks(place)
-            return
-        if moves is None or not isinstance(source, Stored):
-            views = iter([_computed(output)])
-        else:
-            views = panels(source, _bits(source.dtype), *moves, self._panel)
-        width = max(DTYPES[source.dtype].itemsize, DTYPES[output.dtype].itemsize)
-        for view in views:
-            for index in row_blocks(view.shape, _BLOCK // width):
-                block = view[index]
-                yield block.shape, partial(copy_view, block)
+
+def _widest(output: Output) -> int:
+    """Bytes of an element, before or after its cast."""
+    return max(DTYPES[output.sources[0].dtype].itemsize, DTYPES[output.dtype].itemsize)
 
 
 def as_stored(output: Output) -> Stored | None:
@@ -199,22 +236,11 @@ def _computed(output: Output) -> Array:
     return np.atleast_1d(arrays[output.part]).view(_bits(output.sources[0].dtype))
 
 
-def _chunks(source: Stored) -> Iterator[tuple[Shape, _Fill]]:
-    """A stored tensor in the order of its bytes."""
-    for start in range(0, source.nbytes, _CHUNK):
-        count = min(_CHUNK, source.nbytes - start) // DTYPES[source.dtype].itemsize
-        yield (count,), partial(_read, source, start)
-
-
 @cache
 def _values(source: str, dtype: str) -> Array:
     """What each of the 256 numbers of eight bits is in another dtype."""
     values: Array = np.arange(256, dtype=np.uint8).view(DTYPES[source]).astype(np.float32)
     return values.astype(DTYPES[dtype])
-
-
-def _read(source: Stored, start: int, target: Array) -> None:
-    source.file.read_into(source.offset + start, target.view(np.uint8).data)
 
 
 def _bits(dtype: str) -> np.dtype[np.unsignedinteger]:

@@ -1,10 +1,9 @@
 """The streaming safetensors writer: plans the header, then fills it tensor by tensor from lazy
 sources.
 
-One thread reads, transposes and casts blocks; the caller's thread hashes and writes them. Bytes
-that stay as they are pass through a small buffer that stays in the cache. Stored tensors and their
-axis permutations take constant memory; a tensor that is computed is held whole. The file is the one
-that `safetensors` itself writes for the same tensors. Format:
+One thread reads, transposes and casts blocks, a second one hashes them, and the caller's writes
+them. Stored tensors and their axis permutations take constant memory; a tensor that is computed is
+held whole. The file is the one that `safetensors` itself writes for the same tensors. Format:
 https://github.com/huggingface/safetensors#format
 """
 
@@ -12,10 +11,9 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import itertools
 import json
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
@@ -30,7 +28,6 @@ from .pieces import DEPTH, Block, Blocks, Output
 __all__ = ["Output", "Written", "WrittenFile", "write_safetensors"]
 
 _METADATA = {"format": "pt"}  # what transformers asks for
-_CHUNK = 1 << 18  # bytes hashed and written at once: still in the cache when they are written
 # Wide dtypes first, so that every tensor is aligned; within a dtype, by name.
 _ORDER = (
     "I64", "F64", "F32", "I32", "BF16", "F16", "I16", "F8_E4M3", "F8_E5M2", "I8", "U8", "BOOL",
@@ -96,10 +93,9 @@ def write_safetensors(
         in_order = sorted(shard, key=lambda output: (_ORDER.index(output.dtype), output.key))
         with _open(folder / name, sync) as target:
             digest = hashlib.sha256() if hashes else None
-            data = itertools.chain(
-                [_header(in_order, metadata)], read_ahead(blocks.of(in_order), DEPTH)
-            )
-            written.files.append(_write(target, name, data, digest, written, progress))
+            header = _header(in_order, metadata)
+            with _made(header, blocks.of(in_order), digest) as data:
+                written.files.append(_write(target, name, data, digest, written, progress))
     for file in {
         file for output in outputs for source in output.sources for file in _files(source)
     }:
@@ -191,6 +187,33 @@ def _open(path: Path, sync: bool) -> Iterator[BinaryIO]:
         yield file
 
 
+@contextlib.contextmanager
+def _made(
+    header: Block, blocks: Generator[Block, None, None], digest: hashlib._Hash | None
+) -> Iterator[Iterator[Block]]:
+    """The header and the blocks, made in one thread and hashed in another: `DEPTH` in all."""
+    data = _chained(header, read_ahead(blocks, DEPTH // 2 + 1))
+    if digest is not None:
+        data = read_ahead(_hashed(data, digest), DEPTH // 2 + 1)
+    with contextlib.closing(data):
+        yield data
+
+
+def _chained(header: Block, blocks: Generator[Block, None, None]) -> Generator[Block, None, None]:
+    with contextlib.closing(blocks):
+        yield header
+        yield from blocks
+
+
+def _hashed(
+    blocks: Generator[Block, None, None], digest: hashlib._Hash
+) -> Generator[Block, None, None]:
+    with contextlib.closing(blocks):
+        for block in blocks:
+            digest.update(block.data)
+            yield block
+
+
 def _write(
     file: BinaryIO,
     name: str,
@@ -201,12 +224,9 @@ def _write(
 ) -> WrittenFile:
     nbytes = 0
     for block in blocks:
-        for start in range(0, len(block.data), _CHUNK):
-            view = block.data[start : start + _CHUNK]
-            if digest is not None:
-                digest.update(view)
-            while view:
-                view = view[file.write(view) :]
+        view = block.data
+        while view:
+            view = view[file.write(view) :]
         nbytes += len(block.data)
         for counts, count in (
             (written.nonfinite, block.nonfinite),

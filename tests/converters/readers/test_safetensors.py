@@ -20,7 +20,7 @@ from weightport.converters.readers.safetensors import read_safetensors
 from weightport.converters.writers import pieces
 from weightport.converters.writers.cast import Float16Cast
 from weightport.converters.writers.safetensors import Output, Written, write_safetensors
-from weightport.converters.writers.transpose import TILE, coalesced, copy_view, panels, row_blocks
+from weightport.converters.writers.transpose import TILE, Turned, coalesced, copy_view, row_blocks
 from weightport.errors import ConversionError
 from weightport.mappings.ops import Op
 
@@ -248,18 +248,36 @@ def test_copy_view_and_row_blocks_equal_numpy(data: st.DataObject) -> None:
     )
 
 
-@pytest.mark.parametrize("permutation", [(2, 0, 1), (2, 1, 0), (1, 2, 0)])
-def test_panels_of_a_tensor_larger_than_the_buffer(
-    tmp_path: Path, permutation: tuple[int, ...]
+@pytest.mark.parametrize("permutation", [(2, 0, 1), (2, 1, 0)])
+@pytest.mark.parametrize("dtype", ["F32", "F16"])
+def test_panels_of_a_turned_tensor(
+    tmp_path: Path, permutation: tuple[int, ...], dtype: str
 ) -> None:
-    array = random_bits(DTYPES["F32"], (9, 20, 3 * TILE + 5))
-    source = stored(tmp_path, {"a": array})["a"]
-    views = panels(
-        source, np.dtype("<u4"), array.shape, permutation, np.empty(array.nbytes // 2, np.uint8)
-    )
-    parts = [view.copy() for view in views]
-    assert len(parts) == (4 if permutation[0] == 2 else 1)
-    assert np.array_equal(np.concatenate(parts), array.view("<u4").transpose(permutation))
+    array = random_bits(DTYPES[dtype], (9, 40, 3 * TILE + 5))
+    turned = Turned.of(stored(tmp_path, {"a": array})["a"], array.shape, permutation)
+    assert turned is not None
+    seen = 0
+
+    def prepare(bits: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+        nonlocal seen
+        seen += int(np.count_nonzero(bits))
+        return bits ^ 1
+
+    bits = array.view(f"<u{array.itemsize}")
+    expected = bits.transpose(permutation) ^ 1
+    panels = list(turned.panels(array.size // 2))
+    assert len(panels) > 2
+    for rows in panels:
+        target = np.zeros((rows.stop - rows.start, array[..., 0].size), bits.dtype)
+        turned.fill(rows, target, prepare)
+        assert np.array_equal(target.reshape(-1, *expected.shape[1:]), expected[rows])
+    assert seen == np.count_nonzero(bits)
+
+
+def test_what_is_no_turn_is_not_taken_for_one(tmp_path: Path) -> None:
+    source = stored(tmp_path, {"a": np.zeros((3, 4, 5), "f4")})["a"]
+    assert Turned.of(source, (3, 4, 5), (1, 2, 0)) is None
+    assert Turned.of(source, (60,), (0,)) is None
 
 
 @pytest.mark.filterwarnings("ignore:invalid value")
