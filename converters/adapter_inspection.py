@@ -107,9 +107,10 @@ def _evidence(found: list[Adapter[Tensor]]) -> list[str]:
 
 
 def _kind(module: Module[Tensor]) -> str:
-    """The end of a module's name, less its number."""
-    words = [word for word in module.path.split(".") if not word.isdigit()]
-    return words[-1]
+    """The ends of the names of its layers, less their numbers."""
+    paths = [part.path.split(".") for part in module.parts]
+    ends = [next(word for word in reversed(path) if not word.isdigit()) for path in paths]
+    return " + ".join(ends)
 
 
 def _axis(module: Module[Tensor]) -> str:

@@ -16,10 +16,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..adapters.modules import Adapter, Module
+from ..adapters.modules import Adapter, Module, Part
 from ..errors import ConversionError, printable
 from .checkpoint import Array, Computed, Tensor
 from .layouts.adapters import AdapterFile, weight_shape
+from .outputs.adapters_fusion import single
 from .outputs.adapters_record import number_tensor
 
 _SUMS = ("diff", "w_norm", "b_norm", "diff_b")  # roles that add up as they are
@@ -80,6 +81,7 @@ def merge(shares: Sequence[Share]) -> tuple[Adapter[Tensor], Merge]:
         ConversionError: two change a module in ways that do not add up; names it.
     """
     parts: dict[tuple[str, str], list[_Part]] = {}
+    shares = _over_same_layers(shares)
     for share in shares:
         for place, module in share.adapter.modules.items():
             parts.setdefault(place, []).append(_Part(share, module))
@@ -96,6 +98,25 @@ def merge(shares: Sequence[Share]) -> tuple[Adapter[Tensor], Merge]:
                 )
             bundled[name] = tensor
     return Adapter(family, modules, bundled), how
+
+
+def _over_same_layers(shares: Sequence[Share]) -> list[Share]:
+    """The adapters, with those modules taken apart whose layers others have otherwise."""
+    known: dict[tuple[str, str], set[tuple[Part, ...]]] = {}
+    for share in shares:
+        for module in share.adapter.modules.values():
+            for part in module.parts:
+                known.setdefault((module.component, part.path), set()).add(module.parts)
+    found = []
+    for share in shares:
+        modules = {}
+        for module in share.adapter.modules.values():
+            places = [(module.component, part.path) for part in module.parts]
+            is_alike = all(len(known[place]) == 1 for place in places)
+            for one in [module] if is_alike else single(share.file, module):
+                modules[one.component, one.path] = one
+        found.append(share._replace(adapter=replace(share.adapter, modules=modules)))
+    return found
 
 
 def _merged(family: str, parts: Sequence[_Part], how: Merge) -> Module[Tensor]:

@@ -122,8 +122,14 @@ def bake(
             baked.strengths[module.component] = strength
             kind = (module.component, module.title)
             baked.flavours[kind] = baked.flavours.get(kind, 0) + 1
-            applied = _Applied(file, number, module, strength)
-            changes.setdefault((module.component, module.path), []).append(applied)
+            if module.is_fused and not module.has_rows_apart:
+                raise ConversionError(
+                    f"{path}: `{printable(module.name)}` is {module.title} over layers that the"
+                    " model has apart, and depends on all of them at once"
+                )
+            for one in module.layers():
+                applied = _Applied(file, number, one, strength)
+                changes.setdefault((one.component, one.path), []).append(applied)
     for (name, path), applied_here in changes.items():
         component = components[name]
         tally = baking.tallies.setdefault(name, Tally())

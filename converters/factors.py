@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from math import prod
 
 from ..adapters.alphas import Alphas
-from ..adapters.modules import Adapter, Module
+from ..adapters.modules import Adapter, Module, Part
 from ..errors import ConversionError, printable
 from ..mappings.families import Family
 from .checkpoint import Checkpoint, LowRank, Tensor
@@ -76,7 +76,7 @@ def _module(
     }
     return Module(
         component=component,
-        path=key.removesuffix(_WEIGHT),
+        parts=(Part(key.removesuffix(_WEIGHT)),),
         name=merged.name,
         convention=convention,
         flavour="lora",

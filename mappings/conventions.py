@@ -13,11 +13,14 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .facts import facts
 from .families import families
 from .spelling import Spelling
+
+if TYPE_CHECKING:
+    from .ops import Op
 
 NAMES = (
     "kohya",
@@ -25,6 +28,8 @@ NAMES = (
     "peft",
     "diffusers-processors",
     "original",
+    "onetrainer",
+    "xlabs",
     "kohya-oft",
     "lycoris",
 )
@@ -32,6 +37,20 @@ NAMES = (
 
 _FOLDER = Path(__file__).resolve().parent / "conventions"
 _WEIGHT = ".weight"
+
+
+class Layer(NamedTuple):
+    """A layer as a convention names it.
+
+    Attributes:
+        name: by its spelling.
+        modules: the model's own layers that its rows belong to, one or several.
+        op: what makes their weights of its weight; None where it is the same.
+    """
+
+    name: str
+    modules: tuple[str, ...]
+    op: Op | None
 
 
 @dataclass(frozen=True)
@@ -57,25 +76,27 @@ class Naming:
         """Whether it names modules of a family."""
         return not self.families or family in self.families
 
-    def names(self, keys: Iterable[str], config: Mapping[str, Any]) -> dict[str, str]:
-        """Module -> its name, for all modules among the keys of a component's state dict.
+    def layers(self, keys: Iterable[str], config: Mapping[str, Any]) -> list[Layer]:
+        """The layers whose weights are among the keys of a component's state dict.
 
         Raises:
-            MappingError: two modules have one name.
+            MappingError: two layers have one name.
         """
         weights = [key for key in keys if key.endswith(_WEIGHT) and self._covers(key)]
         if not self.table:
-            paths = {key: key for key in weights}
-        else:
-            from .library import load_table  # numpy, which the command line does without
+            return [self._layer(key, (key,), None) for key in weights]
+        from .library import load_table  # numpy, which the command line does without
 
-            table = load_table(self.table)
-            links = table.links(weights, config)
-            paths = {link.targets[0]: link.sources[0].removeprefix(table.prefix) for link in links}
-        return {
-            target.removesuffix(_WEIGHT): self.spelling.spell(source.removesuffix(_WEIGHT))
-            for target, source in paths.items()
-        }
+        table = load_table(self.table)
+        return [
+            self._layer(link.sources[0].removeprefix(table.prefix), link.targets, link.op)
+            for link in table.links(weights, config)
+        ]
+
+    def _layer(self, source: str, targets: tuple[str, ...], op: Op | None) -> Layer:
+        path, _, _ = source.rpartition(".")  # what the weight is called there
+        modules = tuple(target.removesuffix(_WEIGHT) for target in targets)
+        return Layer(self.spelling.spell(path), modules, op)
 
     def _covers(self, key: str) -> bool:
         module = key.removesuffix(_WEIGHT)
@@ -93,7 +114,8 @@ class Convention:
         namings: the first that fits is written, all are read.
         roles: role -> the ending that is written.
         is_written: whether files are written so, or only read.
-        has_alphas: whether alphas are tensors; if not, the header says them.
+        alphas: where they are: in `tensors`, in the `header`, or `nowhere`, so that each is the
+            rank.
         clamps: whether alpha bounds the norm of a rotation even where it is 0.
         flavours: what it can hold; empty for everything.
         lacks: roles that it has no name for.
@@ -105,7 +127,7 @@ class Convention:
     namings: tuple[Naming, ...]
     roles: Mapping[str, str] = field(default_factory=dict)
     is_written: bool = True
-    has_alphas: bool = True
+    alphas: str = "tensors"
     clamps: bool = False
     flavours: tuple[str, ...] = ()
     lacks: tuple[str, ...] = ()
@@ -135,12 +157,14 @@ def written() -> tuple[str, ...]:
 
 
 @cache
-def stock_names(naming: Naming, family: str) -> dict[str, str]:
-    """Module -> name in the stock model of a family; nothing if it lacks the component."""
+def stock_layers(naming: Naming, family: str) -> dict[str, Layer]:
+    """Module -> the layer that it is in, in the stock model of a family; nothing if the family
+    lacks the component. Treat as read-only."""
     component = families()[family].components.get(naming.component)
     if component is None or not naming.serves(family):
         return {}
-    return naming.names(component.manifest(), component.config)
+    layers = naming.layers(component.manifest(), component.config)
+    return {module: layer for layer in layers for module in layer.modules}
 
 
 def _convention(name: str) -> Convention:
@@ -158,7 +182,7 @@ def _convention(name: str) -> Convention:
         namings=tuple(namings),
         roles=entry.get("roles", {}),
         is_written=not entry.get("read_only", False),
-        has_alphas=entry.get("alphas") != "metadata",
+        alphas=entry.get("alphas", "tensors"),
         clamps=entry.get("clamps", False),
         flavours=tuple(entry.get("holds", ())),
         lacks=tuple(entry.get("lacks", ())),

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ...adapters.alphas import CONFIG, WEIGHTS, Alphas
-from ...adapters.modules import Adapter, Model, Module, decode, stock_models
+from ...adapters.modules import Adapter, Model, Module, decode, layer_shape, stock_models
 from ...errors import ConversionError
 from ...io.documents import read_json
 from ...mappings.families import families
@@ -151,7 +151,7 @@ def _strange_axes(adapter: Adapter[Tensor]) -> int:
 
 def weight_shape(family: str, module: Module[Tensor]) -> tuple[int, ...]:
     """The shape of the weight that a module changes, in the stock model of a family."""
-    return stock_models(family)[module.component].shapes[f"{module.path}.weight"]
+    return layer_shape(module, stock_models(family)[module.component].shapes)
 
 
 def number_in(tensor: Tensor) -> float:

@@ -8,20 +8,21 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ...adapters.alphas import KEY, Alphas
+from ...adapters.alphas import KEY, ONLY, Alphas
 from ...adapters.modules import BUNDLED, Adapter, Module
 from ...errors import ConversionError, printable
 from ...io import atomic
-from ...mappings.conventions import Convention, Naming, conventions, stock_names
+from ...mappings.conventions import Convention, conventions
 from ..checkpoint import Tensor
 from ..layouts.adapters import AdapterFile, weight_shape
 from ..settings import Settings
 from ..writers.safetensors import Output, WrittenFile, write_safetensors
+from .adapters_fusion import Regrouped, regrouped
 from .adapters_record import RECORD, STALE, Place, Record, number_tensor
 
 _BARE = "text_model."  # which transformers 5 leaves out of names, so patterns do without
@@ -49,46 +50,47 @@ def respelled(file: AdapterFile, adapter: Adapter[Tensor], convention: Conventio
     Raises:
         ConversionError: the convention has no place for one; names it.
     """
-    plain = _plain(file, adapter, convention)
+    record = Record.read(file, convention.name)
+    groups = regrouped(file, adapter, convention, record.ranks)
+    plain = _plain(file, adapter, groups, convention)
     metadata = {
         key: value
         for key, value in file.checkpoint.metadata.items()
         if key not in (KEY, RECORD, *STALE)
     }
     configs: dict[str, dict[str, Any]] = {}
-    if not convention.has_alphas:
-        configs = _configs(file, adapter)
+    if convention.alphas == "header":
+        configs = _configs(file, [module for _, _, module in groups.modules])
         metadata[KEY] = _header(configs)
-    record = Record.read(file, convention.name)
     outputs = record.restored(plain)
     metadata |= record.metadata
     came_from = conventions()[origin(adapter)]
     if came_from != convention and came_from.is_written and not record.origin:
-        back = _back(file, adapter, Respelled(outputs, metadata, configs), came_from)
+        made = Respelled(outputs, metadata, configs)
+        back = _back(file, adapter, made, came_from, groups.ranks)
         before = {
             (*place, role): tensor
             for place, module in adapter.modules.items()
             for role, tensor in module.tensors.items()
         }
-        metadata[RECORD] = Record.of(file, came_from.name, before, back).text()
+        metadata[RECORD] = Record.of(file, came_from.name, before, back, groups.ranks).text()
     return Respelled(outputs, metadata, configs)
 
 
 def _plain(
-    file: AdapterFile, adapter: Adapter[Tensor], convention: Convention
+    file: AdapterFile, adapter: Adapter[Tensor], groups: Regrouped, convention: Convention
 ) -> dict[Place, Output]:
     """The tensors as the convention writes them."""
     outputs = {}
-    for module in adapter.modules.values():
+    for naming, layer, module in groups.modules:
         _check(file, module, convention)
-        naming, name = _name(file, adapter.family, module, convention)
         for role, tensor in _tensors(module, convention).items():
-            key = f"{name}.{convention.ending(naming, role)}"
+            key = f"{layer.name}.{convention.ending(naming, role)}"
             shape = _shape(adapter.family, module, role, tensor, convention)
             place = (module.component, module.path, role)
             outputs[place] = Output(key, tensor.dtype, shape, (tensor,))
     for name, tensor in adapter.bundled.items():
-        if not convention.has_alphas:
+        if convention.alphas != "tensors":
             raise ConversionError(
                 f"{file.path}: holds the embedding `{printable(name)}`, for which"
                 f" {convention.title} has no place; --to kohya keeps it"
@@ -98,13 +100,19 @@ def _plain(
 
 
 def _back(
-    file: AdapterFile, adapter: Adapter[Tensor], made: Respelled, origin: Convention
+    file: AdapterFile,
+    adapter: Adapter[Tensor],
+    made: Respelled,
+    origin: Convention,
+    ranks: Mapping[str, list[int]],
 ) -> dict[Place, Output]:
-    """What the way back from an output would give, without a record."""
+    """What the way back from an output would give, without a record but for ranks."""
     tensors = {out.key: replace(out.sources[0], shape=out.shape) for out in made.outputs}
     checkpoint = replace(file.checkpoint, tensors=tensors, metadata=made.metadata)
     there = AdapterFile(checkpoint, Alphas.parse(made.metadata))
-    return _plain(there, there.sorted_for(adapter.family), origin)
+    there_sorted = there.sorted_for(adapter.family)
+    groups = regrouped(there, there_sorted, origin, ranks)
+    return _plain(there, there_sorted, groups, origin)
 
 
 def write(
@@ -147,19 +155,6 @@ def origin(adapter: Adapter[Tensor]) -> str:
     return Counter(one.convention for one in adapter.modules.values()).most_common(1)[0][0]
 
 
-def _name(
-    file: AdapterFile, family: str, module: Module[Tensor], convention: Convention
-) -> tuple[Naming, str]:
-    """How the convention names a module."""
-    for naming in convention.of(module.component, family):
-        name = stock_names(naming, family).get(module.path)
-        if name is not None:
-            return naming, name
-    raise ConversionError(
-        f"{file.path}: `{printable(module.name)}` has no name in {convention.title}"
-    )
-
-
 def _check(file: AdapterFile, module: Module[Tensor], convention: Convention) -> None:
     """Refuse a module for which a convention has no place."""
     name = f"{file.path}: `{printable(module.name)}`"
@@ -173,6 +168,10 @@ def _check(file: AdapterFile, module: Module[Tensor], convention: Convention) ->
         if role in module.tensors:
             advice = "; --expand merges it" if role == "mid" else ""
             raise ConversionError(f"{name} has a {role}, for which {title} has no place{advice}")
+    if convention.alphas == "nowhere" and module.factor != 1:
+        raise ConversionError(
+            f"{name} has the strength {module.factor:g} (alpha / rank), and {title} has no alphas"
+        )
     if module.is_decomposed and convention.rows_only and not module.is_by_row:
         raise ConversionError(
             f"{name} is DoRA along input channels, and {title} has magnitudes of rows only"
@@ -182,7 +181,7 @@ def _check(file: AdapterFile, module: Module[Tensor], convention: Convention) ->
 def _tensors(module: Module[Tensor], convention: Convention) -> dict[str, Tensor]:
     """Role -> tensor, with the alpha as a tensor or without."""
     tensors = dict(module.tensors)
-    if not convention.has_alphas:
+    if convention.alphas != "tensors":
         tensors.pop("alpha", None)
         tensors.pop("scale", None)
     elif "alpha" not in tensors and module.alpha is not None:
@@ -198,19 +197,19 @@ def _shape(
     shape = tensor.shape
     weight = weight_shape(family, module)
     if role == "magnitude" and module.is_by_row:
-        return _rows(weight, convention)
+        return _rows(module.height, weight, convention)
     if role in ("down", "up") and convention.rows_only:
         return _as_layer(shape, weight)
     return shape
 
 
-def _rows(weight: Shape, convention: Convention) -> Shape:
+def _rows(height: int, weight: Shape, convention: Convention) -> Shape:
     """The shape of magnitudes of rows: PEFT's are (o,) for linear layers, (1, o, 1, 1) for
     convolutions."""
     ones = (1,) * (len(weight) - 2)
     if not convention.rows_only:
-        return weight[0], 1, *ones
-    return (1, weight[0], *ones) if ones else (weight[0],)
+        return height, 1, *ones
+    return (1, height, *ones) if ones else (height,)
 
 
 def _as_layer(shape: Shape, weight: Shape) -> Shape:
@@ -225,11 +224,11 @@ def _as_layer(shape: Shape, weight: Shape) -> Shape:
 # --- what a header says of alphas -----------------------------------------------------------------
 
 
-def _configs(file: AdapterFile, adapter: Adapter[Tensor]) -> dict[str, dict[str, Any]]:
+def _configs(file: AdapterFile, every: Sequence[Module[Tensor]]) -> dict[str, dict[str, Any]]:
     """PEFT's config of each component: the most common rank and alpha, and what differs."""
     configs = {}
-    for component in dict.fromkeys(component for component, _ in adapter.modules):
-        modules = [one for one in adapter.modules.values() if one.component == component]
+    for component in dict.fromkeys(one.component for one in every):
+        modules = [one for one in every if one.component == component]
         decomposed = [one for one in modules if one.is_decomposed]
         if decomposed and len(decomposed) < len(modules):
             plain = next(one for one in modules if not one.is_decomposed)
@@ -261,7 +260,13 @@ def _target(module: Module[Tensor]) -> str:
 
 
 def _but(values: Mapping[str, float], common: float) -> dict[str, float]:
-    return {name: _short(value) for name, value in values.items() if value != common}
+    """Pattern -> value, of those modules that have another."""
+    ends = {name[at + 1 :] for name in values for at, sign in enumerate(name) if sign == "."}
+    return {
+        ONLY + name if name in ends else name: _short(value)
+        for name, value in values.items()
+        if value != common
+    }
 
 
 def _short(value: float) -> float:

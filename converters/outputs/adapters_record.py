@@ -51,11 +51,14 @@ class Record:
         origin: the convention of the file.
         metadata: what its header said besides.
         tensors: name by the rule -> the tensor that was there; None where there was none.
+        ranks: module over several layers -> the ranks of those that it was made of; see
+            `adapters.fusion.apart`.
     """
 
     origin: str = ""
     metadata: Mapping[str, str] = field(default_factory=dict)
     tensors: Mapping[str, Kept | None] = field(default_factory=dict)
+    ranks: Mapping[str, list[int]] = field(default_factory=dict)
 
     @classmethod
     def of(
@@ -64,6 +67,7 @@ class Record:
         origin: str,
         before: Mapping[Place, Tensor],
         back: Mapping[Place, Output],
+        ranks: Mapping[str, list[int]],
     ) -> Record:
         """What the way back lacks of the tensors that were there before."""
         tensors: dict[str, Kept | None] = {}
@@ -83,7 +87,7 @@ class Record:
             tensors[tensor.name] = Kept(tensor.name, tensor.dtype, tensor.shape, number_in(tensor))
         said = file.checkpoint.metadata
         metadata = {key: said[key] for key in (KEY, *STALE) if key in said}
-        return cls(origin, metadata, dict(sorted(tensors.items())))
+        return cls(origin, metadata, dict(sorted(tensors.items())), ranks)
 
     @classmethod
     def read(cls, file: AdapterFile, convention: str) -> Record:
@@ -101,15 +105,18 @@ class Record:
                 return cls()
             tensors = {name: _kept(entry) for name, entry in content["tensors"].items()}
             metadata = {str(key): str(value) for key, value in content["metadata"].items()}
+            ranks = {name: _ranks(entry) for name, entry in content.get("ranks", {}).items()}
         except (ValueError, RecursionError, TypeError, KeyError, AttributeError):
             raise ConversionError(
                 f"{file.path}: what its header says under `{RECORD}` cannot be read; was it edited?"
             ) from None
-        return cls(convention, metadata, tensors)
+        return cls(convention, metadata, tensors, ranks)
 
     def text(self) -> str:
         """What the header says."""
         content = {"origin": self.origin, "metadata": self.metadata, "tensors": self.tensors}
+        if self.ranks:
+            content["ranks"] = self.ranks
         return json.dumps(content, separators=(",", ":"))
 
     def restored(self, outputs: Mapping[Place, Output]) -> list[Output]:
@@ -156,6 +163,13 @@ def _as_it_was(out: Output, kept: Kept) -> Output:
     value = number_in(out.sources[0]) if kept.value is None else kept.value
     tensor = number_tensor(kept.name, value, kept.dtype, kept.shape)
     return Output(kept.name, tensor.dtype, tensor.shape, (tensor,))
+
+
+def _ranks(entry: Any) -> list[int]:
+    ranks = list(entry)
+    if any(type(rank) is not int or rank < 0 for rank in ranks):
+        raise ValueError(ranks)
+    return ranks
 
 
 def _kept(entry: Any) -> Kept | None:

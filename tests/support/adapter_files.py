@@ -125,3 +125,32 @@ def cycle(values: tuple[Any, ...]) -> Callable[[int], Any]:
     """The value of each number in turn."""
     several = list(itertools.islice(itertools.cycle(values), len(values)))
     return lambda i: several[i % len(several)]
+
+
+def state_over(
+    weights: Mapping[str, Any],
+    prefix: str,
+    rank: int = 2,
+    alpha: Callable[[int], float] = lambda i: 2.0,
+    seed: int = 0,
+    dtype: torch.dtype = torch.float32,
+) -> dict[str, Tensor]:
+    """A LoRA in kohya's names on all matrices among the tensors of an original checkpoint.
+
+    Args:
+        prefix: what stands before the names there.
+        alpha: of the layer of that number.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    state: dict[str, Tensor] = {}
+    matrices = [
+        key for key, tensor in weights.items() if key.endswith(".weight") and tensor.ndim == 2
+    ]
+    for i, key in enumerate(matrices):
+        name = "lora_unet_" + key.removeprefix(prefix).removesuffix(".weight").replace(".", "_")
+        rows, columns = weights[key].shape
+        for role, shape in (("down", (rank, columns)), ("up", (rows, rank))):
+            values = torch.randn(shape, generator=generator) * 0.1
+            state[f"{name}.lora_{role}.weight"] = values.to(dtype)
+        state[f"{name}.alpha"] = torch.tensor(alpha(i), dtype=dtype)
+    return state

@@ -49,6 +49,7 @@ FLUX = {
 }
 TRANSFORMERS: dict[str, tuple[str, dict[str, Any]]] = {
     "sd3": ("SD3Transformer2DModel", SD3),
+    "sd3 deep": ("SD3Transformer2DModel", {**SD3, "num_layers": 24}),  # as many as stock ones have
     "sd3 inpaint": ("SD3Transformer2DModel", {**SD3, "in_channels": 33}),
     "schnell": ("FluxTransformer2DModel", FLUX),
     "dev": ("FluxTransformer2DModel", {**FLUX, "guidance_embeds": True}),

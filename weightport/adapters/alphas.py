@@ -1,8 +1,8 @@
 """What a header says of alphas, where they are no tensors: diffusers' `lora_adapter_metadata`, and
 the `adapter_config.json` of PEFT's folders.
 
-A pattern stands for every module whose name it is or ends; PEFT takes it for a regular expression,
-of which nothing but a name is understood here.
+A pattern stands for every module whose name it is or ends, with a `^` before it for the one whose
+name it is; PEFT takes it for a regular expression, of which nothing else is understood here.
 """
 
 from __future__ import annotations
@@ -21,7 +21,9 @@ CONFIG = "adapter_config.json"
 """What PEFT puts beside the weights of a folder."""
 WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
 """The names that it gives them."""
-_PATTERN = re.compile(r"\^?(?:\(\.\*\\?\.\)\?)?((?:[\w-]|\\?\.)+)\$?")
+ONLY = "^"
+"""What a pattern begins with that stands for one module, and not for those whose names it ends."""
+_PATTERN = re.compile(r"(\^?)(\(\.\*\\?\.\)\?)?((?:[\w-]|\\?\.)+)\$?")
 
 
 @dataclass(frozen=True)
@@ -96,7 +98,9 @@ def _checked(config: Mapping[str, Any]) -> dict[str, Any]:
                 f"its alpha_pattern `{printable(pattern)}` is not the name of a module with a"
                 " number"
             )
-        names.setdefault(found[1].replace("\\.", "."), float(value))
+        only = found[1] and not found[2]
+        name = found[3].replace("\\.", ".")
+        names.setdefault(ONLY + name if only else name, float(value))
     return {**config, "lora_alpha": alpha, "alpha_pattern": names}
 
 
@@ -106,6 +110,8 @@ def _is_number(value: object) -> bool:
 
 def _longest(patterns: Mapping[str, float], path: str) -> float | None:
     """The value of the pattern that is the name or its longest end."""
+    if ONLY + path in patterns:
+        return patterns[ONLY + path]
     while path:
         if path in patterns:
             return patterns[path]

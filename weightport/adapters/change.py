@@ -19,12 +19,14 @@ from typing import Any
 
 import numpy as np
 
+from ..errors import printable
 from ..mappings.conventions import conventions
 from .modules import Module
 from .shapes import BIAS_ROLES, upright
 
 Array = np.ndarray[Any, Any]
-Change = Callable[[Array, slice], Array]
+Which = slice | Array
+Change = Callable[[Array, Which], Array]
 """(rows of the weight, which ones) -> how they change, at the strength asked for."""
 
 _BLOCK = 1 << 17  # elements of a weight that are in float64 at once; they stay in the cache
@@ -34,13 +36,42 @@ _EPSILON = 1e-8  # of kohya's and LyCORIS' bound on rotations
 def weight_change(
     module: Module[Any], arrays: Mapping[str, Array], weight: Array, strength: float
 ) -> Change:
-    """What a module does to a weight (o, ...).
+    """What a module does to the weight (o, ...) of its first layer.
 
     Args:
         arrays: role -> tensor, in any dtype.
+
+    Raises:
+        ValueError: the change is none of this weight alone.
     """
+    if module.is_fused and not module.has_rows_apart:
+        raise ValueError(
+            f"`{printable(module.name)}` is {module.title} over layers that the model has apart,"
+            " and depends on all of them at once"
+        )
     wide = {role: array.astype(np.float64) for role, array in arrays.items()}
-    wide = upright(wide, {role: array.shape for role, array in wide.items()}, weight.shape)
+    rows = own_rows(module)
+    height = len(weight) if rows is None else module.height
+    shape = (height, *weight.shape[1:])
+    wide = upright(wide, {role: array.shape for role, array in wide.items()}, shape)
+    change = _whole(module, wide, weight, strength)
+    if rows is None:
+        return change
+    return lambda old, which: change(old, rows[which])
+
+
+def own_rows(module: Module[Any]) -> Array | None:
+    """Which rows of a module are those of its first layer; None for all, in their order."""
+    runs = module.rows()
+    if not runs:
+        return None
+    return np.concatenate([np.arange(run.start, run.stop) for run in runs])
+
+
+def _whole(
+    module: Module[Any], wide: Mapping[str, Array], weight: Array, strength: float
+) -> Change:
+    """The change of all rows of a module."""
     if module.flavour == "oft":
         return _rotation(module, wide, weight, strength)
     if module.flavour == "ia3":
@@ -60,7 +91,8 @@ def bias_change(module: Module[Any], arrays: Mapping[str, Array], strength: floa
             factor = module.factor if role == "up_bias" else 1.0
             part = strength * factor * arrays[role].astype(np.float64).reshape(-1)
             total = part if total is None else total + part
-    return total
+    rows = own_rows(module)
+    return total if total is None or rows is None else total[rows]
 
 
 def changes_weight(module: Module[Any]) -> bool:
@@ -153,8 +185,10 @@ def _kronecker(arrays: Mapping[str, Array], s: float) -> Change:
     size = len(second)
     flat = matrix(second)
 
-    def rows(_: Array, which: slice) -> Array:
-        indices = np.arange(which.start, which.stop)
+    every = np.arange(len(first) * size)
+
+    def rows(_: Array, which: Which) -> Array:
+        indices = every[which]
         left = first[indices // size]
         right = flat[indices % size]
         product: Array = left[:, :, None] * right[:, None, :]
@@ -172,7 +206,7 @@ def _two_sided(arrays: Mapping[str, Array], s: float, shape: Sequence[int]) -> C
         b2 = down_matrix({"down": arrays["glora_b2"], "mid": arrays["glora_bm"]})
     inputs = shape[1]
 
-    def rows(weight: Array, which: slice) -> Array:
+    def rows(weight: Array, which: Which) -> Array:
         cells = weight.reshape(len(weight), inputs, -1)
         mixed = np.einsum("oik,ir->ork", cells, a1)
         mixed = np.einsum("ork,rj->ojk", mixed, a2).reshape(weight.shape)
@@ -260,7 +294,7 @@ def _decomposed(plain: Change, M: Array, weight: Array, m: float, is_by_row: boo
     W = matrix(weight)
     if is_by_row:
 
-        def rows(old: Array, which: slice) -> Array:
+        def rows(old: Array, which: Which) -> Array:
             V = old + plain(old, which)
             norms = np.sqrt(np.sum(V * V, axis=1, keepdims=True))
             change: Array = m * (V * (M[which, None] / norms) - old)
@@ -275,7 +309,7 @@ def _decomposed(plain: Change, M: Array, weight: Array, m: float, is_by_row: boo
         squares += np.sum(V * V, axis=(0, 2))
     ratios = np.repeat(M / np.sqrt(squares), W.shape[1] // inputs)
 
-    def columns(old: Array, which: slice) -> Array:
+    def columns(old: Array, which: Which) -> Array:
         V = old + plain(old, which)
         return m * (V * ratios - old)
 

@@ -7,17 +7,17 @@ A name is one of the model's, spelled as a convention has it, and the ending of 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import Any, Generic, NamedTuple, TypeVar
 
 from ..errors import printable
-from ..mappings.conventions import Convention, Naming, conventions, stock_names
+from ..mappings.conventions import Convention, Layer, Naming, conventions, stock_layers
 from ..mappings.facts import facts
 from ..mappings.families import families
 from .alphas import Alphas
-from .shapes import Shape, Shaped, flaw
+from .shapes import Shape, Shaped, flaw, height_of
 
 BUNDLED = "bundle_emb."
 """How the names of embeddings in a file of LoRA begin."""
@@ -41,13 +41,26 @@ class Model(NamedTuple):
     open_axes: frozenset[str] = frozenset()
 
 
+class Part(NamedTuple):
+    """A layer of the model, of whose weight a module changes all or some rows.
+
+    Attributes:
+        path: its name, `down_blocks.0.attentions.0.proj_in`.
+        shares: where its rows lie among those of the module, run by run: the first and last of so
+            many equal shares; empty for all rows.
+    """
+
+    path: str
+    shares: tuple[tuple[int, int, int], ...] = ()
+
+
 @dataclass(frozen=True)
 class Module(Generic[T]):
-    """A layer that an adapter changes.
+    """A layer that an adapter changes, as its file has it: one of the model's, or several fused.
 
     Attributes:
         component: the model that it is of.
-        path: its name there, `down_blocks.0.attentions.0.proj_in`.
+        parts: the layers of the model.
         name: as the file spells it.
         convention: whose names they are.
         flavour: a key of `flavours` in `facts/adapters.toml`.
@@ -56,10 +69,11 @@ class Module(Generic[T]):
         rank: of its factors; 0 without factors.
         factor: what its change is multiplied with at strength 1: alpha / rank.
         is_by_row: whether magnitudes are those of rows, not of input channels.
+        height: how many rows it changes, of all its layers.
     """
 
     component: str
-    path: str
+    parts: tuple[Part, ...]
     name: str
     convention: str
     flavour: str
@@ -68,6 +82,44 @@ class Module(Generic[T]):
     rank: int
     factor: float
     is_by_row: bool
+    height: int = 0
+
+    @property
+    def path(self) -> str:
+        """The name of its layer, or the first of several."""
+        return self.parts[0].path
+
+    @property
+    def is_fused(self) -> bool:
+        """Whether its rows are those of several layers, or lie in another order than there."""
+        return bool(self.parts[0].shares)
+
+    def rows(self) -> list[slice]:
+        """Which of its rows are those of its first layer, run by run; empty for all of them.
+
+        Raises:
+            ValueError: its rows have no such shares.
+        """
+        runs = []
+        for first, last, of in self.parts[0].shares:
+            if self.height % of:
+                raise ValueError(
+                    f"`{printable(self.name)}` has {self.height} rows, which are not {of} equal"
+                    " shares"
+                )
+            unit = self.height // of
+            runs.append(slice(first * unit, last * unit))
+        return runs
+
+    @property
+    def has_rows_apart(self) -> bool:
+        """Whether each row changes by itself, whatever the others are."""
+        return self.flavour != "oft" and (self.is_by_row or not self.is_decomposed)
+
+    def layers(self) -> Iterator[Module[T]]:
+        """What it is to each of its layers: the same, with that part alone."""
+        for part in self.parts:
+            yield replace(self, parts=(part,))
 
     @property
     def is_decomposed(self) -> bool:
@@ -96,7 +148,7 @@ class Adapter(Generic[T]):
     """What a file changes in models of one family.
 
     Attributes:
-        modules: (component, path) -> module, in the order of the file.
+        modules: (component, path of the first layer) -> module, in the order of the file.
         bundled: names of embeddings in it, less `BUNDLED`, -> tensor.
         unmatched: names that belong to no module of the family.
         flaws: modules that do not fit the model: name -> why.
@@ -167,8 +219,8 @@ def decode(
     """
     places = _places(tensors, family, models)
     endings = _endings()
-    found: dict[tuple[str, str], dict[str, tuple[str, T]]] = {}
-    owners: dict[tuple[str, str], _Place] = {}
+    found: dict[str, dict[str, tuple[str, T]]] = {}
+    owners: dict[tuple[str, str], str] = {}
     bundled: dict[str, T] = {}
     unmatched: list[str] = []
     for name, tensor in tensors.items():
@@ -180,25 +232,61 @@ def decode(
             unmatched.append(name)
             continue
         place, role = split
-        owner = owners.setdefault(place.module, place)
-        roles = found.setdefault(place.module, {})
-        is_twice = role in roles and role not in facts("adapters")["refused"]
-        if is_twice or owner.name != place.name:
-            other = roles[role][0] if role in roles else owner.name
-            raise ValueError(f"`{printable(other)}` and `{printable(name)}` are the same module")
+        roles = found.setdefault(place.name, {})
+        for path in place.layer.modules:
+            owner = owners.setdefault((place.naming.component, path), place.name)
+            if owner != place.name:
+                raise ValueError(
+                    f"`{printable(owner)}` and `{printable(name)}` are the same module"
+                )
+        if role in roles and role not in facts("adapters")["refused"]:
+            raise ValueError(
+                f"`{printable(roles[role][0])}` and `{printable(name)}` are the same module"
+            )
         roles[role] = name, tensor
-    modules = {key: _module(owners[key], roles, alphas, read) for key, roles in found.items()}
+    modules: dict[tuple[str, str], Module[T]] = {}
     flaws = {}
-    for (component, path), module in modules.items():
-        model = models[component]
-        weight = f"{path}.weight"
+    for spelled, roles in found.items():
+        place = places[spelled]
+        model = models[place.naming.component]
+        module = _module(place, roles, alphas, read)
+        weight = layer_shape(module, model.shapes)
+        is_open = f"{module.path}.weight" in model.open_axes
         try:
-            why = flaw(module.tensors, model.shapes[weight], weight in model.open_axes)
+            why = flaw(module.tensors, weight, is_open)
         except ValueError as error:
             raise ValueError(f"`{printable(module.name)}`: {error}") from None
         if why is not None:
             flaws[module.name] = why
+        height = weight[0] if why is None else height_of(module.tensors, weight)
+        modules[module.component, module.path] = replace(module, height=height)
     return Adapter(family, modules, bundled, tuple(unmatched), flaws)
+
+
+def _same_module(one: str, other: str) -> ValueError:
+    return ValueError(f"`{printable(one)}` and `{printable(other)}` are the same module")
+
+
+def layer_shape(module: Module[Any], shapes: Mapping[str, Shape]) -> Shape:
+    """The shape of the weight that a module changes, be it of several layers.
+
+    Args:
+        shapes: key -> shape of every tensor of the model.
+    """
+    several = [shapes[f"{part.path}.weight"] for part in module.parts]
+    return sum(shape[0] for shape in several), *several[0][1:]
+
+
+def parts_of(layer: Layer) -> tuple[Part, ...]:
+    """The layers of a model in a layer of a convention, and where their rows lie."""
+    if layer.op is None:
+        return tuple(map(Part, layer.modules))
+    count = len(layer.modules)
+    parts = []
+    for place, path in enumerate(layer.modules):
+        runs = layer.op.runs(place, count, 1)
+        parts.append(Part(path, tuple((run.first, run.last, run.of) for run in runs)))
+    return tuple(parts)
 
 
 # --- names ----------------------------------------------------------------------------------------
@@ -207,10 +295,14 @@ def decode(
 class _Place(NamedTuple):
     """A module, by one of its names."""
 
-    name: str
-    module: tuple[str, str]
+    layer: Layer
     convention: Convention
     naming: Naming
+
+    @property
+    def name(self) -> str:
+        """How it is spelled."""
+        return self.layer.name
 
 
 def _places(
@@ -229,15 +321,19 @@ def _places(
     if all(name.startswith(prefixed) for name in tensors):
         begun.discard("")  # to expand a table takes time
     places: dict[str, _Place] = {}
-    stock = models is stock_models(family)
     for convention, naming in every:
         if naming.spelling.prefix not in begun:
             continue
-        model = models[naming.component]
-        names = stock_names(naming, family) if stock else naming.names(model.shapes, model.config)
-        for path, name in names.items():
-            places.setdefault(name, _Place(name, (naming.component, path), convention, naming))
+        for layer in _layers(naming, family, models):
+            places.setdefault(layer.name, _Place(layer, convention, naming))
     return places
+
+
+def _layers(naming: Naming, family: str, models: Mapping[str, Model]) -> Iterable[Layer]:
+    if models is stock_models(family):
+        return stock_layers(naming, family).values()
+    model = models[naming.component]
+    return naming.layers(model.shapes, model.config)
 
 
 @cache
@@ -274,8 +370,9 @@ def _module(
     flavour = _flavour(name, named)
     tensors = {role: tensor for role, (_, tensor) in named.items()}
     rank = _rank(flavour, tensors)
-    component, path = place.module
-    alpha = alphas.of(component, path, rank) if rank else None
+    component = place.naming.component
+    parts = parts_of(place.layer)
+    alpha = alphas.of(component, parts[0].path, rank) if rank else None
     if "alpha" in tensors:
         alpha = _number(name, "alpha", tensors["alpha"], read)
     factor = _factor(flavour, tensors, alpha, rank)
@@ -283,7 +380,7 @@ def _module(
         factor = _number(name, "scale", tensors["scale"], read)
     return Module(
         component=component,
-        path=path,
+        parts=parts,
         name=place.name,
         convention=place.convention.name,
         flavour=flavour,

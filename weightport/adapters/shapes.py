@@ -114,6 +114,15 @@ def changed_shape(shapes: Mapping[str, Shape]) -> Shape | None:
     return None
 
 
+def height_of(tensors: Mapping[str, Shaped], weight: Shape) -> int:
+    """How many rows a module changes that does not fit a weight, as its tensors have it."""
+    shapes = {role: tuple(tensor.shape) for role, tensor in tensors.items()}
+    change = changed_shape(upright(shapes, shapes, weight))
+    if change is not None:
+        return change[0]
+    return next((prod(shapes[role]) for role in BIAS_ROLES if role in shapes), weight[0])
+
+
 def _said(role: str, shapes: Mapping[str, Shape]) -> str:
     return f"{role} {list(shapes[role])}"
 

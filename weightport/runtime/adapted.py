@@ -7,7 +7,7 @@ whose base is kept: to go back is to put it back, which changes no bit.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any, NamedTuple
@@ -27,6 +27,7 @@ from ..adapters.change import (
     row_blocks,
     weight_change,
 )
+from ..adapters.fusion import apart
 from ..adapters.modules import Module
 from ..adapters.rounding import rounded
 from .speed import PackedConvolution
@@ -49,6 +50,42 @@ def scaled(scale: float) -> Iterator[None]:
         yield
     finally:
         _SCALE.reset(token)
+
+
+class _TorchScissors:
+    """What cuts tensors of torch."""
+
+    def rows(self, tensor: Tensor, which: Array) -> Tensor:
+        """Some rows."""
+        first, last = int(which[0]), int(which[-1]) + 1
+        if last - first == len(which):
+            return tensor[first:last]
+        return tensor[torch.from_numpy(which)]
+
+    def columns(self, tensor: Tensor, which: slice) -> Tensor:
+        """Some columns."""
+        return tensor[:, which].contiguous()
+
+    def is_set(self, tensor: Tensor) -> Array:
+        """Which elements are not 0."""
+        return (tensor != 0).cpu().numpy()
+
+    def number(self, value: float, like: Tensor) -> Tensor:
+        """A tensor of one number."""
+        return torch.tensor(value)
+
+
+def by_layer(modules: Iterable[Module[Tensor]]) -> dict[str, Module[Tensor]]:
+    """Path of a layer -> what changes it.
+
+    A plain LoRA of a fused layer becomes one of each of its layers, as in diffusers.
+    """
+    found = {}
+    for module in modules:
+        several = apart(module, _TorchScissors()) if is_plain(module) else module.layers()
+        for one in several:
+            found[one.path] = one
+    return found
 
 
 class Fused(NamedTuple):
@@ -112,6 +149,15 @@ class SideForward:
         return y
 
 
+class State(NamedTuple):
+    """What is said of a model's adapters."""
+
+    adapters: dict[str, Modules]
+    strengths: dict[str, float]
+    is_enabled: bool
+    fused: dict[str, Fused]
+
+
 class AdaptedModel:
     """The adapters of a model, and which of them are at work.
 
@@ -135,6 +181,16 @@ class AdaptedModel:
         """That of a model, which pipelines may share."""
         found: AdaptedModel = vars(model).setdefault("_adapted", cls(model))
         return found
+
+    @property
+    def state(self) -> State:
+        """What is said of the model now."""
+        return State(dict(self.adapters), dict(self.strengths), self.is_enabled, dict(self.fused))
+
+    def restore(self, state: State) -> None:
+        """Bring the model back to what was said of it."""
+        self.adapters, self.strengths, self.is_enabled, self.fused = state
+        self.update()
 
     def update(self) -> None:
         """Bring the model in line with what is said of it.

@@ -268,3 +268,31 @@ def test_what_does_not_fit_is_refused_and_changes_nothing(
     with pytest.raises(OSError, match="no such folder"):
         mine.load_lora_weights(tmp_path / "none")
     assert_equal(outputs(mine), before)
+
+
+def test_what_is_refused_while_it_is_applied_leaves_the_pipeline_as_it_was(
+    repo: Path, files: dict[str, Path]
+) -> None:
+    """In every component: two DoRAs of one layer, and factors that make NaN."""
+    mine = ours(repo)
+    state = {key: one for key, one in load_file(files["a"]).items() if "lora_te" in key}
+    state |= {
+        f"{NAME}.lora_down.weight": torch.randn(2, 96),
+        f"{NAME}.lora_up.weight": torch.randn(96, 2),
+        f"{NAME}.dora_scale": torch.ones(96, 1),
+    }
+    mine.load_lora_weights(state, adapter_name="a")
+    before = outputs(mine)
+    adapters = mine.get_list_adapters()
+    broken = {**state, f"{NAME}.dora_scale": torch.full((96, 1), float("nan"))}
+    with pytest.raises(ValueError, match="adapters make NaN or Inf of"):
+        mine.load_lora_weights(broken, adapter_name="b")
+    assert mine.get_list_adapters() == adapters
+    assert mine.get_active_adapters() == ["a"]
+    assert_equal(outputs(mine), before)
+    mine.load_lora_weights(state, adapter_name="b")
+    with pytest.raises(ValueError, match="in ways whose order matters"):
+        mine.set_adapters(["a", "b"], 0.5)
+    assert mine.get_active_adapters() == ["b"]
+    mine.set_adapters("a")
+    assert_equal(outputs(mine), before)

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -18,8 +19,8 @@ from torch import Tensor, nn
 from ...adapters.alphas import CONFIG, KEY, WEIGHTS, Alphas
 from ...adapters.modules import Adapter, Model, decode
 from ...io.atomic import merged
-from ...mappings.families import families
-from ..adapted import AdaptedModel, Fused, is_plain
+from ...mappings.families import Family, families
+from ..adapted import AdaptedModel, Fused, by_layer, is_plain
 from ..loading.source import Place, Source, open_source
 from ..loading.weights import read_tensors
 
@@ -46,6 +47,26 @@ class LoadsAdapters:
             for name, model in models.items()
             if isinstance(model, nn.Module)
         }
+
+    @contextmanager
+    def _changing(self) -> Iterator[dict[str, AdaptedModel]]:
+        """Component -> its adapters, to say something else of; if that fails, all stay as they
+        were.
+
+        Raises:
+            ValueError: a component is compiled.
+        """
+        self._check_not_compiled()
+        adapted = self._adapted()
+        before = {name: model.state for name, model in adapted.items()}
+        try:
+            yield adapted
+            for model in adapted.values():
+                model.update()
+        except BaseException:
+            for name, model in adapted.items():
+                model.restore(before[name])
+            raise
 
     # --- loading ----------------------------------------------------------------------------------
 
@@ -76,7 +97,6 @@ class LoadsAdapters:
             alphas = Alphas()
         else:
             where, tensors, alphas = _read(place, options)
-        adapted = self._adapted()
         self._check_not_compiled()
         name = adapter_name or f"default_{len(self._all_adapters())}"
         if name in self._all_adapters():
@@ -87,13 +107,15 @@ class LoadsAdapters:
                 f"{where}: holds words too; load_textual_inversion of the same file teaches them",
                 stacklevel=2,
             )
-        for component, model in adapted.items():
-            modules = {path: one for (of, path), one in adapter.modules.items() if of == component}
-            if modules:
-                model.adapters[name] = modules
-                model.strengths = {name: 1.0}
-                model.is_enabled = True
-                model.update()
+        with self._changing() as adapted:
+            for component, model in adapted.items():
+                modules = by_layer(
+                    one for (of, _), one in adapter.modules.items() if of == component
+                )
+                if modules:
+                    model.adapters[name] = modules
+                    model.strengths = {name: 1.0}
+                    model.is_enabled = True
 
     def _sorted(self, where: str, tensors: Mapping[str, Tensor], alphas: Alphas) -> Adapter[Tensor]:
         """The modules of an adapter, of this pipeline's models."""
@@ -143,14 +165,13 @@ class LoadsAdapters:
         if len(names) != len(weights):
             raise ValueError(f"{len(names)} adapters are named, with {len(weights)} weights")
         self._check_known(names)
-        self._check_not_compiled()
-        for component, model in self._adapted().items():
-            model.strengths = {
-                name: _weight(weight, component)
-                for name, weight in zip(names, weights, strict=True)
-                if name in model.adapters
-            }
-            model.update()
+        with self._changing() as adapted:
+            for component, model in adapted.items():
+                model.strengths = {
+                    name: _weight(weight, component)
+                    for name, weight in zip(names, weights, strict=True)
+                    if name in model.adapters
+                }
 
     def get_active_adapters(self) -> list[str]:
         """The names of the adapters in use."""
@@ -174,10 +195,9 @@ class LoadsAdapters:
         self._enable(False)
 
     def _enable(self, is_enabled: bool) -> None:
-        self._check_not_compiled()
-        for model in self._adapted().values():
-            model.is_enabled = is_enabled
-            model.update()
+        with self._changing() as adapted:
+            for model in adapted.values():
+                model.is_enabled = is_enabled
 
     def delete_adapters(self, adapter_names: str | Sequence[str]) -> None:
         """Forget adapters.
@@ -187,12 +207,11 @@ class LoadsAdapters:
         """
         names = [adapter_names] if isinstance(adapter_names, str) else list(adapter_names)
         self._check_known(names)
-        self._check_not_compiled()
-        for model in self._adapted().values():
-            for name in names:
-                model.adapters.pop(name, None)
-                model.strengths.pop(name, None)
-            model.update()
+        with self._changing() as adapted:
+            for model in adapted.values():
+                for name in names:
+                    model.adapters.pop(name, None)
+                    model.strengths.pop(name, None)
 
     def unload_lora_weights(self) -> None:
         """Forget all adapters; what is fused stays."""
@@ -219,73 +238,51 @@ class LoadsAdapters:
             ValueError: there is no such component or adapter, or parameters become NaN.
         """
         self._check_known(adapter_names or ())
-        self._check_not_compiled()
-        for model in self._chosen(components).values():
-            names = [name for name in adapter_names or model.strengths if name in model.adapters]
-            before = dict(model.fused)
-            for name in names:
-                strength = lora_scale * model.strengths.get(name, 1.0)
-                model.fused[name] = Fused(model.adapters[name], strength)
-            try:
-                model.update()
-            except ValueError:
-                model.fused = before
-                raise
+        with self._changing() as adapted:
+            for model in _chosen(adapted, components):
+                names = [one for one in adapter_names or model.strengths if one in model.adapters]
+                for name in names:
+                    strength = lora_scale * model.strengths.get(name, 1.0)
+                    model.fused[name] = Fused(model.adapters[name], strength)
 
     def unfuse_lora(self, components: Sequence[str] | None = None) -> None:
         """Put back the parameters from before `fuse_lora`, bit for bit."""
-        self._check_not_compiled()
-        for model in self._chosen(components).values():
-            model.fused.clear()
-            model.update()
-
-    def _chosen(self, components: Sequence[str] | None) -> dict[str, AdaptedModel]:
-        adapted = self._adapted()
-        for name in components or ():
-            if name not in adapted:
-                raise ValueError(f"{name} is no component with adapters; there are {[*adapted]}")
-        return {name: adapted[name] for name in components or adapted}
+        with self._changing() as adapted:
+            for model in _chosen(adapted, components):
+                model.fused.clear()
 
     # --- saving -----------------------------------------------------------------------------------
 
     @classmethod
-    def save_lora_weights(
+    def _save_adapters(
         cls,
-        save_directory: str | Path,
-        unet_lora_layers: Mapping[str, Tensor] | None = None,
-        text_encoder_lora_layers: Mapping[str, Tensor] | None = None,
-        text_encoder_2_lora_layers: Mapping[str, Tensor] | None = None,
-        weight_name: str | None = None,
-        unet_lora_adapter_metadata: Mapping[str, Any] | None = None,
-        text_encoder_lora_adapter_metadata: Mapping[str, Any] | None = None,
-        text_encoder_2_lora_adapter_metadata: Mapping[str, Any] | None = None,
+        folder: str | Path,
+        layers: Mapping[str, Mapping[str, Tensor] | None],
+        configs: Mapping[str, Mapping[str, Any] | None],
+        weight_name: str | None,
     ) -> None:
-        """Save what was trained, as diffusers does: one safetensors file with PEFT's configs.
+        """Save layers as diffusers does: one safetensors file, PEFT's configs in its header.
+
+        Args:
+            layers: component -> name -> tensor.
+            configs: component -> PEFT's config.
 
         Raises:
             ValueError: there is nothing to save.
         """
-        states = (unet_lora_layers, text_encoder_lora_layers, text_encoder_2_lora_layers)
-        configs = (
-            unet_lora_adapter_metadata,
-            text_encoder_lora_adapter_metadata,
-            text_encoder_2_lora_adapter_metadata,
-        )
         tensors: dict[str, Tensor] = {}
         said: dict[str, Any] = {}
-        for component, state, config in zip(
-            cls._lora_loadable_modules, states, configs, strict=True
-        ):
+        for component, state in layers.items():
             for key, tensor in (state or {}).items():
                 tensors[f"{component}.{key}"] = tensor.detach().cpu().clone().contiguous()
-            for key, value in (config or {}).items():
+            for key, value in (configs[component] or {}).items():
                 said[f"{component}.{key}"] = sorted(value) if isinstance(value, set) else value
         if not tensors:
             raise ValueError("there are no layers to save")
         metadata = {"format": "pt"}
         if said:
             metadata[KEY] = json.dumps(said, indent=2, sort_keys=True)
-        with merged(save_directory) as staging:
+        with merged(folder) as staging:
             save_file(tensors, staging / (weight_name or NAMES[0]), metadata)
 
     # --- checks -----------------------------------------------------------------------------------
@@ -313,6 +310,16 @@ class LoadsAdapters:
                 )
 
 
+def _chosen(
+    adapted: Mapping[str, AdaptedModel], components: Sequence[str] | None
+) -> list[AdaptedModel]:
+    """The models of some components, or of all."""
+    for name in components or ():
+        if name not in adapted:
+            raise ValueError(f"{name} is no component with adapters; there are {[*adapted]}")
+    return [adapted[name] for name in components or adapted]
+
+
 def _weight(weight: Weight, component: str) -> float:
     """The weight of an adapter in a component."""
     value: Any = weight.get(component) if isinstance(weight, Mapping) else weight
@@ -327,10 +334,18 @@ def _model(family: str, name: str, model: Any) -> Model:
     return Model(shapes, dict(model.config), stock.model.own_tensors)
 
 
-def _compatible(models: Iterable[str]) -> list[str]:
+def _compatible(models: Mapping[str, Any]) -> list[str]:
     """Families that have these models, those with no other text encoders first."""
-    present = set(models)
-    fitting = [name for name, one in families().items() if present <= set(one.components)]
+
+    def has_them(family: Family) -> bool:
+        if not models.keys() <= family.components.keys():
+            return False
+        if family.denoiser not in models:
+            return True
+        wanted = family.components[family.denoiser].class_name
+        return any(kind.__name__ == wanted for kind in type(models[family.denoiser]).__mro__)
+
+    fitting = [name for name, one in families().items() if has_them(one)]
     return sorted(fitting, key=lambda name: len(families()[name].text_encoders))
 
 

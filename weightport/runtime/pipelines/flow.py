@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
-from typing import ClassVar
+from pathlib import Path
+from typing import Any, ClassVar
+
+from torch import Tensor
 
 from ..sampling.arguments import Arguments, Size
 from ..sampling.checks import Requirements
@@ -21,9 +25,39 @@ class FlowPipeline(LatentDiffusionPipeline):
     """
 
     denoiser_name = "transformer"
+    _lora_loadable_modules = ("transformer", "text_encoder", "text_encoder_2", "text_encoder_3")
     max_shift: ClassVar[float]
     is_even: ClassVar[bool] = False
     _optional_components: ClassVar[list[str]] = ["image_encoder", "feature_extractor"]
+
+    @classmethod
+    def save_lora_weights(
+        cls,
+        save_directory: str | Path,
+        transformer_lora_layers: Mapping[str, Tensor] | None = None,
+        text_encoder_lora_layers: Mapping[str, Tensor] | None = None,
+        text_encoder_2_lora_layers: Mapping[str, Tensor] | None = None,
+        weight_name: str | None = None,
+        transformer_lora_adapter_metadata: Mapping[str, Any] | None = None,
+        text_encoder_lora_adapter_metadata: Mapping[str, Any] | None = None,
+        text_encoder_2_lora_adapter_metadata: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Save what was trained, as diffusers does: one safetensors file with PEFT's configs.
+
+        Raises:
+            ValueError: there is nothing to save.
+        """
+        layers = {
+            "transformer": transformer_lora_layers,
+            "text_encoder": text_encoder_lora_layers,
+            "text_encoder_2": text_encoder_2_lora_layers,
+        }
+        configs = {
+            "transformer": transformer_lora_adapter_metadata,
+            "text_encoder": text_encoder_lora_adapter_metadata,
+            "text_encoder_2": text_encoder_2_lora_adapter_metadata,
+        }
+        cls._save_adapters(save_directory, layers, configs, weight_name)
 
     @property
     def codec(self) -> Codec:

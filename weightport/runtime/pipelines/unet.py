@@ -4,7 +4,9 @@ checker."""
 from __future__ import annotations
 
 import warnings
+from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -36,6 +38,35 @@ class UNetPipeline(LatentDiffusionPipeline):
     is_guided_by_image: ClassVar[bool] = False
 
     unet: UNet2DConditionModel
+
+    @classmethod
+    def save_lora_weights(
+        cls,
+        save_directory: str | Path,
+        unet_lora_layers: Mapping[str, Tensor] | None = None,
+        text_encoder_lora_layers: Mapping[str, Tensor] | None = None,
+        text_encoder_2_lora_layers: Mapping[str, Tensor] | None = None,
+        weight_name: str | None = None,
+        unet_lora_adapter_metadata: Mapping[str, Any] | None = None,
+        text_encoder_lora_adapter_metadata: Mapping[str, Any] | None = None,
+        text_encoder_2_lora_adapter_metadata: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Save what was trained, as diffusers does: one safetensors file with PEFT's configs.
+
+        Raises:
+            ValueError: there is nothing to save.
+        """
+        layers = {
+            "unet": unet_lora_layers,
+            "text_encoder": text_encoder_lora_layers,
+            "text_encoder_2": text_encoder_2_lora_layers,
+        }
+        configs = {
+            "unet": unet_lora_adapter_metadata,
+            "text_encoder": text_encoder_lora_adapter_metadata,
+            "text_encoder_2": text_encoder_2_lora_adapter_metadata,
+        }
+        cls._save_adapters(save_directory, layers, configs, weight_name)
 
     @property
     def do_classifier_free_guidance(self) -> bool:
