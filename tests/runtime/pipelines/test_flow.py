@@ -159,6 +159,14 @@ def test_latents_are_equal(name: str) -> None:
     assert torch.equal(found, expected)
 
 
+@pytest.mark.parametrize("name", ["sd3", "sd3 image, weak", "sd3 inpaint 16", "flux fill, weak"])
+def test_the_scheduler_of_diffusers_serves_as_well(name: str) -> None:
+    theirs, ours, arguments = make(name)
+    ours.scheduler = copy.deepcopy(theirs.scheduler)
+    expected, found = results(theirs, ours, arguments)
+    assert torch.equal(found, expected)
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize(
     "name",

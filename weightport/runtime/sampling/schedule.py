@@ -53,6 +53,26 @@ class Scheduler(Protocol):
         ...
 
 
+class _OfFlows:
+    """Another library's scheduler of a flow in these words: the first latents are plain noise, the
+    model sees them as they are, and noise is added by `scale_noise`."""
+
+    init_noise_sigma = 1.0
+
+    def __init__(self, scheduler: Any) -> None:
+        self._scheduler = scheduler
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._scheduler, name)
+
+    def scale_model_input(self, sample: Tensor, timestep: Any) -> Tensor:
+        return sample
+
+    def add_noise(self, original_samples: Tensor, noise: Tensor, timesteps: Any) -> Tensor:
+        noisy: Tensor = self._scheduler.scale_noise(original_samples, timesteps, noise)
+        return noisy
+
+
 @dataclass(frozen=True)
 class Flow:
     """How a model of a flow visits it.
@@ -146,6 +166,8 @@ def begin(
         shared.set_timesteps(device=device, **given)
         scheduler = copy.deepcopy(shared)
     scheduler.set_timesteps(device=device, **given)  # what a copy cannot take over is its own now
+    if not hasattr(scheduler, "add_noise"):
+        scheduler = _OfFlows(scheduler)
     timesteps = scheduler.timesteps
     count = len(timesteps) if is_custom else steps.num_inference_steps
     is_cut = is_partial and not is_distilled
