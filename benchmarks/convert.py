@@ -1,19 +1,23 @@
-"""How fast, and in how much memory, full-size models are converted, beside `cp` and others.
+"""How fast, and in how much memory, models are converted, beside `cp`, others, and our goals.
 
-    python benchmarks/convert.py [--model NAME] [--work TEXT] [--rows TEXT] [--repeat N]
-        [--folder DIR] [--against REVISION]
+    python benchmarks/convert.py [--only TEXT] [--size full|half|narrow] [--repeat N]
+        [--folder DIR] [--record FILE] [--against REVISION]
 
-Works on a Stable Diffusion 1.x UNet of KerasCV (3.4 GB; every kernel has to be transposed), on a
-whole Stable Diffusion 1.5 checkpoint (4.3 GB, as `.safetensors`, `.ckpt` and repo; tensors are
-renamed), and on SDXL in float16 (6.9 GB), all with random weights. The rows of one work take turns,
-N times; medians are printed. The ratio is to `cp` and `sync` of the source in the same round, and
-every row ends with its output on the disk; rows that say `no sync` compare with the plain `cp`.
+Works on a whole Stable Diffusion 1.5 checkpoint (4.3 GB, as `.safetensors`, `.ckpt` and repo;
+tensors are renamed), on a UNet of KerasCV (3.4 GB; every kernel has to be transposed), and on SDXL
+in float16 (6.9 GB), all with random weights. The rows of one work take turns, N times; medians are
+printed, with the goals that they have. Ratios are of wall times, to `cp` and `sync` of the source
+in the same round, for what neither hashes nor syncs to the plain `cp`; every other row ends with
+its output on the disk. `read` is what came from the disk, in sizes of the source. What is needed
+and not there is said, and its rows left out.
+
+`--record` keeps the figures with machine and commit; `benchmarks/results/convert.json` is that of a
+whole run, and `python benchmarks/goals.py RECORD PICTURE` draws one.
 
 With `--against REVISION` a worktree of that commit takes part: only the rows of weightport run,
 each beside itself at that commit, in turns, and its ratio is to that. Nothing is installed for it.
 
-Needs h5py, safetensors, torch and, for its row, diffusers; takes 12 GB of disk for the UNet, 18 GB
-for the checkpoint, 28 GB for SDXL.
+Takes 14 GB of disk for the UNet, 22 GB for the checkpoint, 28 GB for SDXL.
 """
 
 from __future__ import annotations
@@ -22,131 +26,311 @@ import argparse
 import contextlib
 import os
 import shlex
+import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 
+import goals
 import models
+import system
 import trees
-from measure import Command, end_in_order, rounds, table
+from goals import Line, Row
+from measure import Command, Round, Run, end_in_order, measure
 
 WEIGHTPORT = [*trees.python(trees.ROOT), "-m", "weightport"]
 PEERS = [sys.executable, str(Path(__file__).with_name("peers.py"))]
-Works = dict[str, dict[str, Command]]  # title -> name of a row -> command
-
-
-def kerascv(folder: Path, out: Path) -> Works:
-    """Rows for the UNet of KerasCV."""
-    unet = folder / "unet.weights.h5"
-    models.keras_unet(unet)
-    rows = _copied(unet, out) | _converted(unet, out / "repo")
-    rows["h5py script"] = [*PEERS, "keras_script", str(unet), str(out / "unet.safetensors")]
-    rows["inspect"] = [*WEIGHTPORT, "inspect", str(unet)]
-    return {"KerasCV UNet -> repo": rows | _help()}
-
-
-def original(folder: Path, out: Path) -> Works:
-    """Rows for a whole checkpoint, there and back."""
-    safetensors, ckpt, repo = folder / "sd15.safetensors", folder / "sd15.ckpt", folder / "repo"
-    models.original(safetensors, "sd1", "F32")
-    models.pickled(safetensors, ckpt)
-    subprocess.run([*WEIGHTPORT, "convert", "-q", safetensors, "-o", repo], check=True)
-    works = {}
-    for source in (safetensors, ckpt):
-        rows = _copied(source, out) | _converted(source, out / "repo")
-        rows["torch script"] = [*PEERS, "rename_script", str(source), str(out / "repo")]
-        works[f"SD 1.5 {source.suffix} -> repo"] = (
-            rows | _diffusers(source, out, repo) | _inspected(source) | _help()
-        )
-    back = out / "back.safetensors"
-    rows = _copied(repo, out) | _converted(repo, back, "--to=ldm")
-    rows["torch script"] = [*PEERS, "rename_back_script", str(repo), str(back)]
-    return works | {"SD 1.5 repo -> .safetensors": rows | _inspected(repo)}
-
-
-def sdxl(folder: Path, out: Path) -> Works:
-    """Rows for SDXL in float16, there and back."""
-    source, repo = folder / "sdxl.safetensors", folder / "repo"
-    models.original(source, "sdxl", "F16")
-    subprocess.run([*WEIGHTPORT, "convert", "-q", source, "-o", repo], check=True)
-    there = _copied(source, out) | _converted(source, out / "repo", dtypes=["bfloat16"])
-    there |= _diffusers(source, out, repo) | _inspected(source)
-    back = _copied(repo, out) | _converted(
-        repo, out / "back.safetensors", "--to=ldm", dtypes=["bfloat16"]
-    )
-    return {"SDXL float16 .safetensors -> repo": there, "SDXL float16 repo -> .safetensors": back}
-
-
-def _copied(source: Path, out: Path) -> dict[str, Command]:
-    """The first row, which measures the others; and the same without sync."""
-    copy = shlex.join(["cp", "-r", str(source), str(out / "copy")])
-    synced = f"{copy} && find {shlex.quote(str(out))} -type f -exec sync {{}} +"
-    return {"cp + sync": ["sh", "-c", synced], "cp": ["sh", "-c", copy]}
-
-
-def _converted(
-    source: Path, target: Path, *options: str, dtypes: Sequence[str] = ("float16", "bfloat16")
-) -> dict[str, Command]:
-    command = [*WEIGHTPORT, "convert", "-q", str(source), "-o", str(target), *options]
-    rows = {
-        "weightport": command,
-        "weightport, no hash, no sync": [*command, "--no-hash", "--no-sync"],
-    }
-    return rows | {f"weightport, {dtype}": [*command, "--dtype", dtype] for dtype in dtypes}
-
-
-def _diffusers(source: Path, out: Path, repo: Path) -> dict[str, Command]:
-    if not find_spec("diffusers"):
-        return {}
-    return {
-        "diffusers single file": [*PEERS, "diffusers", str(source), str(out / "repo"), str(repo)]
-    }
-
-
-def _inspected(source: Path) -> dict[str, Command]:
-    return {"inspect": [*WEIGHTPORT, "inspect", str(source)]}
-
-
-def _help() -> dict[str, Command]:
-    return {"--help": [*WEIGHTPORT, "--help"]}
-
-
-MODELS: dict[str, Callable[[Path, Path], Works]] = {
-    "kerascv": kerascv,
-    "original": original,
-    "sdxl": sdxl,
+SMALL_CACHE = 700_000_000  # bytes
+COPY = "cp + sync"
+BARE_COPY = "cp"
+COLD_COPY = "cp + sync, cold"
+SMALL = "weightport, small page cache"
+BARE = ["--no-hash", "--no-sync"]
+INSPECT = {"CPU s": 0.35}
+HELP = {"CPU s": 0.08}
+FIRST_WEIGHT = {"CPU s": 0.4}
+NAMES = {
+    "safetensors": "sd15.safetensors",
+    "ckpt": "sd15.ckpt",
+    "repo": "repo",
+    "narrow": "narrow.safetensors",
+    "keras": "unet.weights.h5",
+    "sdxl": "sdxl.safetensors",
+    "sdxl_repo": "sdxl",
 }
 
 
-def chosen(rows: dict[str, Command], text: str) -> tuple[dict[str, Command], dict[str, str]]:
-    """The rows whose name contains a text, and `cp`.
+class Sources:
+    """The models, each made when it is first wanted.
 
-    Also what a ratio is to, if not to the first.
+    Attributes:
+        folder: where they lie.
+        size: of Stable Diffusion 1.5.
     """
-    found = {name: row for name, row in rows.items() if text in name or "cp" in name}
-    return found, {name: "cp" for name in found if "no sync" in name}
+
+    def __init__(self, folder: Path, size: str) -> None:
+        self.folder = folder
+        self.size = size
+        self._made: set[str] = set()
+
+    def path(self, name: str) -> Path:
+        """Where a model is, or will be."""
+        return self.folder / NAMES[name]
+
+    def make(self, name: str) -> Path:
+        """The same, and it is there."""
+        path = self.path(name)
+        if name in self._made:
+            return path
+        self._made.add(name)
+        if name == "keras":
+            models.keras_unet(path, self.size)
+        elif name == "ckpt":
+            models.pickled(self.make("safetensors"), path)
+        elif name == "repo":
+            subprocess.run(_convert(self.make("safetensors"), path), check=True)
+        elif name == "sdxl_repo":
+            subprocess.run(_convert(self.make("sdxl"), path), check=True)
+        elif name == "sdxl":
+            models.original(path, "sdxl", "F16")
+        else:
+            models.original(path, "sd1", "F32", "narrow" if name == "narrow" else self.size)
+        return path
+
+    def keep(self, names: Iterable[str]) -> None:
+        """Remove all others."""
+        for name in self._made - set(names):
+            path = self.path(name)
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
+        self._made &= set(names)
 
 
-def beside(
-    rows: dict[str, Command], text: str, tree: Path, revision: str
-) -> tuple[dict[str, Command], dict[str, str]]:
-    """weightport's rows whose name contains a text, each after itself in another tree.
+@dataclass(frozen=True)
+class Work:
+    """Rows that take turns on one source.
 
-    Also what a ratio is to: that.
+    Attributes:
+        source: which of `NAMES` it is.
+        rows: the rows for a source, and the folder that outputs go to.
+        needs: modules, one of which is missing leaves the work out.
+        beside: what else of `NAMES` is used.
     """
+
+    source: str
+    rows: Callable[[Path, Path], dict[str, Row]]
+    needs: Sequence[str] = ()
+    beside: Sequence[str] = ()
+
+
+def from_safetensors(source: Path, out: Path) -> dict[str, Row]:
+    """Rows for a whole checkpoint, with the cold ones."""
+    command = _convert(source, out / "repo")
+    rows = _copied(source, out)
+    rows["weightport"] = Row(command, COPY, {"ratio": 1.0, "anon MB": 32})
+    rows["weightport, no hash, no sync"] = Row([*command, *BARE], BARE_COPY, {"ratio": 1.25})
+    rows["weightport, float16"] = _cast(command, "float16", 1.0)
+    rows["weightport, bfloat16"] = _cast(command, "bfloat16", 0.8)
+    rows |= _peers("rename_script", source, out / "repo", "torch")
+    rows[COLD_COPY] = replace(rows[COPY], cold=True)
+    rows["weightport, cold"] = Row(command, COLD_COPY, {"ratio": 1.1, "read": 1.05}, cold=True)
+    rows[SMALL] = Row(command, goals={"read": 1.05}, cold=True, cache=SMALL_CACHE)
+    rows["weightport, first weight"] = _first(source, out)
+    return rows | _inspected(source) | {"--help": Row([*WEIGHTPORT, "--help"], goals=HELP)}
+
+
+def from_ckpt(source: Path, out: Path) -> dict[str, Row]:
+    """Rows for the same as a pickle."""
+    rows = _copied(source, out)
+    rows["weightport"] = Row(_convert(source, out / "repo"), COPY, {"ratio": 1.05, "anon MB": 32})
+    return rows | _peers("rename_script", source, out / "repo", "torch") | _inspected(source)
+
+
+def by_diffusers(source: Path, out: Path) -> dict[str, Row]:
+    """diffusers' single-file loader, offline, with the configs of a repository."""
+    repo = source.with_name(NAMES["repo"])
+    command = [*PEERS, "diffusers", str(source), str(out / "repo"), str(repo)]
+    return _copied(source, out) | {"diffusers": Row(command, COPY)}
+
+
+def from_repo(source: Path, out: Path) -> dict[str, Row]:
+    """Rows for the way back."""
+    command = _convert(source, out / "back.safetensors", "--to=ldm")
+    rows = _copied(source, out)
+    rows["weightport"] = Row(command, COPY, {"ratio": 0.95, "anon MB": 32})
+    rows["weightport, float16"] = _cast(command, "float16")
+    rows["weightport, bfloat16"] = _cast(command, "bfloat16")
+    return rows | _peers("rename_back_script", source, out / "back.safetensors", "torch")
+
+
+def from_narrow(source: Path, out: Path) -> dict[str, Row]:
+    """What a model costs before its first weight."""
+    return {"weightport, first weight": _first(source, out)}
+
+
+def from_keras(source: Path, out: Path) -> dict[str, Row]:
+    """Rows for the UNet of KerasCV."""
+    command = _convert(source, out / "repo")
+    rows = _copied(source, out)
+    rows["weightport"] = Row(command, COPY, {"ratio": 1.3, "anon MB": 64})
+    rows["weightport, no hash, no sync"] = Row([*command, *BARE], BARE_COPY, {"ratio": 2.5})
+    rows["weightport, float16"] = _cast(command, "float16")
+    rows["weightport, bfloat16"] = _cast(command, "bfloat16")
+    return rows | _peers("keras_script", source, out / "unet.safetensors", "h5py")
+
+
+def from_sdxl(source: Path, out: Path) -> dict[str, Row]:
+    """Rows for SDXL in float16."""
+    rows = _copied(source, out)
+    rows["weightport"] = Row(_convert(source, out / "repo"), COPY, {"ratio": 1.0})
+    return rows | _inspected(source)
+
+
+def from_sdxl_repo(source: Path, out: Path) -> dict[str, Row]:
+    """Rows for its way back."""
+    rows = _copied(source, out)
+    command = _convert(source, out / "back.safetensors", "--to=ldm")
+    rows["weightport"] = Row(command, COPY, {"ratio": 1.0})
+    return rows
+
+
+WORKS = {
+    "SD 1.5 .safetensors -> repo": Work("safetensors", from_safetensors),
+    "SD 1.5 .ckpt -> repo": Work("ckpt", from_ckpt, ["torch"]),
+    "SD 1.5 by diffusers": Work("safetensors", by_diffusers, ["diffusers"], ["repo"]),
+    "SD 1.5 repo -> .safetensors": Work("repo", from_repo),
+    "SD 1.5 narrow": Work("narrow", from_narrow, ["torch"]),
+    "KerasCV UNet -> repo": Work("keras", from_keras, ["h5py"]),
+    "SDXL float16 .safetensors -> repo": Work("sdxl", from_sdxl),
+    "SDXL float16 repo -> .safetensors": Work("sdxl_repo", from_sdxl_repo),
+}
+
+
+def _convert(source: Path, target: Path, *options: str) -> Command:
+    return [*WEIGHTPORT, "convert", "-q", str(source), "-o", str(target), *options]
+
+
+def _copied(source: Path, out: Path) -> dict[str, Row]:
+    """What the others are measured by."""
+    copy = shlex.join(["cp", "-r", str(source), str(out / "copy")])
+    synced = f"{copy} && find {shlex.quote(str(out))} -type f -exec sync {{}} +"
+    return {COPY: Row(["sh", "-c", synced]), BARE_COPY: Row(["sh", "-c", copy])}
+
+
+def _cast(command: Command, dtype: str, ratio: float | None = None) -> Row:
+    return Row([*command, "--dtype", dtype], COPY, {} if ratio is None else {"ratio": ratio})
+
+
+def _peers(name: str, source: Path, out: Path, module: str) -> dict[str, Row]:
+    """What people write by hand; it neither hashes nor checks."""
+    if not find_spec(module):
+        return {}
+    return {f"{module} script": Row([*PEERS, name, str(source), str(out)], COPY)}
+
+
+def _inspected(source: Path) -> dict[str, Row]:
+    return {"inspect": Row([*WEIGHTPORT, "inspect", str(source)], goals=INSPECT)}
+
+
+def _first(source: Path, out: Path) -> Row:
+    """Hashing the source begins at once and would count, so it is left out."""
+    command = _convert(source, out / "repo", *BARE)
+    return Row(command, goals=FIRST_WEIGHT, first_weight=True)
+
+
+# --- running them ---------------------------------------------------------------------------------
+
+
+def chosen(title: str, rows: dict[str, Row], text: str) -> dict[str, Row]:
+    """The rows that contain a text, `title: row`, and those that their ratios are to."""
+    found = {name: row for name, row in rows.items() if text in f"{title}: {name}"}
+    bases = {row.base for row in found.values()}
+    return {name: row for name, row in rows.items() if name in found or name in bases}
+
+
+def possible(rows: dict[str, Row]) -> tuple[dict[str, Row], list[str]]:
+    """The rows that can be measured here, and what is said of the others."""
+    if system.can_limit():
+        return rows, []
+    left = {name: row for name, row in rows.items() if row.cache is None}
+    lost = [f"{name}: no control group can be made here" for name in rows if name not in left]
+    return left, lost
+
+
+def beside(rows: dict[str, Row], tree: Path, revision: str) -> dict[str, Row]:
+    """weightport's rows, each after itself in another tree, which its ratio is to."""
     found = {}
-    bases = {}
     for name, row in rows.items():
-        if text in name and row[: len(WEIGHTPORT)] == WEIGHTPORT:
+        if row.command[: len(WEIGHTPORT)] == WEIGHTPORT:
             before = f"{name} @ {revision}"
-            found[before] = trees.moved(row, tree)
-            found[name] = row
-            bases[name] = before
-            bases[before] = before
-    return found, bases
+            found[before] = replace(row, command=trees.moved(row.command, tree), base="", goals={})
+            found[name] = replace(row, base=before, goals={})
+    return found
+
+
+def rounds(rows: Mapping[str, Row], source: Path, outputs: Path, repeat: int) -> Iterator[Round]:
+    """Every row once a round, so that a change of the machine's load meets all of them."""
+    for _ in range(repeat):
+        runs = {}
+        for name, row in rows.items():
+            outputs.mkdir()
+            if row.cold:
+                system.drop_from_cache(source)
+            runs[name] = _measured(row, outputs)
+            shutil.rmtree(outputs)
+        yield runs
+
+
+def _measured(row: Row, outputs: Path) -> Run:
+    if row.first_weight:
+        return system.until_first_weight(row.command, outputs)
+    if row.cache is not None:
+        with system.limited(row.command, row.cache) as command:
+            return measure(command)
+    return measure(row.command)
+
+
+def run(
+    title: str, sources: Sources, tree: Path | None, arguments: argparse.Namespace
+) -> tuple[list[Line], list[str]]:
+    """Measure one work; its lines, and what could not be measured."""
+    work = WORKS[title]
+    outputs = sources.folder / "outputs"
+    source = sources.path(work.source)
+    rows = chosen(title, work.rows(source, outputs), arguments.only)
+    if tree is not None:
+        rows = beside(rows, tree, arguments.against)
+    missing = [name for name in work.needs if not find_spec(name)]
+    if missing and rows:
+        return [], [f"{title}: {missing[0]} is not installed"]
+    rows, skipped = possible(rows)
+    if not rows:
+        return [], skipped
+    for name in (work.source, *work.beside):
+        sources.make(name)
+    print(f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}")
+    measured = list(rounds(rows, source, outputs, arguments.repeat))
+    found = goals.lines(title, rows, measured, _size(source))
+    print(goals.table(found), flush=True)
+    return found, skipped
+
+
+def _size(source: Path) -> int:
+    files = [source] if source.is_file() else source.rglob("*")
+    return sum(path.stat().st_size for path in files if path.is_file())
+
+
+def _wanted_later(titles: Sequence[str]) -> set[str]:
+    """The sources of these works, and what those are made from."""
+    names = {name for title in titles for name in (WORKS[title].source, *WORKS[title].beside)}
+    made_from = {"ckpt": "safetensors", "repo": "safetensors", "sdxl_repo": "sdxl"}
+    return names | {made_from[name] for name in names if name in made_from}
 
 
 def parse() -> argparse.Namespace:
@@ -155,49 +339,41 @@ def parse() -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     option = parser.add_argument
-    option("--model", choices=MODELS, help="default: all, one after the other")
-    option("--work", default="", metavar="TEXT", help="only work whose title contains this text")
-    option("--rows", default="", metavar="TEXT", help="only rows whose name contains this text")
+    option("--only", default="", metavar="TEXT", help="only rows whose `work: row` contains this")
+    option("--size", choices=models.SIZES, default="full", help="of SD 1.5; SDXL only in full")
     option("--repeat", type=int, default=5, metavar="N")
     option(
         "--folder", type=Path, metavar="DIR", help="where to work (default: for temporary files)"
     )
+    option("--record", type=Path, metavar="FILE", help="keep the figures as JSON")
     option("--against", metavar="REVISION", help="measure beside this commit")
     return parser.parse_args()
 
 
 def main() -> None:
-    """Make the sources, run the rows, print the tables, clean up."""
+    """Make the sources, run the rows, print the tables, keep the figures, clean up."""
     arguments = parse()
     end_in_order()
     # Installed programs are compiled, so all rows are after their first.
     os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+    found = []
+    skipped = []
     with contextlib.ExitStack() as stack:
         tree = None
         if arguments.against:
             tree = stack.enter_context(trees.checkout(arguments.against))
-        for model, make in MODELS.items():
-            if arguments.model in (None, model):
-                run(make, tree, arguments)
-
-
-def run(
-    make: Callable[[Path, Path], Works], tree: Path | None, arguments: argparse.Namespace
-) -> None:
-    """Measure the works of one model."""
-    place = tempfile.TemporaryDirectory(prefix="weightport-bench-", dir=arguments.folder)
-    with place as folder:
-        outputs = Path(folder, "outputs")
-        for title, rows in make(Path(folder), outputs).items():
-            if arguments.work not in title:
-                continue
-            if tree is None:
-                commands, bases = chosen(rows, arguments.rows)
-            else:
-                commands, bases = beside(rows, arguments.rows, tree, arguments.against)
-            print(f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}")
-            measured = list(rounds(commands, outputs, arguments.repeat))
-            print(table(title, measured, bases), flush=True)
+        place = tempfile.TemporaryDirectory(prefix="weightport-bench-", dir=arguments.folder)
+        sources = Sources(Path(stack.enter_context(place)), arguments.size)
+        titles = list(WORKS)
+        while titles:
+            lines, lost = run(titles.pop(0), sources, tree, arguments)
+            found += lines
+            skipped += lost
+            sources.keep(_wanted_later(titles))
+    for text in skipped:
+        print(f"left out: {text}")
+    if arguments.record:
+        goals.record(arguments.record, found, arguments.repeat, skipped)
 
 
 if __name__ == "__main__":

@@ -30,6 +30,7 @@ class Run:
     cpu: float  # seconds, user and system
     rss: int  # kB, at its highest
     anon: int  # kB, at its highest
+    read: int = 0  # bytes, from the disk
 
 
 Round = dict[str, Run]
@@ -60,7 +61,8 @@ def measure(command: Command) -> Run:
     process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:
         raise SystemExit(f"{shlex.join(command)}: exit status {process.returncode}")
-    return Run(wall, usage.ru_utime + usage.ru_stime, peak["VmHWM"], peak["RssAnon"])
+    cpu = usage.ru_utime + usage.ru_stime
+    return Run(wall, cpu, peak["VmHWM"], peak["RssAnon"], usage.ru_inblock * 512)
 
 
 def sample(pid: int, peak: dict[str, int]) -> None:

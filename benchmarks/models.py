@@ -1,12 +1,14 @@
-"""Full-size checkpoints with random weights, made from the mapping tables."""
+"""Checkpoints with random weights, full-size, of half the width or narrow, made from the mapping
+tables."""
 
 from __future__ import annotations
 
 import functools
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -16,22 +18,33 @@ from weightport.converters.planning.candidates import Candidate, candidates
 from weightport.converters.writers.safetensors import Output, write_safetensors
 
 Shape = tuple[int, ...]
+NARROW: dict[str, dict[str, Any]] = {
+    "unet": {"block_out_channels": [32, 64, 96, 96]},
+    "vae": {"block_out_channels": [32, 64, 96, 96]},
+}
+"""Component -> what its config says in place of the stock one."""
+SIZES: dict[str, Mapping[str, Mapping[str, Any]]] = {
+    "full": {},
+    "half": {"unet": {"block_out_channels": [160, 320, 640, 640]}},
+    "narrow": NARROW,
+}
+"""Of Stable Diffusion 1.5: 4.3, 1.7 and 0.5 GB in float32."""
 
 
-def keras_unet(path: Path) -> None:
+def keras_unet(path: Path, size: str = "full") -> None:
     """A KerasCV UNet of Stable Diffusion 1.x as `.weights.h5`, 3.4 GB.
 
     Every kernel has to be transposed.
     """
     parts = {(known.family.name, known.part): known for known in candidates("kerascv")}
-    unet = parts["sd1", "unet"]
+    shapes = _shapes(parts["sd1", "unet"], size)
     random = _random()
-    tensors = {key: functools.partial(random, shape) for key, shape in _shapes(unet).items()}
+    tensors = {key: functools.partial(random, shape) for key, shape in shapes.items()}
     write_keras(path, "unet", tensors, lambda nbytes: None)
     os.sync()
 
 
-def original(path: Path, family: str, dtype: str) -> None:
+def original(path: Path, family: str, dtype: str, size: str = "full") -> None:
     """A whole model under its original keys as `.safetensors`, with the noise schedule."""
     random = _random()
     shapes = {"alphas_cumprod": (1000,), "betas": (1000,)}
@@ -41,7 +54,7 @@ def original(path: Path, family: str, dtype: str) -> None:
         written = not candidate.table.about.get("read_only")
         wanted = is_stock and written and not component.extends
         if candidate.family.name == family and wanted:
-            shapes |= _shapes(candidate)
+            shapes |= _shapes(candidate, size)
 
     def compute(shape: Shape) -> Array:
         return random(shape).astype(DTYPES[dtype])
@@ -64,9 +77,15 @@ def pickled(source: Path, path: Path) -> None:
     os.sync()
 
 
-def _shapes(candidate: Candidate) -> dict[str, Shape]:
-    """Source key -> shape of a whole part of stock size."""
-    targets = candidate.component.manifest()
+def _shapes(candidate: Candidate, size: str) -> dict[str, Shape]:
+    """Source key -> shape of a whole part."""
+    component = candidate.component
+    targets = component.manifest()
+    changes = SIZES[size].get(component.name)
+    if changes:
+        from weightport.runtime.manifest import manifest
+
+        targets = manifest(component.class_name, {**component.config, **changes})
     return {key: link.source_shape(targets) for key, link in candidate.links.items()}
 
 

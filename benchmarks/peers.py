@@ -50,7 +50,8 @@ def rename_script(source: Path, out: Path) -> None:
         weights = load_file(source)
     components: dict[str, dict[str, torch.Tensor]] = defaultdict(dict)
     for key, (component, target, shape) in _renames().items():
-        components[component][target] = weights[key].reshape(shape)
+        tensor = weights[key]
+        components[component][target] = tensor.reshape(tensor.shape[: len(shape)])
     for component, tensors in components.items():
         path = out / FILES[component]
         path.parent.mkdir(parents=True)
@@ -89,7 +90,7 @@ def diffusers(source: Path, out: Path, repo: Path) -> None:
 
 
 def _renames() -> dict[str, tuple[str, str, tuple[int, ...]]]:
-    """Original key -> component, its key in diffusers and shape there.
+    """Original key -> component, its key in diffusers and stock shape there.
 
     A script has them as string replacements.
     """
@@ -97,9 +98,11 @@ def _renames() -> dict[str, tuple[str, str, tuple[int, ...]]]:
 
     renames = {}
     for candidate in candidates("ldm"):
-        written = not candidate.table.about.get("read_only")
+        component = candidate.component
+        is_stock = candidate.family.components.get(component.name) is component
+        written = is_stock and not candidate.table.about.get("read_only")
         if candidate.family.name == "sd1" and candidate.part in FILES and written:
-            shapes = candidate.component.manifest()
+            shapes = component.manifest()
             for key, link in candidate.links.items():
                 (target, *_) = link.targets
                 renames[key] = (candidate.part, target, shapes[target])
