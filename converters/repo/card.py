@@ -167,8 +167,17 @@ def _usage(
         yield f"A `{class_name}`, which its own documentation says how to call:"
         yield f"```python\n{_loading(where)}\n```"
         return
-    for library in ("weightport", "diffusers"):
-        yield f"```python\n{_snippet(class_name, library, where)}\n```"
+    yield f"```python\n{_snippet(class_name, 'weightport', where)}\n```"
+    told = ", ".join([where, *(f"{name}=None" for name in _absent(report))])
+    yield f"```python\n{_snippet(class_name, 'diffusers', told)}\n```"
+
+
+def _absent(report: Mapping[str, Any]) -> list[str]:
+    """What diffusers loads a pipeline without only if it is told so."""
+    family = families()[report["family"]]
+    absent = [name for name in family.optional if name not in report["components"]]
+    tokenizers = family.tokenizers.items()
+    return absent + [name for name, tokenizer in tokenizers if tokenizer.encoder in absent]
 
 
 def _loading(where: str) -> str:

@@ -14,7 +14,6 @@ import weightport
 from weightport.converters.repo.card import END, START, body, metadata, model_card, refresh
 
 from ...support.command import assert_refused, run
-from ...support.forks import run_python
 from ...support.synthetic import write_controlnet
 
 SHA = "ab" * 32
@@ -72,6 +71,15 @@ def test_the_metadata_is_what_the_hub_writes() -> None:
     assert card.startswith(f"---\n{ModelCardData(**data).to_yaml()}\n---\n")
     assert str(ModelCard(card)) == card
     assert ModelCard(card).data.to_dict() == data
+
+
+def test_diffusers_is_told_what_a_pipeline_does_without() -> None:
+    for components in ({}, {"text_encoder_3": {}}):
+        made = report(family="sd3", components=components, notes=[])
+        ours, theirs = snippets(model_card(made, "StableDiffusion3Pipeline"))
+        assert '.from_pretrained(".")' in ours
+        absent = "" if components else ", text_encoder_3=None, tokenizer_3=None"
+        assert f'.from_pretrained("."{absent})' in theirs
 
 
 def test_metadata_of_others() -> None:
@@ -162,24 +170,25 @@ def test_wrong_metadata(place: Path, sd1_keras: dict[str, Path], option: str) ->
     assert_refused(ended, option.split("=")[0], "as the Hub does|not a Hub id")
 
 
-def test_the_snippets_run(place: Path, sd1_keras: dict[str, Path]) -> None:
+def test_the_snippets_run(
+    place: Path, sd1_keras: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
     weightport.convert(list(sd1_keras.values()), place / "repo", image_size=64)
     ours, theirs = snippets((place / "repo" / "README.md").read_text())
     assert "from weightport import" in ours
     assert "from diffusers import" in theirs
+    monkeypatch.chdir(place / "repo")
     for code in (ours, theirs):
         quick = code.replace('horse")', 'horse", num_inference_steps=2)')
-        ended = run_python(f"import os, sys; os.chdir(sys.argv[1])\n{quick}", place / "repo")
-        assert ended.status == 0, ended.err
+        exec(compile(quick, "README.md", "exec"), {})
         image = place / "repo" / "image.png"
         assert image.stat().st_size > 0
         image.unlink()
 
 
-def test_a_controlnet(place: Path) -> None:
+def test_a_controlnet(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     repo = write_controlnet(place / "controlnet", "sd1")
     weightport.convert(repo, place / "out")
+    monkeypatch.chdir(place / "out")
     for code in snippets((place / "out" / "README.md").read_text()):
-        assert (
-            run_python(f"import os, sys; os.chdir(sys.argv[1])\n{code}", place / "out").status == 0
-        )
+        exec(compile(code, "README.md", "exec"), {})
