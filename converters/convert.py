@@ -334,12 +334,13 @@ def _with_base(
     if base is None:
         return choose_family(parts, settings.family), parts
     given = {part.part for part in parts}
-    base = located(base)
-    if (base / "model_index.json").is_file():
-        added = gather([base], settings)
+    place = located(base)
+    if (place / "model_index.json").is_file():
+        added = gather([place], settings)
     else:
         family = choose_family(parts, settings.family)
-        added = gather(_stock_files(base, family), settings)
+        folder = place if place.is_dir() else base
+        added = gather(_stock_files(folder, family), settings)
     new = [part for part in added if not any(map(part.is_also, parts))]
     added = [part for part in new if not _whole(part.part, given)]
     parts = [*added, *parts]

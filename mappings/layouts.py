@@ -9,7 +9,7 @@ from typing import Any
 
 from .facts import facts
 
-NAMES = ("diffusers", "kerascv", "ldm")
+NAMES = ("diffusers", "kerascv", "kerashub", "ldm")
 """Every layout; each has its file in `facts/`."""
 
 CANONICAL = "diffusers"

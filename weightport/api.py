@@ -32,6 +32,7 @@ def convert(
     to: Literal[
         "diffusers",
         "kerascv",
+        "kerashub",
         "ldm",
         "kohya",
         "kohya-sgm",
@@ -78,9 +79,9 @@ def convert(
         sources: Keras files, TensorFlow or SavedModel folders, original `.ckpt` or `.safetensors`
             checkpoints, or a diffusers repo; each component once, in any order.
         output: the repo folder; for `to="kerascv"` a `.weights.h5` or (legacy) `.h5` file, for
-            `to="ldm"` a `.safetensors` file.
+            `to="kerashub"` a `.weights.h5` file, for `to="ldm"` a `.safetensors` file.
         base: where components come from that the sources lack: a diffusers repo, a folder with
-            KerasCV's stock files, or a Hub id.
+            KerasCV's stock files, a preset of keras-hub, or a Hub id.
         to: the layout to write; of an adapter the convention for its names, of an embedding the
             form.
         family: `sd1`, `sd2`, `sdxl`, `sdxl_refiner` or `upscaler`, where the tensors leave a

@@ -13,7 +13,7 @@ from pathlib import Path
 from ...errors import ConversionError, printable
 from ...io.weight_files import index_suffix, is_shard
 from ...mappings.facts import facts
-from ..readers.sniff import file_names, folder_names, sniff
+from ..readers.sniff import CONFIG, file_names, folder_names, sniff
 
 _NAME = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)*", re.ASCII)
 _REFERENCE = 250  # bytes of a file that names another folder
@@ -35,7 +35,7 @@ def located(path: Path, revision: str | None = None) -> Path:
     if is_hub_cache(path):
         return _snapshot(path, revision)
     if path.is_dir() and sniff(path) == "folder":
-        return _deepspeed(path) or path
+        return _deepspeed(path) or _preset(path) or path
     return path
 
 
@@ -124,6 +124,12 @@ def _deepspeed(folder: Path) -> Path | None:
     advice = known["advice"].replace("{run}", str(run))
     lie = f"lie in {len(shards)} shards" if shards else "are in the optimizer's shards only"
     raise ConversionError(f"{folder}: a DeepSpeed checkpoint whose weights {lie}; {advice}")
+
+
+def _preset(folder: Path) -> Path | None:
+    """The weights in the folder of a preset; None for other folders."""
+    weights = folder / str(facts("containers")["preset"]["weights"])
+    return weights if weights.is_file() and (folder / CONFIG).is_file() else None
 
 
 def weight_files(folder: Path) -> list[Path]:

@@ -10,14 +10,14 @@ from __future__ import annotations
 
 from ...errors import ConversionError
 from ..checkpoint import Checkpoint
-from .kerascv_hdf5 import read_archive, read_h5, read_shards
+from .kerascv_hdf5 import read_saved
 from .kerascv_tensorflow import read_tensorflow
 from .source import Source
 
 _READERS = {
-    "hdf5": read_h5,
-    "zip": read_archive,
-    "json": read_shards,
+    "hdf5": read_saved,
+    "zip": read_saved,
+    "json": read_saved,
     "tensorflow": read_tensorflow,
 }
 

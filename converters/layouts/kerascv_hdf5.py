@@ -1,187 +1,49 @@
-"""Keras models in HDF5: legacy files, `.weights.h5`, `.keras` archives and sharded weights."""
+"""KerasCV's models in HDF5: legacy files, `.weights.h5`, `.keras` archives and sharded weights."""
 
 from __future__ import annotations
 
-import struct
-import zipfile
-from bisect import bisect_left
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
 from dataclasses import replace
-from pathlib import Path
 from typing import TypeGuard
 
 from ...errors import ConversionError, printable
-from ...io.documents import read_json
-from ..checkpoint import Checkpoint, SourceFile, Stored, Tensor
-from ..readers.hdf5 import Dataset, Group, is_hdf5, read_hdf5
-from .kerascv_component import OPTIMIZER, OTHER, Paths, Save
+from ..checkpoint import Checkpoint, SourceFile
+from ..readers.hdf5 import Dataset, Group
+from .keras_component import OPTIMIZER, OTHER, Save
+from .keras_names import Paths
+from .keras_saves import WEIGHTS, KerasFile, datasets, stored
 from .kerascv_layers import from_attributes, from_classes, keras_models, layer_class
 from .source import Source
-
-_MEMBER = "model.weights.h5"  # of a `.keras` archive
-_ZIP_HEADER = 30  # bytes of a member's own header, before its name
 
 _Names = tuple[str, ...]
 
 
-def read_h5(source: Source) -> list[Checkpoint]:
-    """The components of an HDF5 file, in any of Keras's layouts.
+def read_saved(source: Source) -> list[Checkpoint]:
+    """The components of an HDF5 file, an archive or shards, in any of Keras's layouts.
 
     Raises:
-        ConversionError: it is damaged.
+        ConversionError: the file is damaged.
     """
-    file = SourceFile(source.path)
-    save = Save(source.path, "", [file], source.lora_alpha)
-    return _read_tree(save, read_hdf5(file))
+    saved = source.saved
+    assert saved is not None
+    save = Save("kerascv", source.path, saved.form, saved.files, source.lora_alpha)
+    if saved.root is not None:
+        weights = saved.root.children.get("model_weights", saved.root)
+        if isinstance(weights, Group) and _lists(weights):
+            return _legacy(_legacy_save(save, saved, weights), saved.root, weights)
+    return _by_attribute(save, saved.paths)
 
 
-def read_archive(source: Source) -> list[Checkpoint]:
-    """The components of a `.keras` zip, whose HDF5 member is stored as it is and read in place.
-
-    Raises:
-        ConversionError: it is damaged, or another kind of zip.
-    """
-    file = SourceFile(source.path)
-    start, size = _stored_member(file, _MEMBER)
-    if not is_hdf5(file, start):
-        raise ConversionError(f"{source.path}: `{_MEMBER}` inside the archive is not an HDF5 file")
-    save = Save(source.path, "", [file], source.lora_alpha)
-    components = _read_tree(save, read_hdf5(file, start, size))
-    for component in components:
-        component.format = "Keras archive (.keras)"
-    return components
+def _lists(weights: Group) -> bool:
+    """Whether a group lists layers: the legacy layout."""
+    return any(name.startswith("layer_names") for name in weights.attrs)
 
 
-def read_shards(source: Source) -> list[Checkpoint]:
-    """The components of a sharded `.weights.json`, or of the folder of one.
-
-    The union of its shards is one `.weights.h5` tree.
-
-    Raises:
-        ConversionError: index and shards disagree, or one of them is damaged.
-    """
-    path = source.path
-    index = _shard_index(path)
-    weight_map = _weight_map(index)
-    names = [name for shards in weight_map.values() for name in shards]
-    paths: Paths = {}
-    files: list[SourceFile] = []
-    for name in dict.fromkeys(names):
-        if Path(name).name != name or name in ("", ".", "..") or not name.isprintable():
-            raise ConversionError(f"{path}: shard `{printable(name)}` is not a plain file name")
-        file = SourceFile(index.parent / name)
-        files.append(file)
-        found = dict(_tensors(read_hdf5(file), file))
-        for twice in found.keys() & paths.keys():
-            raise ConversionError(f"{path}: `{'/'.join(map(printable, twice))}` is in two shards")
-        paths |= found
-    stored = sorted("/".join(("", *names)) for names in paths)
-    for group in weight_map:
-        place = bisect_left(stored, f"{group}/")
-        if not stored[place : place + 1] or not stored[place].startswith(f"{group}/"):
-            raise ConversionError(f"{path}: `{printable(group)}` is in none of the shards")
-    save = Save(path, "sharded Keras weights (.weights.json)", files, source.lora_alpha)
-    return _by_attribute(save, paths)
-
-
-# --- containers -----------------------------------------------------------------------------------
-
-
-def _stored_member(file: SourceFile, name: str) -> tuple[int, int]:
-    """(offset, size) of an uncompressed zip member."""
-    info = _member(file, name)
-    header = file.read(info.header_offset, _ZIP_HEADER)
-    name_length, extra_length = struct.unpack_from("<HH", header, 26)
-    start = info.header_offset + _ZIP_HEADER + name_length + extra_length
-    if (
-        header[:4] != b"PK\x03\x04"
-        or file.read(info.header_offset + _ZIP_HEADER, name_length) != name.encode()
-    ):
-        raise ConversionError(f"{file.path}: the zip directory and the member `{name}` disagree")
-    if info.compress_size != info.file_size or start + info.file_size > file.size:
-        raise ConversionError(
-            f"{file.path}: damaged zip archive (the size of `{name}` is wrong); is it truncated?"
-        )
-    return start, info.file_size
-
-
-def _member(file: SourceFile, name: str) -> zipfile.ZipInfo:
-    """What the directory of a zip says of its one member of a name."""
-    try:
-        with zipfile.ZipFile(file.path) as archive:
-            members = archive.infolist()
-    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
-        raise ConversionError(
-            f"{file.path}: damaged zip archive ({printable(error)}); is it truncated?"
-        ) from None
-    found = [info for info in members if info.filename == name]
-    if not found:
-        names = [info.filename for info in members]
-        hint = f"its members: {printable(names)}"
-        if any(member.endswith("data.pkl") for member in names):
-            hint = "a PyTorch checkpoint"
-        raise ConversionError(
-            f"{file.path}: a zip archive without `{name}`, so not a .keras file ({hint})"
-        )
-    info = found[0]
-    if len(found) > 1 or info.compress_type != zipfile.ZIP_STORED or info.flag_bits & 1:
-        raise ConversionError(
-            f"{file.path}: `{name}` is compressed, encrypted or stored twice, which Keras never"
-            " writes"
-        )
-    return info
-
-
-def _shard_index(path: Path) -> Path:
-    if path.is_file():
-        return path
-    indexes = sorted(path.glob("*.weights.json"))
-    if len(indexes) != 1:
-        raise ConversionError(
-            f"{path}: holds {len(indexes)} `.weights.json` files; name one of them"
-        )
-    return indexes[0]
-
-
-def _weight_map(path: Path) -> dict[str, list[str]]:
-    """Group of variables -> the shards that hold it."""
-    shards: dict[str, list[str]] = {}
-    for group, entry in _entries(path).items():
-        names = [entry] if isinstance(entry, str) else entry
-        if not _are_names(names):
-            shards.clear()
-            break
-        shards[group] = names
-    if not shards:
-        raise ConversionError(
-            f"{path}: a JSON file, but not a sharded Keras `.weights.json` with a `weight_map`"
-        )
-    return shards
-
-
-def _entries(path: Path) -> Mapping[str, object]:
-    """The `weight_map` of an index, empty if it has none."""
-    entries = read_json(path).get("weight_map")
-    return entries if isinstance(entries, dict) else {}
-
-
-def _are_names(value: object) -> TypeGuard[list[str]]:
-    return isinstance(value, list) and all(isinstance(name, str) for name in value)
-
-
-# --- layouts --------------------------------------------------------------------------------------
-
-
-def _read_tree(save: Save, root: Group) -> list[Checkpoint]:
-    """One HDF5 tree: legacy layout where a group lists `layer_names`, else layers by attribute."""
-    weights = root.children.get("model_weights", root)
-    if isinstance(weights, Group) and any(name.startswith("layer_names") for name in weights.attrs):
-        whole = weights is not root
-        form = "whole-model HDF5" if whole else "legacy HDF5 weights"
-        return _legacy(replace(save, form=form), root, weights)
-    paths = dict(_tensors(root, save.files[0]))
-    return _by_attribute(replace(save, form="Keras weights (.weights.h5)"), paths)
+def _legacy_save(save: Save, saved: KerasFile, weights: Group) -> Save:
+    if saved.form != WEIGHTS:
+        return save
+    whole = weights is not saved.root
+    return replace(save, form="whole-model HDF5" if whole else "legacy HDF5 weights")
 
 
 def _by_attribute(save: Save, paths: Paths) -> list[Checkpoint]:
@@ -231,7 +93,7 @@ def _legacy(save: Save, root: Group, weights: Group) -> list[Checkpoint]:
     A trainer's save lists a whole component as one layer.
     """
     layers = _listed(weights, save.files[0])
-    optimizer = _datasets(root.children.get("optimizer_weights"))
+    optimizer = datasets(root.children.get("optimizer_weights"))
     skipped = {"/".join(names): OPTIMIZER for names, _ in optimizer}
     top_level = keras_models().top_level
     holders = {
@@ -275,7 +137,7 @@ def _listed(weights: Group, file: SourceFile) -> dict[str, Paths]:
                     f"{file.path}: weight `{printable(name)}` is listed but not stored"
                 )
             names = tuple(name.split("/"))
-            layers[layer][names] = _tensor(names, dataset, file)
+            layers[layer][names] = stored(names, dataset, file)
     return layers
 
 
@@ -308,19 +170,5 @@ def _find(group: Group, path: str) -> Dataset | None:
     return node if isinstance(node, Dataset) else None
 
 
-def _tensors(group: Group, file: SourceFile) -> Iterator[tuple[_Names, Tensor]]:
-    """Every variable in a group, by the names of the groups around it."""
-    for names, dataset in _datasets(group):
-        yield names, _tensor(names, dataset, file)
-
-
-def _datasets(node: Group | Dataset | None, above: _Names = ()) -> Iterator[tuple[_Names, Dataset]]:
-    if isinstance(node, Dataset):
-        yield above, node
-    elif node is not None:
-        for name, child in node.children.items():
-            yield from _datasets(child, (*above, name))
-
-
-def _tensor(names: _Names, dataset: Dataset, file: SourceFile) -> Tensor:
-    return Stored("/".join(names), dataset.dtype, dataset.shape, file, dataset.offset)
+def _are_names(value: object) -> TypeGuard[list[str]]:
+    return isinstance(value, list) and all(isinstance(name, str) for name in value)

@@ -19,10 +19,7 @@ from typing import Any
 from ...mappings.facts import facts
 from ..checkpoint import Tensor
 from ..readers.tensorflow import Node
-
-Leaves = dict[
-    str, dict[str, Tensor]
-]  # canonical layer path -> variable name (or position) -> tensor
+from .keras_names import Leaves, ranked, stem, stem_and_number
 
 _NORMS = ("group_normalization", "layer_normalization")
 _NO_ATTRIBUTES = ("variables", "trainable_variables", "non_trainable_variables", "keras_api")
@@ -83,30 +80,10 @@ def _slot(attribute: str, text: str) -> Slot:
     return Slot(attribute, tuple(name.strip() for name in classes.split("|")), text.endswith("1x1"))
 
 
-def stem_and_number(name: str) -> tuple[str, int]:
-    """`res_block_12` -> `("res_block", 12)`; no number is 0."""
-    found = re.fullmatch(r"(.+?)_(\d{1,9})", name)
-    return (found[1], int(found[2])) if found else (name, 0)
-
-
 def layer_class(name: str) -> str:
     """The class in a numbered name; both normalisations are `norm`."""
-    stem = stem_and_number(name)[0]
-    return "norm" if stem in _NORMS else stem
-
-
-def ranked(names: Iterable[str]) -> dict[str, str]:
-    """Top-level layer names -> `class.rank`, counting each class in the order of its numbers."""
-    groups: dict[str, list[str]] = defaultdict(list)
-    for name in names:
-        groups[layer_class(name)].append(name)
-    ordered = {
-        stem: sorted(group, key=lambda name: stem_and_number(name)[1])
-        for stem, group in groups.items()
-    }
-    return {
-        name: f"{stem}.{rank}" for stem, group in ordered.items() for rank, name in enumerate(group)
-    }
+    found = stem(name)
+    return "norm" if found in _NORMS else found
 
 
 # --- saved by attribute: .weights.h5 of every Keras -----------------------------------------------
@@ -115,7 +92,7 @@ def ranked(names: Iterable[str]) -> dict[str, str]:
 def from_attributes(paths: Mapping[tuple[str, ...], Tensor]) -> Leaves:
     """Paths `(layer, attribute, ..., "vars", "0")`: the number of a layer counts its class, in
     steps of one or two."""
-    names = ranked(dict.fromkeys(path[0] for path in paths))
+    names = ranked(dict.fromkeys(path[0] for path in paths), layer_class)
     leaves: Leaves = defaultdict(dict)
     for (layer, *attributes, variables, position), tensor in paths.items():
         inner = attributes if variables == "vars" else [*attributes, variables]
@@ -139,7 +116,7 @@ def from_classes(paths: Mapping[tuple[str, ...], Tensor]) -> Leaves:
         for segment in inner[:-1]:
             variables, sublayers = sublayers.setdefault(segment, ({}, {}))
         variables[inner[-1].removesuffix(":0") if inner else "variable"] = tensor
-    names = ranked(trees)
+    names = ranked(trees, layer_class)
     return {
         path: leaf
         for layer, tree in trees.items()

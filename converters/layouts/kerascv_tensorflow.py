@@ -10,8 +10,9 @@ from ...errors import ConversionError
 from ..checkpoint import Checkpoint, Loss, Tensor
 from ..planning.candidates import Candidate, candidates
 from ..readers.tensorflow import Bundle, find_bundle, read_bundle
-from .kerascv_component import MAX_COMPONENTS, OPTIMIZER, OTHER, Save
-from .kerascv_layers import Graph, Leaves, model_layers
+from .keras_component import MAX_COMPONENTS, OPTIMIZER, OTHER, Save
+from .keras_names import Leaves
+from .kerascv_layers import Graph, model_layers
 from .source import Source
 
 _VARIABLES = {"weight": "kernel", "bias": "bias"}
@@ -36,7 +37,7 @@ def read_tensorflow(source: Source) -> list[Checkpoint]:
     bundle = read_bundle(prefix)
     saved_model = (prefix.parent.parent / "saved_model.pb").is_file()
     form = "SavedModel" if saved_model else "TensorFlow checkpoint"
-    save = Save(source.path, form, bundle.files, source.lora_alpha)
+    save = Save("kerascv", source.path, form, bundle.files, source.lora_alpha)
     graph = Graph(bundle.graph)
     components = graph.components(MAX_COMPONENTS + 1)
     save.check_number(len(components))

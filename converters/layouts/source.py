@@ -13,6 +13,7 @@ from ..readers.sniff import sniff
 from ..readers.torch_file import read_torch
 from .foreign import refuse_file
 from .groups import Split, split
+from .keras_saves import KerasFile, read_keras
 from .scales import unscaled
 
 _BARE = {"safetensors": read_safetensors, "torch": read_torch}
@@ -50,6 +51,11 @@ class Source:
         """The tensors of a file that merely lists them, under its own keys; None for others."""
         read = _BARE.get(self.kind)
         return unscaled(read(self.path)) if read else None
+
+    @cached_property
+    def saved(self) -> KerasFile | None:
+        """The variables of a file of Keras; None for others."""
+        return read_keras(self.path, self.kind)
 
     @cached_property
     def is_adapter(self) -> bool:

@@ -7,7 +7,7 @@ from typing import Protocol
 
 from ...errors import ConversionError
 from ..checkpoint import Checkpoint
-from . import diffusers, kerascv, ldm
+from . import diffusers, kerascv, kerashub, ldm
 from .adapters import refuse_adapter
 from .embeddings import refuse_embedding
 from .folders import left_beside, located, weight_files
@@ -31,7 +31,12 @@ class Layout(Protocol):
         """
 
 
-LAYOUTS: dict[str, Layout] = {"kerascv": kerascv, "ldm": ldm, "diffusers": diffusers}
+LAYOUTS: dict[str, Layout] = {
+    "kerashub": kerashub,
+    "kerascv": kerascv,
+    "ldm": ldm,
+    "diffusers": diffusers,
+}
 """Name -> the module; asked in this order."""
 
 

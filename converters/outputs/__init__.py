@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ..conversion import Conversion
 from ..settings import Settings
-from . import diffusers, kerascv, ldm
+from . import diffusers, kerascv, kerashub, ldm
 
 Write = Callable[[Conversion, Path, Settings, Callable[[int, int], None]], None]
 """(conversion, output, settings, progress): writes the output, fills in the conversion's report."""
@@ -32,6 +32,7 @@ class Output:
 OUTPUTS = {
     "diffusers": Output(diffusers.write, is_repo=True),
     "kerascv": Output(kerascv.write, endings=kerascv.SUFFIXES),
+    "kerashub": Output(kerashub.write, endings=kerashub.SUFFIXES),
     "ldm": Output(ldm.write, endings=(".safetensors",)),
 }
 """Name of a layout -> how it is written."""

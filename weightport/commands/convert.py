@@ -31,7 +31,10 @@ def add(parser: argparse.ArgumentParser) -> None:
         "-o",
         "--output",
         required=True,
-        help="the repo, .safetensors (--to ldm), .weights.h5 or .h5 (--to kerascv)",
+        help=(
+            "the repo, .safetensors (--to ldm), .weights.h5 (--to kerascv or kerashub) or .h5 (--to"
+            " kerascv)"
+        ),
     )
     option(
         "--base",

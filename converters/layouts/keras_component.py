@@ -8,8 +8,8 @@ from pathlib import Path
 
 from ...errors import ConversionError, printable
 from ..checkpoint import DTYPES, Checkpoint, SourceFile, Tensor
-from .kerascv_layers import Leaves
-from .kerascv_leaves import leaf_tensors
+from .keras_leaves import leaf_tensors
+from .keras_names import Leaves, Paths
 
 OPTIMIZER = "optimizer state (and moving averages), not weights"
 MAX_COMPONENTS = 16
@@ -17,21 +17,20 @@ MAX_COMPONENTS = 16
 
 OTHER = "a variable of the saved object itself, not of a component's layer"
 
-Paths = dict[tuple[str, ...], Tensor]
-"""Names from the outermost group to the variable -> the variable."""
-
 
 @dataclass(frozen=True)
 class Save:
-    """A save of KerasCV's models.
+    """A save of models of Keras.
 
     Attributes:
+        layout: whose names their layers have.
         path: what the user named.
         form: a human name of the file format.
         files: every file that was opened.
         lora_alpha: LoRA factors are merged with it, or refused where it is None.
     """
 
+    layout: str
     path: Path
     form: str
     files: list[SourceFile]
@@ -94,6 +93,6 @@ class Save:
             tensors=tensors,
             skipped=dict(skipped),
             files=self.files,
-            layout="kerascv",
+            layout=self.layout,
             root=root,
         )

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from weightport.converters.checkpoint import Computed, Tensor
-from weightport.converters.layouts.kerascv_leaves import leaf_tensors
+from weightport.converters.layouts.keras_leaves import leaf_tensors
 from weightport.errors import ConversionError
 
 Array = np.ndarray[Any, Any]
