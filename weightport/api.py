@@ -39,6 +39,8 @@ def convert(
         "peft",
         "diffusers-processors",
         "original",
+        "onetrainer",
+        "xlabs",
         "a1111",
         "clip",
         "text-encoders",
