@@ -67,7 +67,7 @@ def test_the_command_line_is_as_written() -> None:
         (
             {"to": "nonsense"},
             "--to nonsense: unknown; one of diffusers, kerascv, kerashub, ldm, kohya, kohya-sgm, peft,"
-            " diffusers-processors, original, a1111, clip, text-encoders",
+            " diffusers-processors, original, onetrainer, xlabs, a1111, clip, text-encoders",
         ),
         ({"dtype": "F16"}, "--dtype F16: unknown; one of keep, float32, float16, bfloat16"),
         ({"text_activation": "relu"}, "--text-activation relu: unknown; one of tanh, erf"),
