@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.numpy import load_file as load_numpy
 from safetensors.torch import load_file, save_file
 from torch import nn
 
@@ -17,6 +18,7 @@ import weightport
 from weightport import ConversionError, DiffusionPipeline
 from weightport.runtime.models.clip import CLIPTextModelWithProjection
 
+from ..support import transformer_families
 from ..support.synthetic import write_controlnet
 from ..support.transformer_families import bundle, write
 
@@ -161,6 +163,30 @@ def test_sd3(tmp_path: Path, has_t5: bool) -> None:
     assert (found.text_encoder_3 is not None) is has_t5
     for name, component in expected.components.items():
         assert_same(found.components[name], component)
+
+
+def test_flux(tmp_path: Path) -> None:
+    """A transformer of one head, as wide as the rotary axes of every Flux ask for."""
+    config = transformer_families.config("flux", "transformer")
+    config |= {"attention_head_dim": 128, "num_attention_heads": 1}
+    config |= {"pooled_projection_dim": 16, "joint_attention_dim": 16}  # of the bundle's encoders
+    model = weightport.FluxTransformer2DModel.from_config(config)
+    model.save_pretrained(tmp_path / "model" / "transformer")
+    alone = tmp_path / "alone.safetensors"
+    weightport.convert(tmp_path / "model" / "transformer", alone, to="ldm", residue=False)
+    narrow = transformer_families.original("flux", "transformer")
+    state = {key: array for key, array in bundle("flux").items() if key not in narrow}
+    file = write(tmp_path / "flux.safetensors", state | load_numpy(alone))
+    repo = tmp_path / "repo"
+    weightport.convert(file, repo, family="flux")
+    found: Any = DiffusionPipeline.from_single_file(file, family="flux", dtype=torch.bfloat16)
+    expected: Any = DiffusionPipeline.from_pretrained(repo, dtype=torch.bfloat16)
+    assert type(found) is weightport.FluxPipeline
+    for name, component in expected.components.items():
+        assert_same(found.components[name], component)
+    with torch.no_grad():
+        image = found("a cat", height=32, width=32, num_inference_steps=1, output_type="latent")[0]
+    assert image.isfinite().all()
 
 
 def test_components_that_are_given_are_taken(original_of: Callable[[str], Path]) -> None:
