@@ -39,7 +39,7 @@ ITEMSIZES = {name: dtype.itemsize for name, dtype in DTYPES.items()}
 Array = np.ndarray[Any, Any]
 
 
-def _state(status: os.stat_result) -> tuple[int, ...]:
+def file_state(status: os.stat_result) -> tuple[int, ...]:
     """What changes with a file; its `ctime` also where somebody sets the other time back."""
     return status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino
 
@@ -97,8 +97,13 @@ class SourceFile:
         """Raise if the file was modified since it was opened."""
         now = os.fstat(self._fd)
         before = self._stat
-        if _state(now) != _state(before):
+        if file_state(now) != file_state(before):
             raise ConversionError(f"{self.path}: the file changed while it was read; run again")
+
+    @property
+    def state(self) -> tuple[int, ...]:
+        """What it was when it was opened, see `file_state`."""
+        return file_state(self._stat)
 
     def sha256(self) -> str:
         """Hex digest of the whole file, computed once, through a small buffer."""

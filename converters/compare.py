@@ -55,13 +55,19 @@ class Comparison:
 
 
 def compare(
-    a: Path,
-    b: Path,
+    a: Sequence[Path],
+    b: Sequence[Path],
     settings: Settings,
     progress: Callable[[int, int], None],
+    whole: bool = True,
 ) -> Comparison:
-    """Compare two sources by key, shape, dtype and value; one tensor of each is in memory at a
+    """Compare two models by key, shape, dtype and value; one tensor of each is in memory at a
     time.
+
+    Args:
+        a: the files of one.
+        b: those of the other.
+        whole: False compares what A holds, whatever B holds besides.
 
     Raises:
         ConversionError: one of them cannot be read or recognised.
@@ -70,7 +76,7 @@ def compare(
     second, right = _side(b, settings)
     total = sum(tensor.tensor().nbytes for tensor in left.values())
     differences = []
-    names = list(dict.fromkeys([*left, *right]))
+    names = list(dict.fromkeys([*left, *right])) if whole else list(left)
     for name in names:
         difference = _difference(*name, left.get(name), right.get(name))
         if difference is not None:
@@ -78,12 +84,16 @@ def compare(
         if name in left:
             progress(left[name].tensor().nbytes, total)
     equal = len(names) - len(differences)
-    return Comparison(str(a), str(b), (first, second), equal, tuple(differences))
+    return Comparison(
+        ", ".join(map(str, a)), ", ".join(map(str, b)), (first, second), equal, tuple(differences)
+    )
 
 
-def _side(path: Path, settings: Settings) -> tuple[str, dict[tuple[str, str], PlannedTensor]]:
-    """The family of a source, and its tensors in canonical form."""
-    parts = gather([path], settings)
+def _side(
+    paths: Sequence[Path], settings: Settings
+) -> tuple[str, dict[tuple[str, str], PlannedTensor]]:
+    """The family of a model, and its tensors in canonical form."""
+    parts = gather(paths, settings)
     family = choose_family(parts, settings.family)
     return family.name, _tensors(plan(parts, family))
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from ..errors import ConversionError
 from ..mappings.families import Family, families
-from .checkpoint import DTYPES, Computed
+from .checkpoint import DTYPES, Computed, SourceFile
 from .planning.baked import Baking
 from .planning.keys import brief
 from .planning.plan import PlannedComponent, PlannedTensor
@@ -24,7 +24,8 @@ class Conversion:
 
     Attributes:
         output: the repo, file or folder that was written; None for a dry run.
-        report: the content of `conversion.json`.
+        report: the content of `conversion.json`; of the dry run of a repo what it would say, less
+            sizes and hashes.
         notes: what the user should know, one sentence each.
         lacks: what the repo still needs before a pipeline can load it.
         baking: the adapters that change its weights.
@@ -44,6 +45,17 @@ class Conversion:
     def architecture(self) -> Family:
         """The family itself."""
         return families()[self.family]
+
+    @property
+    def files(self) -> list[SourceFile]:
+        """Every file whose tensors it reads, each once."""
+        parts = [part for component in self.components.values() for part in component.parts]
+        checkpoints = [part.checkpoint for part in parts]
+        checkpoints += [one for taught in self.taught for one in taught.checkpoints]
+        if self.baking is not None:
+            checkpoints += [one.checkpoint for one in self.baking.adapters]
+        files = [file for checkpoint in checkpoints for file in checkpoint.files]
+        return list({file.path: file for file in files}.values())
 
     @property
     def denoiser(self) -> PlannedComponent | None:

@@ -69,7 +69,9 @@ def convert(
     check_apart(output, [*sources, *changes, *(path for path in (base, settings.vae) if path)])
     writer = OUTPUTS[settings.to]
     with planned(named, base, settings) as (conversion, settings):
-        if not settings.dry_run:
+        if settings.dry_run:
+            writer.describe(conversion, settings)
+        else:
             conversion.output = output
             writer.write(conversion, output, settings, progress)
             if conversion.baking and not writer.is_repo:

@@ -231,7 +231,7 @@ def diff(
     from .converters.settings import Settings
 
     settings = Settings(family=family, ema=ema)
-    return run(_local(a), _local(b), settings, progress or (lambda done, total: None))
+    return run([_local(a)], [_local(b)], settings, progress or (lambda done, total: None))
 
 
 def parity(

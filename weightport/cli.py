@@ -17,6 +17,7 @@ from typing import Any, NoReturn
 
 COMMANDS = {
     "convert": "KerasCV files or original checkpoints -> a diffusers repo, or back",
+    "batch": "many conversions, on this machine or a Dask cluster; goes on where it stopped",
     "inspect": "what a file holds and what would become of it",
     "diff": "compare two checkpoints in any two layouts",
     "generate": "make images with a diffusers repo",

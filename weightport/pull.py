@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from .errors import ConversionError, printable
 from .hub.client import guard
+from .hub.download import find_commit
 from .hub.errors import explain, silent_in_a_pipe
 from .hub.secrets import remember
 from .mappings.families import component_names
@@ -52,6 +53,22 @@ class Reference:
         return f"hub:{self.repo_id}{revision}" + (f"/{self.path}" if self.path else "")
 
 
+def at_commit(text: str) -> Reference:
+    """What a reference names now, at its commit; where the Hub may not be asked, at the one that
+    was downloaded.
+
+    Raises:
+        ConversionError: it is no reference, or the Hub and its cache do not know it.
+    """
+    reference = _parsed(text)
+    try:
+        found = find_commit(reference.repo_id, {"revision": reference.revision})
+    except OSError as error:
+        raise ConversionError(f"{reference}: {error}") from error
+    sha = found.name if isinstance(found, Path) else found.sha
+    return replace(reference, revision=sha)
+
+
 def fetch(text: str) -> Path:
     """The local path of what a reference names.
 
@@ -60,11 +77,7 @@ def fetch(text: str) -> Path:
     Raises:
         ConversionError: it is no reference, or the Hub and its cache do not give it.
     """
-    reference = Reference.parse(text)
-    if reference is None:
-        raise ConversionError(
-            f"{printable(text)}: not a reference to the Hub; write hub:owner/name@revision/file"
-        )
+    reference = _parsed(text)
     path = reference.path
     if not path:
         return _snapshot(reference, _REPO, _VARIANTS)
@@ -75,6 +88,15 @@ def fetch(text: str) -> Path:
     if not place.exists():
         raise ConversionError(f"{reference}: there is no such file in the repo")
     return place
+
+
+def _parsed(text: str) -> Reference:
+    reference = Reference.parse(text)
+    if reference is None:
+        raise ConversionError(
+            f"{printable(text)}: not a reference to the Hub; write hub:owner/name@revision/file"
+        )
+    return reference
 
 
 def _snapshot(reference: Reference, wanted: Sequence[str], unwanted: Sequence[str] = ()) -> Path:

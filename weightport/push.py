@@ -104,7 +104,7 @@ def push(
             f"{repo}: has no {REPORT}, so it is not what `weightport convert` writes"
         )
     files = _checked(repo, report, progress or (lambda done, total: None))
-    parity = _read(repo, PARITY)
+    parity = read_parity(repo)
     doubt = unverified(report, parity)
     if doubt and not allow_unverified:
         raise ConversionError(
@@ -287,6 +287,15 @@ def read_report(repo: Path) -> dict[str, Any] | None:
         family = printable(report["family"])
         raise ConversionError(f"{repo / REPORT}: `family` is {family}, which is not known")
     return report
+
+
+def read_parity(repo: Path) -> dict[str, Any] | None:
+    """The `parity.json` of a repo; None if it has none.
+
+    Raises:
+        ConversionError: it is damaged.
+    """
+    return _read(repo, PARITY)
 
 
 def _read(repo: Path, name: str) -> dict[str, Any] | None:

@@ -22,17 +22,19 @@ class Output:
         is_repo: whether a repository is: its files are named by variant, and it reports its sources
             and says what it lacks.
         endings: what the names of its files may end in; a repository is a folder.
+        describe: fills in what the report of a dry run says.
     """
 
     write: Write
     is_repo: bool = False
     endings: tuple[str, ...] = ()
+    describe: Callable[[Conversion, Settings], None] = lambda conversion, settings: None
 
 
 OUTPUTS = {
-    "diffusers": Output(diffusers.write, is_repo=True),
+    "diffusers": Output(diffusers.write, is_repo=True, describe=diffusers.describe),
     "kerascv": Output(kerascv.write, endings=kerascv.SUFFIXES),
     "kerashub": Output(kerashub.write, endings=kerashub.SUFFIXES),
-    "ldm": Output(ldm.write, endings=(".safetensors",)),
+    "ldm": Output(ldm.write, endings=(ldm.SUFFIX,)),
 }
 """Name of a layout -> how it is written."""

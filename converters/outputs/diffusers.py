@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from ...io import atomic
@@ -55,6 +56,12 @@ def write(
         if conversion.baking:
             conversion.notes += conversion.baking.notes()
         _write_report(conversion, folder, settings, written.files)
+
+
+def describe(conversion: Conversion, settings: Settings) -> None:
+    """Fill in what a report says before anything is read or written: sources, tables, options."""
+    _, settings = evidence(conversion, settings)
+    conversion.report = _report(conversion, settings)
 
 
 def pipeline_class(folder: Path) -> str | None:
@@ -134,13 +141,11 @@ def _write_report(
 ) -> None:
     """`conversion.json` and the model card."""
     hashes = settings.hashes
-    conversion.report = conversion_report(
-        family=conversion.family,
-        components=conversion.components,
+    conversion.report = _report(
+        conversion,
+        settings,
         sha256=_digests(conversion) if hashes else {},
-        options=replace(settings, base_model=_base_model(conversion, settings)).report(),
         files=_files(folder, weights, hashes),
-        notes=[*conversion.notes, *(f"lacks {gap}" for gap in conversion.lacks)],
         adapters=conversion.baking.report(hashes) if conversion.baking else [],
         embeddings=[one.report(hashes) for one in conversion.taught],
     )
@@ -148,6 +153,28 @@ def _write_report(
     (folder / "conversion.json").write_text(text + "\n", encoding="utf-8")
     card = model_card(conversion.report, pipeline_class(folder))
     (folder / "README.md").write_text(card, encoding="utf-8")
+
+
+def _report(
+    conversion: Conversion,
+    settings: Settings,
+    *,
+    sha256: Mapping[str, str] = MappingProxyType({}),
+    files: Mapping[str, Mapping[str, Any]] = MappingProxyType({}),
+    adapters: Sequence[Mapping[str, Any]] = (),
+    embeddings: Sequence[Mapping[str, Any]] = (),
+) -> dict[str, Any]:
+    """What `conversion.json` says, see `conversion_report`."""
+    return conversion_report(
+        family=conversion.family,
+        components=conversion.components,
+        sha256=sha256,
+        options=replace(settings, base_model=_base_model(conversion, settings)).report(),
+        files=files,
+        notes=[*conversion.notes, *(f"lacks {gap}" for gap in conversion.lacks)],
+        adapters=adapters,
+        embeddings=embeddings,
+    )
 
 
 def _base_model(conversion: Conversion, settings: Settings) -> str | None:

@@ -10,6 +10,9 @@ from typing import Any
 from ..errors import printable
 from .secrets import hide
 
+_PASSING = (408, 425, 429)  # statuses: a timeout, too early, too many requests
+_CLIENTS = ("httpcore", "httpx", "requests", "urllib3")
+
 
 @contextlib.contextmanager
 def silent_in_a_pipe() -> Iterator[None]:
@@ -32,6 +35,23 @@ def silent_in_a_pipe() -> Iterator[None]:
 def explain(error: Exception) -> str:
     """What an error of the Hub or its client means and what to do, in one line without secrets."""
     return hide(_explained(error))
+
+
+def may_pass(error: BaseException | None) -> bool:
+    """Whether an error comes from a connection or a busy server, so that a second try may do."""
+    while error is not None:
+        status = getattr(getattr(error, "response", None), "status_code", None)
+        if status is not None:
+            return status in _PASSING or status >= 500
+        if isinstance(error, ConnectionError | TimeoutError) or _is_of_client(error):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+def _is_of_client(error: BaseException) -> bool:
+    """Whether an error is one of the libraries that speak HTTP."""
+    return type(error).__module__.partition(".")[0] in _CLIENTS
 
 
 def _explained(error: Exception) -> str:

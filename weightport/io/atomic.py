@@ -12,7 +12,6 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import errno
-import fcntl
 import os
 import re
 import shutil
@@ -22,6 +21,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from ..errors import ConversionError
+from .locks import lock
 
 _AT_FDCWD = -100
 _NOREPLACE = 1
@@ -169,7 +169,7 @@ def _staged(target: Path, overwrite: bool, sync: bool, as_folder: bool) -> Itera
     with _explained(target, _PLACING):
         _check_replaceable(place, target, overwrite, as_folder)
         _sweep(place, target)
-        partial, lock = _create(place, target)
+        partial, held = _create(place, target)
     try:
         with _explained(target, _WRITING):
             yield partial / place.name
@@ -186,7 +186,7 @@ def _staged(target: Path, overwrite: bool, sync: bool, as_folder: bool) -> Itera
                     _sync_one(place.parent)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-        os.close(lock)
+        os.close(held)
 
 
 @contextlib.contextmanager
@@ -237,31 +237,22 @@ def _kind(mode: int, as_folder: bool) -> str:
 def _create(place: Path, target: Path) -> tuple[Path, int]:
     """A new temp folder for this run, and the descriptor that keeps it locked."""
     partial = place.parent / f".{place.name}.{os.getpid()}.partial"
-    lock = None
+    held = None
     with contextlib.suppress(FileExistsError):
         partial.mkdir(mode=0o700)
         try:
-            lock = _lock(partial)
+            held = _lock(partial)
         except OSError:
             shutil.rmtree(partial, ignore_errors=True)
             raise
-    if lock is None:
+    if held is None:
         raise ConversionError(f"{target}: another run is writing it")
-    return partial, lock
+    return partial, held
 
 
 def _lock(partial: Path) -> int | None:
     """Lock a temp folder; None if another process holds it or is removing it."""
-    path = partial / partial.name  # too long to be the output, which lies beside it
-    lock = None
-    with contextlib.suppress(BlockingIOError, FileNotFoundError):
-        lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        if os.path.samestat(os.fstat(lock), path.stat()):
-            return lock
-    if lock is not None:
-        os.close(lock)
-    return None
+    return lock(partial / partial.name)  # too long to be the output, which lies beside it
 
 
 def _sweep(place: Path, target: Path) -> None:
@@ -271,11 +262,11 @@ def _sweep(place: Path, target: Path) -> None:
         match = pattern.fullmatch(path.name)
         if match is None or path.is_symlink() or not path.is_dir():
             continue
-        lock = _lock(path)
-        if lock is None:
+        held = _lock(path)
+        if held is None:
             raise ConversionError(f"{target}: another run (process {match[1]}) is writing it")
         shutil.rmtree(path, ignore_errors=True)
-        os.close(lock)
+        os.close(held)
 
 
 # --- moving into place ----------------------------------------------------------------------------

@@ -29,7 +29,7 @@ def parse_size(size: int | str) -> int:
 
 def in_words(nbytes: int) -> str:
     """Bytes in the unit that suits them."""
-    for unit, scale in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+    for unit, scale in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
         if nbytes >= scale:
             return f"{nbytes / scale:.2f} {unit}"
     return f"{nbytes} B"

@@ -1,0 +1,350 @@
+"""One job: a function of its description, which any process can run."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import weightport
+
+from ..api import convert, inspect, parity
+from ..converters.compare import compare, describe
+from ..converters.conversion import Conversion
+from ..converters.settings import Settings
+from ..errors import ConversionError, one_line
+from ..hub.errors import may_pass
+from ..hub.secrets import hide
+from ..io.locks import locked
+from ..mappings.families import families
+from ..mappings.layouts import CANONICAL
+from ..pull import at_commit, fetch
+from ..push import push, read_parity, read_report, unverified
+from . import outcome as said
+from .jobs import Job
+from .outcome import Outcome
+from .records import REPORT, Record, as_reported, kept, lock_path, sizes, still_done
+
+_INTERVAL = 0.25  # seconds between two words about progress
+_WIDTH = 120  # bytes of what a lock says
+
+
+def run(job: Job, *, dry_run: bool = False, wait: bool = False) -> Outcome:
+    """Do a job; whatever goes wrong is said in what is returned.
+
+    Args:
+        dry_run: look and plan, write nothing.
+        wait: for another batch that is at the same job; else it is said to be busy.
+    """
+    started = time.perf_counter()
+    try:
+        _check_version(job)
+        found = _planned(job) if dry_run else _ACTIONS[job.steps.do](job, wait)
+    except Exception as error:
+        error_line = hide(one_line(error))
+        found = Outcome(job.name, said.FAILED, error=error_line, may_pass=may_pass(error))
+    seconds = round(time.perf_counter() - started, 3)
+    return replace(found, sources=job.sources, seconds=seconds)
+
+
+def _check_version(job: Job) -> None:
+    here = weightport.__version__
+    if here != job.version:
+        raise ConversionError(
+            f"{socket.gethostname()}: this worker has weightport {here}, and the batch"
+            f" {job.version}; install the same everywhere"
+        )
+
+
+# --- converting -----------------------------------------------------------------------------------
+
+
+@dataclass
+class _Told:
+    """Tells whoever looks how far a job is, in the file that it has locked."""
+
+    descriptor: int
+    done: int = 0
+    last: float = 0.0
+
+    def __call__(self, count: int, total: int) -> None:
+        self.done += count
+        now = time.monotonic()
+        if now - self.last >= _INTERVAL:
+            self.last = now
+            self.say(total)
+
+    def say(self, total: int) -> None:
+        """Say how many bytes are done."""
+        who = f"{socket.gethostname()}:{os.getpid()}"
+        line = f"{self.done} {total} {who}"[: _WIDTH - 1]
+        os.pwrite(self.descriptor, f"{line:<{_WIDTH - 1}}\n".encode(), 0)
+
+
+def _convert(job: Job, wait: bool) -> Outcome:
+    """Convert, and do what is asked for besides; unless that is done already."""
+    place = lock_path(job)
+    place.parent.mkdir(parents=True, exist_ok=True)
+    with locked(place, wait) as descriptor:
+        if descriptor is None:
+            return Outcome(job.name, said.BUSY)
+        told = _Told(descriptor)
+        told.say(0)
+        return _locked(job, told)
+
+
+def _locked(job: Job, told: _Told) -> Outcome:
+    inputs = _Inputs.of(job)
+    record = Record.load(job)
+    if record is not None and still_done(job, record, inputs.commits):
+        outcome = replace(Outcome.from_dict(record.outcome), status=said.DONE, error=None)
+    else:
+        outcome, record = _made(job, inputs, told)
+        record = replace(record, outcome=outcome.to_dict())
+        record.save(job)
+    if job.steps.parity:
+        outcome = _compared(job, inputs, outcome)
+    if job.repo_id is not None and not outcome.is_bad:
+        outcome, record = _pushed(job, outcome, record)
+    if not outcome.is_bad:
+        replace(record, outcome=outcome.to_dict()).save(job)
+    return outcome
+
+
+@dataclass(frozen=True)
+class _Inputs:
+    """What a job takes, of the Hub at the commits of now.
+
+    Attributes:
+        commits: `hub:` name -> commit.
+        pinned: the same -> the name of it at this commit.
+    """
+
+    job: Job
+    commits: Mapping[str, str]
+    pinned: Mapping[str, str]
+
+    @classmethod
+    def of(cls, job: Job) -> _Inputs:
+        """Look up the commits of what is on the Hub."""
+        found = {name: at_commit(name) for name in job.references}
+        commits = {name: str(one.revision) for name, one in found.items()}
+        return cls(job, commits, {name: str(one) for name, one in found.items()})
+
+    @property
+    def sources(self) -> list[Path]:
+        """Where the sources lie; those of the Hub are downloaded."""
+        return [self._local(source) for source in self.job.sources]
+
+    @property
+    def downloaded(self) -> list[Path]:
+        """Where that lies which is of the Hub."""
+        return [fetch(name) for name in self.pinned.values()]
+
+    def _local(self, source: str) -> Path:
+        return fetch(self.pinned[source]) if source in self.pinned else Path(source)
+
+    def convert(self, told: _Told | None = None, *, dry_run: bool = False) -> Conversion:
+        """Convert them as the job asks for."""
+        base = self.job.steps.base
+        return convert(
+            self.sources,
+            self.job.target,
+            base=self.pinned.get(base, base) if base else None,
+            dry_run=dry_run,
+            progress=told,
+            **self.job.options,
+        )
+
+
+def _made(job: Job, inputs: _Inputs, told: _Told) -> tuple[Outcome, Record]:
+    """The conversion: made now, or found as it would be made."""
+    target = job.target
+    conversion = None
+    status = said.CONVERTED
+    if (target / REPORT).is_file():
+        planned = inputs.convert(dry_run=True)
+        if as_reported(planned, target):
+            conversion = planned
+            status = said.DONE
+    if conversion is None:
+        if os.path.lexists(target) and not job.options.get("overwrite"):
+            raise ConversionError(
+                f"{target}: already exists, of other sources, tables or options; --overwrite"
+                " replaces it"
+            )
+        with _folder_for(job):
+            conversion = inputs.convert(told)
+    downloaded = inputs.downloaded
+    record = kept(job, conversion, inputs.commits, inputs.sources, downloaded)
+    record = replace(record, written=sizes(job, conversion))
+    return _described(job, conversion, status, sum(record.written.values())), record
+
+
+@contextlib.contextmanager
+def _folder_for(job: Job) -> Iterator[None]:
+    """The folder that the result goes into, which goes again if there is none."""
+    folder = job.target.parent
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        yield
+    finally:
+        while folder != Path(job.folder):
+            with contextlib.suppress(OSError):  # others lie in it
+                folder.rmdir()
+            folder = folder.parent
+
+
+def _described(
+    job: Job, conversion: Conversion, status: str, written: int | None = None
+) -> Outcome:
+    """What is to be said of a conversion."""
+    parts = []
+    for name, component in conversion.components.items():
+        for part in component.parts:
+            of_which = "" if part.part == name else f" ({part.part})"
+            parts.append(f"{name}{of_which}: {part.checkpoint.format}")
+    reports = {}
+    if (job.target / REPORT).is_file():
+        reports = {"conversion": f"{job.output}/{REPORT}"}
+    return Outcome(
+        job.name,
+        status,
+        output=job.output,
+        family=families()[conversion.family].title,
+        parts=tuple(dict.fromkeys(parts)),
+        becomes=str(job.options.get("to", CANONICAL)),
+        read=sum(file.size for file in conversion.files) or None,
+        written=written,
+        notes=tuple(conversion.notes),
+        lacks=tuple(conversion.lacks),
+        reports=reports,
+    )
+
+
+# --- and then -------------------------------------------------------------------------------------
+
+
+def _compared(job: Job, inputs: _Inputs, outcome: Outcome) -> Outcome:
+    """The outcome with that of parity, which is run unless it has passed before."""
+    report = read_report(job.target)
+    assert report is not None
+    proven = unverified(report, read_parity(job.target)) is None
+    failed = []
+    if not proven:
+        found = parity(
+            job.target,
+            inputs.sources,
+            component=job.options.get("component"),
+            ema=job.options.get("ema", False),
+            report=job.target,
+            source_python=job.steps.source_python or sys.executable,
+        )
+        failed = [f"{check.name} {check.verdict}" for check in found.checks if not check.passed]
+        proven = found.passed
+    reports = {**outcome.reports, "parity": f"{job.output}/parity.html"}
+    outcome = replace(outcome, reports=reports, parity=proven)
+    if proven:
+        return outcome
+    return replace(
+        outcome,
+        status=said.FAILED,
+        error=f"{job.target}: parity failed ({', '.join(failed)}); parity.html in it shows where",
+    )
+
+
+def _pushed(job: Job, outcome: Outcome, record: Record) -> tuple[Outcome, Record]:
+    """The outcome and the record with where the result was uploaded to, now or before."""
+    repo_id = str(job.repo_id)
+    if repo_id not in record.pushed:
+        made = push(
+            job.target,
+            repo_id,
+            private=job.steps.private or None,
+            create_pr=job.steps.push_pr,
+            license=job.options.get("license"),
+            base_model=job.options.get("base_model"),
+            allow_unverified=job.steps.allow_unverified,
+        )
+        record = replace(record, pushed={**record.pushed, repo_id: made.url})
+        notes = tuple(dict.fromkeys([*outcome.notes, *made.warnings]))
+        outcome = replace(outcome, notes=notes)
+    return replace(outcome, pushed=record.pushed[repo_id]), record
+
+
+# --- looking --------------------------------------------------------------------------------------
+
+
+def _planned(job: Job) -> Outcome:
+    """What would become of a job; nothing is written, and nothing downloaded."""
+    if job.references:
+        return Outcome(
+            job.name,
+            said.PLANNED,
+            output=job.output,
+            parts=tuple(
+                f"{name}: on the Hub, seen when it is downloaded" for name in job.references
+            ),
+        )
+    if job.steps.do != "convert":
+        return _inspect(job, wait=False)
+    inputs = _Inputs.of(job)
+    record = Record.load(job)
+    if record is not None and still_done(job, record, {}):
+        return replace(Outcome.from_dict(record.outcome), status=said.DONE, error=None)
+    conversion = inputs.convert(dry_run=True)
+    if os.path.lexists(job.target):
+        if (job.target / REPORT).is_file() and as_reported(conversion, job.target):
+            return _described(job, conversion, said.DONE)
+        if not job.options.get("overwrite"):
+            raise ConversionError(
+                f"{job.target}: already exists, of other sources, tables or options; --overwrite"
+                " replaces it"
+            )
+    return _described(job, conversion, said.PLANNED)
+
+
+def _inspect(job: Job, wait: bool) -> Outcome:
+    """What each of the sources is."""
+    found = [inspect(source, family=job.options.get("family")) for source in job.sources]
+    parts = [part for one in found for part in one.parts]
+    titles = dict.fromkeys(" or ".join(part.families) for part in parts if part.families)
+    kinds = [f"{part.part}: {part.format}" for part in parts]
+    kinds += [f"an adapter of {' or '.join(one.adapter.families)}" for one in found if one.adapter]
+    kinds += ["a textual inversion" for one in found if one.embedding]
+    return Outcome(
+        job.name,
+        said.INSPECTED,
+        family=", ".join(titles) or None,
+        parts=tuple(dict.fromkeys(kinds)),
+        read=sum(part.nbytes for part in parts) or None,
+        found={"inspected": [one.to_dict() for one in found]},
+    )
+
+
+def _diff(job: Job, wait: bool) -> Outcome:
+    """Whether an earlier result holds what the sources hold."""
+    inputs = _Inputs.of(job)
+    record = Record.load(job)
+    results = [job.target]
+    if not job.target.exists() and record is not None:
+        results = [Path(job.folder, name) for name in record.written]
+    settings = Settings(family=job.options.get("family"), ema=job.options.get("ema", False))
+    found = compare(inputs.sources, results, settings, lambda done, total: None, whole=False)
+    is_same = not found.differences and found.families[0] == found.families[1]
+    return Outcome(
+        job.name,
+        said.SAME if is_same else said.DIFFERENT,
+        output=job.output,
+        family=families()[found.families[0]].title,
+        notes=tuple(describe(found)),
+        found={"compared": found.to_dict()},
+    )
+
+
+_ACTIONS = {"convert": _convert, "inspect": _inspect, "diff": _diff}
