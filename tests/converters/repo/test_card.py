@@ -75,7 +75,7 @@ def test_the_metadata_is_what_the_hub_writes() -> None:
 
 def test_diffusers_is_told_what_a_pipeline_does_without() -> None:
     for given in ([], ["text_encoder_3"]):
-        made = report(family="sd3", components=dict.fromkeys(given, {}), notes=[])
+        made = report(family="sd3", components={name: {} for name in given}, notes=[])
         ours, theirs = snippets(model_card(made, "StableDiffusion3Pipeline"))
         assert '.from_pretrained(".")' in ours
         absent = "" if given else ", text_encoder_3=None, tokenizer_3=None"
