@@ -9,7 +9,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -17,6 +17,8 @@ from typing import Any, Self
 from .browser import found_browser
 
 ROOT = Path(__file__).resolve().parents[2]
+SPACE = ROOT / "space"
+SCREENSHOTS = ROOT / "docs" / "app"
 
 
 @dataclass
@@ -44,16 +46,33 @@ class Served:
 
 
 @contextlib.contextmanager
-def served(folder: Path, command: Sequence[str] = (), **environment: str) -> Iterator[Served]:
-    """Serve the page, on loopback and for this machine unless the command says otherwise."""
+def served(folder: Path, **environment: str) -> Iterator[Served]:
+    """The page for this machine alone, as `weightport app` serves it."""
     port = _free_port()
+    command = ["-m", "weightport", "app", "--no-browser", "--port", str(port)]
+    with _running(command, folder, port, environment) as server:
+        yield server
+
+
+@contextlib.contextmanager
+def space(folder: Path, **environment: str) -> Iterator[Served]:
+    """The page for strangers, as a Space serves it."""
+    port = _free_port()
+    there = {"SPACE_ID": "org/space", "GRADIO_SERVER_PORT": str(port)}
+    with _running([str(SPACE / "app.py")], folder, port, there | environment) as server:
+        yield server
+
+
+@contextlib.contextmanager
+def _running(
+    command: Sequence[str], folder: Path, port: int, environment: Mapping[str, str]
+) -> Iterator[Served]:
     temporary = folder / "temporary"
     temporary.mkdir(parents=True)
+    own = {"TMPDIR": str(temporary), "HOME": str(folder), "PYTHONPATH": str(ROOT)}
     process = subprocess.Popen(
-        [sys.executable, "-m", "weightport", "app", "--no-browser", "--port", str(port), *command],
-        env=os.environ
-        | {"TMPDIR": str(temporary), "HOME": str(folder), "PYTHONPATH": str(ROOT)}
-        | environment,
+        [sys.executable, *command],
+        env={**os.environ, **own, **environment},
         stdout=subprocess.PIPE,
         stderr=(folder / "errors").open("w"),
         text=True,
@@ -61,13 +80,13 @@ def served(folder: Path, command: Sequence[str] = (), **environment: str) -> Ite
     )
     try:
         said = process.stdout.readline()
-        found = re.search(r"http://\S+/", said)
-        assert found, (said, (folder / "errors").read_text())
+        assert "runs at http://" in said, (said, (folder / "errors").read_text())
         yield Served(f"http://127.0.0.1:{port}/", temporary, process)
     finally:
         process.terminate()
         process.wait(30)
-        assert not list(temporary.iterdir()), "what visitors brought goes with the server"
+        left = [str(path) for path in temporary.iterdir()]
+        assert left == [], "what visitors brought goes with the server"
 
 
 @contextlib.contextmanager
@@ -142,7 +161,7 @@ class Page:
 
     def fill(self, element: str, text: str) -> None:
         """Type into a field."""
-        self.shown.locator(f"#{element}").locator("input, textarea").fill(text)
+        self.shown.locator(f"#{element}").locator("input, textarea").first.fill(text)
 
     def choose(self, element: str, name: str) -> None:
         """Choose one of a few, or tick a box."""
@@ -151,7 +170,8 @@ class Page:
     def click(self, element: str) -> None:
         """Press a button and wait until what it started has ended."""
         self.press(element)
-        status = self.shown.locator(f"#{element.rpartition('-')[0]}-status, #{element}ned").first
+        name = STATUS.get(element, f"{element.removesuffix('-run')}-status")
+        status = self.shown.locator(f"#{name}")
         status.get_by_text(ENDED).first.wait_for(timeout=60_000)
 
     def press(self, element: str) -> None:
@@ -163,6 +183,12 @@ class Page:
         """What a part of the page says."""
         return str(self.shown.locator(f"#{element}").inner_text())
 
+    def photograph(self, name: str) -> None:
+        """A picture for the documentation, where it is asked for."""
+        if "WEIGHTPORT_SCREENSHOTS" in os.environ:
+            SCREENSHOTS.mkdir(exist_ok=True)
+            self.shown.screenshot(path=SCREENSHOTS / f"{name}.png", full_page=True)
+
     def download(self, link: str, folder: Path) -> Path:
         """Follow a link to a file."""
         with self.shown.expect_download() as started:
@@ -172,5 +198,6 @@ class Page:
         return place
 
 
+STATUS = {"convert-plan": "convert-planned"}  # of a button, where it is not its tab's
 ENDED = re.compile(r"^(Done\.|Error:)")
 FORGET = "() => document.querySelectorAll('.wp-status').forEach(one => one.replaceChildren())"

@@ -28,6 +28,13 @@ _OPEN = re.compile(
     rf"|{_API}/heartbeat/\w+"
 )
 _LOOPBACK = re.compile(r"(localhost|127\.0\.0\.1|\[::1\])(:\d+)?")
+_SHOWN = {".png": "image/png", ".html": "text/html"}  # in the page itself
+_AS_DATA = {  # nothing in a result runs or fetches anything
+    "X-Content-Type-Options": "nosniff",
+    "Cache-Control": "private, no-store",
+    "Content-Security-Policy": "sandbox; default-src 'none'; img-src data:;"
+    " style-src 'unsafe-inline'; font-src data:",
+}
 _RESERVE = 1_000_000_000  # bytes of the disk that uploads leave free
 _LONGEST_EVENT = 4 << 20  # bytes of what the page sends of its fields
 
@@ -95,13 +102,13 @@ class Gate:
         if path is None or scope["method"] not in ("GET", "HEAD"):
             await _answer(send, 404, "there is nothing here")
             return
-        shown = scope["query_string"] == b"shown" and path.suffix == ".png"
+        shown = _SHOWN.get(path.suffix) if scope["query_string"] == b"shown" else None
         response = FileResponse(
             path,
-            media_type="image/png" if shown else "application/octet-stream",
+            media_type=shown or "application/octet-stream",
             filename=path.name,
             content_disposition_type="inline" if shown else "attachment",
-            headers={"X-Content-Type-Options": "nosniff", "Cache-Control": "private, no-store"},
+            headers=_AS_DATA,
         )
         await response(scope, receive, send)
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
+import signal
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from .desk import Desk
 from .limits import AT_HOME, FOR_STRANGERS
@@ -33,6 +34,7 @@ def serve(host: str = "127.0.0.1", port: int | None = None, browser: bool = Fals
     limits = FOR_STRANGERS if public else AT_HOME
     sessions = Sessions(limits)
     desk = Desk(sessions, limits, public, logs_in="OAUTH_CLIENT_ID" in os.environ)
+    signal.signal(signal.SIGTERM, _stop)
     try:
         page = _started(desk, host, port, browser)
         print(f"weightport runs at {page.local_url} until you press Ctrl-C", flush=True)
@@ -41,6 +43,10 @@ def serve(host: str = "127.0.0.1", port: int | None = None, browser: bool = Fals
             sessions.expire()
     finally:
         sessions.close_all()
+
+
+def _stop(signum: int, frame: object) -> NoReturn:
+    raise SystemExit(128 + signum)
 
 
 def _started(desk: Desk, host: str, port: int | None, browser: bool) -> Any:

@@ -6,9 +6,10 @@ import contextlib
 import os
 import secrets
 import shutil
+import stat
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -53,6 +54,25 @@ class Session:
         name = upload.name.replace(":", "_")  # that it refers to the Hub, no name can say
         self.files[name] = upload.replace(self.uploads / name)
 
+    def keep(self, result: Path) -> None:
+        """List a result among the uploads, so that other tabs can use it; it is there once."""
+        place = self.uploads / result.name
+        place.unlink(missing_ok=True)
+        place.hardlink_to(result)
+        self.files[result.name] = place
+
+    def clear(self) -> None:
+        """Delete all that it keeps.
+
+        Raises:
+            ConversionError: something uses it.
+        """
+        if self.job is not None:
+            raise ConversionError("your page is busy with a job; cancel that first")
+        self.files.clear()
+        shutil.rmtree(self.folder, ignore_errors=True)
+        self.uploads.mkdir(parents=True)
+
     def file(self, name: str) -> Path:
         """The upload of a name.
 
@@ -75,7 +95,7 @@ class Session:
 
     def nbytes(self) -> int:
         """The bytes of all that it keeps."""
-        return sum(_sizes(self.folder))
+        return sum(_sizes(self.folder).values())
 
     def close(self) -> None:
         """Stop its job and delete all that it keeps."""
@@ -101,6 +121,8 @@ class Sessions:
         folder = self.arrivals / secrets.token_urlsafe(24)
         folder.mkdir()
         place = upload.replace(folder / upload.name)
+        with contextlib.suppress(OSError):
+            upload.parent.rmdir()
         self._arrived[place] = time.monotonic()
         return place
 
@@ -177,9 +199,13 @@ def _sweep(place: Path) -> None:
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def _sizes(folder: Path) -> Iterator[int]:
-    """The sizes of the files below a folder, of which some may go meanwhile."""
+def _sizes(folder: Path) -> dict[int, int]:
+    """The sizes of the files below a folder, each once under however many names; some may go
+    meanwhile."""
+    found = {}
     for path in folder.rglob("*"):
         with contextlib.suppress(OSError):
-            if path.is_file() and not path.is_symlink():
-                yield path.stat().st_size
+            about = path.lstat()
+            if stat.S_ISREG(about.st_mode):
+                found[about.st_ino] = about.st_size
+    return found

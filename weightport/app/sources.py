@@ -10,6 +10,9 @@ from .desk import Desk
 from .framework import gr
 from .sessions import Session
 
+NONE = "Upload files above; they appear here."
+"""What a list of no uploads says."""
+
 
 class SourceField:
     """Check boxes for the uploads, and lines for what lies elsewhere.
@@ -25,7 +28,7 @@ class SourceField:
         self._title = title
         self._most = most
         self.uploads = gr.CheckboxGroup(
-            [], label=f"{title}: your uploads", elem_id=f"{name}-uploads", info=_none_yet()
+            [], label=f"{title}: your uploads", elem_id=f"{name}-uploads", info=NONE
         )
         self.elsewhere = gr.Textbox(
             label=f"{title}: {where(desk)}",
@@ -58,7 +61,3 @@ class SourceField:
 def where(desk: Desk) -> str:
     """What may be named that was not uploaded."""
     return "a Hub id" if desk.public else "a Hub id or a path on this machine"
-
-
-def _none_yet() -> str:
-    return "Upload files above; they appear here."

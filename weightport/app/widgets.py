@@ -2,13 +2,31 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from ..reports.page import render
+from .desk import Desk
 from .framework import gr
+from .sources import SourceField
 
 Shown = Any
 """A value for a component, or `gr.update(...)` of it."""
+
+
+@dataclass
+class Tab:
+    """What the page must know of a tab.
+
+    Attributes:
+        fields: that list uploads.
+        makes: the events after which there is more to list.
+    """
+
+    fields: list[SourceField]
+    makes: list[Any] = field(default_factory=list)
+
 
 EVENT: dict[str, Any] = {
     "show_progress": "hidden",
@@ -30,3 +48,25 @@ def live(name: str) -> Any:
         elem_id=name,
         html_template='<div role="status" aria-live="polite" class="wp-status">${value}</div>',
     )
+
+
+def action(
+    desk: Desk, name: str, title: str, run: Callable[..., Any], inputs: Sequence[Any]
+) -> Any:
+    """A button that starts a job, one that stops it, and places for its status and result.
+
+    Args:
+        name: of the tab in the page.
+        run: an event's function, an iterator of (status, result).
+    """
+    with gr.Row():
+        start = gr.Button(title, variant="primary", elem_id=f"{name}-run")
+        stop = gr.Button("Cancel", variant="stop", elem_id=f"{name}-cancel")
+    status = live(f"{name}-status")
+    result = gr.HTML(elem_id=f"{name}-result")
+
+    def cancel(request: gr.Request) -> None:
+        desk.cancel(request.session_hash)
+
+    stop.click(cancel, [], [], **EVENT)
+    return start.click(run, list(inputs), [status, result], **EVENT)

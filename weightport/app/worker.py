@@ -23,11 +23,11 @@ def main() -> int:
     if request["token"]:
         os.environ["HF_TOKEN"] = request["token"]
     from .report import Report
-    from .tasks import TASKS
+    from .tasks import task
 
     report = Report(lines)
     try:
-        report.line({"result": TASKS[request["task"]](request["arguments"], report)})
+        report.line({"result": task(request["task"])(request["arguments"], report)})
         return 0
     except Exception as error:
         from ..errors import one_line

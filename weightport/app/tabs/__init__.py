@@ -1,1 +1,1 @@
-"""One tab a module: `add(desk)` draws it, and returns the fields that list uploads."""
+"""One tab a module: `add(desk)` draws it, and returns its fields that list uploads."""

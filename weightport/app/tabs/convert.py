@@ -23,7 +23,7 @@ from ..options import (
 )
 from ..sessions import Session
 from ..sources import SourceField, where
-from ..widgets import EVENT, Shown, explained, live
+from ..widgets import EVENT, Shown, Tab, explained, live
 from .convert_result import ResultFields
 
 _OUT = "out"
@@ -40,7 +40,8 @@ class ConvertTab:
         )
         self.sources = SourceField(desk, "Files", "convert")
         self._base = gr.Textbox(
-            label=f"Base, for what the files lack: {where(desk)}", elem_id="convert-base"
+            label=f"Base, for what the files lack: {where(desk)}, or the name of an upload",
+            elem_id="convert-base",
         )
         with gr.Row():
             described = options(Settings)
@@ -80,7 +81,7 @@ class ConvertTab:
             [one.group for one in self._fields],
             **EVENT,
         )
-        self._run.click(
+        self.converted = self._run.click(
             self._convert,
             [self._seen, *self._result.components, *inputs],
             [self._status, self._converted, self._result.token],
@@ -96,7 +97,8 @@ class ConvertTab:
         names = [one.name for one in self._fields]
         asked = given(self._fields, dict(zip(names, others, strict=True)))
         sources = self.sources.named(session, uploads, elsewhere)
-        place = self._desk.place(base) if (base or "").strip() else None
+        base = (base or "").strip()
+        place = self._desk.place(base) if base and base not in session.files else base or None
         return {"sources": sources, "base": place, "options": {**chosen, **asked}}
 
     async def _show_plan(
@@ -143,6 +145,8 @@ class ConvertTab:
         session = self._desk.sessions.of(request.session_hash)
         try:
             async for step in steps:
+                if step.result is not None and "file" in step.result:
+                    session.keep(Path(step.result["file"]))
                 page = "" if step.result is None else _result_page(step.result, wanted.folder)
                 yield step.status, page, ""
         finally:
@@ -175,6 +179,7 @@ def _result_page(result: Mapping[str, Any], folder: str | None) -> str:
     )
 
 
-def add(desk: Desk) -> list[SourceField]:
+def add(desk: Desk) -> Tab:
     """Draw the tab."""
-    return [ConvertTab(desk).sources]
+    drawn = ConvertTab(desk)
+    return Tab([drawn.sources], [drawn.converted])

@@ -12,7 +12,7 @@ from ...errors import ConversionError
 from ..desk import Desk, output_name
 from ..framework import gr
 from ..sessions import RESULTS, Session
-from ..widgets import explained
+from ..widgets import EVENT, explained
 
 DOWNLOAD = "Download"
 FOLDER = "Folder on this machine"
@@ -110,9 +110,7 @@ class ResultFields:
             lambda kind: [gr.update(visible=kind == FOLDER), gr.update(visible=kind == HUB)],
             [self._kind],
             [folder, hub],
-            queue=False,
-            show_progress="hidden",
-            api_visibility="private",
+            **EVENT,
         )
 
     @property

@@ -8,10 +8,10 @@ from ...reports.page import render
 from ..desk import Desk
 from ..framework import gr
 from ..sources import SourceField
-from ..widgets import EVENT, Shown, explained, live
+from ..widgets import EVENT, Shown, Tab, explained, live
 
 
-def add(desk: Desk) -> list[SourceField]:
+def add(desk: Desk) -> Tab:
     """Draw the tab."""
     explained(
         "Says what each file is, why, what is missing, and what it would become, from its headers"
@@ -35,4 +35,4 @@ def add(desk: Desk) -> list[SourceField]:
             yield step.status, found
 
     button.click(run, sources.components, [status, result], **EVENT)
-    return [sources]
+    return Tab([sources])
