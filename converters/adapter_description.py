@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -89,7 +90,15 @@ def _of_modules(found: InspectedAdapter, names: tuple[str, ...]) -> Described:
         found.magnitudes and "PEFT" not in found.conventions
     )
     words = found.words[:1]
-    return Described("adapter", found.families, words, facts, names, in_diffusers)
+    return Described(
+        "adapter", _tags(found.families), found.families, words, facts, names, in_diffusers
+    )
+
+
+def _tags(titles: Sequence[str]) -> tuple[str, ...]:
+    """What cards call models of families of these titles."""
+    tags = [family.tag for family in families().values() if family.title in titles]
+    return tuple(dict.fromkeys(tags))
 
 
 def _of_words(file: EmbeddingFile) -> Described:
@@ -102,4 +111,6 @@ def _of_words(file: EmbeddingFile) -> Described:
     names = tuple(one.path.name for one in file.checkpoints)
     has_one = len(file.embeddings) == 1 and len(file.embeddings[0].vectors) == 1
     words = [word.token for word in file.embeddings]
-    return Described("embedding", titles, words, facts, names, has_one and file.is_named)
+    return Described(
+        "embedding", _tags(titles), titles, words, facts, names, has_one and file.is_named
+    )

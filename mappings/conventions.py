@@ -46,11 +46,13 @@ class Layer(NamedTuple):
         name: by its spelling.
         modules: the model's own layers that its rows belong to, one or several.
         op: what makes their weights of its weight; None where it is the same.
+        leaf: what its weight is called.
     """
 
     name: str
     modules: tuple[str, ...]
     op: Op | None
+    leaf: str
 
 
 @dataclass(frozen=True)
@@ -93,10 +95,20 @@ class Naming:
             for link in table.links(weights, config)
         ]
 
+    def beginnings(self, keys: Iterable[str]) -> set[str]:
+        """How names of layers begin, for layers among the keys of a component's state dict."""
+        if not self.table:
+            fronts = {key.partition(".")[0] for key in keys}
+        else:
+            from .library import load_table
+
+            fronts = load_table(self.table).fronts
+        return {self.spelling.prefix + front for front in fronts}
+
     def _layer(self, source: str, targets: tuple[str, ...], op: Op | None) -> Layer:
-        path, _, _ = source.rpartition(".")  # what the weight is called there
+        path, _, leaf = source.rpartition(".")
         modules = tuple(target.removesuffix(_WEIGHT) for target in targets)
-        return Layer(self.spelling.spell(path), modules, op)
+        return Layer(self.spelling.spell(path), modules, op, leaf)
 
     def _covers(self, key: str) -> bool:
         module = key.removesuffix(_WEIGHT)

@@ -18,6 +18,7 @@ import tomllib
 from collections import ChainMap
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, NamedTuple
 
 from .errors import MappingError
@@ -27,6 +28,7 @@ from .rows import Row, filled
 from .spelling import Spelling
 
 SourceShape = Callable[[str], Shape | None]
+_OPEN = re.compile(r"[{*]")  # where the text of a segment ends that is the same for all keys
 _NOTHING = r"(?!)"  # a pattern that fits nothing
 _HEADER = (
     "extends",
@@ -145,6 +147,12 @@ class Table:
     def beginning(self) -> str:
         """How every source key begins."""
         return self.spelling.prefix if self.spelling else self.prefix
+
+    @cached_property
+    def fronts(self) -> set[str]:
+        """What source paths begin with, less the prefix: the first words of all rows."""
+        segments = (row.source[0] if row.source else "" for row in self.sections["main"])
+        return {_OPEN.split(segment)[0] for segment in segments}
 
     def of_family(self, fact: str, family: str) -> str:
         """What `[about]` says of a family: one value, or one for each."""

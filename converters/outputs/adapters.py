@@ -85,7 +85,8 @@ def _plain(
     for naming, layer, module in groups.modules:
         _check(file, module, convention)
         for role, tensor in _tensors(module, convention).items():
-            key = f"{layer.name}.{convention.ending(naming, role)}"
+            ending = layer.leaf if role == "whole" else convention.ending(naming, role)
+            key = f"{layer.name}.{ending}"
             shape = _shape(adapter.family, module, role, tensor, convention)
             place = (module.component, module.path, role)
             outputs[place] = Output(key, tensor.dtype, shape, (tensor,))
@@ -227,8 +228,8 @@ def _as_layer(shape: Shape, weight: Shape) -> Shape:
 def _configs(file: AdapterFile, every: Sequence[Module[Tensor]]) -> dict[str, dict[str, Any]]:
     """PEFT's config of each component: the most common rank and alpha, and what differs."""
     configs = {}
-    for component in dict.fromkeys(one.component for one in every):
-        modules = [one for one in every if one.component == component]
+    for component in dict.fromkeys(one.component for one in every if one.rank):
+        modules = [one for one in every if one.component == component and one.rank]
         decomposed = [one for one in modules if one.is_decomposed]
         if decomposed and len(decomposed) < len(modules):
             plain = next(one for one in modules if not one.is_decomposed)

@@ -183,7 +183,7 @@ def _row_roles(module: Module[Tensor]) -> set[str]:
     """The roles of which each layer has its rows."""
     roles = set(facts("adapters")["fused"]["rows"])
     if "on_input" in module.tensors and module.tensors["on_input"].numpy().any():
-        roles.discard("ia3")
+        roles.discard("whole")
     return roles
 
 

@@ -18,6 +18,7 @@ class Described:
 
     Attributes:
         kind: a key of `changes` in `facts/card.toml`.
+        tags: what cards call such models.
         families: titles of those whose models it is for.
         words: what prompts say.
         facts: rows of what it holds.
@@ -26,6 +27,7 @@ class Described:
     """
 
     kind: str
+    tags: Sequence[str]
     families: Sequence[str]
     words: Sequence[str]
     facts: Sequence[tuple[str, str]]
@@ -56,7 +58,7 @@ def adapter_card(
         "library_name": "diffusers",
         "license": license,
         "pipeline_tag": "text-to-image",
-        "tags": [known["tag"], "stable-diffusion", "weightport"],
+        "tags": [known["tag"], *described.tags, "weightport"],
     }
     head = front_matter({key: value for key, value in data.items() if value is not None})
     rows = [*described.facts, *((name, f"`{digest}`") for name, digest in sha256.items())]

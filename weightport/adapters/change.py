@@ -7,6 +7,7 @@ m the strength that a user asks for:
     LoHa         W + m s (w1a w1b) o (w2a w2b)        (Hyeon-Woo et al. 2021, https://arxiv.org/abs/2108.06098)
     LoKr         W + m s w1 (x) w2                    (Yeh et al. 2023, https://arxiv.org/abs/2309.14859)
     GLoRA        W + m s (W a1 a2 + b1 b2)            (Chavan et al. 2023, https://arxiv.org/abs/2306.07967)
+    replaced     W + m (W' - W)
     (IA)3        W (1 + m w), along rows or columns   (Liu et al. 2022, https://arxiv.org/abs/2205.05638)
     OFT, BOFT    (m (R - I) + I)^T W                  (Qiu et al. 2023, https://arxiv.org/abs/2306.07280)
     DoRA         W + m (V M / |V| - W), V = W + dW    (Liu et al. 2024, https://arxiv.org/abs/2402.09353)
@@ -76,6 +77,9 @@ def _whole(
         return _rotation(module, wide, weight, strength)
     if module.flavour == "ia3":
         return _scaling(wide, weight.shape, strength)
+    if module.flavour == "replaced":
+        new = matrix(wide["whole"])
+        return lambda rows, which: strength * (new[which] - rows)
     plain = _padded(_plain(module, wide, weight.shape), weight.shape, wide)
     if module.is_decomposed:
         M = wide["magnitude"].reshape(-1)
@@ -234,7 +238,7 @@ def _padded(change: Change, shape: Sequence[int], arrays: Mapping[str, Array]) -
 
 def _scaling(arrays: Mapping[str, Array], shape: Sequence[int], m: float) -> Change:
     """(IA)3."""
-    w = arrays["ia3"].reshape(-1)
+    w = arrays["whole"].reshape(-1)
     if not arrays["on_input"].any():
         return lambda rows, which: rows * (m * w[which, None])
     columns = np.repeat(w, int(np.prod(shape[2:], dtype=int)))

@@ -102,7 +102,7 @@ def _cut(module: Module[T], scissors: Scissors[T]) -> dict[str, T]:
     assert rows is not None
     every = set(facts("adapters")["fused"]["rows"])
     if "on_input" in module.tensors and bool(scissors.is_set(module.tensors["on_input"]).any()):
-        every.discard("ia3")
+        every.discard("whole")
     return {
         role: scissors.rows(tensor, rows) if role in every else tensor
         for role, tensor in module.tensors.items()

@@ -253,7 +253,7 @@ def decode(
         weight = layer_shape(module, model.shapes)
         is_open = f"{module.path}.weight" in model.open_axes
         try:
-            why = flaw(module.tensors, weight, is_open)
+            why = flaw(module.tensors, weight, is_open, models is stock_models(family))
         except ValueError as error:
             raise ValueError(f"`{printable(module.name)}`: {error}") from None
         if why is not None:
@@ -308,22 +308,20 @@ class _Place(NamedTuple):
 def _places(
     tensors: Mapping[str, T], family: str, models: Mapping[str, Model]
 ) -> dict[str, _Place]:
-    """Name -> module, by all conventions whose prefix some tensor has."""
+    """Name -> module, by all conventions in whose names some tensor begins."""
     every = [
-        (convention, naming)
+        (convention, naming, naming.beginnings(models[naming.component].shapes))
         for convention in conventions().values()
         for naming in convention.namings
         if naming.component in models and naming.serves(family)
     ]
-    prefixes = {naming.spelling.prefix for _, naming in every}
-    begun = {prefix for prefix in prefixes if any(name.startswith(prefix) for name in tensors)}
-    prefixed = (*(begun - {""}), BUNDLED)
-    if all(name.startswith(prefixed) for name in tensors):
-        begun.discard("")  # to expand a table takes time
+    longest = max(len(one) for _, _, beginnings in every for one in beginnings)
+    heads = {name[:longest] for name in tensors if not name.startswith(BUNDLED)}
     places: dict[str, _Place] = {}
-    for convention, naming in every:
-        if naming.spelling.prefix not in begun:
-            continue
+    for convention, naming, beginnings in every:
+        fronts = tuple(beginnings)
+        if not any(head.startswith(fronts) for head in heads):
+            continue  # to expand a table takes time
         for layer in _layers(naming, family, models):
             places.setdefault(layer.name, _Place(layer, convention, naming))
     return places
@@ -349,9 +347,12 @@ def _split(
     """The module and role of a tensor: the longest ending that leaves the name of a module."""
     dot = name.find(".")
     while dot >= 0:
+        place = places.get(name[:dot])
         role = endings.get(name[dot + 1 :])
-        if role is not None and name[:dot] in places:
-            return places[name[:dot]], role
+        if place is not None and name[dot + 1 :] == place.layer.leaf:
+            return place, "whole"
+        if place is not None and role is not None:
+            return place, role
         dot = name.find(".", dot + 1)
     return None
 

@@ -21,12 +21,15 @@ class Shaped(Protocol):
         """The dimensions."""
 
 
-def flaw(tensors: Mapping[str, Shaped], weight: Shape, is_open: bool) -> str | None:
+def flaw(
+    tensors: Mapping[str, Shaped], weight: Shape, is_open: bool, is_stock: bool = False
+) -> str | None:
     """Why a module does not fit a weight (o, i[, h, w]), if it does not.
 
     Args:
         tensors: role -> tensor.
         is_open: whether the weight may have more input channels than the module.
+        is_stock: whether it is that of a stock model, of which others differ in these channels.
 
     Raises:
         ValueError: its tensors contradict one another, so that it fits nothing.
@@ -38,16 +41,16 @@ def flaw(tensors: Mapping[str, Shaped], weight: Shape, is_open: bool) -> str | N
     for role in BIAS_ROLES:
         if role in shapes and prod(shapes[role]) != weight[0]:
             return f"{_said(role, shapes)} does not fit a bias of {weight[0]}"
-    size = prod(shapes["ia3"]) if "ia3" in shapes else weight[0]
+    size = prod(shapes["whole"]) if "on_input" in shapes else weight[0]
     if size not in weight[:2]:
-        return f"{_said('ia3', shapes)} does not fit a weight {list(weight)}"
+        return f"{_said('whole', shapes)} does not fit a weight {list(weight)}"
     if "oft" in shapes and prod(shapes["oft"][-3:-1]) != weight[0]:
         return f"{_said('oft', shapes)} does not fit a weight of {weight[0]} rows"
     if "magnitude" in shapes and prod(shapes["magnitude"]) not in weight[:2]:
         return f"{_said('magnitude', shapes)} does not fit a weight {list(weight)}"
     if change is None or _same(change, weight):
         return None
-    if is_open and len(change) == len(weight) and change[1] < weight[1]:
+    if is_open and len(change) == len(weight) and (is_stock or change[1] < weight[1]):
         narrow = (weight[0], change[1], *weight[2:])
         if _same(change, narrow):
             return None
@@ -108,7 +111,9 @@ def changed_shape(shapes: Mapping[str, Shape]) -> Shape | None:
         return _two_sided(shapes)
     if "oft" in shapes:
         return _rotated(shapes)
-    for role in ("diff", "w_norm"):
+    if "on_input" in shapes:
+        return None
+    for role in ("diff", "w_norm", "whole"):
         if role in shapes:
             return shapes[role]
     return None

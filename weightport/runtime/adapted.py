@@ -123,12 +123,16 @@ class SidePath:
         return F.linear(F.linear(x, down), up) * scale
 
     def _shaped(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """The factors with as many axes as the layer's weight."""
+        """The factors with as many axes as the layer's weight, and as many input channels: those
+        of the layer that they lack change nothing."""
         down, up = (factor.to(x.device, x.dtype) for factor in self._factors)
-        if not isinstance(self._layer, nn.Conv2d):
-            return down.flatten(1), up.flatten(1)
-        columns = self._layer.in_channels
-        down = down.reshape(len(down), columns, *self._layer.kernel_size)
+        layer = self._layer
+        if not isinstance(layer, nn.Conv2d):
+            down = down.flatten(1)
+            return F.pad(down, (0, layer.in_features - down.shape[1])), up.flatten(1)
+        down = down.reshape(len(down), -1, *layer.kernel_size)
+        missing = layer.in_channels - down.shape[1]
+        down = F.pad(down, (0, 0, 0, 0, 0, missing))
         return down, up.reshape(len(up), -1, 1, 1)
 
 

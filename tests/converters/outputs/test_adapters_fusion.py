@@ -8,7 +8,10 @@ from typing import Any
 import pytest
 import torch
 from diffusers import FluxPipeline, FluxTransformer2DModel
-from diffusers.loaders.lora_conversion_utils import _convert_xlabs_flux_lora_to_diffusers
+from diffusers.loaders.lora_conversion_utils import (
+    _convert_bfl_flux_control_lora_to_diffusers,
+    _convert_xlabs_flux_lora_to_diffusers,
+)
 from diffusers.training_utils import _collate_lora_metadata
 from peft import LoraConfig, get_peft_model_state_dict
 from safetensors.torch import load_file, save_file
@@ -21,6 +24,7 @@ from ...support.adapter_files import cycle, state_over, write_kohya
 from ...support.transformer_families import original
 from .test_adapters import assert_same, respelled
 
+ORIGINALS = Path(__file__).parents[2] / "golden" / "originals"
 PREFIX = "model.diffusion_model."
 FLUX_WIDTH = 3072
 
@@ -99,6 +103,32 @@ def test_xlabs_file_becomes_what_diffusers_makes_of_it(tmp_path: Path) -> None:
     assert_same(respelled(there, "xlabs", tmp_path), tmp_path / "x.safetensors")
     there = respelled(tmp_path / "x.safetensors", "kohya", tmp_path)  # the MLP's rows are zeros
     assert_same(respelled(there, "xlabs", tmp_path), tmp_path / "x.safetensors")
+
+
+def test_black_forest_labs_file_becomes_what_diffusers_makes_of_it(tmp_path: Path) -> None:
+    """Of all layers of a model of more input channels, with biases, beside whole norms. But for one
+    fault of diffusers', which swaps the halves of the last modulation's right factor too."""
+    state: dict[str, Tensor] = {}
+    lines = (ORIGINALS / "flux_control.txt").read_text().splitlines()
+    for key, _, shape in (line.partition(" ") for line in lines):
+        sizes = [int(size) for size in shape.split("x")]
+        if key.endswith(".scale"):
+            state[key] = torch.randn(sizes)
+        elif len(sizes) == 2:
+            name = key.removesuffix(".weight")
+            state[f"{name}.lora_A.weight"] = torch.randn(2, sizes[1], dtype=torch.bfloat16)
+            state[f"{name}.lora_B.weight"] = torch.randn(sizes[0], 2, dtype=torch.bfloat16)
+            state[f"{name}.lora_B.bias"] = torch.randn(sizes[0], dtype=torch.bfloat16)
+    save_file(state, tmp_path / "depth.safetensors")
+    there = respelled(tmp_path / "depth.safetensors", "peft", tmp_path)
+    ours = load_file(there)
+    named = _convert_bfl_flux_control_lora_to_diffusers(dict(state))
+    theirs = {f"transformer.{key.removeprefix('transformer.')}": one for key, one in named.items()}
+    swapped = theirs["transformer.norm_out.linear.lora_A.weight"]
+    theirs["transformer.norm_out.linear.lora_A.weight"] = swapped.flip(0)
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(tensor, theirs[key]) for key, tensor in ours.items())
+    assert_same(respelled(there, "original", tmp_path), tmp_path / "depth.safetensors")
 
 
 @pytest.fixture(scope="module")

@@ -197,6 +197,41 @@ def test_flavours_over_fused_layers(files: dict[tuple[str, str], Path]) -> None:
     assert ours.get_list_adapters() == {}
 
 
+def test_input_channels_that_a_lora_lacks_stay() -> None:
+    """Flux Fill's first layer has more than a LoRA for text-to-image; diffusers pads it."""
+    theirs, ours = flow_pairs.build("FluxFillPipeline", "fill")
+    x = torch.randn(3, 144)
+    state = {
+        "transformer.x_embedder.lora_A.weight": torch.randn(2, 64),
+        "transformer.x_embedder.lora_B.weight": torch.randn(32, 2),
+    }
+    got = []
+    for pipe in (ours, theirs):
+        pipe.transformer = deepcopy(pipe.transformer)
+        pipe.load_lora_weights(dict(state))
+        got.append(pipe.transformer.x_embedder(x))
+    assert torch.equal(*got)
+    ours.fuse_lora()
+    fused = ours.transformer.x_embedder(x)
+    assert (fused - got[0]).norm() <= 1e-5 * fused.norm()
+
+
+def test_whole_norms_take_the_place_of_the_models() -> None:
+    """As in Black Forest Labs' files; under the names of diffusers too."""
+    theirs, ours = pipelines("flux")
+    before = outputs(ours)
+    scale = torch.rand(16) + 1
+    name = "double_blocks.0.img_attn.norm.query_norm.scale"
+    other = "transformer.single_transformer_blocks.1.attn.norm_k.weight"
+    ours.load_lora_weights({name: scale, other: 2 * scale})
+    theirs.transformer.transformer_blocks[0].attn.norm_q.weight.data = scale
+    theirs.transformer.single_transformer_blocks[1].attn.norm_k.weight.data = 2 * scale
+    assert_equal(outputs(ours), outputs(theirs))
+    assert not torch.equal(outputs(ours)[0], before[0])
+    ours.unload_lora_weights()
+    assert_equal(outputs(ours), before)
+
+
 @pytest.mark.parametrize("family", KINDS)
 def test_what_diffusers_saves_is_what_we_save(family: str, tmp_path: Path) -> None:
     name = KINDS[family][0]
