@@ -6,15 +6,26 @@ import csv
 import json
 import os
 import shutil
+import signal
 from collections.abc import Callable
 from pathlib import Path
+from subprocess import DEVNULL, Popen
 from typing import Any
 
 import pytest
 
 import weightport
 
-from ..support.command import Run, listing, run
+from ..support.command import COMMAND, Run, listing, run
+from .results import (
+    at_work,
+    content_of,
+    finished,
+    killed_by_3,
+    left_in_part,
+    statuses,
+    wait_for,
+)
 
 PARTS = ("decoder", "image_encoder")  # the smallest
 OPTIONS = ("--workers", "2", "--no-sync")
@@ -22,21 +33,6 @@ OPTIONS = ("--workers", "2", "--no-sync")
 
 def batch(*arguments: str | Path) -> Run:
     return run("batch", *arguments, *OPTIONS)
-
-
-def statuses(folder: Path) -> dict[str, str]:
-    """Name of each job -> what `batch.json` says became of it."""
-    content = json.loads((folder / "batch.json").read_text())
-    return {job["name"]: job["status"] for job in content["jobs"]}
-
-
-def content_of(folder: Path) -> dict[str, bytes]:
-    """Path -> bytes of everything below a folder."""
-    return {
-        path.relative_to(folder).as_posix(): path.read_bytes()
-        for path in sorted(folder.rglob("*"))
-        if path.is_file()
-    }
 
 
 def lay(shelf: Path, keras: dict[str, Path]) -> Path:
@@ -160,3 +156,72 @@ def test_what_is_not_the_same_is_not_done(change: str, done: Path, shelf: Path) 
     assert "already exists, of other sources, tables or options; --overwrite" in ended.out
     assert batch(shelf / "pair/*", "-o", done, "--overwrite").status == 0
     assert content_of(done / "pair") == good
+
+
+# --- whatever happens -----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def many(tmp_path: Path, sd1_keras: dict[str, Path]) -> Path:
+    """Jobs that take a while."""
+    folder = tmp_path / "many"
+    folder.mkdir()
+    for number in range(8):
+        shutil.copyfile(sd1_keras["image_encoder"], folder / f"{number}.h5")
+    return folder
+
+
+def started(shelf: Path, out: Path) -> Popen[bytes]:
+    """A batch in a process of its own, which has a job by now or has ended."""
+    process = Popen([*COMMAND, "batch", shelf, "-o", out, *OPTIONS], stdout=DEVNULL)
+    wait_for(lambda: at_work(out) or process.poll() is not None)
+    return process
+
+
+def is_running(pid: int) -> bool:
+    try:
+        return "Z" not in Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").split()[2]
+    except OSError:
+        return False
+
+
+def test_it_goes_on_whatever_happens(many: Path, tmp_path: Path) -> None:
+    """A worker is killed, the batch is interrupted, then killed; two at once do the rest."""
+    out = tmp_path / "out"
+    first = started(many, out)
+    os.kill(at_work(out)[0], signal.SIGKILL)
+    wait_for(lambda: finished(out))
+    assert first.poll() is None, "one killed worker ends no batch"
+    first.send_signal(signal.SIGINT)
+    assert first.wait() == 130
+    assert left_in_part(out) == []
+
+    second = started(many, out)
+    workers = at_work(out)
+    second.kill()
+    second.wait()
+    wait_for(lambda: not any(map(is_running, workers)))
+    assert left_in_part(out) == []
+    before = finished(out)
+    assert len(before) < 8, "it was killed too late to tell"
+
+    pair = [started(many, out) for _ in range(2)]
+    assert [one.wait() for one in pair] == [0, 0]
+    assert left_in_part(out) == []
+    after = finished(out)
+    assert after.keys() == {str(number) for number in range(8)}
+    assert {name: after[name] for name in before} == before, "nothing is done twice"
+
+
+def test_a_job_that_kills_its_process_is_named(
+    many: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The others are done."""
+    monkeypatch.setattr("weightport.batch.work._run", killed_by_3)
+    ended = batch(many, "-o", tmp_path / "out")
+    assert ended.status == 1
+    found = statuses(tmp_path / "out")
+    assert found.pop("3") == "failed"
+    assert set(found.values()) == {"converted"}
+    assert "3: its process was killed, twice; is there enough memory?" in ended.out
+    assert left_in_part(tmp_path / "out") == []

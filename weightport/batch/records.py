@@ -23,6 +23,7 @@ from ..converters.conversion import Conversion
 from ..errors import ConversionError
 from ..io import atomic
 from ..io.documents import read_json
+from ..io.locks import locked
 from ..mappings.errors import MappingError
 from ..mappings.library import load_table
 from .jobs import Job
@@ -97,6 +98,13 @@ def record_path(job: Job) -> Path:
 def lock_path(job: Job) -> Path:
     """The file that whoever does a job has locked."""
     return Path(job.folder, FOLDER, f"{file_name(job.name)}.lock")
+
+
+def clear(job: Job) -> None:
+    """Remove what a process left of a job that was killed at it; what somebody is at stays."""
+    with locked(lock_path(job)) as held:
+        if held is not None:
+            atomic.sweep(job.target.parent, Path(job.name).name)
 
 
 def file_name(name: str) -> str:

@@ -12,6 +12,7 @@ from ..errors import one_line
 from . import outcome as said
 from .jobs import Job
 from .outcome import Outcome
+from .records import clear
 from .run import run
 from .workers import Workers
 
@@ -110,6 +111,7 @@ class _Work:
         self.workers.renew()
         for one in lost:
             if one.is_suspect:
+                clear(one.job)
                 yield _failed(
                     one.job, "its process was killed, twice; is there enough memory? (--memory)"
                 )
@@ -167,4 +169,6 @@ def work(
             watch([one.job for one in going.running.values()])
     except BaseException:
         workers.stop()
+        for one in (*going.running.values(), *going.suspects):
+            clear(one.job)
         raise

@@ -269,6 +269,19 @@ def _sweep(place: Path, target: Path) -> None:
         os.close(held)
 
 
+def sweep(folder: Path, beginning: str) -> None:
+    """Remove what killed runs left in a folder of outputs whose names begin so; what is being
+    written stays."""
+    pattern = re.compile(rf"\.{re.escape(beginning)}.*\.\d+\.partial", re.DOTALL)
+    for path in folder.iterdir() if folder.is_dir() else ():
+        if not pattern.fullmatch(path.name) or path.is_symlink() or not path.is_dir():
+            continue
+        held = _lock(path)
+        if held is not None:
+            shutil.rmtree(path, ignore_errors=True)
+            os.close(held)
+
+
 # --- moving into place ----------------------------------------------------------------------------
 
 
