@@ -22,7 +22,7 @@ import numpy as np
 
 from ..errors import ConversionError
 from ..io.dtypes import WORDS
-from ..io.regular import open_regular
+from ..io.regular import open_regular, read_far_ahead
 
 
 def _little_endian(word: str) -> np.dtype[Any]:
@@ -38,6 +38,8 @@ ITEMSIZES = {name: dtype.itemsize for name, dtype in DTYPES.items()}
 
 Array = np.ndarray[Any, Any]
 
+_HASHED = 1 << 19  # bytes at once
+
 
 def file_state(status: os.stat_result) -> tuple[int, ...]:
     """What changes with a file; its `ctime` also where somebody sets the other time back."""
@@ -47,6 +49,10 @@ def file_state(status: os.stat_result) -> tuple[int, ...]:
 class SourceFile:
     """A regular file, opened once and read only at explicit ranges. Safe to share between threads.
 
+    Attributes:
+        taken: how many bytes were read into buffers.
+        wanted: set when somebody waits for the digest.
+
     Raises:
         ConversionError: the path is not a readable regular file, or a range lies outside it.
     """
@@ -54,8 +60,11 @@ class SourceFile:
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
         self._fd = open_regular(self.path)
+        read_far_ahead(self._fd)
         self._stat = os.fstat(self._fd)
         self.size = self._stat.st_size
+        self.taken = 0
+        self.wanted = threading.Event()
         self._hashing = threading.Lock()
         self._sha256 = ""
 
@@ -76,6 +85,10 @@ class SourceFile:
 
     def read_into(self, offset: int, buffer: memoryview) -> None:
         """Fill a writable buffer of bytes from `offset` on."""
+        self._fill(offset, buffer)
+        self.taken += len(buffer)
+
+    def _fill(self, offset: int, buffer: memoryview) -> None:
         done = 0
         while done < len(buffer):
             count = os.preadv(self._fd, [buffer[done:]], offset + done)
@@ -87,11 +100,13 @@ class SourceFile:
 
     def read_into_each(self, offset: int, buffers: Sequence[memoryview]) -> None:
         """Fill writable buffers of bytes, at most 1024, one after another from `offset` on."""
-        if os.preadv(self._fd, buffers, offset) == sum(map(len, buffers)):
-            return
-        for buffer in buffers:
-            self.read_into(offset, buffer)
-            offset += len(buffer)
+        nbytes = sum(map(len, buffers))
+        if os.preadv(self._fd, buffers, offset) != nbytes:
+            place = offset
+            for buffer in buffers:
+                self._fill(place, buffer)
+                place += len(buffer)
+        self.taken += nbytes
 
     def check_unchanged(self) -> None:
         """Raise if the file was modified since it was opened."""
@@ -105,17 +120,27 @@ class SourceFile:
         """What it was when it was opened, see `file_state`."""
         return file_state(self._stat)
 
-    def sha256(self) -> str:
-        """Hex digest of the whole file, computed once, through a small buffer."""
+    def sha256(self, pace: Callable[[int], None] | None = None) -> str:
+        """Hex digest of the whole file, computed once, through a small buffer.
+
+        Args:
+            pace: called with every offset before it is read; it may wait until the digest is
+                `wanted`.
+        """
+        if pace is None:
+            self.wanted.set()
         with self._hashing:
-            self._sha256 = self._sha256 or self._computed_sha256()
+            self._sha256 = self._sha256 or self._computed_sha256(pace)
         return self._sha256
 
-    def _computed_sha256(self) -> str:
-        digest, buffer = hashlib.sha256(), memoryview(bytearray(1 << 18))
+    def _computed_sha256(self, pace: Callable[[int], None] | None) -> str:
+        digest = hashlib.sha256()
+        buffer = memoryview(bytearray(_HASHED))
         for offset in range(0, self.size, len(buffer)):
+            if pace is not None:
+                pace(offset)
             chunk = buffer[: min(len(buffer), self.size - offset)]
-            self.read_into(offset, chunk)
+            self._fill(offset, chunk)
             digest.update(chunk)
         return digest.hexdigest()
 

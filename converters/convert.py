@@ -19,6 +19,7 @@ from .adapters import are_adapters, convert_adapters, convert_factors, takes
 from .baking import bake, parse_lora
 from .checkpoint import Checkpoint
 from .conversion import Conversion
+from .hashing import hash_beside_readers
 from .layouts.embeddings import EmbeddingFile
 from .layouts.folders import is_hub_cache, located
 from .layouts.source import Source
@@ -35,7 +36,6 @@ from .repo.index import lacking
 from .repo.tokenizer import named_placeholders, placeholder_notes
 from .settings import Settings
 from .vocabulary import teach, words_of
-from .writers.background import Later
 
 
 def convert(
@@ -108,7 +108,7 @@ def _plan(
     _check_revision(sources, settings.revision)
     opened = open_sources(sources)
     if writer.is_repo and settings.hashes and not settings.dry_run:
-        Later(lambda: _hash(opened))  # while we plan and write
+        hash_beside_readers([file for one in opened for file in one.files])
     parts = recognised(opened)
     if settings.ema and not any(checkpoint.average for checkpoint in opened):
         raise ConversionError(f"{sources[0].path}: --ema, but the file holds no moving average")
@@ -170,12 +170,6 @@ def _check_revision(sources: Sequence[Source], revision: str | None) -> None:
         raise ConversionError(
             f"--revision {printable(revision)}: no source is the folder of a Hub cache"
         )
-
-
-def _hash(checkpoints: Sequence[Checkpoint]) -> None:
-    for checkpoint in checkpoints:
-        for file in checkpoint.files:
-            file.sha256()
 
 
 # --- what is said of a repo -----------------------------------------------------------------------

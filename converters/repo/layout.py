@@ -10,10 +10,11 @@ from ...io.config_files import write_json
 from ...io.documents import MAX_CONFIG, read_json
 from ...io.weight_files import STEMS
 from ...mappings.families import Family, Tokenizer
+from ..checkpoint import SourceFile, Stored
 from ..layouts.ldm_evidence import Prediction
 from ..planning.plan import PlannedComponent
 from ..settings import Settings
-from ..writers.safetensors import Output, write_safetensors
+from ..writers.safetensors import Output, Written, write_safetensors
 from .base import base_file
 from .carried import Carried
 from .configs import Config, Configs, dated
@@ -178,21 +179,41 @@ class _Repo:
             yield name, tokenizer, encoder
 
     def write_weights(self, progress: Callable[[int], None]) -> None:
-        """Each model's, as the settings ask for."""
-        for name, component in self.components.items():
-            place = self.place(name)
-            written = write_safetensors(
-                self.folder / place,
-                self._weights_name(component),
-                outputs_of(component, self.settings.dtype),
-                max_shard_size=self.settings.max_shard_size,
-                progress=progress,
-                hashes=self.settings.hashes,
-                sync=self.settings.sync,
-            )
-            self.written.add(name, place, written)
+        """Each model's, as the settings ask for; in the order in which the sources hold them."""
+        written = {name: self._write_weights(name, progress) for name in self._in_order()}
+        for name in self.components:
+            self.written.add(name, self.place(name), written[name])
+
+    def _in_order(self) -> list[str]:
+        """The components of one file by their places there, so that it is read from its beginning
+        to its end; others stay as they are."""
+        firsts = {name: _first(component) for name, component in self.components.items()}
+        files = list(dict.fromkeys(file for file, _ in firsts.values()))
+        return sorted(firsts, key=lambda name: (files.index(firsts[name][0]), firsts[name][1]))
+
+    def _write_weights(self, name: str, progress: Callable[[int], None]) -> Written:
+        component = self.components[name]
+        return write_safetensors(
+            self.folder / self.place(name),
+            self._weights_name(component),
+            outputs_of(component, self.settings.dtype),
+            max_shard_size=self.settings.max_shard_size,
+            progress=progress,
+            hashes=self.settings.hashes,
+            sync=self.settings.sync,
+        )
 
     def _weights_name(self, component: PlannedComponent) -> str:
         stem = STEMS[component.described.library][0]
         variant = f".{self.settings.variant}" if self.settings.variant else ""
         return f"{stem}{variant}.safetensors"
+
+
+def _first(component: PlannedComponent) -> tuple[SourceFile | None, int]:
+    """The file of a component's stored tensors, and where the first of them lies."""
+    sources = [source for tensor in component.tensors.values() for source in tensor.sources]
+    stored = [source for source in sources if isinstance(source, Stored)]
+    if not stored:
+        return None, 0
+    file = stored[0].file
+    return file, min(source.offset for source in stored if source.file is file)

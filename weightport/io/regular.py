@@ -43,3 +43,9 @@ def read_regular(path: Path, limit: int) -> bytes:
             return file.read(limit + 1)[:limit]
         except OSError as error:
             raise ConversionError(f"{path}: cannot be read ({error.strerror})") from None
+
+
+def read_far_ahead(descriptor: int) -> None:
+    """Tell the system that a file is read mostly in order, so that it reads more at once."""
+    if hasattr(os, "posix_fadvise"):
+        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_SEQUENTIAL)
