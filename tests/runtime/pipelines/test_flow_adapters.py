@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import diffusers
 import pytest
 import torch
+from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor
@@ -17,6 +19,7 @@ import weightport
 
 from ...support import flow_pairs
 from ...support.adapter_files import cycle, kohya_state, state_over, write_kohya
+from ...support.command import run
 from ...support.transformer_families import renamed
 
 PREFIX = "model.diffusion_model."
@@ -195,6 +198,27 @@ def test_flavours_over_fused_layers(files: dict[tuple[str, str], Path]) -> None:
     with pytest.raises(ValueError, match="linear1` is BOFT over layers that the model has apart"):
         ours.load_lora_weights({f"{name}.oft_blocks": torch.zeros(2, 56, 4, 4)})
     assert ours.get_list_adapters() == {}
+
+
+def test_generate_takes_them_and_a_png_keeps_them(
+    files: dict[tuple[str, str], Path], tmp_path: Path
+) -> None:
+    _, ours = flow_pairs.build("FluxPipeline", "dev")
+    ours.save_pretrained(tmp_path / "model")
+    style = tmp_path / "style.safetensors"
+    shutil.copy(files["flux", "a"], style)
+    small = ["--steps", "1", "--size", "32x32", "--seed", "1", "--device", "cpu"]
+    given: dict[str, list[str | Path]] = {
+        "plain": [tmp_path / "model", "a fox", *small],
+        "styled": [tmp_path / "model", "a fox", *small, "--lora", f"{style}@transformer=0.5"],
+        "again": ["--from", tmp_path / "styled.png"],
+    }
+    made = {}
+    for name, arguments in given.items():
+        ran = run("generate", *arguments, "-o", tmp_path / f"{name}.png")
+        assert ran.status == 0, ran.err
+        made[name] = Image.open(tmp_path / f"{name}.png").tobytes()
+    assert made["styled"] == made["again"] != made["plain"]
 
 
 def test_input_channels_that_a_lora_lacks_stay() -> None:
