@@ -13,10 +13,12 @@ from .hub.client import guard
 from .hub.download import find_commit
 from .hub.errors import explain, silent_in_a_pipe
 from .hub.secrets import remember
+from .io.weight_files import find_main_weights
+from .mappings.facts import facts
 from .mappings.families import component_names
 
 # What a conversion can use of a diffusers repo: main safetensors files, configs and tokenizers,
-# nothing that runs.
+# nothing that runs; `.bin` files of models that have no others.
 _REPO = (
     "model_index.json",
     "*scheduler/*.json",
@@ -53,20 +55,58 @@ class Reference:
         return f"hub:{self.repo_id}{revision}" + (f"/{self.path}" if self.path else "")
 
 
-def at_commit(text: str) -> Reference:
+def at_commit(text: str) -> list[Reference]:
     """What a reference names now, at its commit; where the Hub may not be asked, at the one that
-    was downloaded.
+    was downloaded. A repo that is no diffusers repo is the weights in it.
 
     Raises:
-        ConversionError: it is no reference, or the Hub and its cache do not know it.
+        ConversionError: it is no reference, the Hub and its cache do not know it, or there are
+            several to choose from.
     """
     reference = _parsed(text)
     try:
         found = find_commit(reference.repo_id, {"revision": reference.revision})
     except OSError as error:
         raise ConversionError(f"{reference}: {error}") from error
-    sha = found.name if isinstance(found, Path) else found.sha
-    return replace(reference, revision=sha)
+    if isinstance(found, Path):
+        sha = found.name
+        names = [path.relative_to(found).as_posix() for path in found.rglob("*") if path.is_file()]
+    else:
+        sha = found.sha
+        names = [*found.files]
+    pinned = replace(reference, revision=sha)
+    if reference.path or _is_repo(names):
+        return [pinned]
+    return [replace(pinned, path=name) for name in _weights_among(names, reference)]
+
+
+def _is_repo(names: Sequence[str]) -> bool:
+    """Whether the files of a repo are those of a diffusers repo."""
+    models = {f"{model}/config.json" for model in component_names()}
+    return "model_index.json" in names or bool(models.intersection(names))
+
+
+def _weights_among(names: Sequence[str], reference: Reference) -> list[str]:
+    """The files of one model: all Keras files, or the one checkpoint.
+
+    Raises:
+        ConversionError: there is none, or more than one.
+    """
+    known = facts("containers")["weights"]
+    outer = sorted(name for name in names if "/" not in name)
+    keras = [name for name in outer if name.endswith(tuple(known["keras"]))]
+    if keras:
+        return keras
+    for suffix in known["suffixes"]:  # the first one of those that hold the same
+        found = [name for name in outer if name.endswith(suffix)]
+        if len(found) == 1:
+            return found
+        if found:
+            raise ConversionError(
+                f"{reference}: holds {', '.join(map(printable, found[:5]))}; name one, as in"
+                f" {reference}/{printable(found[0])}"
+            )
+    raise ConversionError(f"{reference}: holds no weights")
 
 
 def fetch(text: str) -> Path:
@@ -80,7 +120,7 @@ def fetch(text: str) -> Path:
     reference = _parsed(text)
     path = reference.path
     if not path:
-        return _snapshot(reference, _REPO, _VARIANTS)
+        return _whole(reference)
     wanted = [path, f"{path}/*"]
     if path.endswith(_LISTS):
         wanted.append(f"{path.rpartition('/')[0]}/*".lstrip("/"))
@@ -88,6 +128,23 @@ def fetch(text: str) -> Path:
     if not place.exists():
         raise ConversionError(f"{reference}: there is no such file in the repo")
     return place
+
+
+def _whole(reference: Reference) -> Path:
+    """A diffusers repo; `.bin` files only of models that have no others."""
+    folder = _snapshot(reference, _REPO, _VARIANTS)
+    bare = [model for model in component_names() if _is_bare(folder / model)]
+    if not bare:
+        return folder
+    wanted = [*_REPO, *(f"{model}/*.bin" for model in bare)]
+    return _snapshot(reference, wanted, (*_VARIANTS, "*.*.bin"))
+
+
+def _is_bare(model: Path) -> bool:
+    """Whether a model has a config and no weights beside it."""
+    if not (model / "config.json").is_file():
+        return False
+    return find_main_weights([path.name for path in model.iterdir()]) is None
 
 
 def _parsed(text: str) -> Reference:

@@ -112,10 +112,14 @@ def push(
         )
     branch = None if create_pr else revision
     card = _card(repo, report, body(report, pipeline_class(repo), repo_id, branch, parity), given)
+    written = {CARD: str(card).encode()}
+    # what somebody else's repo says of itself is not for a pull request to replace
+    files.pop(CARD, None)
     try:
         url = upload(
-            {**files, CARD: str(card).encode()},
+            files if create_pr else {**files, **written},
             repo_id,
+            written if create_pr else None,
             message=message
             or f"Upload {report['family']} converted by weightport {report['weightport_version']}",
             private=private,

@@ -143,9 +143,17 @@ def still_done(job: Job, record: Record, commits: Mapping[str, str]) -> bool:
         and record.commits == commits
         and current(record.tables)
         and all(_is_unchanged(path, one) for path, one in record.read.items())
-        and are_there(Path(job.folder), record.written)
-        and _is_reported(job, record)
+        and (_is_away(job, record) or _is_there(job, record))
     )
+
+
+def _is_away(job: Job, record: Record) -> bool:
+    """Whether the result is on the Hub, and not kept here."""
+    return not job.steps.keep and job.repo_id in record.pushed
+
+
+def _is_there(job: Job, record: Record) -> bool:
+    return are_there(Path(job.folder), record.written) and _is_reported(job, record)
 
 
 def current(tables: Mapping[str, str]) -> bool:

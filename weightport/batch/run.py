@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import socket
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -16,6 +17,7 @@ import weightport
 from ..api import convert, inspect, parity
 from ..converters.compare import compare, describe
 from ..converters.conversion import Conversion
+from ..converters.outputs.ldm_residue import residue_path
 from ..converters.settings import Settings
 from ..errors import ConversionError, one_line
 from ..hub.errors import may_pass
@@ -23,10 +25,10 @@ from ..hub.secrets import hide
 from ..io.locks import locked
 from ..mappings.families import families
 from ..mappings.layouts import CANONICAL
-from ..pull import at_commit, fetch
+from ..pull import Reference, at_commit, fetch
 from ..push import push, read_parity, read_report, unverified
 from . import outcome as said
-from .jobs import Job
+from .jobs import HUB, Job
 from .outcome import Outcome
 from .records import REPORT, Record, as_reported, kept, lock_path, sizes, still_done
 
@@ -113,7 +115,17 @@ def _locked(job: Job, told: _Told) -> Outcome:
         outcome, record = _pushed(job, outcome, record)
     if not outcome.is_bad:
         replace(record, outcome=outcome.to_dict()).save(job)
+        if not job.steps.keep:
+            _discard(job, record)
     return outcome
+
+
+def _discard(job: Job, record: Record) -> None:
+    """Delete a result that is on the Hub; its record says that it was made."""
+    if job.target.is_dir():
+        shutil.rmtree(job.target)
+    for path in (residue_path(job.target), *(Path(job.folder, name) for name in record.written)):
+        path.unlink(missing_ok=True)
 
 
 @dataclass(frozen=True)
@@ -122,40 +134,41 @@ class _Inputs:
 
     Attributes:
         commits: `hub:` name -> commit.
-        pinned: the same -> the name of it at this commit.
+        pinned: the same -> the names of what it stands for, at this commit.
     """
 
     job: Job
     commits: Mapping[str, str]
-    pinned: Mapping[str, str]
+    pinned: Mapping[str, Sequence[str]]
 
     @classmethod
     def of(cls, job: Job) -> _Inputs:
         """Look up the commits of what is on the Hub."""
         found = {name: at_commit(name) for name in job.references}
-        commits = {name: str(one.revision) for name, one in found.items()}
-        return cls(job, commits, {name: str(one) for name, one in found.items()})
+        commits = {name: str(several[0].revision) for name, several in found.items()}
+        pinned = {name: [str(one) for one in several] for name, several in found.items()}
+        return cls(job, commits, pinned)
 
     @property
     def sources(self) -> list[Path]:
         """Where the sources lie; those of the Hub are downloaded."""
-        return [self._local(source) for source in self.job.sources]
+        names = [name for source in self.job.sources for name in self.pinned.get(source, [source])]
+        return [fetch(name) if name.startswith(HUB) else Path(name) for name in names]
 
     @property
     def downloaded(self) -> list[Path]:
         """Where that lies which is of the Hub."""
-        return [fetch(name) for name in self.pinned.values()]
-
-    def _local(self, source: str) -> Path:
-        return fetch(self.pinned[source]) if source in self.pinned else Path(source)
+        return [fetch(name) for several in self.pinned.values() for name in several]
 
     def convert(self, told: _Told | None = None, *, dry_run: bool = False) -> Conversion:
         """Convert them as the job asks for."""
         base = self.job.steps.base
+        if base is not None and base in self.pinned:
+            (base,) = self.pinned[base]
         return convert(
             self.sources,
             self.job.target,
-            base=self.pinned.get(base, base) if base else None,
+            base=base,
             dry_run=dry_run,
             progress=told,
             **self.job.options,
@@ -283,14 +296,7 @@ def _pushed(job: Job, outcome: Outcome, record: Record) -> tuple[Outcome, Record
 def _planned(job: Job) -> Outcome:
     """What would become of a job; nothing is written, and nothing downloaded."""
     if job.references:
-        return Outcome(
-            job.name,
-            said.PLANNED,
-            output=job.output,
-            parts=tuple(
-                f"{name}: on the Hub, seen when it is downloaded" for name in job.references
-            ),
-        )
+        return _planned_of_hub(job)
     if job.steps.do != "convert":
         return _inspect(job, wait=False)
     inputs = _Inputs.of(job)
@@ -307,6 +313,26 @@ def _planned(job: Job) -> Outcome:
                 " replaces it"
             )
     return _described(job, conversion, said.PLANNED)
+
+
+def _planned_of_hub(job: Job) -> Outcome:
+    """What a job takes from the Hub; what is in its files is seen when they are downloaded."""
+    inputs = _Inputs.of(job)
+    record = Record.load(job)
+    if record is not None and still_done(job, record, inputs.commits):
+        return replace(Outcome.from_dict(record.outcome), status=said.DONE, error=None)
+    names = []
+    for name, several in inputs.pinned.items():
+        files = [Reference.parse(one) for one in several]
+        paths = [one.path for one in files if one is not None and one.path]
+        names.append(f"{name}{': ' if paths else ''}{', '.join(paths)}")
+    return Outcome(
+        job.name,
+        said.PLANNED,
+        output=job.output,
+        parts=tuple(names),
+        becomes=str(job.options.get("to", CANONICAL)),
+    )
 
 
 def _inspect(job: Job, wait: bool) -> Outcome:

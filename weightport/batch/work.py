@@ -102,6 +102,8 @@ class _Work:
                 self.waiting.append(replace(one, waits=True))
             elif found.may_pass and one.tries < self.retries:
                 self.fresh.append(replace(one, tries=one.tries + 1))
+            elif one.tries and found.status == said.DONE:  # by an earlier try
+                yield replace(found, status=said.CONVERTED)
             else:
                 yield found
 
