@@ -33,12 +33,6 @@ from .settings import Settings
 _MERGED = "merged_from"  # the key of the header that names the adapters of a merge
 
 
-def takes(settings: Settings) -> bool:
-    """Whether a conversion is one of adapters, by what is asked for."""
-    is_convention = settings.to in conventions()
-    return is_convention or settings.expand or bool(settings.merge)
-
-
 def are_adapters(sources: Sequence[Source], settings: Settings) -> bool:
     """Whether what is converted are adapters, not models with factors beside their weights.
 

@@ -15,8 +15,6 @@ from ..io.dtypes import EIGHT_BITS, KEEP, WORDS
 from ..mappings.families import Family, families, halves, halves_of
 from ..mappings.layouts import layouts
 from . import embeddings
-from .adapters import are_adapters, convert_adapters, convert_factors, takes
-from .baking import bake, parse_lora
 from .checkpoint import Checkpoint
 from .conversion import Conversion
 from .hashing import hash_beside_readers
@@ -35,7 +33,6 @@ from .repo.carried import Carried, carried_from
 from .repo.index import lacking
 from .repo.tokenizer import named_placeholders, placeholder_notes
 from .settings import Settings
-from .vocabulary import teach, words_of
 
 
 def convert(
@@ -54,19 +51,16 @@ def convert(
         ConversionError: anything a user can act on; nothing is left behind.
     """
     named = as_sources(sources, settings)
-    if takes(settings):
-        if are_adapters(named, settings):
-            return convert_adapters(named, output, settings, progress)
-        return _factored(named, base, output, settings, progress)
+    if settings.is_of_adapters:
+        return _adapters(named, base, output, settings, progress)
     words = embeddings.opened(named, settings)
     if words is None and embeddings.asks(settings):
         words = _words(named, base, settings)
         settings = replace(settings, placeholder_tokens=())  # they have their names
     if words is not None:
         return embeddings.convert_embeddings(words, output, settings)
-    changes = [Path(parse_lora(text)[0]) for text in settings.lora]
-    changes += map(Path, settings.embedding)
-    check_apart(output, [*sources, *changes, *(path for path in (base, settings.vae) if path)])
+    others = [path for path in (base, settings.vae) if path]
+    check_apart(output, [*sources, *_changes(settings), *others])
     writer = OUTPUTS[settings.to]
     with planned(named, base, settings) as (conversion, settings):
         if settings.dry_run:
@@ -118,6 +112,8 @@ def _plan(
     choose_heads(components, family, settings.heads)
     conversion = Conversion(family.name, components, None)
     if settings.lora:
+        from .baking import bake
+
         conversion.baking = bake(components, family, settings)
     carried = None
     if writer.is_repo:
@@ -125,6 +121,8 @@ def _plan(
         carried = carried_from(family, components, settings.component is None)
         _take_notes(conversion, parts, carried, settings)
     if settings.embedding:
+        from .vocabulary import teach
+
         conversion.taught = teach(components, family, settings)
         conversion.notes += [note for one in conversion.taught for note in one.notes]
     conversion.notes += _left_out(parts, carried)
@@ -144,22 +142,41 @@ def _planned(
     return family, parts, components
 
 
-def _factored(
+# --- what few ask for: each imports its own road --------------------------------------------------
+
+
+def _adapters(
     sources: Sequence[Source],
     base: Path | None,
     output: Path,
     settings: Settings,
     progress: Callable[[int, int], None],
 ) -> Conversion:
-    """The factors of LoRA beside a model's weights, written as an adapter."""
+    """Adapters, or the factors of LoRA beside a model's weights, written as one."""
+    from .adapters import are_adapters, convert_adapters, convert_factors
+
+    if are_adapters(sources, settings):
+        return convert_adapters(sources, output, settings, progress)
     check_apart(output, [*(one.path for one in sources), *([base] if base else [])])
     parts = recognised(open_sources(sources))
     family, _, components = _planned(parts, base, settings)
     return convert_factors(components, family, output, settings, progress)
 
 
+def _changes(settings: Settings) -> list[Path]:
+    """The adapters and embeddings that change a model."""
+    adapters = []
+    if settings.lora:
+        from .baking import parse_lora
+
+        adapters = [Path(parse_lora(text)[0]) for text in settings.lora]
+    return [*adapters, *map(Path, settings.embedding)]
+
+
 def _words(sources: Sequence[Source], base: Path | None, settings: Settings) -> EmbeddingFile:
     """The words that a model was taught."""
+    from .vocabulary import words_of
+
     parts = recognised(open_sources(sources))
     family, _, components = _planned(parts, base, settings)
     return words_of([one.path for one in sources], components, family, settings)

@@ -203,6 +203,11 @@ class Settings:
     overwrite: bool = option(False, "replace an earlier output")
     dry_run: bool = option(False, "check and plan only")
 
+    @property
+    def is_of_adapters(self) -> bool:
+        """Whether what is asked for is of adapters."""
+        return self.to in conventions.NAMES or self.expand or bool(self.merge)
+
     def report(self) -> dict[str, Any]:
         """What `conversion.json` says of them."""
         said: dict[str, Any] = {}

@@ -9,7 +9,6 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from ..converters.adapters import takes
 from ..converters.outputs import OUTPUTS
 from ..converters.settings import Settings, option
 from ..errors import ConversionError, printable
@@ -200,7 +199,7 @@ def suffix(options: Mapping[str, Any]) -> str:
     if target in OUTPUTS and not any(asked.values()):
         return next(iter(OUTPUTS[target].endings), "")
     for form in embeddings.forms():
-        if form.name == target and not takes(Settings(to=target)):
+        if form.name == target and not Settings(to=target).is_of_adapters:
             return form.suffixes[0]
     return _ADAPTER
 
