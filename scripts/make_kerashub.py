@@ -63,12 +63,12 @@ class DreamBooth(Trainer):
         self.backbone.diffuser.save_weights(filepath, **options)
 
 
-def build(family, dtype):
+def build(family, dtype, vocabulary=VOCABULARY):
     """A narrow backbone with keras-hub's initial weights."""
     layers, normalised, dual = FAMILIES[family]
     clips = {
         name: CLIPTextEncoder(
-            vocabulary_size=VOCABULARY,
+            vocabulary_size=vocabulary,
             embedding_dim=width,
             hidden_dim=width,
             num_layers=count,
@@ -211,11 +211,12 @@ def main():
     parser.add_argument("--family", choices=FAMILIES, default="sd35_medium")
     parser.add_argument("--formats", type=names, default=("backbone",), metavar="NAME,...")
     parser.add_argument("--dtype", default="float32", help="Keras dtype policy")
+    parser.add_argument("--vocabulary", type=int, default=VOCABULARY, help="token rows")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--compute", action="store_true", help="write computed.npz")
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
-    backbone = build(arguments.family, arguments.dtype)
+    backbone = build(arguments.family, arguments.dtype, arguments.vocabulary)
     randomise(backbone, arguments.seed)
     if arguments.compute:
         np.savez(arguments.out / "computed.npz", **compute(backbone))

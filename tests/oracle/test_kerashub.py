@@ -24,11 +24,13 @@ from ..support import digests
 from ..support.kept import content_of, kept
 from ..support.keras_files import interpreter
 from ..support.kerashub_files import MAKE, KerasHubFiles, kerashub, kerashub_files, variables
+from ..support.runners import warm_runners
 
 LOAD = Path(__file__).with_name("load_kerashub.py")
 SINGLE = "backbone,diffuser,dreambooth,vae,clip,preset,keras,diffuser_keras,sharded,trainer"
 FAST: dict[str, Any] = {"sync": False, "hashes": False}
 RELATIVE = 1e-5
+PARTS = {"transformer", "decoder", "image_encoder", "text_encoder", "text_encoder_2"}
 COMPONENTS = {"transformer", "vae", "text_encoder", "text_encoder_2"}
 
 
@@ -163,6 +165,31 @@ def test_the_older_name_of_a_layer_is_read(made: KerasHubFiles, repo: Path, tmp_
     assert "layers/clip_text_encoder/layers/clip_encoder_block_1/dense_1/vars/0" in variables(file)
     weightport.convert(file, tmp_path / "repo", **FAST)
     assert weights(tmp_path / "repo") == weights(repo)
+
+
+# --- parity ---------------------------------------------------------------------------------------
+
+
+def test_parity_runs_kerashub_on_its_own_files(tmp_path: Path) -> None:
+    """Of a preset every model; layer by layer; a wrong weight is found."""
+    files = kerashub_files("--vocabulary", "49408", "--formats", "preset")
+    source = files.path("preset")
+    weightport.convert(source, tmp_path / "repo", **FAST)
+    with pytest.MonkeyPatch.context() as patch:
+        warm_runners(patch)
+        found = weightport.parity(
+            tmp_path / "repo", source, source_python=interpreter("k3"), layers=True
+        )
+    assert {check.name for check in found.checks} == PARTS
+    for check in found.checks:
+        assert check.against == "kerashub"
+        assert check.weights.equal
+        assert not check.weights.wrong
+        assert 0 < check.matched.relative_l2 <= check.tolerance
+        assert (check.as_diffusers is not None) == check.name.startswith("text_encoder")
+        assert len(check.layers) > 5
+        assert not [layer for layer in check.layers if layer.relative_l2 >= RELATIVE]
+    assert found.passed
 
 
 # --- DreamBooth -----------------------------------------------------------------------------------

@@ -19,8 +19,13 @@ from weightport.parity.process import RUNNERS
 from .forks import Forks, torch_forks
 from .kept import content_of, kept
 from .keras_files import BUILD, interpreter, keras
+from .kerashub_files import kerashub
 
-KERASCV = (RUNNERS / "run_kerascv.py", RUNNERS / "exchange.py", BUILD)
+KEPT = {
+    "kerascv": (RUNNERS / "run_kerascv.py", RUNNERS / "exchange.py", BUILD),
+    "kerashub": (RUNNERS / "run_kerashub.py", RUNNERS / "exchange.py"),
+}
+"""Frameworks whose outputs are kept -> their scripts."""
 
 DIFFUSERS = [
     "diffusers.loaders.single_file_utils",
@@ -52,8 +57,8 @@ def _torch_forks(framework: str) -> Forks:
 
 
 def _run(framework: Framework, job: Path, source_python: str, *_: object) -> None:
-    if framework.name == "kerascv":
-        _run_kerascv(job, Path(source_python))
+    if framework.name in KEPT:
+        _run_keras(framework.name, job, Path(source_python))
     else:
         _run_script(_torch_forks(framework.name), framework.name, job)
 
@@ -63,11 +68,12 @@ def _run_script(forks: Forks, framework: str, job: Path) -> None:
     assert ended.status == 0, ended.err
 
 
-def _run_kerascv(job: Path, python: Path) -> None:
-    """Run KerasCV, which compiles its models for minutes, or take what it gave for the same job."""
+def _run_keras(framework: str, job: Path, python: Path) -> None:
+    """Run KerasCV or keras-hub, for minutes, or take what it gave for the same job."""
     content = json.loads(job.read_text(encoding="utf-8"))
     checks = [_given(check) for check in content["checks"]]
-    folder = kept(python, KERASCV, json.dumps(checks).encode(), partial(_record, job, python))
+    record = partial(_record, framework, job, python)
+    folder = kept(python, KEPT[framework], json.dumps(checks).encode(), record)
     for file in folder.iterdir():
         shutil.copy(file, job.parent)
 
@@ -85,9 +91,10 @@ def _held(value: Any) -> Any:
     return value
 
 
-def _record(job: Path, python: Path, folder: Path) -> None:
+def _record(framework: str, job: Path, python: Path, folder: Path) -> None:
     (environment,) = (name for name in ("k2", "k3") if interpreter(name) == python)
-    _run_script(keras(environment), "kerascv", job)
+    forks = kerashub() if framework == "kerashub" else keras(environment)
+    _run_script(forks, framework, job)
     content = json.loads(job.read_text(encoding="utf-8"))
     written = [check[kind] for check in content["checks"] for kind in ("outputs", "layers")]
     for file in map(Path, [*written, content["report"]]):

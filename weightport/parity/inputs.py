@@ -19,6 +19,7 @@ BATCH = 2
 LENGTH = 77  # tokens of a prompt
 START = 49406
 END = 49407
+FLOW_FEATURES = 256  # of a timestep, in SD 3
 POOLED = 1280  # of SDXL's second text encoder
 TIMESTEPS = (981, 17)
 
@@ -68,9 +69,11 @@ def _noised(config: Mapping[str, Any], side: int, rng: np.random.Generator) -> A
 def _flowing(config: Mapping[str, Any], side: int, rng: np.random.Generator) -> Arrays:
     """What SD 3's transformer is given; no larger than its table of positions."""
     side = min(side, config["patch_size"] * config["pos_embed_max_size"])
+    timesteps = np.array(TIMESTEPS, np.float32)
     return {
         "sample": _normal(rng, config["in_channels"], side, side),
-        "timestep": np.array(TIMESTEPS, np.float32),
+        "timestep": timesteps,
+        "features": _features(timesteps, FLOW_FEATURES),
         **_texts(config, rng),
     }
 

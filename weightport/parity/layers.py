@@ -8,11 +8,13 @@ from dataclasses import dataclass
 from itertools import takewhile
 
 from ..differences import Array
+from ..mappings.ops import Sections
 from ..mappings.table import Link
 from .measure import measure
 
 # an error this many times the one before it, or the tolerance, did not grow from it by rounding
 LEAP = 5
+_OF_MODULES = ("weight", "bias")
 _BLOCK = re.compile(
     r".*?(?:(?:resnets|attentions|downsamplers|upsamplers|layers)\.\d+|embeddings?(?=\.))"
 )
@@ -70,13 +72,18 @@ def watched(links: Iterable[Link], prefix: str) -> tuple[dict[str, str], dict[st
     rows = dict[str, str]()
     members = dict[str, list[str]]()
     for link in links:
+        if link.targets[0].rpartition(".")[2] not in _OF_MODULES:
+            continue  # a tensor beside modules, such as a table of positions
+        if isinstance(link.op, Sections):
+            continue  # parts of what the modules return lie elsewhere too
         ours = [_module_of(target) for target in link.targets]
         theirs = _module_of(link.sources[0].removeprefix(prefix))
         for module in ours:
             block = block_of(module)
             rows.setdefault(module, link.row)
             rows.setdefault(block, link.row.partition(" / ")[0])
-            members.setdefault(block, []).append(theirs)
+            if block != module:  # what is a block of its own may be one of several in theirs
+                members.setdefault(block, []).append(theirs)
         if len(ours) == len(link.sources) == 1:
             paths[theirs] = ours[0]
     for block, modules in members.items():

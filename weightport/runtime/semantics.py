@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
+from .models.clip import CLIPTextEncoder
 from .models.layers import GEGLU
 
-Semantics = Literal["diffusers", "kerascv"]
+Semantics = Literal["diffusers", "kerascv", "kerashub"]
 
 
 def apply_semantics(model: nn.Module, semantics: Semantics) -> None:
@@ -17,15 +18,22 @@ def apply_semantics(model: nn.Module, semantics: Semantics) -> None:
 
     KerasCV differs from diffusers in two things: the GELU of GEGLU is the tanh approximation, and
     the epsilon of a GroupNorm is 1e-5 also where diffusers fixes 1e-6: in the VAE and in front of
-    transformer blocks.
+    transformer blocks. keras-hub differs in one: the last normalisation of a text encoder has an
+    epsilon of 1e-6.
 
     Raises:
         ValueError: an unknown name.
     """
-    if semantics not in ("diffusers", "kerascv"):
-        raise ValueError(f"semantics must be 'diffusers' or 'kerascv', not {semantics!r}")
-    if semantics == "diffusers":
-        return
+    known = get_args(Semantics)
+    if semantics not in known:
+        raise ValueError(f"semantics must be one of {', '.join(known)}, not {semantics!r}")
+    if semantics == "kerascv":
+        _follow_kerascv(model)
+    elif semantics == "kerashub" and isinstance(model, CLIPTextEncoder):
+        model.text_model.final_layer_norm.eps = 1e-6
+
+
+def _follow_kerascv(model: nn.Module) -> None:
     for module in model.modules():
         if isinstance(module, GEGLU):
             module.gelu = kerascv_gelu

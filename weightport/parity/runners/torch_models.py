@@ -100,6 +100,7 @@ def call(how: str, model: Any, x: Mapping[str, Tensor]) -> exchange.Outputs:
         case "embed" | "read":
             return embed(model, x)
         case "flow":
+            give_features(model.time_text_embed.timestep_embedder, x["features"])
             return [numpy(model(x["sample"], x["context"], x["pooled"], x["timestep"]).sample)]
         case "flow of patches":
             return [numpy(flow_of_patches(model, x).sample)]
