@@ -59,8 +59,10 @@ class Line:
 
     @property
     def met(self) -> bool:
-        """Whether every goal is met, to the two digits that are printed."""
-        return all(round(self.figures[name], 2) <= most for name, most in self.goals.items())
+        """Whether every goal is met, to the digits that are printed."""
+        return all(
+            float(_shown(name, self.figures[name])) <= most for name, most in self.goals.items()
+        )
 
 
 def lines(work: str, rows: Mapping[str, Row], measured: Sequence[Round], nbytes: int) -> list[Line]:
@@ -102,15 +104,18 @@ def table(found: Sequence[Line]) -> str:
     """The lines of one work as text; goals stand behind."""
     text = [f"{found[0].work:44}" + "".join(f"{column:>9}" for column in COLUMNS)]
     for line in found:
-        cells = [_cell(line.figures.get(column)) for column in COLUMNS]
+        cells = [_cell(column, line.figures.get(column)) for column in COLUMNS]
         text.append(f"  {line.row:42}" + "".join(cells) + _judged(line))
     return "\n".join(text)
 
 
-def _cell(figure: float | None) -> str:
-    if figure is None:
-        return f"{'':9}"
-    return f"{figure:9.0f}" if figure >= 100 else f"{figure:9.2f}"
+def _cell(column: str, figure: float | None) -> str:
+    return f"{'' if figure is None else _shown(column, figure):>9}"
+
+
+def _shown(column: str, figure: float) -> str:
+    """Megabytes as whole numbers, others to two digits."""
+    return f"{figure:.0f}" if column.endswith("MB") else f"{figure:.2f}"
 
 
 def _judged(line: Line) -> str:

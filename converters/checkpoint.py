@@ -38,7 +38,7 @@ ITEMSIZES = {name: dtype.itemsize for name, dtype in DTYPES.items()}
 
 Array = np.ndarray[Any, Any]
 
-_HASHED = 1 << 19  # bytes at once
+_HASHED = 1 << 18  # bytes at once
 
 
 def file_state(status: os.stat_result) -> tuple[int, ...]:

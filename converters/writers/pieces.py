@@ -21,7 +21,7 @@ from ..checkpoint import DTYPES, Array, Stored, Tensor
 from .cast import Float16Cast
 from .transpose import Shape, Turned, coalesced, copy_view, row_blocks
 
-_BLOCK = 1 << 20  # bytes that are handed over at once
+_BLOCK = 1 << 19  # bytes that are handed over at once
 _PANEL = 24 << 20  # bytes of a transposed tensor that are held at once
 DEPTH = 5  # blocks that exist at a time: one written, one hashed, one being made, two that wait
 _EXPONENT = {
@@ -85,7 +85,7 @@ class Blocks:
     @cached_property
     def _raw(self) -> Array:
         """A block before its cast, or rows to transpose after theirs."""
-        return np.empty(2 * _BLOCK, np.uint8)
+        return np.empty(4 * _BLOCK, np.uint8)
 
     @cached_property
     def _panel(self) -> Array:

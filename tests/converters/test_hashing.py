@@ -47,7 +47,7 @@ def reached(ends: list[int], least: int) -> int:
 def test_hashing_stays_near_who_reads(file: SourceFile, hashed: list[int]) -> None:
     expected = hashlib.sha256(file.path.read_bytes()).hexdigest()
     hashing.hash_beside_readers([file])
-    piece = 1 << 19
+    piece = 1 << 18
     assert WINDOW <= reached(hashed, WINDOW) <= WINDOW + piece
     file.read_into(0, memoryview(bytearray(2 * piece)))
     further = WINDOW + 2 * piece
