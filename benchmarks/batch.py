@@ -1,6 +1,7 @@
 """What `weightport batch` costs a job, and how far workers and a shared disk take it.
 
-    python benchmarks/batch.py [--jobs N] [--size full|narrow] [--repeat N] [--folder DIR]
+    python benchmarks/batch.py [--jobs N] [--size full|narrow | --source FILE] [--repeat N]
+        [--folder DIR]
     python benchmarks/batch.py --simulate SECONDS BYTES_PER_SECOND [--plot FILE.svg]
 
 The first measures: N checkpoints of Stable Diffusion 1.x by N calls of `weightport.convert` in one
@@ -112,10 +113,17 @@ def _anonymous(pid: int) -> float:
     return 0.0
 
 
-def compare(folder: Path, count: int, size: str, repeat: int) -> None:
-    """Print what calls and batches took, of so many jobs and of twice as many."""
+def compare(folder: Path, count: int, size: str, repeat: int, given: Path | None) -> None:
+    """Print what calls and batches took, of so many jobs and of twice as many.
+
+    Args:
+        given: a checkpoint, in place of one that is made.
+    """
     source = folder / "source.safetensors"
-    models.original(source, "sd1", "F32", size)
+    if given is None:
+        models.original(source, "sd1", "F32", size)
+    else:
+        shutil.copyfile(given, source)
     nbytes = source.stat().st_size
     found: dict[tuple[str, int], list[Cost]] = {}
     for _ in range(repeat):
@@ -226,6 +234,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--jobs", type=int, default=8)
     parser.add_argument("--size", choices=["full", "narrow"], default="narrow")
+    parser.add_argument("--source", type=Path, help="a .safetensors file of your own")
     parser.add_argument("--repeat", type=int, default=3)
     parser.add_argument("--folder", type=Path, help="to work in (default: a temporary one)")
     parser.add_argument("--simulate", nargs=2, type=float, metavar=("SECONDS", "BYTES_PER_SECOND"))
@@ -245,7 +254,7 @@ def main() -> None:
             plot(found, arguments.plot)
         return
     with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
-        compare(Path(folder), arguments.jobs, arguments.size, arguments.repeat)
+        compare(Path(folder), arguments.jobs, arguments.size, arguments.repeat, arguments.source)
 
 
 if __name__ == "__main__":
