@@ -72,6 +72,7 @@ def plan(page: Page, base: str = "org/base") -> str:
     return page.text("convert-evidence")
 
 
+@pytest.mark.full
 def test_a_unet_is_uploaded_looked_at_converted_downloaded_and_pushed(
     page: Page, place: Place, sd1_keras: dict[str, Path], sd1_repo: Path, tmp_path: Path
 ) -> None:
@@ -90,7 +91,6 @@ def test_a_unet_is_uploaded_looked_at_converted_downloaded_and_pushed(
     planned = plan(page)
     assert "unet 686 tensors from model.unet.weights.h5" in planned
     assert "It would write 50.01 MB of weights. Nothing is written yet." in planned
-    page.photograph("plan")
     page.click("convert-run")
     page.photograph("convert")
     archive = page.download(".wp-download", tmp_path)
@@ -165,6 +165,7 @@ def stopped_while_writing(server: Served) -> psutil.Process:
     raise AssertionError("nothing was written")
 
 
+@pytest.mark.full
 def test_two_visits_do_not_see_each_other(
     page: Page, place: Place, sd1_keras: dict[str, Path], tmp_path: Path
 ) -> None:
@@ -290,6 +291,7 @@ def test_nothing_else_is_served(page: Page, place: Place, sd1_keras: dict[str, P
         assert b"root:" not in answer.body()
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("path", ["/etc/passwd", "{upload}", "{arrivals}/x/model.h5"])
 def test_an_event_cannot_name_a_file(
     page: Page, place: Place, sd1_keras: dict[str, Path], path: str
@@ -331,6 +333,7 @@ SEND = """async ([event, files]) => {
 }"""
 
 
+@pytest.mark.full
 def test_the_keyboard_reaches_everything_and_labels_say_what_it_is(page: Page) -> None:
     unnamed = page.shown.evaluate(UNNAMED)
     assert unnamed == []
@@ -359,12 +362,12 @@ UNNAMED = """() => [...document.querySelectorAll('input, textarea, select, butto
     .map(one => one.outerHTML.slice(0, 200))"""
 
 
+@pytest.mark.full
 def test_it_fits_a_narrow_window(place: Place) -> None:
     with Page.visit(place.browser, place.server.url, width=360) as page:
         for tab in ("Inspect", "Convert"):
             page.tab(tab)
             assert page.shown.evaluate("() => document.documentElement.scrollWidth") <= 360, tab
-        page.photograph("narrow")
 
 
 def test_a_status_is_read_out(page: Page) -> None:

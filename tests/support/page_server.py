@@ -187,7 +187,12 @@ class Page:
         """A picture for the documentation, where it is asked for."""
         if "WEIGHTPORT_SCREENSHOTS" in os.environ:
             SCREENSHOTS.mkdir(exist_ok=True)
+            height = self.shown.evaluate("() => document.documentElement.scrollHeight")
+            before = self.shown.viewport_size
+            self.shown.set_viewport_size({"width": before["width"], "height": height})
+            self.shown.wait_for_timeout(1000)  # until frames are drawn, too
             self.shown.screenshot(path=SCREENSHOTS / f"{name}.png", full_page=True)
+            self.shown.set_viewport_size(before)
 
     def download(self, link: str, folder: Path) -> Path:
         """Follow a link to a file."""

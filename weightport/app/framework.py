@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import ModuleType
+from typing import Any
 
 from ..errors import ConversionError
 
@@ -49,4 +51,18 @@ try:
 except ImportError:
     raise ConversionError('the page needs Gradio; run `pip install "weightport[app]"`') from None
 
-__all__ = ["gr"]
+__all__ = ["drawing", "gr"]
+
+
+@contextlib.contextmanager
+def drawing() -> Iterator[None]:
+    """While a page is drawn, Gradio makes it two web servers that it throws away; not here."""
+    from gradio.routes import App
+
+    maker: Any = App
+    made = maker.create_app
+    maker.create_app = staticmethod(lambda *arguments, **options: None)
+    try:
+        yield
+    finally:
+        maker.create_app = staticmethod(made)

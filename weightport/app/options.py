@@ -90,7 +90,7 @@ def field(name: str, option: Option) -> Any:
     return gr.Textbox(value="", lines=1, placeholder=more, **shown)
 
 
-_FEW = 6  # choices that are shown side by side
+_FEW = 12  # choices that are shown side by side
 
 
 def given(fields: list[OptionField], values: Mapping[str, Any]) -> dict[str, Any]:

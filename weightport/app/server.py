@@ -55,7 +55,7 @@ def _started(desk: Desk, host: str, port: int | None, browser: bool) -> Any:
     os.environ["NO_PROXY"] = ",".join(filter(None, [os.environ.get("NO_PROXY"), *_LOOPBACK]))
     from starlette.middleware import Middleware
 
-    from .framework import gr
+    from .framework import drawing, gr
     from .gate import Gate
     from .page import build
 
@@ -67,7 +67,8 @@ def _started(desk: Desk, host: str, port: int | None, browser: bool) -> Any:
         limits=desk.limits,
         public=desk.public,
     )
-    page = build(desk)
+    with drawing():
+        page = build(desk)
     page.launch(
         server_name=host,
         server_port=port,

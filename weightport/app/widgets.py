@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from ..errors import ConversionError, printable
 from ..reports.page import render
 from .desk import Desk
 from .framework import gr
@@ -48,6 +49,25 @@ def live(name: str) -> Any:
         elem_id=name,
         html_template='<div role="status" aria-live="polite" class="wp-status">${value}</div>',
     )
+
+
+def whole_number(text: str | None, name: str, least: int, most: int) -> int | None:
+    """What stands in a field for a whole number; None if nothing does.
+
+    Raises:
+        ConversionError: it is none, or out of bounds.
+    """
+    typed = (text or "").strip()
+    if not typed:
+        return None
+    if not typed.isdecimal() or len(typed) > _DIGITS or not least <= int(typed) <= most:
+        raise ConversionError(
+            f"{name}: {printable(typed)} is not a whole number from {least} to {most}"
+        )
+    return int(typed)
+
+
+_DIGITS = 19
 
 
 def action(

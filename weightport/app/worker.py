@@ -23,7 +23,7 @@ def main() -> int:
     if request["token"]:
         os.environ["HF_TOKEN"] = request["token"]
     from .report import Report
-    from .tasks import task
+    from .tasks import shown, task
 
     report = Report(lines)
     try:
@@ -33,7 +33,7 @@ def main() -> int:
         from ..errors import one_line
         from ..hub.secrets import hide
 
-        report.line({"error": hide(one_line(error))})
+        report.line({"error": shown(hide(one_line(error)), 2000)})
         return 1
 
 

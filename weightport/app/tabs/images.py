@@ -15,9 +15,10 @@ from ..framework import gr
 from ..gate import address
 from ..sessions import RESULTS, Session
 from ..sources import SourceField
-from ..widgets import EVENT, Shown, Tab, action, explained, live
+from ..widgets import EVENT, Shown, Tab, action, explained, live, whole_number
 
 _STEPS = 150
+_GUIDANCE = 7.5
 
 
 class ImagesTab:
@@ -42,14 +43,13 @@ class ImagesTab:
                 1, _STEPS, value=30, step=1, label="Steps", elem_id="images-steps"
             )
         with gr.Row():
-            self._seed = gr.Number(
-                label="Seed", info="Left empty, one is drawn.", precision=0, elem_id="images-seed"
+            self._seed = gr.Textbox(
+                label="Seed", info="Left empty, one is drawn.", elem_id="images-seed"
             )
-            self._guidance = gr.Number(value=7.5, label="Guidance", elem_id="images-guidance")
-            self._size = gr.Number(
+            self._guidance = gr.Number(value=_GUIDANCE, label="Guidance", elem_id="images-guidance")
+            self._size = gr.Textbox(
                 label="Size in pixels",
                 info="Of both sides; left empty, the model's own.",
-                precision=0,
                 elem_id="images-size",
             )
         action(desk, "images", "Make the image", self._make, [*self.model.components, *self._told])
@@ -95,9 +95,9 @@ class ImagesTab:
         negative: str,
         scheduler: str,
         steps: float,
-        seed: float | None,
+        seed: str | None,
         guidance: float | None,
-        size: float | None,
+        size: str | None,
     ) -> dict[str, Any]:
         """What the fields say, as a recipe has it.
 
@@ -106,11 +106,8 @@ class ImagesTab:
         """
         if not (prompt or "").strip():
             raise ConversionError("Prompt: say what to draw")
-        if seed is not None and not 0 <= seed < 2**63:
-            raise ConversionError("Seed: must be a number from 0 on")
-        pixels = self._desk.limits.pixels
-        if size is not None and not 8 <= size <= pixels:
-            raise ConversionError(f"Size: must lie between 8 and {pixels} pixels")
+        drawn = whole_number(seed, "Seed", 0, 2**63 - 1)
+        side = whole_number(size, "Size", 8, self._desk.limits.pixels)
         if not 1 <= (steps or 0) <= _STEPS:
             raise ConversionError(f"Steps: must lie between 1 and {_STEPS}")
         return {
@@ -118,9 +115,9 @@ class ImagesTab:
             "negative": (negative or "").strip() or None,
             "scheduler": (scheduler or "").strip() or None,
             "steps": int(steps),
-            "seed": secrets.randbelow(2**32) if seed is None else int(seed),
+            "seed": secrets.randbelow(2**32) if drawn is None else drawn,
             "guidance": guidance,
-            "size": None if size is None else (int(size), int(size)),
+            "size": None if side is None else (side, side),
         }
 
     async def _take(
@@ -144,9 +141,9 @@ class ImagesTab:
                 found.get("negative", ""),
                 found.get("scheduler", ""),
                 found.get("steps", 30),
-                found["seed"],
-                found.get("guidance"),
-                size[0] if size else None,
+                str(found["seed"]),
+                found.get("guidance") or _GUIDANCE,
+                str(size[0]) if size else "",
             )
 
 

@@ -12,7 +12,7 @@ from ..framework import gr
 from ..results import report_page
 from ..sessions import RESULTS, Session
 from ..sources import SourceField
-from ..widgets import Shown, Tab, action, explained
+from ..widgets import Shown, Tab, action, explained, whole_number
 
 _FIRST = "ddim, euler, dpm++2m, unipc"
 
@@ -42,10 +42,9 @@ def add(desk: Desk) -> Tab:
             elem_id="schedulers-reference",
         )
         seed = gr.Number(value=0, label="Seed", precision=0, elem_id="schedulers-seed")
-        size = gr.Number(
+        size = gr.Textbox(
             label="Size in pixels",
             info="Left empty, the model's own.",
-            precision=0,
             elem_id="schedulers-size",
         )
 
@@ -82,7 +81,7 @@ def _options(
     numbers: str,
     reference: float,
     seed: float | None,
-    size: float | None,
+    size: str | None,
 ) -> dict[str, Any]:
     """The options of the comparison.
 
@@ -104,13 +103,11 @@ def _options(
         raise ConversionError(
             f"that is {images} images; at most {desk.limits.images} are made here"
         )
-    pixels = desk.limits.pixels
-    if size is not None and not 8 <= size <= pixels:
-        raise ConversionError(f"Size: must lie between 8 and {pixels} pixels")
+    side = whole_number(size, "Size", 8, desk.limits.pixels)
     return {
         "schedulers": schedulers,
         "steps": steps,
         "reference_steps": min(max(int(reference), 2), 400),
         "seed": max(int(seed or 0), 0),
-        "size": None if size is None else (int(size), int(size)),
+        "size": None if side is None else (side, side),
     }

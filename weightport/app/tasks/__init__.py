@@ -6,14 +6,23 @@ untrusted as on the command line.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
+from ...errors import printable
 from ..report import Report
 
 Arguments = Mapping[str, Any]
 Task = Callable[[Arguments, Report], dict[str, Any]]
+
+
+def shown(text: str, limit: int = 1000) -> str:
+    """A line for the page, without where the server keeps the visitor's files."""
+    return printable(text.replace(f"{Path.cwd().parent}{os.sep}", ""), limit)
+
 
 _HOMES = {
     "inspect": "inspection",

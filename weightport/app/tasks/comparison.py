@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 from ...errors import printable
@@ -23,8 +24,8 @@ def compare(arguments: Arguments, report: Report) -> dict[str, Any]:
     same = not found.differences and found.families[0] == found.families[1]
     lines = [printable(line, 500) for line in islice(describe(found), _SHOWN + 1)]
     return {
-        "a": printable(a),
-        "b": printable(b),
+        "a": printable(Path(a).name),
+        "b": printable(Path(b).name),
         "same": same,
         "equal": found.equal,
         "different": len(found.differences),

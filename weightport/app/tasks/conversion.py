@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...converters.settings import Settings, options
-from ...errors import ConversionError, one_line, printable
+from ...errors import ConversionError, one_line
 from ...io import dtypes
 from ..report import Report
-from . import Arguments
+from . import Arguments, shown
 from .archives import all_opened, opened
 from .inspection import inspected
 
@@ -41,7 +41,7 @@ def plan(arguments: Arguments, report: Report) -> dict[str, Any]:
         found["lines"] = _lines(planned)
         found["nbytes"] = total_nbytes(planned, dtypes.NAMES.get(given["dtype"], dtypes.KEEP))
     except ConversionError as error:
-        found["error"] = hide(one_line(error))
+        found["error"] = shown(hide(one_line(error)), 2000)
     sentences = [*found["lines"], *([found["error"]] if found["error"] else [])]
     for file in files:
         sentences += [str(fact) for part in file["parts"] for fact in part["facts"]]
@@ -104,7 +104,7 @@ def _lines(conversion: Conversion) -> list[str]:
     from ...converters.conversion import describe
 
     *lines, _ = describe(conversion)
-    return [printable(line, 1000) for line in lines]
+    return [shown(line) for line in lines]
 
 
 def _named(output: Path, to: str, kinds: Sequence[str]) -> Path:

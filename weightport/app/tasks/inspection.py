@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from ...errors import one_line, printable
 from ...io.sizes import in_words
 from ..report import Report
-from . import Arguments
+from . import Arguments, shown
 from .archives import opened
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ def inspected(source: str) -> dict[str, Any]:
     try:
         found = api.inspect(opened(source))
     except Exception as error:
-        file["error"] = hide(one_line(error))
+        file["error"] = shown(hide(one_line(error)), 2000)
         return file
     file["kind"] = _kind(found)
     file["parts"] = [_part(part) for part in found.parts]
