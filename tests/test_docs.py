@@ -159,6 +159,7 @@ def test_blocks_that_are_not_run() -> None:
         "it is what runs this": 1,
         "it serves until it is interrupted": 1,
         "names files that are not there": 3,
+        "takes 30 GB of disk, and an hour": 1,
     }
 
 

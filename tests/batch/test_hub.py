@@ -65,7 +65,8 @@ def test_from_the_hub_to_the_hub_in_spite_of_faults(
         Fault("PUT", "/lfs/", cut=100_000),
     ]
     out = tmp_path / "out"
-    ended = command(sources, "-o", out, "--push", "tester/{name}")
+    retries = ("--retries", "4")  # one job may meet all that goes wrong
+    ended = command(sources, "-o", out, "--push", "tester/{name}", *retries)
     assert ended.status == 1
     assert statuses(out) == EXPECTED, ended.out
     assert "hub:org/two: holds a.ckpt, b.ckpt; name one" in ended.out

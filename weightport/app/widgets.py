@@ -47,7 +47,7 @@ def live(name: str) -> Any:
     return gr.HTML(
         "",
         elem_id=name,
-        html_template='<div role="status" aria-live="polite" class="wp-status">${value}</div>',
+        html_template=render("app/live.html"),
     )
 
 

@@ -405,11 +405,12 @@ def test_attention_is_upcast_where_sd2_predicts_v(
 def test_a_depth_model_says_that_it_lacks_its_depth_estimator(
     unet_of: Unet, tmp_path: Path
 ) -> None:
+    said: Any = {"prediction_type": "epsilon", "dry_run": True}
     save_file(widened(unet_of("sd2"), 5), tmp_path / "model.safetensors")
-    planned = weightport.convert(tmp_path / "model.safetensors", tmp_path / "repo", dry_run=True)
+    planned = weightport.convert(tmp_path / "model.safetensors", tmp_path / "repo", **said)
     assert any("depth_estimator" in gap and "DPTForDepthEstimation" in gap for gap in planned.lacks)
     save_file(unet_of("sd2"), tmp_path / "model.safetensors")
-    planned = weightport.convert(tmp_path / "model.safetensors", tmp_path / "repo", dry_run=True)
+    planned = weightport.convert(tmp_path / "model.safetensors", tmp_path / "repo", **said)
     assert not any("depth_estimator" in gap for gap in planned.lacks)
 
 
