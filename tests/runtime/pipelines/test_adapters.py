@@ -19,6 +19,7 @@ import weightport
 from weightport import StableDiffusionPipeline
 
 from ...support.adapter_files import cycle, kohya_state, write_kohya
+from ...support.closeness import assert_equal, assert_near
 from ...support.lycoris_files import cases, module_of, state_of
 
 SOME = ("mid_block.attentions", "conv_in", "up_blocks.2.resnets.0", "layers.0.")
@@ -82,20 +83,6 @@ def outputs(pipe: Any) -> tuple[Tensor, Tensor]:
     ids = torch.tensor([[49406, 320, 1125, 49407]])
     noise = pipe.unet(x, torch.tensor(500), encoder_hidden_states=words).sample
     return noise, pipe.text_encoder(ids)[0]
-
-
-def assert_equal(a: tuple[Tensor, ...], b: tuple[Tensor, ...]) -> None:
-    """Bit for bit."""
-    for one, other in zip(a, b, strict=True):
-        assert torch.equal(one, other), (one - other).abs().max()
-
-
-def assert_near(a: tuple[Tensor, ...], b: tuple[Tensor, ...]) -> None:
-    """Bit for bit in half precision; in float32 kernels may differ in the last one."""
-    if a[0].dtype != torch.float32:
-        assert_equal(a, b)
-    for one, other in zip(a, b, strict=True):
-        assert (one - other).norm() <= 5e-7 * other.norm()
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)

@@ -19,6 +19,7 @@ import weightport
 
 from ...support import flow_pairs
 from ...support.adapter_files import cycle, kohya_state, state_over, write_kohya
+from ...support.closeness import assert_equal, assert_near
 from ...support.command import run
 from ...support.transformer_families import renamed
 
@@ -87,19 +88,6 @@ def outputs(pipe: Any) -> tuple[Tensor, Tensor]:
         inputs["guidance"] = torch.tensor([3.5])
     encoded = pipe.text_encoder(torch.tensor([[4, 3, 2, 1]]))[0]
     return model(**inputs, return_dict=False)[0], encoded
-
-
-def assert_equal(a: tuple[Tensor, ...], b: tuple[Tensor, ...]) -> None:
-    for one, other in zip(a, b, strict=True):
-        assert torch.equal(one, other), (one - other).abs().max()
-
-
-def assert_near(a: tuple[Tensor, ...], b: tuple[Tensor, ...]) -> None:
-    """Bit for bit in half precision; in float32 kernels may differ in the last one."""
-    if a[0].dtype != torch.float32:
-        assert_equal(a, b)
-    for one, other in zip(a, b, strict=True):
-        assert (one - other).norm() <= 5e-7 * other.norm()
 
 
 @pytest.mark.parametrize(
