@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 import tomllib
 from collections.abc import Callable, Iterator, Mapping
 from functools import cache
@@ -26,6 +27,11 @@ MAX_TOML = 8 << 20
 """Of one in TOML, whose parser takes a second a million bytes."""
 
 MAX_JOBS = 1_000_000
+
+_PART = r"""(?:[\w-]++|"(?:[^"\\\n]|\\.)*+"|'[^'\n]*+')[ \t]*+\.[ \t]*+"""
+_LONG_KEY = re.compile(rf"""(?<![\\\w"'.-])(?:{_PART}){{32}}""")
+"""A dotted key whose reading takes the square of its parts."""
+
 _TABLES = ("job", "jobs")
 _SEPARATOR = ";"  # between the values of one field in CSV
 _NOT_A_JOBS = {"dry_run"}  # of the whole batch
@@ -86,8 +92,11 @@ def reference(text: str, where: str) -> Entry:
 
 
 def _toml(path: Path) -> Iterator[Entry]:
+    text = read_text(path, MAX_TOML)
+    if _LONG_KEY.search(text):
+        raise ConversionError(f"{path}: the TOML in it cannot be read (a key of many parts)")
     try:
-        content = tomllib.loads(read_text(path, MAX_TOML))
+        content = tomllib.loads(text)
     except (tomllib.TOMLDecodeError, RecursionError, ValueError) as error:
         fault = "nested too deeply" if isinstance(error, RecursionError) else printable(error, 200)
         raise ConversionError(f"{path}: the TOML in it cannot be read ({fault})") from None
