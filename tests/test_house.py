@@ -147,6 +147,15 @@ def test_core_modules_load_nothing_heavy() -> None:
     assert HEAVY.isdisjoint(ran.stdout.split())
 
 
+def test_loading_a_model_imports_nothing_that_is_for_images_or_texts() -> None:
+    """They take time and memory; the first image or text brings them."""
+    late = ["PIL", "scipy", "tokenizers", "torchsde"]
+    code = "import sys, weightport.runtime.public, weightport.runtime.single_file\n"
+    code += f"print([name for name in {late!r} if name in sys.modules])"
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert ran.stdout == "[]\n", ran.stdout + ran.stderr
+
+
 @pytest.mark.parametrize("first", ["weightport.parity.result", "weightport.push"])
 def test_a_module_never_hides_a_public_function(first: str) -> None:
     code = (

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, get_type_hints
 
 import pytest
+from PIL import Image
 
 pytest.importorskip("torch")
 
@@ -104,11 +105,16 @@ def test_type_checkers_see_every_public_class() -> None:
     assert all(getattr(public, name) is getattr(weightport, name) for name in PUBLIC)
 
 
+def hints_of(described: Any) -> dict[str, Any]:
+    """Its hints, with what is imported for type checkers alone."""
+    return get_type_hints(described, localns={"Image": Image})
+
+
 def parts() -> dict[str, tuple[Any, Any]]:
     """Name -> type and default of every argument that sampling knows."""
     known: dict[str, tuple[Any, Any]] = {}
-    for part in get_type_hints(arguments.Arguments).values():
-        hints = get_type_hints(part)
+    for part in hints_of(arguments.Arguments).values():
+        hints = hints_of(part)
         known |= {one.name: (hints[one.name], one.default) for one in fields(part)}
     known["return_dict"] = (bool, True)  # of the call alone, as the next
     known["cross_attention_kwargs"] = (dict[str, float] | None, None)
@@ -117,7 +123,7 @@ def parts() -> dict[str, tuple[Any, Any]]:
 
 
 def test_arguments_have_one_part_each() -> None:
-    kinds: Sequence[Any] = list(get_type_hints(arguments.Arguments).values())
+    kinds: Sequence[Any] = list(hints_of(arguments.Arguments).values())
     names = [one.name for kind in kinds for one in fields(kind)]
     assert len(names) == len(set(names))
 
@@ -126,7 +132,7 @@ def test_arguments_have_one_part_each() -> None:
 def test_calls_have_the_arguments_of_sampling(name: str) -> None:
     known = parts()
     kind = getattr(weightport, name)
-    hints = get_type_hints(kind.__call__)
+    hints = hints_of(kind.__call__)
     others = OTHER_DEFAULTS.get(name, {})
     for argument, parameter in list(inspect.signature(kind.__call__).parameters.items())[1:]:
         is_control = argument == "image" == kind.control_argument
@@ -140,7 +146,7 @@ def test_calls_have_the_arguments_of_sampling(name: str) -> None:
 def test_prompts_are_encoded_by_the_arguments_of_sampling(name: str) -> None:
     known = parts()
     method = getattr(weightport, name).encode_prompt
-    hints = get_type_hints(method)
+    hints = hints_of(method)
     own = {"device": None, "do_classifier_free_guidance": True, "lora_scale": None}
     others = OTHER_DEFAULTS.get(name, {})
     for argument, parameter in list(inspect.signature(method).parameters.items())[1:]:

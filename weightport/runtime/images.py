@@ -1,6 +1,7 @@
 """Images and masks on their way into a pipeline and out of it.
 
-Tensors are (b, c, h, w), arrays (b, h, w, c).
+Tensors are (b, c, h, w), arrays (b, h, w, c). Pillow is imported with the first image: loading
+models takes neither its time nor its memory.
 """
 
 from __future__ import annotations
@@ -8,13 +9,15 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, TypeVar, get_args
+from typing import TYPE_CHECKING, Any, Literal, TypeGuard, TypeVar, Union, get_args
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image, ImageFilter, ImageOps
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 OutputType = Literal["pil", "np", "pt", "latent"]
 OUTPUT_TYPES = get_args(OutputType)
@@ -23,7 +26,7 @@ Resample = Literal["lanczos", "bicubic", "bilinear", "nearest"]
 Box = tuple[int, int, int, int]
 Array = np.ndarray[Any, Any]
 Pixels = TypeVar("Pixels", Tensor, np.ndarray[Any, Any])
-OneImage = Image.Image | np.ndarray[Any, Any] | Tensor
+OneImage = Union["Image.Image", np.ndarray[Any, Any], Tensor]
 ImageInput = OneImage | Sequence[OneImage]  # what `VaeImageProcessor.preprocess` takes
 
 
@@ -80,7 +83,7 @@ class VaeImageProcessor:
         """
         images = self._listed(image)
         first = images[0]
-        if isinstance(first, Image.Image):
+        if _is_picture(first):
             pixels = self._from_pictures(images, height, width, resize_mode, crops_coords)
         else:
             batches = [one if one.ndim == 4 else one[None] for one in images]
@@ -125,7 +128,7 @@ class VaeImageProcessor:
             image = _with_channel(image)
         images = list(image) if isinstance(image, (list, tuple)) else [image]
         kinds = {type(one) for one in images if isinstance(one, (Tensor, np.ndarray))}
-        are_pictures = all(isinstance(one, Image.Image) for one in images)
+        are_pictures = all(_is_picture(one) for one in images)
         if not images or len(kinds) > 1 or not (kinds or are_pictures):
             raise ValueError(
                 "an image must be a PIL image, a numpy array, a tensor, or a list of one of these"
@@ -150,6 +153,8 @@ class VaeImageProcessor:
     ) -> Image.Image:
         """A PIL image at a size: stretched, or scaled and then cropped or filled up with its
         outermost pixels."""
+        from PIL import Image
+
         if resize_mode == "default":
             return image.resize((width, height), Image.Resampling[self.resample.upper()])
         w, h = image.size
@@ -204,6 +209,8 @@ class VaeImageProcessor:
     @staticmethod
     def pil_to_numpy(images: Image.Image | Sequence[Image.Image]) -> Array:
         """Images -> an array (b, h, w, c) in [0, 1]."""
+        from PIL import Image
+
         listed = [images] if isinstance(images, Image.Image) else images
         arrays = [np.asarray(one, dtype=np.float32) / 255.0 for one in listed]
         return np.stack([one.reshape(*one.shape[:2], -1) for one in arrays])
@@ -247,6 +254,8 @@ class VaeImageProcessor:
 
     def blur(self, image: Image.Image, blur_factor: int = 4) -> Image.Image:
         """A mask with soft edges: a Gaussian of so many pixels."""
+        from PIL import ImageFilter
+
         return image.filter(ImageFilter.GaussianBlur(blur_factor))
 
     def apply_overlay(
@@ -261,10 +270,16 @@ class VaeImageProcessor:
         return apply_overlay(self, mask, init_image, image, crop_coords or (0, 0, *init_image.size))
 
 
+def _is_picture(image: object) -> TypeGuard[Image.Image]:
+    from PIL import Image
+
+    return isinstance(image, Image.Image)
+
+
 def edges_of(image: ImageInput) -> tuple[int, int]:
     """Height and width of an image, or of the first of several."""
     first: Any = image[0] if isinstance(image, (list, tuple)) else image
-    if isinstance(first, Image.Image):
+    if _is_picture(first):
         return first.height, first.width
     height, width = first.shape[-2:] if isinstance(first, Tensor) else first.shape[-3:-1]
     return int(height), int(width)
@@ -277,6 +292,8 @@ def pt_to_pil(images: Tensor) -> list[Image.Image]:
 
 def numpy_to_pil(images: np.ndarray[Any, Any]) -> list[Image.Image]:
     """An array (b, h, w, c) or (h, w, c) in [0, 1] -> images."""
+    from PIL import Image
+
     batch = images[None] if images.ndim == 3 else images
     pixels = (batch * 255).round().astype("uint8")
     is_grey = pixels.shape[-1] == 1
@@ -328,6 +345,8 @@ def apply_overlay(
 ) -> Image.Image:
     """An inpainted crop put back into the original image: new where the mask is white, original
     where it is black."""
+    from PIL import Image, ImageOps
+
     left, top, right, bottom = box
     kept = Image.new("RGBa", original.size)
     outside = ImageOps.invert(mask.convert("L"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import sys
 import warnings
 from typing import Any
 
@@ -12,7 +13,6 @@ import torch
 from torch import Tensor
 
 from weightport.runtime import schedulers
-from weightport.runtime.schedulers import brownian
 from weightport.runtime.schedulers.brownian import BrownianNoise
 
 pytestmark = pytest.mark.filterwarnings("error")  # torchsde warns of σ outside of its path
@@ -24,7 +24,7 @@ LEVELS = (14.6, 9.0, 5.0, 4.2, 1.0, 0.3, 0.03)
 def source(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Where the path comes from."""
     if request.param == "own":
-        monkeypatch.setattr(brownian, "torchsde", None)
+        monkeypatch.setitem(sys.modules, "torchsde", None)  # any import of it fails
     else:
         pytest.importorskip("torchsde")
     return str(request.param)

@@ -21,7 +21,6 @@ from torch.overrides import TorchFunctionMode
 
 from ...io.pages import drop_file_pages
 from ...io.weight_files import shard_name, weights_name, write_index
-from .pickles import open_pickle, read_pickle
 
 _TOLD = 3  # faults that a message names
 _MANY = 5_000  # names; a known model has fewer
@@ -183,6 +182,8 @@ def count_tensors(path: Path) -> int:
         ValueError: it is damaged.
     """
     if path.suffix != ".safetensors":
+        from .pickles import open_pickle
+
         return len(open_pickle(path).tensors)
     with _opened(path) as file:
         return len(file.keys())
@@ -195,6 +196,8 @@ def read_tensors(path: Path, use_mmap: bool = True) -> Iterator[tuple[str, Tenso
         ValueError: the file is damaged, or holds something else.
     """
     if path.suffix != ".safetensors":
+        from .pickles import read_pickle
+
         yield from read_pickle(path, use_mmap)
         return
     with _opened(path) as file:

@@ -10,13 +10,12 @@ from __future__ import annotations
 import logging
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, Literal, Self, TypeVar, Unpack
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, TypeVar, Unpack
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from PIL import Image
 from torch import Tensor, nn
 
 from ...hub.mixin import PushToHub
@@ -25,6 +24,9 @@ from ..loading.model import TransformersModel
 from ..loading.source import Place, PlaceOptions
 from ..text.prompt_tokenizer import Encoding
 from .clip import CLIPEncoder
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 CONCEPTS = 17
 SPECIAL_CONCEPTS = 3
@@ -219,6 +221,8 @@ class CLIPImageProcessor(HasConfig, PushToHub):
 
         (b, 3, h, w) with `return_tensors`, a list of (3, h, w) without.
         """
+        from PIL import Image
+
         given = [images] if isinstance(images, Image.Image) else images
         pixels = [self._pixels(image) for image in given]
         if return_tensors is None:
@@ -227,6 +231,8 @@ class CLIPImageProcessor(HasConfig, PushToHub):
         return Encoding(pixel_values=torch.from_numpy(batch) if return_tensors == "pt" else batch)
 
     def _pixels(self, image: Image.Image) -> NDArray[Any]:
+        from PIL import Image
+
         c = self.config
         if c.do_convert_rgb:
             if image.has_transparency_data:

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self, cast
 
 import torch
-from PIL import Image
 from torch import nn
 from tqdm import tqdm
 
@@ -32,6 +31,9 @@ from ..loading.model import LoadOptions, Model
 from ..loading.source import Place, Source, StrPath, open_source, split_options
 from ..registry import PIPELINES, library_of, public_class
 from ..single_file import PlanOptions, planned_repo
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 INDEX = "model_index.json"
 

@@ -7,11 +7,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-try:
-    import torchsde
-except ImportError:  # the extra `sde`
-    torchsde = None
-
 
 class BrownianNoise:
     """Normal noise W(end) - W(start) of variance 1, where σ never rises from call to call.
@@ -29,12 +24,7 @@ class BrownianNoise:
         else:
             seeds = [int(torch.randint(0, 2**63 - 1, [])) if seed is None else seed]
             self._parts = like[None]
-        if torchsde:
-            options: dict[str, Any] = {"tol": 1e-6, "pool_size": 24, "halfway_tree": True}
-            options |= {"size": self._parts[0].shape, "dtype": like.dtype, "device": like.device}
-            self._trees = [
-                torchsde.BrownianInterval(t0=low, t1=high, entropy=one, **options) for one in seeds
-            ]
+        self._trees = _trees(self._parts[0], low, high, seeds)
         self._generators = [
             torch.Generator(like.device).manual_seed(int(one) % 2**63) for one in seeds
         ]
@@ -49,7 +39,7 @@ class BrownianNoise:
         to = self._inside(end)
         if t == to:
             return torch.zeros_like(self._parts).view(self._shape)
-        if torchsde:
+        if self._trees:
             moved = torch.stack([-tree(to, t) for tree in self._trees])
         else:
             moved = self._at(to) - self._at(t)
@@ -71,3 +61,14 @@ class BrownianNoise:
             ]
             self._path[sigma] = self._path[low] + (low - sigma) ** 0.5 * torch.stack(drawn)
         return self._path[sigma]
+
+
+def _trees(like: Tensor, low: float, high: float, seeds: list[int]) -> list[Any]:
+    """The paths of `torchsde`, one for each seed; none without it, which is the extra `sde`."""
+    try:
+        from torchsde import BrownianInterval
+    except ImportError:
+        return []
+    options: dict[str, Any] = {"tol": 1e-6, "pool_size": 24, "halfway_tree": True}
+    options |= {"size": like.shape, "dtype": like.dtype, "device": like.device}
+    return [BrownianInterval(t0=low, t1=high, entropy=seed, **options) for seed in seeds]

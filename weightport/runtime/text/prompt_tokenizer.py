@@ -9,9 +9,11 @@ from operator import attrgetter
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 import torch
-from tokenizers import AddedToken, Tokenizer
 
 from ..loading.config import Attributes
+
+if TYPE_CHECKING:
+    from tokenizers import AddedToken, Tokenizer
 
 UNKNOWN = 10**6  # a model_max_length above this is transformers' way to say that there is none
 
@@ -194,6 +196,8 @@ class PromptTokenizer(ABC):
 
 def _with_tokens(backend: Tokenizer, tokens: Iterable[AddedToken]) -> Tokenizer:
     """The same tokenizer with these added tokens alone, their ids one after the other."""
+    from tokenizers import Tokenizer
+
     made = Tokenizer(backend.model)
     for name in ("normalizer", "pre_tokenizer", "post_processor", "decoder"):
         part = getattr(backend, name)

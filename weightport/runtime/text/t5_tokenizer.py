@@ -6,16 +6,18 @@ Raffel et al. 2020, https://arxiv.org/abs/1910.10683.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any, Self, Unpack
+from typing import TYPE_CHECKING, Any, Self, Unpack
 
 import torch
-from tokenizers import Tokenizer
 
 from ...errors import printable
 from ...io.atomic import merged
 from ...io.config_files import write_json
 from ..loading.source import Place, PlaceOptions, StrPath, open_source
 from .prompt_tokenizer import UNKNOWN, PromptTokenizer
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
 
 ROLES = {"eos_token": "</s>", "unk_token": "<unk>", "pad_token": "<pad>"}
 MAX_LENGTH = 512
@@ -56,6 +58,8 @@ class T5Tokenizer(PromptTokenizer):
             OSError: the file is not there.
             ValueError: a file is damaged.
         """
+        from tokenizers import Tokenizer
+
         source = open_source(pretrained_model_name_or_path, **options)
         name = "tokenizer_config.json"
         config = source.json(name, "tokenizer_config") if name in source.names else {}

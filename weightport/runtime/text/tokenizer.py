@@ -1,22 +1,24 @@
 """`CLIPTokenizer`: byte-pair encoding on the `tokenizers` library, with transformers' ids.
 
 The algorithm is CLIP's (`clip/simple_tokenizer.py`, https://github.com/openai/CLIP) in the terms of
-that library.
+that library, which is imported with the first tokenizer.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Self, Unpack
+from typing import TYPE_CHECKING, Any, Self, Unpack
 
 import torch
-from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
 from ...errors import printable
 from ...io.atomic import merged
 from ...io.config_files import write_json
 from ..loading.source import Place, PlaceOptions, Source, StrPath, open_source
 from .prompt_tokenizer import UNKNOWN, PromptTokenizer
+
+if TYPE_CHECKING:
+    from tokenizers import AddedToken, Tokenizer
 
 START = "<|startoftext|>"
 END = "<|endoftext|>"
@@ -108,6 +110,8 @@ class CLIPTokenizer(PromptTokenizer):
 
     @classmethod
     def _from_source(cls, source: Source) -> Self:
+        from tokenizers import AddedToken
+
         def read(name: str, schema: str) -> dict[str, Any]:
             return source.json(name, schema) if name in source.names else {}
 
@@ -180,6 +184,8 @@ class CLIPTokenizer(PromptTokenizer):
 
 def _backend(vocab: dict[str, int], merges: list[tuple[str, str]], unknown: str) -> Tokenizer:
     """The pipeline of a text: normalise, split into words, merge the bytes of each word."""
+    from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
+
     bpe = models.BPE(
         vocab, merges, unk_token=unknown, continuing_subword_prefix="", end_of_word_suffix=WORD_END
     )
@@ -195,7 +201,8 @@ def _backend(vocab: dict[str, int], merges: list[tuple[str, str]], unknown: str)
 
 def _merges(text: str) -> list[tuple[str, str]]:
     """The pairs in a `merges.txt`, a line for each below the version."""
-    return [_pair(line) for line in text.splitlines() if line and not line.startswith("#version")]
+    lines = [line for line in text.splitlines() if line and not line.startswith("#version")]
+    return [(left, right) for line in lines for left, right in [line.split(" ")]]
 
 
 def _pair(merge: str | Sequence[str]) -> tuple[str, str]:
@@ -213,6 +220,8 @@ def _special_tokens(config: Mapping[str, Any]) -> dict[str, AddedToken]:
 
 def _token(token: str | Mapping[str, Any] | AddedToken, **flags: bool) -> AddedToken:
     """A token in any spelling of the configs."""
+    from tokenizers import AddedToken
+
     if isinstance(token, AddedToken):
         return token
     if isinstance(token, str):
