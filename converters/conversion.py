@@ -30,6 +30,7 @@ class Conversion:
         lacks: what the repo still needs before a pipeline can load it.
         baking: the adapters that change its weights.
         taught: the words that its text encoders get.
+        base: what the sources are filled up from.
     """
 
     family: str
@@ -40,6 +41,7 @@ class Conversion:
     lacks: list[str] = field(default_factory=list)
     baking: Baking | None = None
     taught: list[Taught] = field(default_factory=list)
+    base: Path | None = None
 
     @property
     def architecture(self) -> Family:

@@ -110,7 +110,7 @@ def _plan(
         parts = _with_vae(parts, settings.vae, settings)
     family, parts, components = _planned(parts, base, settings)
     choose_heads(components, family, settings.heads)
-    conversion = Conversion(family.name, components, None)
+    conversion = Conversion(family.name, components, None, base=base)
     if settings.lora:
         from .baking import bake
 
@@ -118,7 +118,7 @@ def _plan(
     carried = None
     if writer.is_repo:
         settings = _with_tokens(conversion, settings)
-        carried = carried_from(family, components, settings.component is None)
+        carried = carried_from(family, components, settings.component is None, base)
         _take_notes(conversion, parts, carried, settings)
     if settings.embedding:
         from .vocabulary import teach

@@ -290,4 +290,4 @@ def _kind(value: Any) -> Any:
 def _elements(value: Any) -> set[Any]:
     """The values in an option, which may be a list."""
     values: Iterable[Any] = value if isinstance(value, list) else [value]
-    return {value if isinstance(value, (str, bool, int)) else None for value in values}
+    return {value if isinstance(value, (str, bool, int, float)) else None for value in values}

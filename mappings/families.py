@@ -30,6 +30,16 @@ NAMES = (
     "sd35_large",
     "flux",
     "flux_schnell",
+    "chroma",
+    "chroma_base",
+    "chroma_flash",
+    "zimage_turbo",
+    "zimage",
+    "flux2",
+    "flux2_klein_4b",
+    "flux2_klein_base_4b",
+    "flux2_klein_9b",
+    "flux2_klein_base_9b",
 )
 """Every family, the preferred ones first where a file fits several; each has its file."""
 
@@ -157,6 +167,8 @@ class Family:
         components: by folder name.
         pipelines: input channels of the denoiser -> the pipeline class that such a model is for.
         index: what else `model_index.json` says.
+        copied: folder -> the library and the class of a component that is not converted, and that
+            a pipeline needs.
         scheduler: the stock `scheduler_config.json`.
         schedulers: folder -> the stock `scheduler_config.json` of further schedulers.
         tokenizers: by folder name.
@@ -165,6 +177,8 @@ class Family:
         optional: components that a pipeline may do without, and their tokenizers.
         asks: whether it must be named where parts fit other families too and are configured
             otherwise there.
+        runs: whether our runtime has its pipelines.
+        adapted: whether files of adapters are told to be of it.
         tag: what cards call such models.
     """
 
@@ -175,6 +189,7 @@ class Family:
     components: dict[str, Component]
     pipelines: dict[int, str]
     index: dict[str, Any]
+    copied: dict[str, list[str]]
     scheduler: dict[str, Any]
     schedulers: dict[str, dict[str, Any]]
     tokenizers: dict[str, Tokenizer]
@@ -182,6 +197,8 @@ class Family:
     needs: dict[int, list[str]]
     optional: tuple[str, ...]
     asks: bool
+    runs: bool
+    adapted: bool
     tag: str
 
     @property
@@ -269,6 +286,7 @@ def _family(name: str) -> Family:
         components={key: _component(name, key) for key in document["components"]},
         pipelines=_by_channels(document["pipelines"]),
         index=document["index"],
+        copied=document.get("copied", {}),
         scheduler=document["scheduler"],
         schedulers=document.get("schedulers", {}),
         tokenizers={folder: _tokenizer(entry) for folder, entry in tokenizers},
@@ -276,6 +294,8 @@ def _family(name: str) -> Family:
         needs=_by_channels(document.get("needs", {})),
         optional=tuple(document.get("optional", ())),
         asks=document.get("asks", False),
+        runs=document.get("runs", True),
+        adapted=document.get("adapted", True),
         tag=document.get("tag", "stable-diffusion"),
     )
 

@@ -1,6 +1,6 @@
 #!/usr/bin/env python
 """Print every mapping table side by side, as Markdown: a section for each component of each family,
-a row for each group of keys."""
+a row for each group of keys. What families have in common is there once."""
 
 from __future__ import annotations
 
@@ -43,11 +43,16 @@ def main() -> None:
 def page() -> str:
     """The whole page."""
     parts = [INTRODUCTION]
+    first: dict[tuple[str, ...], str] = {}  # a section -> the family that has it first
     for family in families().values():
         parts.append(f"## {family.title}\n")
         for component in family.components.values():
             for filled in (component, *component.instead.values()):
-                parts += section(filled)
+                lines = section(filled)
+                title = first.setdefault(tuple(lines[1:]), family.title)
+                if lines and title != family.title:
+                    lines = [lines[0], f"As of {title}.\n"]
+                parts += lines
     return "\n".join(parts)
 
 

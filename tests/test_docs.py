@@ -82,6 +82,11 @@ def files(
     write(folder / "ae.safetensors", original("flux", "vae"))
     write(folder / "clip_l.safetensors", weights("flux", "text_encoder"))
     write(folder / "t5xxl_fp16.safetensors", weights("flux", "text_encoder_2"))
+    write(folder / "chroma1-hd.safetensors", original("chroma", "transformer"))
+    write(folder / "z_image_turbo_bf16.safetensors", original("zimage_turbo", "transformer"))
+    turbo = [folder / "z_image_turbo_bf16.safetensors", folder / "ae.safetensors"]
+    made = run("convert", *turbo, "-o", folder / "Z-Image-Turbo")
+    assert made.status == 0, made.err
     sources = [folder / "dreambooth-unet.h5", folder / "text_encoder.weights.h5"]
     made = run("convert", *sources, "--base", stock, "-o", folder / "my-model")
     assert made.status == 0, made.err

@@ -56,7 +56,9 @@ class AdapterFile:
         Raises:
             ConversionError: a module is incomplete, contradicts itself, or cannot be applied.
         """
-        names = [family] if family else list(families())
+        names = [name for name, one in families().items() if one.adapted]
+        if family:
+            names = [family]
         found = [self.sorted_for(name) for name in names]
         fitting = [one for one in found if one.fits]
         similar = [one for one in found if one.is_of_other_widths]

@@ -36,7 +36,7 @@ def write(
     total = total_nbytes(conversion, settings.dtype)
     predicted, settings = evidence(conversion, settings)
     whole = settings.component is None
-    carried = carried_from(conversion.architecture, conversion.components, whole)
+    carried = carried_from(conversion.architecture, conversion.components, whole, conversion.base)
     with (
         _residue(conversion, output, settings),
         atomic.folder(output, settings.overwrite, settings.sync) as folder,

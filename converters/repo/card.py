@@ -167,7 +167,8 @@ def _usage(
         yield f"A `{class_name}`, which its own documentation says how to call:"
         yield f"```python\n{_loading(where)}\n```"
         return
-    yield f"```python\n{_snippet(class_name, 'weightport', where)}\n```"
+    if families()[report["family"]].runs:
+        yield f"```python\n{_snippet(class_name, 'weightport', where)}\n```"
     told = ", ".join([where, *(f"{name}=None" for name in _absent(report))])
     yield f"```python\n{_snippet(class_name, 'diffusers', told)}\n```"
 

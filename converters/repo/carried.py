@@ -1,5 +1,5 @@
-"""What a repo takes over, as it is, from the one that its denoiser comes from: the index with the
-pipeline's class and settings, and the folders that we do not convert."""
+"""What a repo takes over, as it is, from the one that its denoiser comes from, or from a base: the
+index with the pipeline's class and settings, and the folders that we do not convert."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ...io.weight_files import find_main_weights
 from ...mappings.families import Family
 from ..checkpoint import SourceFile
 from ..layouts.diffusers_repo import read_index
-from ..layouts.folders import inside
+from ..layouts.folders import inside, located
 from ..planning.plan import PlannedComponent
 from ..readers.sniff import INDEX, folder_names
 from ..readers.torch_file import is_torch, read_torch
@@ -94,18 +94,23 @@ class Carried:
             _copy(path, folder / place)
 
 
-def carried_from(family: Family, components: Components, whole: bool) -> Carried | None:
+def carried_from(
+    family: Family, components: Components, whole: bool, base: Path | None = None
+) -> Carried | None:
     """What a repo of these components takes over, if its denoiser comes from a repository.
+
+    Where it comes from a file, what its pipeline needs and is not converted comes from the base.
 
     Args:
         whole: also the folders that are not converted; otherwise the index alone.
+        base: what the components are filled up from.
 
     Raises:
         ConversionError: the index of the repository cannot be read, or names what it cannot have.
     """
     denoiser = components.get(family.denoiser)
     if base_file(denoiser, INDEX) is None:
-        return None
+        return _copied_from(family, base) if whole and base is not None else None
     assert denoiser is not None
     repo = denoiser.parts[0].checkpoint.path
     index = read_index(repo)
@@ -127,15 +132,28 @@ def carried_from(family: Family, components: Components, whole: bool) -> Carried
     return Carried(repo, index, tuple(folders), tuple(code), tuple(absent) if whole else ())
 
 
+def _copied_from(family: Family, base: Path) -> Carried | None:
+    """What a pipeline needs and is not converted, from a base that has it."""
+    repo = located(base)
+    index = read_index(repo)
+    present = set(folder_names(repo)) if index else set()
+    folders = [name for name in family.copied if name in present and _is_entry(index.get(name))]
+    if not folders:
+        return None
+    taken = {name: index[name] for name in (_CLASS, *folders) if name in index}
+    return Carried(repo, taken, tuple(folders), (), ())
+
+
 def _extends_elsewhere(family: Family, name: str, repo: Path, component: PlannedComponent) -> bool:
     """Whether a component extends the pipeline and does not come from its repository."""
     is_theirs = all(part.checkpoint.path == repo for part in component.parts)
     return family.components[name].extends and not is_theirs
 
 
-def _is_entry(entry: list[Any]) -> bool:
+def _is_entry(entry: Any) -> bool:
     """Whether a value of an index names a component: its library and its class."""
-    return len(entry) == 2 and all(isinstance(word, str) for word in entry)
+    is_pair = isinstance(entry, list) and len(entry) == 2
+    return is_pair and all(isinstance(word, str) for word in entry)
 
 
 def _code(repo: Path, index: Mapping[str, Any]) -> list[str]:

@@ -12,6 +12,7 @@ from .carried import Carried, Components
 from .tokenizers import unfit
 
 _ADVICE = "(give its file, or a --base that has it)"
+_COPIED = "which is not converted, but copied from a --base that has it"
 
 
 def is_extension(family: Family, components: Components) -> bool:
@@ -42,6 +43,9 @@ def lacking(family: Family, components: Components, carried: Carried | None = No
         if missing:
             half = components[name].described.half_of(missing[0]).replace("_", " ")
             gaps.append(f"the {half} half of the {name}, {len(missing)} tensors {_ADVICE}")
+    for name, (library, kind) in family.copied.items():
+        if is_ours and name not in folders:
+            gaps.append(f"{name} ({kind} of {library}, {_COPIED})")
     for name, rows in unfit(family, components).items():
         gaps.append(f"{name} (its text encoder has {rows} token rows, fewer than CLIP's tokens)")
     denoiser = components.get(family.denoiser)

@@ -25,6 +25,7 @@ from ..planning.plan import PlannedComponent
 from .base import base_file
 from .packaged import unpacked
 
+CLASS_NAME = "CLIPTokenizer"  # in transformers
 VOCABULARY_SIZE = 49_408
 MAX_LENGTH = 77
 START, END = "<|startoftext|>", "<|endoftext|>"  # 49406, 49407
@@ -154,8 +155,8 @@ def named_placeholders(
     Raises:
         ConversionError: there are not as many names as rows, or one cannot be a token.
     """
-    folder, tokenizer = next(iter(family.tokenizers.items()))
-    encoder = components.get(tokenizer.encoder)
+    own = [one for one in family.tokenizers.items() if one[1].class_name == CLASS_NAME]
+    folder, encoder = next(((name, components.get(one.encoder)) for name, one in own), ("", None))
     if encoder is None or base_file(encoder, f"{folder}/tokenizer_config.json"):
         if given:
             raise ConversionError(
@@ -185,7 +186,7 @@ def _config(pad_token: str, max_length: int) -> dict[str, Any]:
         "do_lower_case": True,
         "errors": "replace",
         "model_max_length": max_length,
-        "tokenizer_class": "CLIPTokenizer",
+        "tokenizer_class": CLASS_NAME,
         **special,
     }
 

@@ -16,7 +16,9 @@ def test_every_family_has_its_file() -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_what_a_family_names_is_there(name: str) -> None:
     family = families()[name]
-    assert {family.denoiser, family.autoencoder, *family.text_encoders} <= family.components.keys()
+    known = family.components.keys() | family.copied.keys()
+    assert {family.denoiser, family.autoencoder, *family.text_encoders} <= known
+    assert not family.components.keys() & family.copied.keys()
     assert family.components[family.denoiser].config["in_channels"] in family.pipelines
     assert family.v_prediction.keys() <= family.components.keys()
     assert family.needs.keys() <= family.pipelines.keys()

@@ -207,6 +207,27 @@ _FLUX = {  # image and text have the same modules there
     frozenset({f"{_IN_TIME}.linear_2", f"{_IN_TEXT}.linear_2"}),
     frozenset({f"{_IN_GUIDANCE}.linear_2", f"{_IN_TEXT}.linear_2"}),
 }
+_IN_GUIDANCE_LAYER = "distilled_guidance_layer.layers.{i}"
+_CHROMA = {
+    *(frozenset(f"{norm}.weight" for norm in pair) for pair in _TWICE),
+    frozenset({"attn.to_out.0", "attn.to_add_out"}),
+    frozenset({"ff.net.0.proj", "ff_context.net.0.proj"}),
+    frozenset({"ff.net.2", "ff_context.net.2"}),
+    frozenset({f"{_IN_GUIDANCE_LAYER}.linear_1", f"{_IN_GUIDANCE_LAYER}.linear_2"}),
+}
+_EMBEDDED = "time_guidance_embed"
+_FLUX2 = {
+    *(frozenset(f"{norm}.weight" for norm in pair) for pair in _TWICE),
+    frozenset({"attn.to_out.0", "attn.to_add_out"}),
+    frozenset({"double_stream_modulation_img.linear", "double_stream_modulation_txt.linear"}),
+    frozenset({"ff.linear_in", "ff_context.linear_in"}),
+    frozenset({"ff.linear_out", "ff_context.linear_out"}),
+    *(
+        frozenset(f"{_EMBEDDED}.{one}_embedder.linear_{layer}" for one in ("timestep", "guidance"))
+        for layer in (1, 2)
+    ),
+}
+_ZIMAGE = {frozenset({"norm_q", "norm_k"})}
 INVISIBLE = {
     "kerascv_decoder": _ATTENTION,
     "kerascv_image_encoder": _ATTENTION,
@@ -217,12 +238,15 @@ INVISIBLE = {
     "kerashub_text_encoder": _PROJECTED,
     "kerashub_text_encoder_2": _PROJECTED,
     "kerashub_transformer": _MMDIT,
+    "ldm_chroma": _CHROMA,
     "ldm_flux": _FLUX,
+    "ldm_flux2": _FLUX2,
     "ldm_mmdit": _MMDIT,
     "ldm_unet": _EMBEDDINGS,
     "ldm_controlnet": _EMBEDDINGS,
     "ldm_vae": _ATTENTION,
     "ldm_vae_asymmetric": _ATTENTION,
+    "ldm_zimage": _ZIMAGE,
     "openclip_clip_l": _NORMS,
     "openclip_sd2": _NORMS,
     "openclip_sdxl": _NORMS,

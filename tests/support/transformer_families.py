@@ -1,4 +1,4 @@
-"""Tiny models of SD 3 and Flux with random weights, under the original names.
+"""Tiny models of SD 3, Flux and their relatives with random weights, under the original names.
 
 They have every tensor of the real ones, narrower and of fewer blocks.
 """
@@ -14,12 +14,22 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from weightport.mappings.families import Component, families
-from weightport.mappings.library import load_table
+from weightport.mappings.library import all_tables, load_table
+from weightport.mappings.table import Table
 
 State = dict[str, np.ndarray[Any, Any]]
 
 SD3 = ("sd3", "sd35_medium", "sd35_large")
 FLUX = ("flux", "flux_schnell")
+CHROMA = ("chroma", "chroma_base", "chroma_flash")
+ZIMAGE = ("zimage_turbo", "zimage")
+FLUX2 = (
+    "flux2",
+    "flux2_klein_4b",
+    "flux2_klein_base_4b",
+    "flux2_klein_9b",
+    "flux2_klein_base_9b",
+)
 _NARROW: dict[str, dict[str, Any]] = {
     "SD3Transformer2DModel": {
         "caption_projection_dim": 128,
@@ -37,17 +47,36 @@ _NARROW: dict[str, dict[str, Any]] = {
         "num_single_layers": 3,
         "pooled_projection_dim": 8,
     },
+    "ChromaTransformer2DModel": {
+        "approximator_hidden_dim": 20,
+        "approximator_layers": 2,
+        "approximator_num_channels": 8,
+        "attention_head_dim": 16,
+        "joint_attention_dim": 24,
+        "num_attention_heads": 2,
+        "num_layers": 2,
+        "num_single_layers": 3,
+    },
+    "ZImageTransformer2DModel": {
+        "cap_feat_dim": 24,
+        "dim": 128,
+        "n_heads": 1,
+        "n_kv_heads": 1,
+        "n_layers": 2,
+        "n_refiner_layers": 1,
+    },
+    "Flux2Transformer2DModel": {
+        "attention_head_dim": 16,
+        "joint_attention_dim": 24,
+        "num_attention_heads": 2,
+        "num_layers": 2,
+        "num_single_layers": 3,
+        "timestep_guidance_channels": 8,
+    },
     "AutoencoderKL": {"block_out_channels": [8, 8, 16, 16], "norm_num_groups": 8},
     "T5EncoderModel": {"d_ff": 24, "d_kv": 4, "d_model": 16, "num_heads": 4, "num_layers": 2},
 }
 _CLIP = {"intermediate_size": 16, "num_hidden_layers": 2}
-TABLES = {  # component -> the table that names it in a bundle, of SD 3 and of Flux
-    "transformer": ("ldm_mmdit", "ldm_flux"),
-    "vae": ("ldm_vae", "ldm_vae"),
-    "text_encoder": ("ldm_clip_l", "ldm_clip_l_flux"),
-    "text_encoder_2": ("ldm_clip_g", "ldm_t5"),
-    "text_encoder_3": ("ldm_t5",),
-}
 L = "text_encoders.clip_l.transformer."
 T5 = "text_encoders.t5xxl.transformer."
 
@@ -77,7 +106,7 @@ def weights(family: str, name: str, seed: int = 0) -> State:
     rng = np.random.default_rng([seed, *name.encode()])
     shapes = component(family, name).model.tensors(config(family, name))
     state = {key: rng.standard_normal(shape, np.float32) for key, shape in shapes.items()}
-    if "ldm_clip_l" in TABLES[name] and "text_projection.weight" in state:
+    if name == "text_encoder" and "text_projection.weight" in state:
         state["text_projection.weight"] = np.eye(16, dtype=np.float32)
     return state
 
@@ -86,8 +115,19 @@ def original(family: str, name: str, state: State | None = None) -> State:
     """The tensors of a tiny component under the original names."""
     stock = component(family, name)
     state = weights(family, name) if state is None else state
-    table = load_table(TABLES[name][family in FLUX])
-    return renamed(table.name, state, stock.model.names(config(family, name)))
+    return renamed(table_of(family, name).name, state, stock.model.names(config(family, name)))
+
+
+def table_of(family: str, name: str) -> Table:
+    """The table that names a component in a bundle."""
+    known = (table for table in all_tables() if table.about["layout"] == "ldm")
+    return next(
+        table
+        for table in known
+        if family in table.about["families"]
+        and not table.about.get("read_only")
+        and families()[family].filled_by(table) is component(family, name)
+    )
 
 
 def renamed(table: str, state: State, names: Mapping[str, Any]) -> State:

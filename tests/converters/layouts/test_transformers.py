@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import struct
 import time
 from collections.abc import Callable
@@ -26,10 +25,10 @@ from weightport.errors import ConversionError
 from weightport.mappings.families import families
 from weightport.mappings.library import load_table
 
+from ...support.full_size import headers_only
 from ...support.transformer_families import (
     FLUX,
     SD3,
-    TABLES,
     State,
     bundle,
     component,
@@ -37,6 +36,7 @@ from ...support.transformer_families import (
     extras,
     original,
     t5_of,
+    table_of,
     weights,
     write,
 )
@@ -152,22 +152,6 @@ def test_rows_go_where_diffusers_converter_puts_them(
         assert np.array_equal(theirs[key].numpy()[first], array[first]), key
 
 
-def headers_only(path: Path, shapes: dict[str, tuple[int, ...]], dtype: str = "BF16") -> Path:
-    """A safetensors file of full size whose weights are a hole."""
-    header = {}
-    place = 0
-    for key, shape in shapes.items():
-        end = place + 2 * math.prod(shape)
-        header[key] = {"dtype": dtype, "shape": list(shape), "data_offsets": [place, end]}
-        place = end
-    text = json.dumps(header).encode()
-    text += b" " * (-len(text) % 8)
-    with path.open("wb") as file:
-        file.write(struct.pack("<Q", len(text)) + text)
-        file.truncate(8 + len(text) + place)
-    return path
-
-
 @every_model
 def test_full_size_is_planned_from_the_header_alone(
     name: str, table: str, family: str, own: dict[str, Any], tmp_path: Path
@@ -191,7 +175,7 @@ def test_full_size_is_planned_from_the_header_alone(
 def full_size(family: str, name: str) -> dict[str, tuple[int, ...]]:
     """The original tensors of a stock component."""
     stock = component(family, name)
-    table = load_table(TABLES[name][family in FLUX])
+    table = table_of(family, name)
     targets = stock.manifest()
     links = table.links(targets, stock.model.names(stock.config))
     return {link.sources[0]: link.source_shape(targets) for link in links}

@@ -81,7 +81,7 @@ CLASSES = [
     ({"_class_name": "UNetMotionModel"}, "AnimateDiff"),
     ({"_class_name": "AutoencoderKLTemporalDecoder"}, "Stable Video Diffusion"),
     ({"_class_name": "MyOwnModel"}, "says MyOwnModel"),
-    ({"_class_name": "Flux2Transformer2DModel"}, "Flux.2"),
+    ({"_class_name": "AutoencoderKLFlux2"}, "an autoencoder of another kind"),
     ({"architectures": ["CLIPVisionModelWithProjection"]}, "CLIP image encoder"),
 ]
 
