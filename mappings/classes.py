@@ -212,22 +212,26 @@ def _tensors(model: ModelClass, config: str) -> Mapping[str, Shape]:
     return tensors(model.modules, model.names(json.loads(config)))
 
 
-def model_class(name: str) -> ModelClass | None:
-    """The class of a name; None if it is not known."""
-    return model_classes().get(name)
+def is_known(name: str) -> bool:
+    """Whether there is a class of a name."""
+    return name in model_classes()
 
 
 @cache
-def model_classes() -> dict[str, ModelClass]:
-    """Every known class by name. Treat as read-only."""
-    names = sorted(path.stem for path in FOLDER.glob("[A-Z]*.toml"))
-    return {name: _class(name) for name in names}
+def model_classes() -> tuple[str, ...]:
+    """The names of all known classes."""
+    return tuple(sorted(path.stem for path in FOLDER.glob("[A-Z]*.toml")))
 
 
 @cache
-def _class(name: str) -> ModelClass:
+def model_class(name: str) -> ModelClass:
+    """The class of a name, which is read when it is first asked for.
+
+    Raises:
+        FileNotFoundError: it is not known.
+    """
     document = tomllib.loads((FOLDER / f"{name}.toml").read_text(encoding="utf-8"))
-    base = _class(document["extends"]) if "extends" in document else _EMPTY
+    base = model_class(document["extends"]) if "extends" in document else _EMPTY
     sections = {key: value for key, value in document.items() if key not in _HEADER}
     rules = {option: Rule.parse(entry) for option, entry in document.get("read", {}).items()}
     return ModelClass(

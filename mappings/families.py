@@ -13,7 +13,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .classes import ModelClass, model_classes, spread_alike
+from .classes import ModelClass, model_class, spread_alike
 from .reading import Options
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ class Component:
     Attributes:
         family: the name of its family.
         name: the name of its folder, `unet`.
-        model: its class.
+        class_name: the class that `model_index.json` names.
         config: the stock `config.json`, less class name, versions and paths.
         derive: option -> `"other // divisor"` or `"number of other"`, for options that follow from
             another, and that no tensor tells.
@@ -68,12 +68,17 @@ class Component:
 
     family: str
     name: str
-    model: ModelClass
+    class_name: str
     config: dict[str, Any]
     derive: dict[str, str]
     halves: dict[str, list[str]]
     pipelines: dict[int, str]
     instead: dict[str, Component]
+
+    @property
+    def model(self) -> ModelClass:
+        """Its class."""
+        return model_class(self.class_name)
 
     @property
     def extends(self) -> bool:
@@ -95,11 +100,6 @@ class Component:
     def library(self) -> str:
         """The library that `model_index.json` names, `diffusers` or `transformers`."""
         return self.model.library
-
-    @property
-    def class_name(self) -> str:
-        """The class that `model_index.json` names."""
-        return self.model.name
 
     def unusual(self, config: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
         """What tensors tell of a config, or follows from that, and is not as in stock.
@@ -315,7 +315,7 @@ def _of_class(family: str, name: str, class_name: str, entry: Mapping[str, Any])
     return Component(
         family=family,
         name=name,
-        model=model_classes()[class_name],
+        class_name=class_name,
         config=entry["config"],
         derive=entry.get("derive", {}),
         halves=entry.get("halves", {}),

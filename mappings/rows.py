@@ -58,8 +58,13 @@ class Row:
         return f'{self.left} = "{self.value}"'
 
     @cached_property
-    def _patterns(self) -> tuple[re.Pattern[str], ...]:
-        return tuple(re.compile(_segment_regex(segment)) for segment in _split(self.path))
+    def _segments(self) -> tuple[str, ...]:
+        return tuple(_split(self.path))
+
+    @cached_property
+    def _patterns(self) -> tuple[str | re.Pattern[str], ...]:
+        """What the segments of a key have to be, or to fit."""
+        return tuple(map(_pattern, self._segments))
 
     @cached_property
     def source(self) -> tuple[str, ...]:
@@ -69,7 +74,7 @@ class Row:
     @property
     def length(self) -> int:
         """Number of segments the row takes from a key."""
-        return len(self._patterns)
+        return len(self._segments)
 
     @property
     def rank(self) -> tuple[int, int, int]:
@@ -89,6 +94,10 @@ class Row:
             return None
         bound: dict[str, str] = {}
         for pattern, segment in zip(self._patterns, segments, strict=False):
+            if isinstance(pattern, str):
+                if pattern != segment:
+                    return None
+                continue
             found = pattern.fullmatch(segment)
             if found is None:
                 return None
@@ -115,8 +124,15 @@ def _split(path: str) -> list[str]:
     return re.findall(r"(?:\{[^}]*\}|[^.{])+", path)
 
 
-def _segment_regex(segment: str) -> str:
-    """`linear_{k}` -> a regex; `{k}` binds an integer, `*` anything."""
+def _pattern(segment: str) -> str | re.Pattern[str]:
+    """`linear_{k}` -> a regex; `{k}` binds an integer, `*` anything. A plain word stays one."""
+    if "{" not in segment and "*" not in segment:
+        return segment
+    return _compiled(segment)
+
+
+@cache
+def _compiled(segment: str) -> re.Pattern[str]:
     pieces = []
     for piece in re.split(r"(\{[^}]*\}|\*)", segment):
         if piece == "*":
@@ -125,7 +141,7 @@ def _segment_regex(segment: str) -> str:
             pieces.append(rf"(?P<{piece[1:-1]}>\d+)")
         else:
             pieces.append(re.escape(piece))
-    return "".join(pieces)
+    return re.compile("".join(pieces))
 
 
 def filled(text: str, names: Mapping[str, Any]) -> str:

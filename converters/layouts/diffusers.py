@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ...errors import ConversionError
 from ...io.weight_files import MAIN_STEMS, find_main_weights
-from ...mappings.classes import model_class
+from ...mappings.classes import is_known
 from ...mappings.facts import facts
 from ...mappings.families import component_names
 from ..checkpoint import Checkpoint, StatedConfig
@@ -127,7 +127,7 @@ def _config(repo: Path, folder: str) -> StatedConfig | None:
     """The config of a model, unless it names a class that is not known."""
     options = read_config(repo, folder)
     kind = class_of(options)
-    if not options or (kind is not None and model_class(kind) is None):
+    if not options or (kind is not None and not is_known(kind)):
         return None
     return StatedConfig(repo / folder / CONFIG, kind, options)
 

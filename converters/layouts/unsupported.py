@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from ...errors import ConversionError, printable
-from ...mappings.classes import model_class
+from ...mappings.classes import is_known
 from ...mappings.facts import facts
 from ...mappings.families import families
 from ...mappings.patterns import Names
@@ -117,7 +117,7 @@ def other_class(config: Mapping[str, Any]) -> str | None:
     Of transformers' classes, whose names differ more than their tensors, it is one that is known.
     """
     name = class_of(config)
-    if name is None or model_class(name) is not None:
+    if name is None or is_known(name):
         return None
     return name if _DIFFUSERS in config or described(name) is not None else None
 
