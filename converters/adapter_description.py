@@ -11,8 +11,8 @@ from ..adapters.embeddings import fitting, number_of
 from ..mappings.families import families
 from .adapter_inspection import InspectedAdapter, inspect_adapter
 from .checkpoint import Checkpoint
-from .layouts import adapters, embeddings
-from .layouts.embeddings import EmbeddingFile
+from .layouts.adapters import open_adapter
+from .layouts.embeddings import EmbeddingFile, open_embeddings
 from .layouts.source import Source
 from .repo.adapter_card import Described
 
@@ -42,11 +42,11 @@ def loose(path: Path) -> Loose | None:
     if not path.exists() or (path.is_dir() and not _is_folder(path)):
         return None
     source = Source(path)
-    if embeddings.reads(source):
-        file = embeddings.open_embeddings(source)
+    if source.is_embedding:
+        file = open_embeddings(source)
         return _loose(_of_words(file), list(file.checkpoints), path)
-    if adapters.reads(source):
-        opened_file = adapters.open_adapter(source)
+    if source.is_adapter:
+        opened_file = open_adapter(source)
         found = inspect_adapter(opened_file, None)
         names = _names(path)
         return _loose(_of_modules(found, names), [opened_file.checkpoint], path)
@@ -56,7 +56,7 @@ def loose(path: Path) -> Loose | None:
 def _is_folder(path: Path) -> bool:
     """Whether a folder is one that PEFT or diffusers' training scripts wrote."""
     source = Source(path)
-    return embeddings.reads(source) or adapters.reads(source)
+    return source.is_embedding or source.is_adapter
 
 
 def _names(path: Path) -> tuple[str, ...]:

@@ -22,7 +22,7 @@ from .adapter_merge import Merge, Share, merge
 from .checkpoint import Tensor
 from .conversion import Conversion
 from .factors import factors_of
-from .layouts.adapters import AdapterFile, open_adapter, reads, refuse_unfit
+from .layouts.adapters import AdapterFile, open_adapter, refuse_unfit
 from .layouts.embeddings import open_embeddings
 from .layouts.source import Source
 from .outputs.adapters import Respelled, origin, respelled, write
@@ -38,7 +38,7 @@ def are_adapters(sources: Sequence[Source], settings: Settings) -> bool:
 
     A list of tensors that is neither is no adapter, unless an alpha speaks of factors.
     """
-    if all(map(reads, sources)):
+    if all(source.is_adapter for source in sources):
         return True
     return settings.lora_alpha is None and any(one.raw is not None for one in sources)
 
@@ -138,7 +138,7 @@ def opened(path: Path) -> AdapterFile:
 
 
 def _opened(source: Source) -> AdapterFile:
-    if not reads(source):
+    if not source.is_adapter:
         raise ConversionError(
             f"{source.path}: not an adapter; `weightport inspect` says what it is"
         )

@@ -22,7 +22,8 @@ from ..adapters.change import (
     row_blocks,
     weight_change,
 )
-from ..adapters.modules import BUNDLED, Model, Module
+from ..adapters.marks import BUNDLED
+from ..adapters.modules import Model, Module
 from ..adapters.rounding import rounded
 from ..errors import ConversionError, printable
 from ..mappings.families import Family, component_names

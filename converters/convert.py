@@ -14,11 +14,9 @@ from ..io.collector import collector_paused
 from ..io.dtypes import EIGHT_BITS, KEEP, WORDS
 from ..mappings.families import Family, families, halves, halves_of
 from ..mappings.layouts import layouts
-from . import embeddings
 from .checkpoint import Checkpoint
 from .conversion import Conversion
 from .hashing import hash_beside_readers
-from .layouts.embeddings import EmbeddingFile
 from .layouts.folders import is_hub_cache, located
 from .layouts.source import Source
 from .layouts.sources import open_source
@@ -33,6 +31,8 @@ from .repo.carried import Carried, carried_from
 from .repo.index import lacking
 from .repo.tokenizer import named_placeholders, placeholder_notes
 from .settings import Settings
+
+_MOST_OF_WORDS = 64 << 20  # bytes of a file of them
 
 
 def convert(
@@ -53,12 +53,8 @@ def convert(
     named = as_sources(sources, settings)
     if settings.is_of_adapters:
         return _adapters(named, base, output, settings, progress)
-    words = embeddings.opened(named, settings)
-    if words is None and embeddings.asks(settings):
-        words = _words(named, base, settings)
-        settings = replace(settings, placeholder_tokens=())  # they have their names
-    if words is not None:
-        return embeddings.convert_embeddings(words, output, settings)
+    if _are_words(named, settings) or settings.is_of_embeddings:
+        return _embeddings(named, base, output, settings)
     others = [path for path in (base, settings.vae) if path]
     check_apart(output, [*sources, *_changes(settings), *others])
     writer = OUTPUTS[settings.to]
@@ -173,13 +169,35 @@ def _changes(settings: Settings) -> list[Path]:
     return [*adapters, *map(Path, settings.embedding)]
 
 
-def _words(sources: Sequence[Source], base: Path | None, settings: Settings) -> EmbeddingFile:
-    """The words that a model was taught."""
+def _are_words(sources: Sequence[Source], settings: Settings) -> bool:
+    """Whether the source is a file of words, or a LoRA from which they are asked for."""
+    if len(sources) != 1 or settings.embedding:
+        return False
+    source = sources[0]
+    path = source.path
+    if path.is_file() and path.stat().st_size > _MOST_OF_WORDS and not settings.extract_embeddings:
+        return False
+    if not path.exists():
+        return False
+    is_bundle = settings.extract_embeddings and path.is_file() and source.is_adapter
+    return is_bundle or source.is_embedding
+
+
+def _embeddings(
+    sources: Sequence[Source], base: Path | None, output: Path, settings: Settings
+) -> Conversion:
+    """Words, or those that a model was taught, written as a file of them."""
+    from .embeddings import convert_embeddings
+    from .layouts.embeddings import open_embeddings
     from .vocabulary import words_of
 
+    if _are_words(sources, settings):
+        return convert_embeddings(open_embeddings(sources[0]), output, settings)
     parts = recognised(open_sources(sources))
     family, _, components = _planned(parts, base, settings)
-    return words_of([one.path for one in sources], components, family, settings)
+    words = words_of([one.path for one in sources], components, family, settings)
+    settings = replace(settings, placeholder_tokens=())  # they have their names
+    return convert_embeddings(words, output, settings)
 
 
 def _check_revision(sources: Sequence[Source], revision: str | None) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,36 +14,9 @@ from ..io.dtypes import KEEP
 from ..mappings.embeddings import written
 from .checkpoint import DTYPES, Array, Computed, Tensor
 from .conversion import Conversion
-from .layouts import adapters
-from .layouts.embeddings import EmbeddingFile, open_embeddings, reads
-from .layouts.source import Source
+from .layouts.embeddings import EmbeddingFile
 from .outputs.embeddings import in_form, write
 from .settings import Settings
-
-_MOST = 64 << 20  # bytes of a file of words
-
-
-def opened(sources: Sequence[Source], settings: Settings) -> EmbeddingFile | None:
-    """The words in the source, if it is a file of them or a LoRA from which they are asked for.
-
-    Raises:
-        ConversionError: it cannot be read.
-    """
-    if len(sources) != 1 or settings.embedding:
-        return None
-    source = sources[0]
-    path = source.path
-    if path.is_file() and path.stat().st_size > _MOST and not settings.extract_embeddings:
-        return None
-    if not path.exists():
-        return None
-    is_bundle = settings.extract_embeddings and path.is_file() and adapters.reads(source)
-    return open_embeddings(source) if is_bundle or reads(source) else None
-
-
-def asks(settings: Settings) -> bool:
-    """Whether a file of words is asked for."""
-    return settings.extract_embeddings or settings.to in written()[1:]
 
 
 def convert_embeddings(file: EmbeddingFile, output: Path, settings: Settings) -> Conversion:

@@ -6,21 +6,22 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..errors import ConversionError
 from ..io.collector import collector_paused
 from ..mappings.families import families
-from .adapter_inspection import InspectedAdapter, inspect_adapter
 from .checkpoint import Tensor
-from .embedding_inspection import InspectedEmbedding, inspect_embedding
-from .layouts import adapters, embeddings
 from .layouts.ldm_evidence import image_size, prediction, stands_alone
 from .layouts.source import Source
 from .layouts.sources import open_source
 from .planning.keys import collapse
 from .planning.recognise import Recognition, recognise
 from .planning.strays import without_strays
+
+if TYPE_CHECKING:
+    from .adapter_inspection import InspectedAdapter
+    from .embedding_inspection import InspectedEmbedding
 
 
 @dataclass(frozen=True)
@@ -88,11 +89,16 @@ def inspect(path: Path, family: str | None = None) -> Inspection:
     # LoRA is reported by its alpha only when it is merged: looking needs none
     source = Source(path, lora_alpha=1.0)
     with collector_paused():
-        if embeddings.reads(source):
-            words = inspect_embedding(embeddings.open_embeddings(source))
-            return Inspection(str(path), (), embedding=words)
-        if adapters.reads(source):
-            return Inspection(str(path), (), inspect_adapter(adapters.open_adapter(source), family))
+        if source.is_embedding:
+            from .embedding_inspection import inspect_embedding
+            from .layouts.embeddings import open_embeddings
+
+            return Inspection(str(path), (), embedding=inspect_embedding(open_embeddings(source)))
+        if source.is_adapter:
+            from .adapter_inspection import inspect_adapter
+            from .layouts.adapters import open_adapter
+
+            return Inspection(str(path), (), inspect_adapter(open_adapter(source), family))
         parts = open_source(source)
         found = without_strays([recognise(part) for part in parts])
         return Inspection(str(path), tuple(_inspected(part) for part in found))

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
 
 from ..io.sizes import in_words
-from .adapter_inspection import InspectedAdapter
-from .embedding_inspection import InspectedEmbedding
-from .inspection import Inspection
 from .planning.keys import collapse
+
+if TYPE_CHECKING:
+    from .adapter_inspection import InspectedAdapter
+    from .embedding_inspection import InspectedEmbedding
+    from .inspection import Inspection
 
 
 def describe(inspection: Inspection) -> Iterator[str]:

@@ -208,6 +208,11 @@ class Settings:
         """Whether what is asked for is of adapters."""
         return self.to in conventions.NAMES or self.expand or bool(self.merge)
 
+    @property
+    def is_of_embeddings(self) -> bool:
+        """Whether a file of words is asked for."""
+        return self.extract_embeddings or self.to in embeddings.written()[1:]
+
     def report(self) -> dict[str, Any]:
         """What `conversion.json` says of them."""
         said: dict[str, Any] = {}

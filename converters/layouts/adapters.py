@@ -6,18 +6,18 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from ...adapters.alphas import CONFIG, WEIGHTS, Alphas
+from ...adapters.alphas import WEIGHTS, Alphas
+from ...adapters.marks import CONFIG
 from ...adapters.modules import Adapter, Model, Module, decode, layer_shape, stock_models
 from ...errors import ConversionError
 from ...io.documents import read_json
 from ...mappings.families import families
 from ..checkpoint import Checkpoint, Tensor
 from ..planning.keys import brief
-from ..readers.safetensors import read_safetensors
-from ..readers.torch_file import read_torch
+from ..readers.listed import read_listed
 from .source import Source
 
-_READERS = {".safetensors": read_safetensors, ".bin": read_torch}
+_KINDS = {".safetensors": "safetensors", ".bin": "torch"}
 _MAX_CONFIG = 10_000_000
 
 
@@ -68,15 +68,8 @@ class AdapterFile:
         return fitting or similar or [nearest]
 
 
-def reads(source: Source) -> bool:
-    """Whether this is a file that changes a model."""
-    if source.path.is_dir():
-        return (source.path / CONFIG).is_file()
-    return source.is_adapter
-
-
 def open_adapter(source: Source) -> AdapterFile:
-    """Open an adapter; `reads` says that it is one.
+    """Open an adapter; `Source.is_adapter` says that it is one.
 
     Raises:
         ConversionError: its header cannot be read.
@@ -110,26 +103,12 @@ def refuse_unfit(file: AdapterFile, adapter: Adapter[Tensor]) -> None:
         raise ConversionError(f"{file.path}: `{name}` does not fit {title}: it {why}{more}")
 
 
-def refuse_adapter(source: Source) -> None:
-    """Refuse an adapter where a model is expected.
-
-    Raises:
-        ConversionError: it is one; says what to do with it.
-    """
-    if reads(source):
-        raise ConversionError(
-            f"{source.path}: an adapter, which changes a model rather than being one; put it into"
-            " a model with `weightport convert MODEL --lora FILE`, or into another convention with"
-            " `--to kohya`, `--to peft`, ..."
-        )
-
-
 def _folder(folder: Path) -> AdapterFile:
     """A folder that PEFT saved."""
     files = [folder / name for name in WEIGHTS if (folder / name).is_file()]
     if not files:
         raise ConversionError(f"{folder}: {CONFIG} without {' or '.join(WEIGHTS)} beside it")
-    checkpoint = _READERS[files[0].suffix](files[0])
+    checkpoint = read_listed(files[0], _KINDS[files[0].suffix])
     try:
         alphas = Alphas.of_config(read_json(folder / CONFIG, limit=_MAX_CONFIG))
     except ValueError as error:

@@ -6,18 +6,17 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from ...adapters.embeddings import Embedding, is_embedding, read_embeddings
-from ...adapters.modules import BUNDLED
+from ...adapters.embeddings import Embedding, read_embeddings
+from ...adapters.marks import BUNDLED, is_embedding
 from ...errors import ConversionError
 from ...mappings.facts import facts
 from ..checkpoint import Checkpoint, Tensor
-from ..readers.embedding_image import is_picture, read_embedding_image
-from ..readers.safetensors import read_safetensors
-from ..readers.torch_file import read_torch
-from . import adapters
-from .source import Source
+from ..readers.embedding_image import read_embedding_image
+from ..readers.listed import read_listed
+from ..readers.signatures import is_picture
+from .source import Source, learned_in
 
-_READERS = {".safetensors": read_safetensors, ".bin": read_torch}
+_KINDS = {".safetensors": "safetensors", ".bin": "torch"}
 
 
 @dataclass(frozen=True)
@@ -47,16 +46,6 @@ class EmbeddingFile:
             one.check_unchanged()
 
 
-def reads(source: Source) -> bool:
-    """Whether a path is words for models and no more."""
-    path = source.path
-    if path.is_dir():
-        return bool(_learned(path))
-    if is_picture(path):
-        return read_embedding_image(path) is not None
-    return source.raw is not None and is_embedding(source.raw.tensors)
-
-
 def open_embeddings(source: Source) -> EmbeddingFile:
     """The words in a file or folder; those in a file of LoRA too.
 
@@ -71,37 +60,17 @@ def open_embeddings(source: Source) -> EmbeddingFile:
     if checkpoint is None:
         raise ConversionError(f"{path}: holds no embedding")
     tensors = checkpoint.tensors
-    if not is_image and not is_embedding(tensors) and adapters.reads(source):
+    if not is_image and not is_embedding(tensors) and source.is_adapter:
         tensors = {name: one for name, one in tensors.items() if name.startswith(BUNDLED)}
     return _of(path, [checkpoint], [_words(checkpoint, tensors)])
 
 
-def refuse_embedding(source: Source) -> None:
-    """Refuse words where a model is expected.
-
-    Raises:
-        ConversionError: it is some; says what to do with them.
-    """
-    if reads(source):
-        raise ConversionError(
-            f"{source.path}: a textual inversion, new words for a model rather than a model; put it"
-            " into one with `weightport convert MODEL --embedding FILE`, or write it for another"
-            " program: `--to diffusers`, `--to a1111`, ..."
-        )
-
-
-def _learned(folder: Path) -> list[Path]:
-    """The files in a folder of diffusers' training scripts."""
-    names = facts("embeddings")["folder"]["names"]
-    return [folder / name for name in names if (folder / name).is_file()]
-
-
 def _folder(folder: Path) -> EmbeddingFile:
-    files = _learned(folder)
+    files = learned_in(folder)
     if not files:
         raise ConversionError(f"{folder}: holds no embedding")
     stems = {path.stem: path for path in reversed(files)}  # safetensors before the same as a pickle
-    checkpoints = [_READERS[path.suffix](path) for _, path in sorted(stems.items())]
+    checkpoints = [read_listed(path, _KINDS[path.suffix]) for _, path in sorted(stems.items())]
     return _of(folder, checkpoints, [_words(one, one.tensors) for one in checkpoints])
 
 

@@ -14,7 +14,8 @@ from typing import Any, TypeGuard
 from ...errors import ConversionError, printable
 from ...io.documents import MAX_CONFIG, parse_json, read_json
 from ..checkpoint import SourceFile, Stored, Tensor
-from ..readers.hdf5 import Dataset, Group, is_hdf5, read_hdf5
+from ..readers.hdf5 import Dataset, Group, read_hdf5
+from ..readers.signatures import is_hdf5
 from ..readers.sniff import CONFIG
 from .keras_names import Paths
 
@@ -58,17 +59,15 @@ class KerasFile:
         return _config_beside(_shard_index(self.path) if self.form == SHARDS else self.path)
 
 
-def read_keras(path: Path, kind: str) -> KerasFile | None:
-    """A file of Keras; None for other kinds.
+def read_keras(path: Path, kind: str) -> KerasFile:
+    """A file of Keras.
 
     Args:
-        kind: see `sniff`.
+        kind: one of `KERAS`.
 
     Raises:
         ConversionError: it is damaged, or its index and shards disagree.
     """
-    if kind not in _READERS:
-        return None
     return _READERS[kind](path)
 
 

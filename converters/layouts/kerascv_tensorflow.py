@@ -9,7 +9,8 @@ from dataclasses import replace
 from ...errors import ConversionError
 from ..checkpoint import Checkpoint, Loss, Tensor
 from ..planning.candidates import Candidate, candidates
-from ..readers.tensorflow import Bundle, find_bundle, read_bundle
+from ..readers.bundles import find_bundle
+from ..readers.tensorflow import Bundle, read_bundle
 from .keras_component import MAX_COMPONENTS, OPTIMIZER, OTHER, Save
 from .keras_names import Leaves
 from .kerascv_layers import Graph, model_layers

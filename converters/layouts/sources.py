@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
-from typing import Protocol
+from importlib import import_module
+from typing import Protocol, cast
 
 from ...errors import ConversionError
 from ..checkpoint import Checkpoint
-from . import diffusers, kerascv, kerashub, ldm
-from .adapters import refuse_adapter
-from .embeddings import refuse_embedding
+from ..readers.listed import KINDS as LISTED
+from ..readers.sniff import KERAS
 from .folders import left_beside, located, weight_files
 from .foreign import refuse_archive, refuse_contents, refuse_folder
 from .ldm_configs import stated_configs
@@ -31,13 +32,16 @@ class Layout(Protocol):
         """
 
 
-LAYOUTS: dict[str, Layout] = {
-    "kerashub": kerashub,
-    "kerascv": kerascv,
-    "ldm": ldm,
-    "diffusers": diffusers,
+LAYOUTS: dict[str, Sequence[str]] = {
+    "kerashub": KERAS,
+    "kerascv": (*KERAS, "tensorflow"),
+    "ldm": LISTED,
+    "diffusers": (*LISTED, "repo", "model"),
 }
-"""Name -> the module; asked in this order."""
+"""Name -> the kinds of sources that may be in it; asked in this order.
+
+Its module is imported for the first such source.
+"""
 
 
 def open_source(source: Source) -> list[Checkpoint]:
@@ -49,8 +53,7 @@ def open_source(source: Source) -> list[Checkpoint]:
     path = located(source.path, source.revision)
     if path != source.path:
         source = replace(source, path=path)
-    refuse_embedding(source)
-    refuse_adapter(source)
+    _refuse_changes(source)
     if source.kind == "zip":
         refuse_archive(source.path)
     if source.kind == "folder":
@@ -58,8 +61,32 @@ def open_source(source: Source) -> list[Checkpoint]:
     if source.raw is not None:
         refuse_contents(source.raw)
         refuse_unsupported(source.raw, configured=bool(stated_configs(source.raw.metadata)))
-    layout = next(layout for layout in LAYOUTS.values() if layout.reads(source))
-    return layout.parts(source)
+    asked = (_layout(name) for name, kinds in LAYOUTS.items() if source.kind in kinds)
+    return next(layout for layout in asked if layout.reads(source)).parts(source)
+
+
+def _layout(name: str) -> Layout:
+    return cast(Layout, import_module(f".{name}", __package__))
+
+
+def _refuse_changes(source: Source) -> None:
+    """Refuse what changes models where one is expected.
+
+    Raises:
+        ConversionError: it is an adapter or an embedding; says what to do with it.
+    """
+    if source.is_embedding:
+        raise ConversionError(
+            f"{source.path}: a textual inversion, new words for a model rather than a model; put it"
+            " into one with `weightport convert MODEL --embedding FILE`, or write it for another"
+            " program: `--to diffusers`, `--to a1111`, ..."
+        )
+    if source.is_adapter:
+        raise ConversionError(
+            f"{source.path}: an adapter, which changes a model rather than being one; put it into"
+            " a model with `weightport convert MODEL --lora FILE`, or into another convention with"
+            " `--to kohya`, `--to peft`, ..."
+        )
 
 
 def _files(folder: Source) -> list[Checkpoint]:

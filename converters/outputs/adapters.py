@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from ...adapters.alphas import KEY, ONLY, Alphas
-from ...adapters.modules import BUNDLED, Adapter, Module
+from ...adapters.marks import BUNDLED
+from ...adapters.modules import Adapter, Module
 from ...errors import ConversionError, printable
 from ...io import atomic
 from ...mappings.conventions import Convention, conventions

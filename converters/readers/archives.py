@@ -34,11 +34,6 @@ class Member:
     crc32: int = 0
 
 
-def is_zip(file: SourceFile) -> bool:
-    """Whether a file begins like a zip archive."""
-    return file.size >= 30 and file.read(0, 4) == b"PK\x03\x04"
-
-
 def zip_members(file: SourceFile) -> dict[str, Member]:
     """Name -> member, in the order of the directory.
 
@@ -182,11 +177,6 @@ def _sizes(entry: tuple[int, ...], extra: bytes) -> tuple[int, int, int]:
             wide = wide[8:]
         values.append(value)
     return values[1], values[0], values[2]
-
-
-def is_tar(file: SourceFile) -> bool:
-    """Whether a file begins like a tar archive."""
-    return file.size >= _BLOCK and file.read(257, 5) == b"ustar"
 
 
 def tar_members(file: SourceFile) -> dict[str, Member]:

@@ -20,7 +20,7 @@ import numpy as np
 from ...errors import ConversionError, printable
 from ...io.documents import parse_json
 from ..checkpoint import Array, Checkpoint, Computed, SourceFile, Tensor
-from .png import SIGNATURE, Png, read_png
+from .png import Png, read_png
 
 CHUNK = "sd-ti-embedding"
 PARAMETERS = "string_to_param"
@@ -31,17 +31,6 @@ _MAX_JSON = 32 << 20
 _FACTOR = 1664525
 _SUMMAND = 1013904223
 _MODULUS = 1 << 32
-
-
-def is_picture(path: Path) -> bool:
-    """Whether a file is a PNG."""
-    if not path.is_file():
-        return False
-    file = SourceFile(path)
-    try:
-        return file.read(0, min(file.size, len(SIGNATURE))) == SIGNATURE
-    finally:
-        file.close()
 
 
 def read_embedding_image(path: Path) -> Checkpoint | None:

@@ -18,7 +18,7 @@ from ...errors import ConversionError, printable
 from ..checkpoint import DTYPES, SourceFile
 from . import hdf5_messages as messages
 from .hdf5_messages import UNDEFINED, AttributeMessage, Fields, Hdf5Error, Link
-from .hdf5_structures import SIGNATURE, Blocks, Header
+from .hdf5_structures import Blocks, Header
 
 MAX_DEPTH = 64
 
@@ -58,11 +58,6 @@ class Group:
 
     attrs: dict[str, Attribute]
     children: dict[str, Group | Dataset]
-
-
-def is_hdf5(file: SourceFile, start: int = 0) -> bool:
-    """Whether HDF5's signature stands at `start`."""
-    return file.size >= start + len(SIGNATURE) and file.read(start, len(SIGNATURE)) == SIGNATURE
 
 
 def read_hdf5(file: SourceFile, start: int = 0, size: int | None = None) -> Group:

@@ -15,8 +15,8 @@ from collections.abc import Iterator
 from ..checkpoint import SourceFile
 from . import hdf5_messages as messages
 from .hdf5_messages import UNDEFINED, Fields, Hdf5Error, Link
+from .signatures import HDF5
 
-SIGNATURE = b"\x89HDF\r\n\x1a\n"
 STRUCTURE_LIMIT = 1 << 25  # bytes; the file of a Stable Diffusion UNet has 0.6 MB of structure
 NAME_LIMIT = 1024
 
@@ -38,7 +38,7 @@ class Blocks:
     def superblock(self) -> int:
         """Check the superblock (section II.A); the address of the root group's object header."""
         head = self._read(0, min(self.size, 100))
-        if not head.startswith(SIGNATURE):
+        if not head.startswith(HDF5):
             raise Hdf5Error("not an HDF5 file: it does not begin with HDF5's signature")
         if len(head) < 100:
             raise Hdf5Error(f"truncated: has {self.size} bytes, fewer than any HDF5 file")

@@ -11,8 +11,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from .protobuf import varint
+from .signatures import LEVELDB
 
-MAGIC = (0xDB4775248B80FB57).to_bytes(8, "little")
 FOOTER = 48  # two block handles, padding, magic
 TRAILER = 5  # compression type, checksum
 RESTART_INTERVAL = (
@@ -29,13 +29,13 @@ def _crc_table() -> list[int]:
     return table
 
 
-_CRC_TABLE = _crc_table()
+_CRC_LEVELDB = _crc_table()
 
 
 def crc32c(data: bytes) -> int:
     """CRC-32C (Castagnoli), as in RFC 3720; about 10 MB/s."""
     crc = 0xFFFFFFFF
-    table = _CRC_TABLE
+    table = _CRC_LEVELDB
     for byte in data:
         crc = crc >> 8 ^ table[(crc ^ byte) & 0xFF]
     return crc ^ 0xFFFFFFFF
@@ -54,7 +54,7 @@ def read_table(data: bytes) -> Iterator[tuple[bytes, bytes]]:
     Raises:
         ValueError: the table is damaged, compressed, or has a key twice.
     """
-    if data[-8:] != MAGIC or len(data) < FOOTER:
+    if data[-8:] != LEVELDB or len(data) < FOOTER:
         raise ValueError("not a LevelDB table")
     footer = data[-FOOTER:]
     _, at = _handle(footer, 0)  # the metaindex block: no filters to look up

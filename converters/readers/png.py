@@ -16,8 +16,8 @@ import numpy as np
 from ...errors import ConversionError
 from ...io.regular import read_regular
 from ..checkpoint import Array
+from .signatures import PNG
 
-SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _MAX_BYTES = 64 << 20  # of a file
 _MAX_TEXT = 32 << 20  # of a text, unpacked
 _MAX_PIXELS = 2_000_000  # whose filters are undone one by one
@@ -75,7 +75,7 @@ def read_png(path: Path) -> Png:
         ConversionError: it is none, is damaged, or is larger than a picture with data in it.
     """
     content = read_regular(path, _MAX_BYTES)
-    if not content.startswith(SIGNATURE):
+    if not content.startswith(PNG):
         raise ConversionError(f"{path}: not a PNG")
     texts: dict[str, bytes] = {}
     head = None
@@ -96,7 +96,7 @@ def read_png(path: Path) -> Png:
 
 def _chunks(content: bytes, path: Path) -> Iterator[tuple[bytes, bytes]]:
     """Kind and body of each chunk up to the last."""
-    at = len(SIGNATURE)
+    at = len(PNG)
     while at + 12 <= len(content):
         (size,) = struct.unpack_from(">I", content, at)
         kind = content[at + 4 : at + 8]

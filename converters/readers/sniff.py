@@ -9,13 +9,14 @@ from pathlib import Path
 from ...errors import ConversionError
 from ...io.weight_files import find_main_weights, index_suffix
 from ..checkpoint import SourceFile
-from .hdf5 import is_hdf5
+from .bundles import find_bundle
 from .safetensors import MAX_HEADER
-from .tensorflow import find_bundle
-from .torch_file import is_torch
+from .signatures import is_hdf5, is_torch
 
 INDEX = "model_index.json"
 CONFIG = "config.json"
+KERAS = ("hdf5", "zip", "json")
+"""Kinds of files that Keras writes."""
 _INDEXES = {"safetensors": "safetensors", "bin": "torch"}  # suffix of the shards -> what they are
 
 

@@ -11,20 +11,20 @@ graph are verified against their checksums, the tensors are not.
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Iterator
-from contextlib import ExitStack, closing
+from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
 from ...errors import ConversionError, printable
 from ..checkpoint import DTYPES, SourceFile, Stored
-from .leveldb import MAGIC, masked_crc32c, read_table
+from .bundles import index_path
+from .leveldb import masked_crc32c, read_table
 from .object_graph import Node, parse_graph
 from .protobuf import Message, integer, parse, submessages, varint
 
-__all__ = ["Bundle", "Node", "find_bundle", "read_bundle"]
+__all__ = ["Bundle", "Node", "read_bundle"]
 
 GRAPH_KEY = "_CHECKPOINTABLE_OBJECT_GRAPH"
 MAX_BYTES = 1 << 22  # of an index or an object graph; those of a Stable Diffusion UNet have 0.1 MB
@@ -67,25 +67,6 @@ class _Entry:
     crc: int
 
 
-def find_bundle(path: Path) -> Path | None:
-    """The prefix of the bundle that `path` names, or None.
-
-    `path` is an index or data file, a prefix, a SavedModel or export directory, or a directory with
-    one checkpoint or with a `checkpoint` file, which names the newest of several.
-
-    Raises:
-        ConversionError: a directory holds several checkpoints, or its `checkpoint` file names one
-            elsewhere.
-    """
-    if path.is_dir():
-        if _is_index(path / "variables" / "variables.index"):
-            return path / "variables" / "variables"
-        indexes = sorted(index for index in path.glob("*.index") if _is_index(index))
-        return _choose(path, {index.stem: index.with_suffix("") for index in indexes})
-    prefix = path.with_name(re.sub(r"(?<=.)\.(index|data-\d{5}-of-\d{5})$", "", path.name))
-    return prefix if _is_index(_index_path(prefix)) else None
-
-
 def read_bundle(prefix: Path) -> Bundle:
     """Read the index and the object graph of a bundle; check where its tensors lie.
 
@@ -93,7 +74,7 @@ def read_bundle(prefix: Path) -> Bundle:
         ConversionError: a file is missing, damaged or hostile, or holds what cannot be converted.
     """
     with ExitStack() as on_error:
-        path = _index_path(prefix)
+        path = index_path(prefix)
         try:
             index = SourceFile(path)
             on_error.callback(index.close)
@@ -111,48 +92,6 @@ def read_bundle(prefix: Path) -> Bundle:
             raise ConversionError(f"{path}: {printable(error, 300)}") from None
         on_error.pop_all()
         return bundle
-
-
-def _index_path(prefix: Path) -> Path:
-    return prefix.with_name(prefix.name + ".index")
-
-
-def _is_index(path: Path) -> bool:
-    if not path.is_file():
-        return False
-    with closing(SourceFile(path)) as file:
-        return file.size >= len(MAGIC) and file.read(file.size - len(MAGIC), len(MAGIC)) == MAGIC
-
-
-def _choose(folder: Path, prefixes: dict[str, Path]) -> Path | None:
-    """The only checkpoint of a folder, or the one that its `checkpoint` file (`CheckpointState`, as
-    text) calls newest.
-
-    The name is looked up among the folder's own checkpoints, so it cannot lead elsewhere.
-    """
-    if len(prefixes) == 1:
-        return next(iter(prefixes.values()))
-    state = folder / "checkpoint"
-    newest = _newest(state) if state.is_file() else None
-    if newest in prefixes:
-        return prefixes[newest]
-    if newest is not None:
-        raise ConversionError(
-            f"{state}: names {printable(newest)}, no checkpoint of this folder; name an .index file"
-        )
-    if prefixes:
-        raise ConversionError(
-            f"{folder}: holds several checkpoints; name one of {printable(', '.join(prefixes))}"
-        )
-    return None
-
-
-def _newest(state: Path) -> str | None:
-    with closing(SourceFile(state)) as file:
-        found = re.match(
-            rb'model_checkpoint_path: "([^"]*)"', file.read(0, min(file.size, MAX_BYTES))
-        )
-    return found[1].decode(errors="replace") if found else None
 
 
 def _read_index(file: SourceFile) -> tuple[Message, list[_Entry]]:
@@ -195,7 +134,7 @@ def _shard_paths(prefix: Path, header: Message) -> Iterator[Path]:
     count = integer(header, 1)
     if not 1 <= count < 100_000:
         raise ValueError(f"declares {count} data files")
-    folder = _index_path(prefix).resolve().parent
+    folder = index_path(prefix).resolve().parent
     for shard in range(count):
         path = prefix.with_name(f"{prefix.name}.data-{shard:05d}-of-{count:05d}")
         if not path.exists():

@@ -8,7 +8,6 @@ must all be there with the size that the pickle says. Formats: `torch/serializat
 
 from __future__ import annotations
 
-import re
 import struct
 import zlib
 from dataclasses import dataclass
@@ -17,19 +16,17 @@ from pathlib import Path
 from ...errors import ConversionError, printable
 from ...io.weight_files import index_suffix
 from ..checkpoint import Checkpoint, SourceFile
-from .archives import Member, is_tar, is_zip, tar_members, zip_members
+from .archives import Member, tar_members, zip_members
 from .pickle_globals import Global, PickleError, is_standard
 from .pickle_machine import read_pickle
 from .shards import read_shards
+from .signatures import is_tar, is_zip
 from .torch_state import find_weights
 from .torch_tensors import RANK, Storage, Storages, View, understood, view_of
 
 _MAGIC = 0x1950A86A20F9469CFC6C
 _PROTOCOL = 1001
 _SMALL = 1 << 12  # bytes: the pickles of a tar that describe one storage or tensor
-_PICKLE = re.compile(
-    rb"\x80[\x02-\x05]|\(d|\(l|\(i|\}q|\]q|\(?c[\w.]+\n[\w.]+\n"
-)  # protocol 2 on; or 0 and 1
 _TAR_MEMBERS = {"sys_info", "pickle", "tensors", "storages"}
 
 
@@ -38,26 +35,6 @@ class _Content:
     format: str
     value: object
     names: frozenset[Global]
-
-
-def is_torch(file: SourceFile) -> bool:
-    """Whether a file looks like a PyTorch checkpoint, another pickle or a tar, for `read_torch` to
-    read or refuse."""
-    if is_zip(file):
-        if b"/data.pkl" in file.read(30, min(file.size - 30, 300)):
-            return True  # the first member, as PyTorch writes it
-        try:
-            return any(name.rpartition("/")[2] == "data.pkl" for name in zip_members(file))
-        except ConversionError:
-            return False  # damaged, and something else at its beginning
-    if is_tar(file):
-        return True
-    head = file.read(0, min(file.size, 64))
-    if head[8:9] == b"{" and int.from_bytes(head[:8], "little") < file.size:
-        return False  # safetensors
-    return _PICKLE.match(head) is not None and (
-        head[0] == 0x80 or file.read(file.size - 1, 1) == b"."
-    )
 
 
 def read_torch(path: Path) -> Checkpoint:

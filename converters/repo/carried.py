@@ -16,8 +16,9 @@ from ..checkpoint import SourceFile
 from ..layouts.diffusers_repo import read_index
 from ..layouts.folders import inside, located
 from ..planning.plan import PlannedComponent
+from ..readers.listed import read_listed
+from ..readers.signatures import is_torch
 from ..readers.sniff import INDEX, folder_names
-from ..readers.torch_file import is_torch, read_torch
 from .base import base_file
 
 Components = Mapping[str, PlannedComponent]
@@ -174,7 +175,7 @@ def _copy(path: Path, target: Path) -> None:
     file = SourceFile(path)
     try:
         if is_torch(file):
-            for opened in read_torch(path).files:
+            for opened in read_listed(path, "torch").files:
                 opened.close()
         with target.open("wb") as written:
             for offset in range(0, file.size, _CHUNK):

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from weightport.adapters.alphas import KEY, Alphas
-from weightport.adapters.modules import Adapter, decode, is_adapter, stock_models
+from weightport.adapters.marks import is_adapter
+from weightport.adapters.modules import Adapter, decode, stock_models
 
 NAME = "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn1_to_q"
 PATH = ("unet", "mid_block.attentions.0.transformer_blocks.0.attn1.to_q")

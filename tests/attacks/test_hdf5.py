@@ -19,6 +19,7 @@ from weightport.converters.checkpoint import SourceFile
 from weightport.converters.readers import hdf5_messages
 from weightport.converters.readers import hdf5_structures as hdf5_blocks
 from weightport.converters.readers.hdf5 import Group, read_hdf5
+from weightport.converters.readers.signatures import HDF5
 from weightport.errors import ConversionError
 
 from ..support.hdf5_files import VERSIONS, attributes, few, kernel, legacy, write
@@ -367,7 +368,7 @@ def test_messages_that_do_not_fit(tmp_path: Path) -> None:
             struct.pack("<HHB", 3, 8, 1),
             "/layers/dense: has 2 header messages of type 3",
         ),
-        (hdf5_blocks.SIGNATURE + b"\0", hdf5_blocks.SIGNATURE + b"\4", "a superblock of version 4"),
+        (HDF5 + b"\0", HDF5 + b"\4", "a superblock of version 4"),
     ):
         path = write(tmp_path, one)
         replace(path, old, new)

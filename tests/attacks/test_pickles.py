@@ -25,7 +25,8 @@ from typing import Any
 import pytest
 
 from weightport.converters.checkpoint import SourceFile
-from weightport.converters.readers.torch_file import is_torch, read_torch
+from weightport.converters.readers.signatures import is_torch
+from weightport.converters.readers.torch_file import read_torch
 from weightport.errors import ConversionError
 
 from ..support.pickle_files import (

@@ -17,8 +17,6 @@ from typing import Any
 from ..errors import printable
 
 KEY = "lora_adapter_metadata"
-CONFIG = "adapter_config.json"
-"""What PEFT puts beside the weights of a folder."""
 WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
 """The names that it gives them."""
 ONLY = "^"

@@ -14,7 +14,7 @@ from typing import Generic, NamedTuple, TypeVar
 from ..errors import printable
 from ..mappings.facts import facts
 from ..mappings.families import families
-from .modules import BUNDLED
+from .marks import BUNDLED
 from .shapes import Shaped
 
 T = TypeVar("T", bound=Shaped)
@@ -88,22 +88,6 @@ class Share(Generic[T]):
 def _output_ending() -> str:
     ending: str = facts("embeddings")["outputs"]["ending"]
     return ending
-
-
-def is_embedding(tensors: Mapping[str, Shaped]) -> bool:
-    """Whether the tensors of a file are words and no more."""
-    return bool(tensors) and all(_is_word(name, one) for name, one in tensors.items())
-
-
-def _is_word(name: str, tensor: Shaped) -> bool:
-    """Whether a tensor is vectors of a word, or what lies beside such."""
-    known = facts("embeddings")
-    beginnings = (known["nameless"]["map"], *known["beside"]["names"], BUNDLED)
-    if name in known["roles"] or name.startswith(beginnings):
-        return True
-    is_token = "." not in name or (name.startswith("<") and name.endswith(">"))
-    widths = known["widths"]["known"]
-    return is_token and len(tensor.shape) in (1, 2) and tensor.shape[-1] in widths
 
 
 def read_embeddings(tensors: Mapping[str, T], token: str = "") -> list[Embedding[T]]:

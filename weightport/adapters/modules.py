@@ -7,7 +7,7 @@ A name is one of the model's, spelled as a convention has it, and the ending of 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import Any, Generic, NamedTuple, TypeVar
@@ -17,11 +17,8 @@ from ..mappings.conventions import Convention, Layer, Naming, conventions, stock
 from ..mappings.facts import facts
 from ..mappings.families import families
 from .alphas import Alphas
+from .marks import BUNDLED
 from .shapes import Shape, Shaped, flaw, height_of
-
-BUNDLED = "bundle_emb."
-"""How the names of embeddings in a file of LoRA begin."""
-
 
 T = TypeVar("T", bound=Shaped)
 Read = Callable[[T], float]
@@ -172,20 +169,6 @@ class Adapter(Generic[T]):
         Where a few modules do not fit, they are damaged; where most do not, the model is another.
         """
         return not self.unmatched and 2 * len(self.flaws) > len(self.modules)
-
-
-def is_adapter(names: Collection[str]) -> bool:
-    """Whether the tensors of a file change a model rather than being one.
-
-    A model may hold some that do: PEFT saves a model that it has changed with both.
-    """
-    marks = facts("adapters")["marks"]
-    endings = tuple(marks["endings"])
-    beginnings = tuple(marks["beginnings"])
-    marked = [name for name in names if name.endswith(endings) or name.startswith(beginnings)]
-    return len(marked) > len(names) * marks["share"] and not any(
-        marks["of_models"] in name for name in names
-    )
 
 
 @cache

@@ -15,8 +15,8 @@ from pathlib import Path, PurePosixPath
 from ..api import inspect
 from ..converters.layouts.folders import beside, is_hub_cache, located
 from ..converters.outputs.ldm_residue import residue_path
+from ..converters.readers.bundles import find_bundle
 from ..converters.readers.sniff import INDEX, file_names, folder_names, is_model, sniff
-from ..converters.readers.tensorflow import find_bundle
 from ..errors import ConversionError
 from ..io.weight_files import index_suffix, is_shard
 from ..mappings.facts import facts

@@ -14,7 +14,8 @@ import pytest
 
 from weightport.converters.checkpoint import DTYPES, SourceFile
 from weightport.converters.readers import hdf5_messages
-from weightport.converters.readers.hdf5 import Dataset, Group, is_hdf5, read_hdf5
+from weightport.converters.readers.hdf5 import Dataset, Group, read_hdf5
+from weightport.converters.readers.signatures import is_hdf5
 from weightport.errors import ConversionError
 
 from ...support.hdf5_files import (

@@ -10,8 +10,9 @@ import ml_dtypes
 import numpy as np
 import pytest
 
+from weightport.converters.readers.bundles import find_bundle
 from weightport.converters.readers.leveldb import crc32c
-from weightport.converters.readers.tensorflow import Node, find_bundle, read_bundle
+from weightport.converters.readers.tensorflow import Node, read_bundle
 from weightport.errors import ConversionError
 
 from ...support.tf_bundle_writer import (

@@ -24,7 +24,8 @@ from torch import nn
 
 from weightport.converters.checkpoint import Checkpoint, Computed, SourceFile, Stored
 from weightport.converters.readers import pickle_machine
-from weightport.converters.readers.torch_file import is_torch, read_torch
+from weightport.converters.readers.signatures import is_torch
+from weightport.converters.readers.torch_file import read_torch
 from weightport.errors import ConversionError
 
 from ...support.pickle_files import (

@@ -16,7 +16,8 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from ...adapters.alphas import CONFIG, KEY, WEIGHTS, Alphas
+from ...adapters.alphas import KEY, WEIGHTS, Alphas
+from ...adapters.marks import CONFIG
 from ...adapters.modules import Adapter, Model, decode
 from ...io.atomic import merged
 from ...mappings.families import Family, families

@@ -15,8 +15,9 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from ...adapters.embeddings import Embedding, Share, read_embeddings, role_of, spelled
-from ...adapters.modules import BUNDLED
-from ...converters.readers.embedding_image import is_picture, read_embedding_image
+from ...adapters.marks import BUNDLED
+from ...converters.readers.embedding_image import read_embedding_image
+from ...converters.readers.signatures import is_picture
 from ...errors import ConversionError
 from ..loading.config import Config
 from ..loading.pickles import as_torch, open_pickle, read_pickle
