@@ -12,10 +12,11 @@ from typing import Any
 
 import numpy as np
 
-from weightport.converters.checkpoint import DTYPES, Array, Computed
+from weightport.converters.checkpoint import Computed
 from weightport.converters.outputs.kerascv_file import write_keras
 from weightport.converters.planning.candidates import Candidate, candidates
 from weightport.converters.writers.safetensors import Output, write_safetensors
+from weightport.io.arrays import DTYPES, Array
 
 Shape = tuple[int, ...]
 NARROW: dict[str, dict[str, Any]] = {

@@ -11,7 +11,8 @@ import numpy as np
 from ..adapters.expansion import expanded_rank, expands, left_factor, right_factor
 from ..adapters.modules import Adapter, Module
 from ..adapters.shapes import changed_shape
-from .checkpoint import Array, Computed, Tensor
+from ..io.arrays import Array
+from .checkpoint import Computed, Tensor
 from .layouts.adapters import weight_shape
 from .outputs.adapters_record import number_tensor
 

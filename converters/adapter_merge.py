@@ -18,7 +18,8 @@ import numpy as np
 
 from ..adapters.modules import Adapter, Module, Part
 from ..errors import ConversionError, printable
-from .checkpoint import Array, Computed, Tensor
+from ..io.arrays import Array
+from .checkpoint import Computed, Tensor
 from .layouts.adapters import AdapterFile, weight_shape
 from .outputs.adapters_fusion import single
 from .outputs.adapters_record import number_tensor

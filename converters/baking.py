@@ -26,9 +26,10 @@ from ..adapters.marks import BUNDLED
 from ..adapters.modules import Model, Module
 from ..adapters.rounding import rounded
 from ..errors import ConversionError, printable
+from ..io.arrays import DTYPES, Array
 from ..mappings.families import Family, component_names
 from .adapters import opened
-from .checkpoint import DTYPES, Array, Computed, Tensor
+from .checkpoint import Computed, Tensor
 from .layouts.adapters import AdapterFile
 from .planning.baked import Baked, Baking, Tally
 from .planning.keys import brief

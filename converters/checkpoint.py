@@ -11,34 +11,22 @@ from __future__ import annotations
 import hashlib
 import math
 import os
+import struct
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
-
-import ml_dtypes
-import numpy as np
+from typing import TYPE_CHECKING, Any
 
 from ..errors import ConversionError
-from ..io.dtypes import WORDS
+from ..io.dtypes import ITEMSIZES
 from ..io.regular import open_regular, read_far_ahead
 
-
-def _little_endian(word: str) -> np.dtype[Any]:
-    dtype: np.dtype[Any] = np.dtype(getattr(ml_dtypes, word, word))
-    return dtype if dtype.isnative else dtype.newbyteorder("<")
-
-
-DTYPES = {name: _little_endian(word) for name, word in WORDS.items()}
-"""safetensors' names of dtypes -> numpy's dtypes."""
-
-ITEMSIZES = {name: dtype.itemsize for name, dtype in DTYPES.items()}
-"""The same names -> bytes of an element."""
-
-Array = np.ndarray[Any, Any]
+if TYPE_CHECKING:
+    from ..io.arrays import Array
 
 _HASHED = 1 << 18  # bytes at once
+_CODES = {"F64": "d", "F32": "f", "F16": "e"}  # of `struct`
 
 
 def file_state(status: os.stat_result) -> tuple[int, ...]:
@@ -161,7 +149,7 @@ class Tensor:
 
     Attributes:
         name: the name in the file, as the file spells it (for reports).
-        dtype: a safetensors dtype name, a key of `DTYPES`.
+        dtype: a safetensors dtype name, a key of `ITEMSIZES`.
         shape: the dimensions.
     """
 
@@ -177,6 +165,10 @@ class Tensor:
     def numpy(self) -> Array:
         """The whole tensor, in memory."""
         raise NotImplementedError
+
+    def numbers(self) -> list[float]:
+        """All of them, of a small tensor of floats."""
+        return [float(number) for number in self.numpy().ravel()]
 
     def reshaped(self, shape: tuple[int, ...]) -> Tensor:
         """The same numbers in another shape of as many."""
@@ -198,8 +190,20 @@ class Stored(Tensor):
         """The same bytes in another shape of as many numbers."""
         return replace(self, shape=shape)
 
+    def numbers(self) -> list[float]:
+        """All of them, of a small tensor of floats; of usual dtypes without NumPy."""
+        code = _CODES.get(self.dtype)
+        if code is None:
+            return Tensor.numbers(self)
+        data = self.file.read(self.offset, self.nbytes)
+        return list(struct.unpack(f"<{math.prod(self.shape)}{code}", data))
+
     def numpy(self) -> Array:
         """The whole tensor, in memory."""
+        import numpy as np
+
+        from ..io.arrays import DTYPES
+
         data = bytearray(self.nbytes)
         self.file.read_into(self.offset, memoryview(data))
         return np.frombuffer(data, DTYPES[self.dtype]).reshape(self.shape)
@@ -216,6 +220,8 @@ class Computed(Tensor):
 
     def numpy(self) -> Array:
         """The whole tensor, in memory."""
+        from ..io.arrays import DTYPES
+
         return self.compute(*(tensor.numpy() for tensor in self.inputs)).astype(
             DTYPES[self.dtype], copy=False
         )

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import ConversionError
+from ..io.dtypes import ITEMSIZES
 from ..mappings.families import Family, families
-from .checkpoint import DTYPES, Computed, SourceFile
+from .checkpoint import Computed, SourceFile
 from .planning.baked import Baking
 from .planning.keys import brief
 from .planning.plan import PlannedComponent, PlannedTensor
@@ -109,7 +110,7 @@ def total_nbytes(conversion: Conversion, dtype: str) -> int:
 
 
 def _nbytes(tensor: PlannedTensor, dtype: str) -> int:
-    return math.prod(tensor.shape) * DTYPES[tensor.output_dtype(dtype)].itemsize
+    return math.prod(tensor.shape) * ITEMSIZES[tensor.output_dtype(dtype)]
 
 
 def describe(conversion: Conversion) -> Iterator[str]:

@@ -9,10 +9,11 @@ import numpy as np
 
 from ..adapters.embeddings import Embedding, fitting, number_of
 from ..errors import ConversionError, printable
+from ..io.arrays import DTYPES, Array
 from ..io.atomic import check_apart
 from ..io.dtypes import KEEP
 from ..mappings.embeddings import written
-from .checkpoint import DTYPES, Array, Computed, Tensor
+from .checkpoint import Computed, Tensor
 from .conversion import Conversion
 from .layouts.embeddings import EmbeddingFile
 from .outputs.embeddings import in_form, write

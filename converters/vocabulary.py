@@ -9,10 +9,11 @@ import numpy as np
 
 from ..adapters.embeddings import ANY, Embedding, grouped, number_of, role_of, spelled
 from ..errors import ConversionError, printable
+from ..io.arrays import DTYPES, Array
 from ..io.dtypes import WORDS
 from ..mappings.facts import facts
 from ..mappings.families import Family
-from .checkpoint import DTYPES, Array, Computed, Stored, Tensor
+from .checkpoint import Computed, Stored, Tensor
 from .layouts.embeddings import EmbeddingFile, open_embeddings
 from .layouts.source import Source
 from .planning.plan import PlannedComponent, PlannedTensor

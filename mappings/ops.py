@@ -22,13 +22,15 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
-from typing import Any, NamedTuple
-
-import numpy as np
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .errors import MappingError
 
-Array = np.ndarray[Any, Any]
+if TYPE_CHECKING:
+    import numpy as np
+
+    Array = np.ndarray[Any, Any]
+
 Shape = tuple[int, ...]
 Axis = tuple[str, ...]  # the names merged in one axis; () is `1`, ("...",) the ellipsis
 
@@ -152,6 +154,8 @@ class Rearrangement(Op):
 
     def apply(self, arrays: Sequence[Array], results: int = 1) -> list[Array]:
         """The results for the given arrays; views where numpy can make one."""
+        import numpy as np  # here, for who only looks at shapes does without it
+
         plan = self._plan([array.shape for array in arrays], results)
         stacked = arrays[0] if len(arrays) == 1 else np.stack(arrays)
         moved = stacked.reshape(plan.atoms).transpose(plan.order)
@@ -297,6 +301,8 @@ class Sections(Op):
 
     def apply(self, arrays: Sequence[Array], results: int = 1) -> list[Array]:
         """The results for the given arrays; views of them where each section is a tensor."""
+        import numpy as np
+
         whole = self._whole([array.shape for array in arrays])
         source_axis, target_axis = self._axis(len(whole))
         parts = list(arrays)

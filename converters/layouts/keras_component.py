@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ...errors import ConversionError, printable
-from ..checkpoint import DTYPES, Checkpoint, SourceFile, Tensor
+from ...io.dtypes import ITEMSIZES
+from ..checkpoint import Checkpoint, SourceFile, Tensor
 from .keras_leaves import leaf_tensors
 from .keras_names import Leaves, Paths
 
@@ -71,7 +72,7 @@ class Save:
         tensors: dict[str, Tensor] = {}
         for layer, variables in leaves.items():
             for tensor in variables.values():
-                if tensor.dtype not in DTYPES:
+                if tensor.dtype not in ITEMSIZES:
                     raise ConversionError(
                         f"{self.path}: `{printable(tensor.name)}` holds {tensor.dtype}, which is"
                         " not a weight"

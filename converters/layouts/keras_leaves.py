@@ -14,7 +14,8 @@ from functools import partial
 import numpy as np
 
 from ...errors import ConversionError, printable
-from ..checkpoint import Array, Computed, LowRank, Tensor
+from ...io.arrays import Array
+from ..checkpoint import Computed, LowRank, Tensor
 
 _WEIGHT = ("kernel", "_kernel", "embeddings", "_embeddings", "gamma")
 _BIAS = ("bias", "beta")

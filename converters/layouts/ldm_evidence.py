@@ -5,20 +5,23 @@ No weight states it: evidence decides.
 
 from __future__ import annotations
 
+import itertools
 import json
+import operator
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
-
-import numpy as np
+from typing import TYPE_CHECKING, Any
 
 from ...errors import ConversionError
 from ...mappings.facts import facts
 from ...mappings.families import families
 from ...mappings.layouts import layouts
 from ...noise_schedule import even_betas
-from ..checkpoint import Array, Checkpoint
+from ..checkpoint import Checkpoint
+
+if TYPE_CHECKING:
+    from ...io.arrays import Array
 
 # `modelspec.prediction_type` of https://github.com/Stability-AI/ModelSpec, and kohya's metadata
 _SPOKEN = {
@@ -176,13 +179,13 @@ def is_marker(value: object) -> bool:
     return isinstance(value, str) and value.startswith("edm_")
 
 
-def betas_config(kept: Array) -> dict[str, Any]:
-    """What a scheduler's config says of a noise schedule, `alphas_cumprod` in float64.
+def betas_config(kept: Sequence[float]) -> dict[str, Any]:
+    """What a scheduler's config says of a noise schedule, `alphas_cumprod`.
 
     Linear in the betas or in their roots, as schedules of known models are; of any other, every
     beta.
     """
-    betas = 1 - kept / np.append(1.0, kept[:-1])
+    betas = [1 - now / before for now, before in zip(kept, (1.0, *kept[:-1]), strict=True)]
     for name in ("scaled_linear", "linear"):
         config = {
             "beta_schedule": name,
@@ -190,10 +193,19 @@ def betas_config(kept: Array) -> dict[str, Any]:
             "beta_end": float(f"{betas[-1]:.4g}"),
             "num_train_timesteps": len(kept),
         }
-        known = np.cumprod(1 - training_betas(config))
-        if np.allclose(known, kept, rtol=2e-3, atol=1e-6):
+        known = itertools.accumulate((1 - beta for beta in _even_betas(config)), operator.mul)
+        if all(abs(one - two) <= 1e-6 + 2e-3 * two for one, two in zip(known, kept, strict=True)):
             return config
-    return {"trained_betas": betas.tolist()}
+    return {"trained_betas": betas}
+
+
+def _even_betas(config: Mapping[str, Any]) -> list[float]:
+    """What `training_betas` gives, but for rounding; without NumPy, for who only looks."""
+    power = 2 if config["beta_schedule"] == "scaled_linear" else 1
+    first = config["beta_start"] ** (1 / power)
+    last = config["beta_end"] ** (1 / power)
+    steps = config["num_train_timesteps"]
+    return [(first + (last - first) * step / (steps - 1)) ** power for step in range(steps)]
 
 
 def training_betas(config: Mapping[str, Any]) -> Array:
@@ -202,6 +214,8 @@ def training_betas(config: Mapping[str, Any]) -> Array:
     Raises:
         KeyError: the config has a schedule of another kind.
     """
+    import numpy as np
+
     if config.get("trained_betas"):
         return np.array(config["trained_betas"])
     return even_betas(

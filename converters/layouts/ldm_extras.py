@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
+import operator
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
-
 from ...io.dtypes import FLOATS
 from ...mappings.facts import facts
-from ..checkpoint import Array, Checkpoint, Tensor
+from ..checkpoint import Checkpoint, Tensor
 from .ldm_evidence import CONFIGS, FINAL_ALPHA, MARKERS, betas_config, is_marker
 
 _PRECISE = ("F32", "F64")  # half precision tells how a schedule ends, not how it began
@@ -32,8 +32,8 @@ def stated(raw: Checkpoint, leftovers: Mapping[str, Tensor]) -> dict[str, str]:
         if tensor is None or tensor.dtype not in FLOATS or tensor.shape != (_STEPS,):
             continue
         kept = _alphas_cumprod(name, tensor)
-        found[FINAL_ALPHA] = repr(float(kept[-1]))
-        if tensor.dtype in _PRECISE and 0 < kept[-1] < kept[0] < 1:
+        found[FINAL_ALPHA] = repr(kept[-1])
+        if tensor.dtype in _PRECISE and kept[-1] < kept[0] and all(0 < one < 1 for one in kept):
             options = betas_config(kept)
             configs = {f"scheduler.{option}": value for option, value in options.items()}
     for marker, options in facts("ldm")["edm"].items():
@@ -43,13 +43,12 @@ def stated(raw: Checkpoint, leftovers: Mapping[str, Tensor]) -> dict[str, str]:
     return found | {CONFIGS: json.dumps(known)}
 
 
-def _alphas_cumprod(name: str, tensor: Tensor) -> Array:
+def _alphas_cumprod(name: str, tensor: Tensor) -> list[float]:
     """The share of signal that is left after each training step."""
-    values: Array = tensor.numpy().astype(np.float64)
+    values = tensor.numbers()
     if name == "alphas_cumprod":
         return values
-    kept: Array = np.cumprod(1 - values)
-    return kept
+    return list(itertools.accumulate((1 - value for value in values), operator.mul))
 
 
 def _value(tensors: Mapping[str, Tensor], value: Any) -> Any:
@@ -59,5 +58,5 @@ def _value(tensors: Mapping[str, Tensor], value: Any) -> Any:
     tensor = tensors.get(value)
     if tensor is None or tensor.dtype not in FLOATS or math.prod(tensor.shape) not in (1, 4):
         return None
-    numbers = [float(f"{number:.7g}") for number in tensor.numpy().ravel()]
+    numbers = [float(f"{number:.7g}") for number in tensor.numbers()]
     return numbers if len(numbers) > 1 else numbers[0]

@@ -6,15 +6,18 @@ peft/tuners/tuners_utils.py and peft/tuners/lora/layer.py.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import replace
-
-import numpy as np
+from typing import TYPE_CHECKING
 
 from ...errors import ConversionError, printable
-from ..checkpoint import Array, Computed, Tensor
+from ..checkpoint import Computed, Tensor
 from ..planning.keys import brief
 from .groups import Group
+
+if TYPE_CHECKING:
+    from ...io.arrays import Array
 
 _BASE = "base_layer"
 _LEFT = ("lora_A", "lora_embedding_A")
@@ -138,9 +141,11 @@ def _merged(module: str, weight: Tensor | None, own: Tensors, alpha: float) -> T
         raise ConversionError(
             f"`{printable(module)}`: LoRA factors {shapes} do not fit a weight {list(weight.shape)}"
         )
-    scale = np.float32(alpha / rank)
 
     def merge(base: Array, left: Array, right: Array) -> Array:
+        import numpy as np
+
+        scale = np.float32(alpha / rank)
         rows = right.astype(np.float32).reshape(-1, rank)
         columns = left.astype(np.float32).reshape(rank, -1)
         change = rows @ columns
@@ -158,4 +163,4 @@ def _factor(own: Tensors, kinds: tuple[str, ...]) -> Tensor | None:
 
 
 def _size(tensor: Tensor) -> int:
-    return int(np.prod(tensor.shape, dtype=np.int64))
+    return math.prod(tensor.shape)

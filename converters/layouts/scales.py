@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
-
-import numpy as np
+from typing import TYPE_CHECKING
 
 from ...errors import ConversionError, printable
 from ...io.dtypes import EIGHT_BITS, FLOATS
 from ...mappings.facts import facts
-from ..checkpoint import Array, Checkpoint, Computed, Tensor
+from ..checkpoint import Checkpoint, Computed, Tensor
+
+if TYPE_CHECKING:
+    from ...io.arrays import Array
 
 
 def unscaled(checkpoint: Checkpoint) -> Checkpoint:
@@ -68,6 +70,8 @@ def _scaled(checkpoint: Checkpoint, scale_key: str, weight_key: str) -> Tensor:
         )
 
     def compute(values: Array, factors: Array) -> Array:
+        import numpy as np
+
         shaped = factors.astype(np.float32).reshape(count, *[1] * (rank - 1)) if rank else factors
         product: Array = values.astype(np.float32) * shaped
         return product

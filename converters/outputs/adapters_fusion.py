@@ -16,9 +16,10 @@ from ...adapters.change import own_rows
 from ...adapters.fusion import apart, ranks_told
 from ...adapters.modules import Adapter, Module, Part, parts_of
 from ...errors import ConversionError, printable
+from ...io.arrays import Array
 from ...mappings.conventions import Convention, Layer, Naming, stock_layers
 from ...mappings.facts import facts
-from ..checkpoint import Array, Computed, Tensor
+from ..checkpoint import Computed, Tensor
 from ..layouts.adapters import AdapterFile
 from .adapters_record import number_tensor
 

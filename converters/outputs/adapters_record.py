@@ -17,7 +17,8 @@ import numpy as np
 
 from ...adapters.alphas import KEY
 from ...errors import ConversionError
-from ..checkpoint import DTYPES, Array, Computed, Tensor
+from ...io.arrays import DTYPES, Array
+from ..checkpoint import Computed, Tensor
 from ..layouts.adapters import AdapterFile, number_in
 from ..writers.safetensors import Output
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from ...errors import ConversionError
-from ..checkpoint import DTYPES, Array
+from ...io.arrays import DTYPES, Array
 
 Compute = Callable[[], Array]
 """Makes the array of a variable when it is written."""

@@ -8,10 +8,10 @@ from dataclasses import replace
 import numpy as np
 
 from ...errors import ConversionError
+from ...io.arrays import DTYPES, Array
 from ...mappings.families import halves
 from ...mappings.layouts import Layout
 from ...mappings.table import Link
-from ..checkpoint import DTYPES, Array
 from ..conversion import Conversion
 from ..planning.candidates import Candidate, candidates
 from ..planning.keys import brief

@@ -13,9 +13,10 @@ from typing import Any
 
 import numpy as np
 
+from ...io.arrays import DTYPES, Array
 from ...mappings.table import Table
 from ...noise_schedule import ending_at_zero
-from ..checkpoint import DTYPES, Array, Computed
+from ..checkpoint import Computed
 from ..layouts.ldm_evidence import is_marker, training_betas
 from ..planning.plan import PlannedComponent
 from ..writers.safetensors import Output

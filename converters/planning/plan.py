@@ -10,13 +10,14 @@ from typing import Any, NoReturn
 import numpy as np
 
 from ...errors import ConversionError, printable
+from ...io.arrays import Array
 from ...io.dtypes import EIGHT_BITS, FLOATS, KEEP
 from ...mappings.errors import MappingError
 from ...mappings.families import Component, Family
 from ...mappings.layouts import CANONICAL, Layout, layouts
 from ...mappings.ops import Op
 from ...mappings.table import Link
-from ..checkpoint import Array, Computed, Tensor
+from ..checkpoint import Computed, Tensor
 from .candidates import Candidate
 from .keys import brief
 from .recognise import Recognition, complete

@@ -18,8 +18,9 @@ from pathlib import Path
 import numpy as np
 
 from ...errors import ConversionError, printable
+from ...io.arrays import Array
 from ...io.documents import parse_json
-from ..checkpoint import Array, Checkpoint, Computed, SourceFile, Tensor
+from ..checkpoint import Checkpoint, Computed, SourceFile, Tensor
 from .png import Png, read_png
 
 CHUNK = "sd-ti-embedding"

@@ -15,7 +15,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from ...errors import ConversionError, printable
-from ..checkpoint import DTYPES, SourceFile
+from ...io.arrays import DTYPES
+from ..checkpoint import SourceFile
 from . import hdf5_messages as messages
 from .hdf5_messages import UNDEFINED, AttributeMessage, Fields, Hdf5Error, Link
 from .hdf5_structures import Blocks, Header

@@ -10,7 +10,7 @@ from __future__ import annotations
 import struct
 from typing import NamedTuple
 
-from ..checkpoint import DTYPES
+from ...io.dtypes import ITEMSIZES
 
 UNDEFINED = 2**64 - 1  # an address of nothing
 FIXED_STRING = "fixed-length string"
@@ -76,8 +76,8 @@ class Fields:
 
 
 class Type(NamedTuple):
-    """A data type: a key of `DTYPES` or, for what is no tensor, a name for messages; and the bytes
-    of an element."""
+    """A data type: a key of `ITEMSIZES` or, for what is no tensor, a name for messages; and the
+    bytes of an element."""
 
     name: str
     size: int
@@ -173,7 +173,7 @@ def _integer(fields: Fields, bits: int, size: int) -> str | None:
     little_endian = bits & 1 == 0 or size == 1
     if not little_endian or fields.unpack("HH") != (0, 8 * size):
         return None
-    return name if name in DTYPES else None
+    return name if name in ITEMSIZES else None
 
 
 def layout(fields: Fields) -> tuple[int, int]:

@@ -14,8 +14,8 @@ from pathlib import Path
 import numpy as np
 
 from ...errors import ConversionError
+from ...io.arrays import Array
 from ...io.regular import read_regular
-from ..checkpoint import Array
 from .signatures import PNG
 
 _MAX_BYTES = 64 << 20  # of a file

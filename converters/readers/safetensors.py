@@ -15,8 +15,9 @@ from pathlib import Path
 
 from ...errors import ConversionError, printable
 from ...io.documents import parse_json
+from ...io.dtypes import ITEMSIZES
 from ...io.weight_files import index_suffix
-from ..checkpoint import ITEMSIZES, Checkpoint, SourceFile, Stored
+from ..checkpoint import Checkpoint, SourceFile, Stored
 from .shards import read_shards
 
 _TOO_LARGE = 1 << 63

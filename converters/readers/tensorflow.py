@@ -18,7 +18,8 @@ from itertools import pairwise
 from pathlib import Path
 
 from ...errors import ConversionError, printable
-from ..checkpoint import DTYPES, SourceFile, Stored
+from ...io.dtypes import ITEMSIZES
+from ..checkpoint import SourceFile, Stored
 from .bundles import index_path
 from .leveldb import masked_crc32c, read_table
 from .object_graph import Node, parse_graph
@@ -174,7 +175,7 @@ def _add(bundle: Bundle, entry: _Entry, file: SourceFile) -> None:
         bundle.skipped[entry.key] = f"{kind}, not weights"
     else:
         dtype = _DTYPES[entry.dtype]
-        needed = math.prod(entry.shape) * DTYPES[dtype].itemsize
+        needed = math.prod(entry.shape) * ITEMSIZES[dtype]
         if entry.size != needed:
             raise ValueError(
                 f"{entry.key!r} has {entry.size} bytes, but {dtype} {entry.shape} needs {needed}"

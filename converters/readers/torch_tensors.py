@@ -17,8 +17,9 @@ from typing import Literal, TypeGuard
 import numpy as np
 
 from ...errors import printable
-from ...io.dtypes import NAMES
-from ..checkpoint import DTYPES, ITEMSIZES, Array, Computed, SourceFile, Stored, Tensor
+from ...io.arrays import DTYPES, Array
+from ...io.dtypes import ITEMSIZES, NAMES
+from ..checkpoint import Computed, SourceFile, Stored, Tensor
 from .pickle_globals import Global, PickleError
 from .pickle_machine import Object
 

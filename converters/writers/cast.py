@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from ..checkpoint import Array
+from ...io.arrays import Array
 
 _CHUNK = 1 << 17  # elements at once: the scratch arrays stay in the cache
 # float32 bits of the normal float16 numbers, before they are rounded

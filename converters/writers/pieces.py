@@ -15,9 +15,10 @@ from functools import cache, cached_property
 
 import numpy as np
 
+from ...io.arrays import DTYPES, Array
 from ...io.dtypes import EIGHT_BITS
 from ...mappings.ops import Op, Run
-from ..checkpoint import DTYPES, Array, Stored, Tensor
+from ..checkpoint import Stored, Tensor
 from .cast import Float16Cast
 from .transpose import Shape, Turned, coalesced, copy_view, row_blocks
 

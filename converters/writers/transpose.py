@@ -15,7 +15,9 @@ from types import EllipsisType
 
 import numpy as np
 
-from ..checkpoint import ITEMSIZES, Array, Stored
+from ...io.arrays import Array
+from ...io.dtypes import ITEMSIZES
+from ..checkpoint import Stored
 
 TILE = 128  # elements on a side
 _COLUMNS = 64  # transposed at once

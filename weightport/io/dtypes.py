@@ -17,6 +17,21 @@ WORDS = {
     "BOOL": "bool",
 }
 """safetensors' name -> the word."""
+ITEMSIZES = {
+    "F64": 8,
+    "F32": 4,
+    "F16": 2,
+    "BF16": 2,
+    "I64": 8,
+    "I32": 4,
+    "I16": 2,
+    "F8_E4M3": 1,
+    "F8_E5M2": 1,
+    "I8": 1,
+    "U8": 1,
+    "BOOL": 1,
+}
+"""safetensors' name -> bytes of an element."""
 NAMES = {word: name for name, word in WORDS.items()}
 EIGHT_BITS = ("F8_E4M3", "F8_E5M2")
 """Floats that are only read; bfloat16 holds every value of them, and so does float16."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from decimal import Decimal
 
 _SIZE = re.compile(r"(\d{1,18}(?:\.\d{1,18})?)\s*(?:([KMGT])(I?))?B?", re.IGNORECASE | re.ASCII)
 _POWERS = {None: 0, "K": 1, "M": 2, "G": 3, "T": 4}
@@ -19,6 +18,8 @@ def parse_size(size: int | str) -> int:
     match = _SIZE.fullmatch(str(size).strip())
     nbytes = 0
     if match is not None:
+        from decimal import Decimal
+
         number, unit, binary = match.groups()
         thousand = 1024 if binary else 1000
         nbytes = int(Decimal(number) * thousand ** _POWERS[unit and unit.upper()])

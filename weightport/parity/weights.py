@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from ..converters.checkpoint import DTYPES, Array
 from ..converters.planning.plan import PlannedTensor
 from ..converters.planning.recognise import Recognition
 from ..differences import max_abs
+from ..io.arrays import DTYPES, Array
 from ..mappings.table import Link
 
 

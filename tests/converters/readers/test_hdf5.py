@@ -12,11 +12,12 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from weightport.converters.checkpoint import DTYPES, SourceFile
+from weightport.converters.checkpoint import SourceFile
 from weightport.converters.readers import hdf5_messages
 from weightport.converters.readers.hdf5 import Dataset, Group, read_hdf5
 from weightport.converters.readers.signatures import is_hdf5
 from weightport.errors import ConversionError
+from weightport.io.arrays import DTYPES
 
 from ...support.hdf5_files import (
     MODEL_CONFIG,

@@ -15,13 +15,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from weightport.converters.checkpoint import DTYPES, Computed, SourceFile, Stored, Tensor
+from weightport.converters.checkpoint import Computed, SourceFile, Stored, Tensor
 from weightport.converters.readers.safetensors import read_safetensors
 from weightport.converters.writers import pieces
 from weightport.converters.writers.cast import Float16Cast
 from weightport.converters.writers.safetensors import Output, Written, write_safetensors
 from weightport.converters.writers.transpose import TILE, Turned, coalesced, copy_view, row_blocks
 from weightport.errors import ConversionError
+from weightport.io.arrays import DTYPES
 from weightport.mappings.ops import Op
 
 Arrays = dict[str, np.ndarray[Any, Any]]

@@ -10,10 +10,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ...converters.checkpoint import DTYPES, Checkpoint, Stored
+from ...converters.checkpoint import Checkpoint, Stored
 from ...converters.checkpoint import Tensor as Lazy
 from ...converters.readers.torch_file import read_torch
 from ...errors import ConversionError
+from ...io.arrays import DTYPES
 from ...io.dtypes import WORDS
 
 _ALIGNED = 16  # what an offset in the file must be a multiple of, for torch to compute there
