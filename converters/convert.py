@@ -63,7 +63,7 @@ def convert(
             writer.describe(conversion, settings)
         else:
             conversion.output = output
-            writer.write(conversion, output, settings, progress)
+            writer.layout.write(conversion, output, settings, progress)
             if conversion.baking and not writer.is_repo:
                 conversion.report["adapters"] = conversion.baking.report(settings.hashes)
                 conversion.notes += conversion.baking.notes()

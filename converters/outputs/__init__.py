@@ -4,14 +4,31 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
+from typing import Protocol, cast
 
 from ..conversion import Conversion
 from ..settings import Settings
-from . import diffusers, kerascv, kerashub, ldm
 
-Write = Callable[[Conversion, Path, Settings, Callable[[int, int], None]], None]
-"""(conversion, output, settings, progress): writes the output, fills in the conversion's report."""
+
+class Layout(Protocol):
+    """What a module of this folder offers.
+
+    Attributes:
+        SUFFIXES: what the names of its files may end in; a repository is a folder.
+    """
+
+    SUFFIXES: tuple[str, ...]
+
+    def write(
+        self,
+        conversion: Conversion,
+        output: Path,
+        settings: Settings,
+        progress: Callable[[int, int], None],
+    ) -> None:
+        """Write the output; fills in the conversion's report."""
 
 
 @dataclass(frozen=True)
@@ -19,22 +36,36 @@ class Output:
     """How a layout is written.
 
     Attributes:
+        name: of its module.
         is_repo: whether a repository is: its files are named by variant, and it reports its sources
             and says what it lacks.
-        endings: what the names of its files may end in; a repository is a folder.
-        describe: fills in what the report of a dry run says.
     """
 
-    write: Write
+    name: str
     is_repo: bool = False
-    endings: tuple[str, ...] = ()
-    describe: Callable[[Conversion, Settings], None] = lambda conversion, settings: None
+
+    @property
+    def layout(self) -> Layout:
+        """Its module, which is imported when it is first asked for."""
+        return cast(Layout, import_module(f".{self.name}", __package__))
+
+    @property
+    def endings(self) -> tuple[str, ...]:
+        """What the names of its files may end in; a repository is a folder."""
+        return () if self.is_repo else self.layout.SUFFIXES
+
+    def describe(self, conversion: Conversion, settings: Settings) -> None:
+        """Fill in what the report of a dry run says; only a repository has one."""
+        if self.is_repo:
+            from .diffusers import describe
+
+            describe(conversion, settings)
 
 
 OUTPUTS = {
-    "diffusers": Output(diffusers.write, is_repo=True, describe=diffusers.describe),
-    "kerascv": Output(kerascv.write, endings=kerascv.SUFFIXES),
-    "kerashub": Output(kerashub.write, endings=kerashub.SUFFIXES),
-    "ldm": Output(ldm.write, endings=(ldm.SUFFIX,)),
+    "diffusers": Output("diffusers", is_repo=True),
+    "kerascv": Output("kerascv"),
+    "kerashub": Output("kerashub"),
+    "ldm": Output("ldm"),
 }
 """Name of a layout -> how it is written."""

@@ -31,7 +31,7 @@ from ..writers.safetensors import Output, write_safetensors
 from .ldm_regenerate import Made, constants, markers, schedule
 from .ldm_residue import Residue, read_residue, residue_of, residue_outputs, source_repo
 
-SUFFIX = ".safetensors"
+SUFFIXES = (".safetensors",)
 # https://github.com/Stability-AI/ModelSpec
 _MODELSPEC = {"epsilon": "epsilon", "v_prediction": "v"}
 
@@ -50,7 +50,7 @@ def write(
     Raises:
         ConversionError: the name is no `.safetensors`, or a component is incomplete.
     """
-    if output.suffix != SUFFIX:
+    if output.suffix not in SUFFIXES:
         raise ConversionError(f"{output}: name the checkpoint `something.safetensors`")
     kept = _residue(conversion, settings)
     scheduler = _scheduler(conversion, settings)

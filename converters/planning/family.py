@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from statistics import fmean
 
 from ...errors import ConversionError
 from ...mappings.families import Family, families
@@ -54,7 +54,7 @@ def _likenesses(parts: Sequence[Recognition]) -> dict[str, float]:
     for name in families():
         mine = [one for part in parts for one in part.candidates if one.family.name == name]
         if len(mine) == len(parts):
-            found[name] = fmean(one.likeness for one in mine)
+            found[name] = math.fsum(one.likeness for one in mine) / len(mine)
     return found
 
 

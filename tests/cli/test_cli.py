@@ -16,7 +16,9 @@ import termios
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 import weightport
 from weightport.mappings.families import families
@@ -447,6 +449,17 @@ def test_help_imports_nothing_heavy() -> None:
 def test_inspect_imports_nothing_heavy(sd1_keras: dict[str, Path], sd1_repo: Path) -> None:
     assert imported((*HEAVY, "tqdm"), "inspect", sd1_keras["unet"]) == []
     assert imported((*HEAVY, "tqdm"), "inspect", sd1_repo) == []
+
+
+def test_inspect_imports_what_the_file_needs(place: Path) -> None:
+    """Of a list of tensors neither NumPy nor what reads other files, also with a noise schedule."""
+    weights = {"betas": np.linspace(0.1, 0.2, 1000, dtype="f4")}
+    weights["first_stage_model.quant_conv.weight"] = np.zeros((8, 8, 1, 1), "f4")
+    save_file(weights, place / "model.safetensors")
+    readers = [f"weightport.converters.readers.{name}" for name in ("hdf5", "tensorflow", "png")]
+    others = [f"weightport.converters.layouts.{name}" for name in ("kerascv", "adapters")]
+    names = ("numpy", "ml_dtypes", "zipfile", *readers, *others)
+    assert imported(names, "inspect", place / "model.safetensors") == []
 
 
 def test_a_stock_model_needs_no_torch(place: Path) -> None:

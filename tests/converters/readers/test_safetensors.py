@@ -23,6 +23,7 @@ from weightport.converters.writers.safetensors import Output, Written, write_saf
 from weightport.converters.writers.transpose import TILE, Turned, coalesced, copy_view, row_blocks
 from weightport.errors import ConversionError
 from weightport.io.arrays import DTYPES
+from weightport.io.dtypes import FLOATS, ITEMSIZES
 from weightport.mappings.ops import Op
 
 Arrays = dict[str, np.ndarray[Any, Any]]
@@ -72,6 +73,17 @@ def assert_same_bits(a: np.ndarray[Any, Any], b: np.ndarray[Any, Any]) -> None:
 
 
 # --- round trips and equality with the reference implementation -----------------------------------
+
+
+@pytest.mark.parametrize("name", FLOATS)
+def test_numbers_are_those_of_the_array(tmp_path: Path, name: str) -> None:
+    array = random_bits(DTYPES[name], (256, 3))
+    numbers = stored(tmp_path, {"x": array})["x"].numbers()
+    np.testing.assert_array_equal(numbers, array.astype(np.float64).ravel())
+
+
+def test_sizes_of_elements_are_those_of_arrays() -> None:
+    assert {name: dtype.itemsize for name, dtype in DTYPES.items()} == ITEMSIZES
 
 
 @pytest.mark.parametrize("shape", [(), (0,), (3, 0, 2), (1,), (7,), (2, 3, 5), (300, 257)])
