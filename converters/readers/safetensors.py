@@ -21,6 +21,7 @@ from ..checkpoint import Checkpoint, SourceFile, Stored
 from .shards import read_shards
 
 _TOO_LARGE = 1 << 63
+_MAX_AXES = 64
 _FIELDS = {"dtype", "shape", "data_offsets"}
 _Placed = tuple[int, int, Stored]
 MAX_HEADER = 100_000_000  # bytes; the limit of the reference implementation
@@ -98,7 +99,12 @@ def _placed(file: SourceFile, start: int, key: str, entry: object) -> _Placed:
     offsets = entry["data_offsets"]
     if not isinstance(dtype, str) or dtype not in ITEMSIZES:
         raise _fault(file, key, f"has dtype {printable(dtype)}, which is not supported")
-    if not _are_sizes(shape) or not _are_sizes(offsets) or len(offsets) != 2:
+    if not (
+        type(shape) is type(offsets) is list
+        and len(offsets) == 2
+        and len(shape) <= _MAX_AXES
+        and _are_sizes(shape + offsets)
+    ):
         raise _fault(file, key, "has a shape or offsets other than integers from 0 to 2^63")
     begin = start + offsets[0]
     end = start + offsets[1]
@@ -112,10 +118,8 @@ def _fault(file: SourceFile, key: str, what: str) -> ConversionError:
     return ConversionError(f"{file.path}: `{printable(key)}` {what}")
 
 
-def _are_sizes(value: object) -> bool:
-    if type(value) is not list or len(value) > 64:
-        return False
-    for number in value:  # noqa: SIM110  # twice as fast; JSON's true is an int to isinstance
+def _are_sizes(numbers: list[object]) -> bool:
+    for number in numbers:  # noqa: SIM110  # twice as fast; JSON's true is an int to isinstance
         if type(number) is not int or not 0 <= number < _TOO_LARGE:
             return False
     return True
