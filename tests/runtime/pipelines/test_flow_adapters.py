@@ -156,6 +156,8 @@ def test_a_run_may_scale(family: str, files: dict[tuple[str, str], Path]) -> Non
         for pipe in (ours, theirs)
     ]
     assert torch.equal(*images)
+    with pytest.raises(ValueError, match=r"^joint_attention_kwargs: gligen is not supported"):
+        ours("a red fox", joint_attention_kwargs={"gligen": 1.0})
 
 
 def test_flavours_over_fused_layers(files: dict[tuple[str, str], Path]) -> None:
@@ -182,6 +184,8 @@ def test_flavours_over_fused_layers(files: dict[tuple[str, str], Path]) -> None:
     }
     for title, (tensors, wanted) in cases.items():
         ours.load_lora_weights({f"{name}.{role}": one for role, one in tensors.items()})
+        with pytest.raises(ValueError, match=r"^joint_attention_kwargs=.*plain LoRA"):
+            ours("a red fox", joint_attention_kwargs={"scale": 0.5})
         got = torch.cat([layer.weight for layer in layers])
         assert (got - wanted).norm() <= 1e-5 * wanted.norm(), title
         ours.unload_lora_weights()

@@ -298,16 +298,19 @@ class LoadsAdapters:
             if name not in known:
                 raise ValueError(f"there is no adapter {name!r}; there are {known}")
 
-    def _check_scale(self, scale: float) -> None:
-        """Refuse a scale for adapters that are part of the parameters."""
+    def _check_scale(self, argument: str, scale: float) -> None:
+        """Refuse a scale for adapters that are part of the parameters.
+
+        Args:
+            argument: of the call, that holds the scale.
+        """
         if scale == 1:
             return
         for model in self._adapted().values():
             active = [model.adapters[name] for name in model.strengths]
             if any(not is_plain(one) for modules in active for one in modules.values()):
                 raise ValueError(
-                    'cross_attention_kwargs={"scale": ...} is for plain LoRA; weigh others with'
-                    " set_adapters"
+                    f'{argument}={{"scale": ...}} is for plain LoRA; weigh others with set_adapters'
                 )
 
 

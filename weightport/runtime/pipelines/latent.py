@@ -40,6 +40,7 @@ from .adapters import LoadsAdapters
 from .base import DiffusionPipeline
 
 LARGEST_UNASKED = 4096  # pixels; no model was trained with as many on a side
+_ATTENTION_OPTIONS = ("cross_attention_kwargs", "joint_attention_kwargs")  # arguments of calls
 TENSORS = ("latents", "prompt_embeds", "negative_prompt_embeds")  # that every callback may ask for
 
 
@@ -349,9 +350,9 @@ class LatentDiffusionPipeline(LoadsAdapters, DiffusionPipeline):
         """Make images by the arguments of a call; `self` may be among them."""
         if self.control_argument == "image":
             given = {**given, "control_image": given["image"], "image": None}
-        options = given.get("cross_attention_kwargs") or given.get("joint_attention_kwargs")
-        scale = _lora_scale(options)
-        self._check_scale(scale)
+        name = next(filter(given.get, _ATTENTION_OPTIONS), "")
+        scale = _lora_scale(name, given.get(name))
+        self._check_scale(name, scale)
         with scaled(scale):
             return sample(self, Arguments.of(given))
 
@@ -507,8 +508,11 @@ class LatentDiffusionPipeline(LoadsAdapters, DiffusionPipeline):
         return results.finish(run, run.latents, self.codec, None)
 
 
-def _lora_scale(given: Mapping[str, Any] | None) -> float:
+def _lora_scale(name: str, given: Mapping[str, Any] | None) -> float:
     """The scale of LoRA in a run.
+
+    Args:
+        name: of the argument that holds it.
 
     Raises:
         ValueError: something else is asked for.
@@ -516,5 +520,5 @@ def _lora_scale(given: Mapping[str, Any] | None) -> float:
     options = dict(given or {})
     scale = float(options.pop("scale", 1.0))
     if options:
-        raise ValueError(f"cross_attention_kwargs: {', '.join(options)} is not supported")
+        raise ValueError(f"{name}: {', '.join(options)} is not supported")
     return scale
