@@ -13,9 +13,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ...adapters.alphas import KEY, ONLY, Alphas
+from ...adapters.alphas import KEY, Alphas
 from ...adapters.marks import BUNDLED
 from ...adapters.modules import Adapter, Module
+from ...adapters.patterns import ONLY
 from ...errors import ConversionError, printable
 from ...io import atomic
 from ...mappings.conventions import Convention, conventions
@@ -64,7 +65,7 @@ def respelled(file: AdapterFile, adapter: Adapter[Tensor], convention: Conventio
         configs = _configs(file, [module for _, _, module in groups.modules])
         metadata[KEY] = _header(configs)
     outputs = record.restored(plain)
-    metadata |= record.metadata
+    metadata = record.header(metadata)
     came_from = conventions()[origin(adapter)]
     if came_from != convention and came_from.is_written and not record.origin:
         made = Respelled(outputs, metadata, configs)

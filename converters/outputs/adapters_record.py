@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
@@ -54,12 +54,15 @@ class Record:
         tensors: name by the rule -> the tensor that was there; None where there was none.
         ranks: module over several layers -> the ranks of those that it was made of; see
             `adapters.fusion.apart`.
+        order: of what its header said, where the rules give another; safetensors' own library has
+            none.
     """
 
     origin: str = ""
     metadata: Mapping[str, str] = field(default_factory=dict)
     tensors: Mapping[str, Kept | None] = field(default_factory=dict)
     ranks: Mapping[str, list[int]] = field(default_factory=dict)
+    order: Sequence[str] = ()
 
     @classmethod
     def of(
@@ -88,7 +91,9 @@ class Record:
             tensors[tensor.name] = Kept(tensor.name, tensor.dtype, tensor.shape, number_in(tensor))
         said = file.checkpoint.metadata
         metadata = {key: said[key] for key in (KEY, *STALE) if key in said}
-        return cls(origin, metadata, dict(sorted(tensors.items())), ranks)
+        by_rule = [*(key for key in said if key not in metadata), *metadata]
+        order = () if by_rule == list(said) else tuple(said)
+        return cls(origin, metadata, dict(sorted(tensors.items())), ranks, order)
 
     @classmethod
     def read(cls, file: AdapterFile, convention: str) -> Record:
@@ -107,18 +112,26 @@ class Record:
             tensors = {name: _kept(entry) for name, entry in content["tensors"].items()}
             metadata = {str(key): str(value) for key, value in content["metadata"].items()}
             ranks = {name: _ranks(entry) for name, entry in content.get("ranks", {}).items()}
+            order = tuple(map(str, content.get("order", ())))
         except (ValueError, RecursionError, TypeError, KeyError, AttributeError):
             raise ConversionError(
                 f"{file.path}: what its header says under `{RECORD}` cannot be read; was it edited?"
             ) from None
-        return cls(convention, metadata, tensors, ranks)
+        return cls(convention, metadata, tensors, ranks, order)
 
     def text(self) -> str:
         """What the header says."""
         content = {"origin": self.origin, "metadata": self.metadata, "tensors": self.tensors}
         if self.ranks:
             content["ranks"] = self.ranks
+        if self.order:
+            content["order"] = self.order
         return json.dumps(content, separators=(",", ":"))
+
+    def header(self, metadata: Mapping[str, str]) -> dict[str, str]:
+        """What a header says, and what it said besides before, in the order of then."""
+        every = {**metadata, **self.metadata}
+        return {key: every[key] for key in dict.fromkeys((*self.order, *every)) if key in every}
 
     def restored(self, outputs: Mapping[Place, Output]) -> list[Output]:
         """The outputs as they were before.

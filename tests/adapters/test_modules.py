@@ -62,7 +62,10 @@ def test_a_scale_takes_the_place_of_alpha() -> None:
     ("config", "alpha"),
     [
         ({"lora_alpha": 2}, 2),
-        ({"lora_alpha": 2, "alpha_pattern": {"to_q": 3, "attn1.to_q": 5}}, 5),
+        ({"lora_alpha": 2, "alpha_pattern": {"attn1.to_q": 5, "to_q": 3}}, 5),
+        ({"lora_alpha": 2, "alpha_pattern": {"to_q": 3, "attn1.to_q": 5}}, 3),  # PEFT's first
+        ({"lora_alpha": 2, "alpha_pattern": {r"mid.*attn[12]\.to_(q|k)": 3, "to_q": 5}}, 3),
+        ({"lora_alpha": 2, "alpha_pattern": {r"mid.*attn2\.to_(q|k)": 3, "to_q": 5}}, 5),
         ({"lora_alpha": 2, "alpha_pattern": {"^" + PATH[1]: 7, "to_q": 3}}, 7),
         ({"lora_alpha": 2, "alpha_pattern": {"o_q": 3}}, 2),
         ({"lora_alpha": 2, "use_rslora": True}, 4),  # 2 sqrt(4)
@@ -74,6 +77,15 @@ def test_what_a_header_says_of_alphas(config: dict[str, Any], alpha: float | Non
     name = "unet." + PATH[1]
     tensors = {f"{name}.lora_A.weight": zeros(4, WIDTH), f"{name}.lora_B.weight": zeros(WIDTH, 4)}
     assert sorted_(tensors, Alphas.parse(header)).modules[PATH].alpha == alpha
+
+
+def test_patterns_of_text_encoders_may_lack_what_transformers_5_lacks() -> None:
+    name = "encoder.layers.3.self_attn.q_proj"
+    header = {"text_encoder.alpha_pattern": {f"^{name}": 8}, "text_encoder.lora_alpha": 2}
+    named = f"text_encoder.{name}"
+    tensors = {f"{named}.lora_A.weight": zeros(4, 768), f"{named}.lora_B.weight": zeros(768, 4)}
+    found = sorted_(tensors, Alphas.parse({KEY: json.dumps(header)}))
+    assert found.modules["text_encoder", f"text_model.{name}"].alpha == 8
 
 
 @pytest.mark.parametrize(
@@ -134,6 +146,19 @@ def test_what_contradicts_itself_is_refused_by_name(tensors: dict[str, Any], mes
     with pytest.raises(ValueError, match=re.escape(message)) as error:
         sorted_(tensors)
     assert "attn1" in str(error.value)
+
+
+def test_names_of_transformers_5_are_those_of_the_text_encoder() -> None:
+    """LyCORIS names what torch lists; `create_network` for kohya, `create_lycoris` for one model."""
+    for prefix in ("lora_te_", "lycoris_", "lora_te_text_model_", "lycoris_text_model_"):
+        name = f"{prefix}encoder_layers_0_mlp_fc1"
+        tensors = {
+            f"{name}.lora_down.weight": zeros(4, 768),
+            f"{name}.lora_up.weight": zeros(3072, 4),
+        }
+        found = sorted_(tensors)
+        assert found.fits, name
+        assert list(found.modules) == [("text_encoder", "text_model.encoder.layers.0.mlp.fc1")]
 
 
 def test_what_belongs_to_no_module_is_listed() -> None:

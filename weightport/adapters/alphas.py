@@ -1,27 +1,22 @@
 """What a header says of alphas, where they are no tensors: diffusers' `lora_adapter_metadata`, and
 the `adapter_config.json` of PEFT's folders.
-
-A pattern stands for every module whose name it is or ends, with a `^` before it for the one whose
-name it is; PEFT takes it for a regular expression, of which nothing else is understood here.
 """
 
 from __future__ import annotations
 
 import json
 import math
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from ..errors import printable
+from .patterns import Patterns
 
 KEY = "lora_adapter_metadata"
 WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
 """The names that it gives them."""
-ONLY = "^"
-"""What a pattern begins with that stands for one module, and not for those whose names it ends."""
-_PATTERN = re.compile(r"(\^?)(\(\.\*\\?\.\)\?)?((?:[\w-]|\\?\.)+)\$?")
+_BARE = "text_model."  # which transformers 5 leaves out of names
 
 
 @dataclass(frozen=True)
@@ -73,7 +68,10 @@ class Alphas:
         config = self.configs.get(component) or self.configs.get("")
         if config is None:
             return None
-        stated = _longest(config["alpha_pattern"], path)
+        patterns: Patterns = config["alpha_pattern"]
+        stated = patterns.first(path)
+        if stated is None and path.startswith(_BARE):
+            stated = patterns.first(path.removeprefix(_BARE))
         alpha = config["lora_alpha"] if stated is None else stated
         if alpha is None:
             return None
@@ -88,30 +86,18 @@ def _checked(config: Mapping[str, Any]) -> dict[str, Any]:
     patterns = config.get("alpha_pattern") or {}
     if not isinstance(patterns, dict):
         raise ValueError("its alpha_pattern does not map names to numbers")
-    names: dict[str, float] = {}
     for pattern, value in patterns.items():
-        found = _PATTERN.fullmatch(pattern)
-        if found is None or not _is_number(value):
-            raise ValueError(
-                f"its alpha_pattern `{printable(pattern)}` is not the name of a module with a"
-                " number"
-            )
-        only = found[1] and not found[2]
-        name = found[3].replace("\\.", ".")
-        names.setdefault(ONLY + name if only else name, float(value))
-    return {**config, "lora_alpha": alpha, "alpha_pattern": names}
+        if not _is_number(value):
+            raise ValueError(f"its alpha_pattern `{printable(pattern)}` has no number")
+    try:
+        read = Patterns(patterns)
+    except ValueError as error:
+        raise ValueError(
+            f"its alpha_pattern `{printable(str(error))}` is no pattern of names of modules that is"
+            " understood here"
+        ) from None
+    return {**config, "lora_alpha": alpha, "alpha_pattern": read}
 
 
 def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and type(value) is not bool and math.isfinite(value)
-
-
-def _longest(patterns: Mapping[str, float], path: str) -> float | None:
-    """The value of the pattern that is the name or its longest end."""
-    if ONLY + path in patterns:
-        return patterns[ONLY + path]
-    while path:
-        if path in patterns:
-            return patterns[path]
-        path = path.partition(".")[2]
-    return None

@@ -96,12 +96,14 @@ class Fused(NamedTuple):
 
 
 class SidePath:
-    """The two factors of a plain LoRA, in the dtype and on the device of what they meet."""
+    """The two factors of a plain LoRA, and the bias that may be behind them, in the dtype and on
+    the device of what they meet."""
 
     def __init__(self, layer: nn.Module, module: Module[Tensor]) -> None:
         self._layer: Any = layer
         self._factors = module.tensors["down"], module.tensors["up"]
-        self._here: tuple[Tensor, Tensor] | None = None
+        self._bias = module.tensors.get("up_bias")
+        self._here: tuple[Tensor, Tensor, Tensor | None] | None = None
         self._alpha = module.factor * module.rank
         self._rank = module.rank
         self.strength = 1.0
@@ -115,25 +117,26 @@ class SidePath:
         if here is None or here[0].dtype != x.dtype or here[0].device != x.device:
             here = self._shaped(x)
             self._here = here
-        down, up = here
+        down, up, bias = here
         layer = self._layer
         if isinstance(layer, nn.Conv2d):
             y = F.conv2d(x, down, None, layer.stride, layer.padding, layer.dilation)
-            return F.conv2d(y, up) * scale
-        return F.linear(F.linear(x, down), up) * scale
+            return F.conv2d(y, up, bias) * scale
+        return F.linear(F.linear(x, down), up, bias) * scale
 
-    def _shaped(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def _shaped(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
         """The factors with as many axes as the layer's weight, and as many input channels: those
         of the layer that they lack change nothing."""
         down, up = (factor.to(x.device, x.dtype) for factor in self._factors)
+        bias = None if self._bias is None else self._bias.to(x.device, x.dtype).flatten()
         layer = self._layer
         if not isinstance(layer, nn.Conv2d):
             down = down.flatten(1)
-            return F.pad(down, (0, layer.in_features - down.shape[1])), up.flatten(1)
+            return F.pad(down, (0, layer.in_features - down.shape[1])), up.flatten(1), bias
         down = down.reshape(len(down), -1, *layer.kernel_size)
         missing = layer.in_channels - down.shape[1]
         down = F.pad(down, (0, 0, 0, 0, 0, missing))
-        return down, up.reshape(len(up), -1, 1, 1)
+        return down, up.reshape(len(up), -1, 1, 1), bias
 
 
 class SideForward:
@@ -283,8 +286,8 @@ class AdaptedModel:
 
 
 def is_plain(module: Module[Tensor]) -> bool:
-    """Whether a module is two factors and no more, which can run beside the layer."""
-    others = module.tensors.keys() - {"down", "up", "alpha", "scale"}
+    """Whether a module is two factors and what goes with them, which can run beside the layer."""
+    others = module.tensors.keys() - {"down", "up", "up_bias", "alpha", "scale"}
     return module.flavour == "lora" and not others
 
 

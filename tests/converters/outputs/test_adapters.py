@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -56,6 +57,7 @@ def assert_same(a: Path, b: Path) -> None:
         assert ours[key].shape == tensor.shape, key
         assert torch.equal(ours[key], tensor), key
     assert metadata(a) == metadata(b)
+    assert a.read_bytes() == b.read_bytes()
 
 
 def respelled(source: Path, to: str, folder: Path, **options: Any) -> Path:
@@ -79,7 +81,9 @@ def kohya(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def of_diffusers(repo_of: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    options = {"unet": {"rank_pattern": {"to_q": 8}, "alpha_pattern": {"to_k": 3}}}
+    options = {
+        "unet": {"rank_pattern": {"to_q": 8}, "alpha_pattern": {"to_k": 3, r"up.*\.(to_q|fc1)": 1}},
+    }
     models = peft_models(repo_of("sd1"), **options)
     return write_diffusers(tmp_path_factory.mktemp("diffusers"), models)
 
@@ -100,6 +104,31 @@ def test_diffusers_own_file_comes_back(to: str, of_diffusers: Path, tmp_path: Pa
     there = respelled(of_diffusers, to, tmp_path, family="sd1")
     assert load_file(there).keys().isdisjoint(load_file(of_diffusers))
     assert_same(respelled(there, "peft", tmp_path, family="sd1"), of_diffusers)
+
+
+@pytest.mark.parametrize("turn", range(3))
+def test_what_a_header_says_comes_back_in_its_order(turn: int, kohya: Path, tmp_path: Path) -> None:
+    """safetensors' own library writes it in another order each time."""
+    content = kohya.read_bytes()
+    size = int.from_bytes(content[:8], "little")
+    header = json.loads(content[8 : 8 + size])
+    said = sorted(header["__metadata__"].items())
+    header["__metadata__"] = dict(said[turn:] + said[:turn])
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    file = tmp_path / "turned.safetensors"
+    file.write_bytes(len(text).to_bytes(8, "little") + text + content[8 + size :])
+    assert_same(respelled(respelled(file, "peft", tmp_path), "kohya", tmp_path), file)
+
+
+def test_biases_behind_factors_come_back(repo_of: Callable[[str], Path], tmp_path: Path) -> None:
+    """diffusers spells those of text encoders in a way of its own."""
+    models = peft_models(repo_of("sd1"), unet={"lora_bias": True}, text_encoder={"lora_bias": True})
+    file = write_diffusers(tmp_path, models)
+    assert sum(key.endswith("lora_linear_layer.up.bias") for key in load_file(file)) == 48
+    there = respelled(file, "kohya", tmp_path, family="sd1")
+    assert sum(key.endswith("lora_up.bias") for key in load_file(there)) > 48
+    assert_same(respelled(there, "peft", tmp_path, family="sd1"), file)
 
 
 def test_a_chain_of_conventions_comes_back(kohya: Path, tmp_path: Path) -> None:

@@ -18,7 +18,13 @@ from transformers import CLIPTextModel
 import weightport
 from weightport import StableDiffusionPipeline
 
-from ...support.adapter_files import cycle, kohya_state, write_kohya
+from ...support.adapter_files import (
+    cycle,
+    kohya_state,
+    peft_models,
+    write_diffusers,
+    write_kohya,
+)
 from ...support.closeness import assert_equal, assert_near
 from ...support.lycoris_files import cases, module_of, state_of
 
@@ -113,6 +119,33 @@ def test_side_paths_are_those_of_peft(
     assert_near(outputs(mine), outputs(other))
     mine.unload_lora_weights()
     assert mine.get_list_adapters() == {}
+    assert_equal(outputs(mine), base)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_biases_behind_factors_are_those_of_peft(
+    dtype: torch.dtype, repo: Path, tmp_path: Path
+) -> None:
+    """On layers without a bias too, whose parameters cannot take them."""
+    bias = {"lora_bias": True}
+    models = peft_models(repo, unet=bias, text_encoder=bias)
+    with torch.no_grad():
+        for model in models.values():
+            model.to(dtype)
+            for key, parameter in model.named_parameters():
+                if key.endswith("lora_B.default.bias"):
+                    parameter.normal_(std=0.1)
+    mine = ours(repo, dtype)
+    base = outputs(mine)
+    mine.load_lora_weights(write_diffusers(tmp_path, models))
+    other = theirs(repo, dtype)
+    for name, model in models.items():
+        setattr(other, name, model)
+    assert (outputs(mine)[0] - base[0]).norm() > 0.01 * base[0].norm()
+    assert_near(outputs(mine), outputs(other))
+    with pytest.raises(ValueError, match="bias, which the model lacks"):
+        mine.fuse_lora()
+    mine.unload_lora_weights()
     assert_equal(outputs(mine), base)
 
 
