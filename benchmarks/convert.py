@@ -4,12 +4,13 @@
         [--folder DIR] [--record FILE] [--against REVISION]
 
 Works on a whole Stable Diffusion 1.5 checkpoint (4.3 GB, as `.safetensors`, `.ckpt` and repo;
-tensors are renamed), on a UNet of KerasCV (3.4 GB; every kernel has to be transposed), and on SDXL
-in float16 (6.9 GB), all with random weights. The rows of one work take turns, N times; medians are
-printed, with the goals that they have. Ratios are of wall times, to `cp` and `sync` of the source
-in the same round, for what neither hashes nor syncs to the plain `cp`; every other row ends with
-its output on the disk. `read` is what came from the disk, in sizes of the source. What is needed
-and not there is said, and its rows left out.
+tensors are renamed), on a UNet of KerasCV (3.4 GB; every kernel has to be transposed), on SDXL in
+float16 (6.9 GB), and on the transformer of FLUX.1 in bfloat16 (23.8 GB; fused layers are taken
+apart) and in floats of eight bits (11.9 GB), all with random weights. The rows of one work take
+turns, N times; medians are printed, with the goals that they have. Ratios are of wall times, to
+`cp` and `sync` of the source in the same round, for what neither hashes nor syncs to the plain
+`cp`; every other row ends with its output on the disk. `read` is what came from the disk, in sizes
+of the source. What is needed and not there is said, and its rows left out.
 
 `--record` keeps the figures with machine and commit; `benchmarks/results/convert.json` is that of a
 whole run, and `python benchmarks/goals.py RECORD PICTURE` draws one.
@@ -17,13 +18,15 @@ whole run, and `python benchmarks/goals.py RECORD PICTURE` draws one.
 With `--against REVISION` a worktree of that commit takes part: only the rows of weightport run,
 each beside itself at that commit, in turns, and its ratio is to that. Nothing is installed for it.
 
-Takes 14 GB of disk for the UNet, 22 GB for the checkpoint, 28 GB for SDXL.
+Takes 14 GB of disk for the UNet, 22 GB for the checkpoint, 28 GB for SDXL, 48 GB for FLUX.1, of
+whose blocks `--size half` and `narrow` leave 10 + 18 and 2 + 4 of 19 + 38.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import json
 import os
 import shlex
 import shutil
@@ -61,6 +64,10 @@ NAMES = {
     "keras": "unet.weights.h5",
     "sdxl": "sdxl.safetensors",
     "sdxl_repo": "sdxl",
+    "flux": "flux.safetensors",
+    "flux_repo": "flux",
+    "flux_config": "flux_config",
+    "flux_fp8": "flux_fp8.safetensors",
 }
 
 
@@ -93,8 +100,15 @@ class Sources:
             models.pickled(self.make("safetensors"), path)
         elif name == "repo":
             subprocess.run(_convert(self.make("safetensors"), path), check=True)
-        elif name == "sdxl_repo":
-            subprocess.run(_convert(self.make("sdxl"), path), check=True)
+        elif name in ("sdxl_repo", "flux_repo"):
+            subprocess.run(_convert(self.make(name.removesuffix("_repo")), path), check=True)
+        elif name in ("flux", "flux_fp8"):
+            dtype = "F8_E4M3" if name == "flux_fp8" else "BF16"
+            models.original(path, "flux", dtype, self.size, "transformer")
+        elif name == "flux_config":
+            config = models.config("flux", "transformer", self.size)
+            (path / "transformer").mkdir(parents=True)
+            (path / "transformer" / "config.json").write_text(json.dumps(config))
         elif name == "sdxl":
             models.original(path, "sdxl", "F16")
         else:
@@ -200,6 +214,33 @@ def from_sdxl_repo(source: Path, out: Path) -> dict[str, Row]:
     return rows
 
 
+def from_flux(source: Path, out: Path) -> dict[str, Row]:
+    """Rows for the transformer of FLUX.1, and diffusers' loader of it."""
+    rows = _copied(source, out)
+    command = _convert(source, out / "repo")
+    rows["weightport"] = Row(command, COPY, {"ratio": 1.3, "anon MB": 64})
+    configs = source.with_name(NAMES["flux_config"])
+    theirs = [*PEERS, "flux_transformer", str(source), str(out / "transformer"), str(configs)]
+    if find_spec("diffusers"):
+        rows["diffusers"] = Row(theirs, COPY, copies=2)
+    return rows | _inspected(source)
+
+
+def from_flux_fp8(source: Path, out: Path) -> dict[str, Row]:
+    """The same of floats of eight bits, which become bfloat16."""
+    rows = _copied(source, out)
+    rows["weightport"] = Row(_convert(source, out / "repo"), COPY, {"anon MB": 64})
+    return rows
+
+
+def from_flux_repo(source: Path, out: Path) -> dict[str, Row]:
+    """Its way back."""
+    rows = _copied(source, out)
+    command = _convert(source, out / "back.safetensors", "--to=ldm")
+    rows["weightport"] = Row(command, COPY, {"ratio": 1.3, "anon MB": 64})
+    return rows
+
+
 WORKS = {
     "SD 1.5 .safetensors -> repo": Work("safetensors", from_safetensors),
     "SD 1.5 .ckpt -> repo": Work("ckpt", from_ckpt, ["torch"]),
@@ -209,6 +250,9 @@ WORKS = {
     "KerasCV UNet -> repo": Work("keras", from_keras, ["h5py"]),
     "SDXL float16 .safetensors -> repo": Work("sdxl", from_sdxl),
     "SDXL float16 repo -> .safetensors": Work("sdxl_repo", from_sdxl_repo),
+    "FLUX.1 .safetensors -> repo": Work("flux", from_flux, [], ["flux_config"]),
+    "FLUX.1 repo -> .safetensors": Work("flux_repo", from_flux_repo),
+    "FLUX.1 in eight bits -> repo": Work("flux_fp8", from_flux_fp8),
 }
 
 
@@ -263,6 +307,20 @@ def possible(rows: dict[str, Row]) -> tuple[dict[str, Row], list[str]]:
     return left, lost
 
 
+def affordable(rows: dict[str, Row], nbytes: int) -> tuple[dict[str, Row], list[str]]:
+    """The rows whose copies of a source of so many bytes fit into memory, and what is said of the
+    others."""
+    free = system.free_memory()
+    left = {name: row for name, row in rows.items() if row.copies * nbytes <= free}
+    lost = [
+        f"{name}: holds the model {row.copies} times, {row.copies * nbytes / 1e9:.0f} GB, and"
+        f" {free / 1e9:.0f} GB of memory are free"
+        for name, row in rows.items()
+        if name not in left
+    ]
+    return left, lost
+
+
 def beside(rows: dict[str, Row], tree: Path, revision: str) -> dict[str, Row]:
     """weightport's rows, each after itself in another tree, which its ratio is to."""
     found = {}
@@ -314,6 +372,8 @@ def run(
         return [], skipped
     for name in (work.source, *work.beside):
         sources.make(name)
+    rows, lost = affordable(rows, _size(source))
+    skipped += [f"{title}: {text}" for text in lost]
     print(f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}")
     measured = list(rounds(rows, source, outputs, arguments.repeat))
     found = goals.lines(title, rows, measured, _size(source))
@@ -330,6 +390,7 @@ def _wanted_later(titles: Sequence[str]) -> set[str]:
     """The sources of these works, and what those are made from."""
     names = {name for title in titles for name in (WORKS[title].source, *WORKS[title].beside)}
     made_from = {"ckpt": "safetensors", "repo": "safetensors", "sdxl_repo": "sdxl"}
+    made_from |= {"flux_repo": "flux"}
     return names | {made_from[name] for name in names if name in made_from}
 
 
@@ -340,7 +401,8 @@ def parse() -> argparse.Namespace:
     )
     option = parser.add_argument
     option("--only", default="", metavar="TEXT", help="only rows whose `work: row` contains this")
-    option("--size", choices=models.SIZES, default="full", help="of SD 1.5; SDXL only in full")
+    sizes = "of SD 1.5 and FLUX.1; SDXL only in full"
+    option("--size", choices=models.SIZES, default="full", help=sizes)
     option("--repeat", type=int, default=5, metavar="N")
     option(
         "--folder", type=Path, metavar="DIR", help="where to work (default: for temporary files)"

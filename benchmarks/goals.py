@@ -33,6 +33,7 @@ class Row:
         cold: whether the sources leave the page cache before.
         cache: bytes of page cache that it may fill.
         first_weight: whether it is only run until the first weight is written.
+        copies: how many times it holds the source in memory; 0 where it streams.
     """
 
     command: Command
@@ -41,6 +42,7 @@ class Row:
     cold: bool = False
     cache: int | None = None
     first_weight: bool = False
+    copies: int = 0
 
 
 @dataclass(frozen=True)

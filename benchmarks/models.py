@@ -17,6 +17,7 @@ from weightport.converters.outputs.kerascv_file import write_keras
 from weightport.converters.planning.candidates import Candidate, candidates
 from weightport.converters.writers.safetensors import Output, write_safetensors
 from weightport.io.arrays import DTYPES, Array
+from weightport.mappings.families import families
 
 Shape = tuple[int, ...]
 NARROW: dict[str, dict[str, Any]] = {
@@ -26,10 +27,14 @@ NARROW: dict[str, dict[str, Any]] = {
 """Component -> what its config says in place of the stock one."""
 SIZES: dict[str, Mapping[str, Mapping[str, Any]]] = {
     "full": {},
-    "half": {"unet": {"block_out_channels": [160, 320, 640, 640]}},
-    "narrow": NARROW,
+    "half": {
+        "unet": {"block_out_channels": [160, 320, 640, 640]},
+        "transformer": {"num_layers": 10, "num_single_layers": 18},
+    },
+    "narrow": {**NARROW, "transformer": {"num_layers": 2, "num_single_layers": 4}},
 }
-"""Of Stable Diffusion 1.5: 4.3, 1.7 and 0.5 GB in float32."""
+"""Of Stable Diffusion 1.5: 4.3, 1.7 and 0.5 GB in float32; of FLUX.1's transformer, in full width
+and of fewer blocks: 23.8, 11.9 and 2.5 GB in bfloat16."""
 
 
 def keras_unet(path: Path, size: str = "full") -> None:
@@ -45,15 +50,22 @@ def keras_unet(path: Path, size: str = "full") -> None:
     os.sync()
 
 
-def original(path: Path, family: str, dtype: str, size: str = "full") -> None:
-    """A whole model under its original keys as `.safetensors`, with the noise schedule."""
+def original(
+    path: Path, family: str, dtype: str, size: str = "full", part: str | None = None
+) -> None:
+    """A whole model under its original keys as `.safetensors`, with the noise schedule.
+
+    Args:
+        part: this one alone.
+    """
     random = _random()
-    shapes = {"alphas_cumprod": (1000,), "betas": (1000,)}
+    shapes = {"alphas_cumprod": (1000,), "betas": (1000,)} if part is None else {}
     for candidate in candidates("ldm"):
         component = candidate.component
         is_stock = candidate.family.components.get(component.name) is component
         written = not candidate.table.about.get("read_only")
         wanted = is_stock and written and not component.extends
+        wanted = wanted and part in (None, candidate.part)
         if candidate.family.name == family and wanted:
             shapes |= _shapes(candidate, size)
 
@@ -78,16 +90,18 @@ def pickled(source: Path, path: Path) -> None:
     os.sync()
 
 
+def config(family: str, component: str, size: str) -> dict[str, Any]:
+    """The config of a model of some size."""
+    return {**families()[family].components[component].config, **SIZES[size].get(component, {})}
+
+
 def _shapes(candidate: Candidate, size: str) -> dict[str, Shape]:
     """Source key -> shape of a whole part."""
     component = candidate.component
-    targets = component.manifest()
-    changes = SIZES[size].get(component.name)
-    if changes:
-        from weightport.runtime.manifest import manifest
-
-        targets = manifest(component.class_name, {**component.config, **changes})
-    return {key: link.source_shape(targets) for key, link in candidate.links.items()}
+    own = config(candidate.family.name, component.name, size)
+    targets = component.model.tensors(own)
+    links = candidate.table.links(targets, component.model.names(own))
+    return {key: link.source_shape(targets) for link in links for key in link.sources}
 
 
 def _random() -> Callable[[Shape], Array]:

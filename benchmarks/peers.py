@@ -89,6 +89,21 @@ def diffusers(source: Path, out: Path, repo: Path) -> None:
     pipeline.save_pretrained(out)
 
 
+def flux_transformer(source: Path, out: Path, repo: Path) -> None:
+    """diffusers' single-file loader for the transformer of FLUX.1 alone, in bfloat16."""
+    import torch
+    from diffusers import FluxTransformer2DModel
+
+    model = FluxTransformer2DModel.from_single_file(
+        source,
+        config=str(repo),
+        subfolder="transformer",
+        local_files_only=True,
+        torch_dtype=torch.bfloat16,
+    )
+    model.save_pretrained(out)
+
+
 def _renames() -> dict[str, tuple[str, str, tuple[int, ...]]]:
     """Original key -> component, its key in diffusers and stock shape there.
 
@@ -111,7 +126,7 @@ def _renames() -> dict[str, tuple[str, str, tuple[int, ...]]]:
 
 def main() -> None:
     """Run one of them and bring its output to the disk."""
-    functions = (keras_script, rename_script, rename_back_script, diffusers)
+    functions = (keras_script, rename_script, rename_back_script, diffusers, flux_transformer)
     programs = {function.__name__: function for function in functions}
     name, *paths = sys.argv[1:]
     source, out, *repo = map(Path, paths)

@@ -46,6 +46,12 @@ def limited(command: Command, nbytes: int) -> Iterator[Command]:
         group.rmdir()
 
 
+def free_memory() -> int:
+    """Bytes that a program may take without another giving up any; on Linux."""
+    lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+    return next(int(line.split()[1]) << 10 for line in lines if line.startswith("MemAvailable"))
+
+
 def can_limit() -> bool:
     """Whether `limited` works here."""
     try:
