@@ -102,21 +102,30 @@ def _megabytes(peaks: Iterable[int]) -> float:
     return max(peaks) * 1024 / 1e6
 
 
-def table(found: Sequence[Line]) -> str:
-    """The lines of one work as text; goals stand behind."""
-    text = [f"{found[0].work:44}" + "".join(f"{column:>9}" for column in COLUMNS)]
+def table(found: Sequence[Line], columns: Sequence[str] = COLUMNS, places: int = 2) -> str:
+    """The lines of one work as text; goals stand behind.
+
+    Args:
+        columns: which figures.
+        places: of seconds, behind the point.
+    """
+    text = [f"{found[0].work:44}" + "".join(f"{column:>10}" for column in columns)]
     for line in found:
-        cells = [_cell(column, line.figures.get(column)) for column in COLUMNS]
+        cells = [_cell(column, line.figures.get(column), places) for column in columns]
         text.append(f"  {line.row:42}" + "".join(cells) + _judged(line))
     return "\n".join(text)
 
 
-def _cell(column: str, figure: float | None) -> str:
-    return f"{'' if figure is None else _shown(column, figure):>9}"
+def _cell(column: str, figure: float | None, places: int) -> str:
+    if figure is None:
+        return " " * 10
+    return f"{f'{figure:.{places}f}' if column.endswith(' s') else _shown(column, figure):>10}"
 
 
 def _shown(column: str, figure: float) -> str:
-    """Megabytes as whole numbers, others to two digits."""
+    """Megabytes as whole numbers, others to two digits, differences of results to one."""
+    if column == "differs":
+        return f"{figure:.0e}"
     return f"{figure:.0f}" if column.endswith("MB") else f"{figure:.2f}"
 
 
@@ -130,17 +139,47 @@ def _judged(line: Line) -> str:
 # --- the record -----------------------------------------------------------------------------------
 
 
-def record(path: Path, found: Sequence[Line], repeat: int, skipped: Sequence[str]) -> None:
-    """Write what was measured, on which machine and of which commit, as JSON."""
+TO_COPY = "wall time / that of cp in the same round (1.0: as fast as copying)"
+
+
+def record(
+    path: Path,
+    found: Sequence[Line],
+    repeat: int,
+    skipped: Sequence[str],
+    measured_by: str = TO_COPY,
+) -> None:
+    """Write what was measured, on which machine and of which commit, as JSON.
+
+    Rows of other works stay that the file has of the same commit and machine: a record may be made
+    in several runs.
+
+    Args:
+        measured_by: what ratios are, in words.
+    """
     content = {
         "commit": _commit(),
         "machine": machine(),
+        "load": round(os.getloadavg()[2], 1),
         "rounds": repeat,
+        "ratios": measured_by,
         "skipped": list(skipped),
         "rows": [{**asdict(line), "met": line.met} for line in found],
     }
+    content["rows"] = [*_other_rows(path, content), *content["rows"]]
     path.parent.mkdir(exist_ok=True)
     path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+
+
+def _other_rows(path: Path, content: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The rows of a record, of works that are not measured again; none if it is of elsewhere."""
+    if not path.exists():
+        return []
+    known = json.loads(path.read_text(encoding="utf-8"))
+    if any(known.get(name) != content[name] for name in ("commit", "machine", "ratios")):
+        return []
+    again = {row["work"] for row in content["rows"]}
+    return [row for row in known["rows"] if row["work"] not in again]
 
 
 def _commit() -> str:
@@ -174,6 +213,16 @@ def machine() -> dict[str, Any]:
 # --- the plot -------------------------------------------------------------------------------------
 
 
+DRAWN = {
+    "ratio": "",
+    "worst": ", worst round",
+    "CPU ratio": ", CPU",
+    "CPU worst": ", CPU, worst round",
+    "MB ratio": ", memory",
+}
+"""Column whose goals are drawn -> what its bar is called."""
+
+
 def plot(record: Path, path: Path) -> None:
     """Ratios of a record beside their goals, as a picture."""
     import matplotlib as mpl
@@ -182,17 +231,18 @@ def plot(record: Path, path: Path) -> None:
     mpl.rcParams["svg.hashsalt"] = "weightport"
     from matplotlib import pyplot as plt
 
-    rows = json.loads(record.read_text(encoding="utf-8"))["rows"]
-    rows = [row for row in rows if "ratio" in row["goals"]][::-1]
-    names = [f"{row['work']}: {row['row']}" for row in rows]
-    ratios = [row["figures"]["ratio"] for row in rows]
-    goals = [row["goals"]["ratio"] for row in rows]
-    figure, axes = plt.subplots(figsize=(9, 0.4 * len(rows) + 1))
-    colours = ["tab:green" if row["met"] else "tab:orange" for row in rows]
+    content = json.loads(record.read_text(encoding="utf-8"))
+    drawn = [(row, column) for row in content["rows"] for column in DRAWN if column in row["goals"]]
+    names = [f"{row['work']}: {row['row']}{DRAWN[column]}" for row, column in drawn[::-1]]
+    ratios = [row["figures"][column] for row, column in drawn[::-1]]
+    goals = [row["goals"][column] for row, column in drawn[::-1]]
+    figure, axes = plt.subplots(figsize=(9, 0.4 * len(names) + 1))
+    met = [round(ratio, 2) <= goal for ratio, goal in zip(ratios, goals, strict=True)]
+    colours = ["tab:green" if one else "tab:orange" for one in met]
     axes.barh(names, ratios, color=colours, height=0.6)
     axes.scatter(goals, names, marker="|", s=200, color="black", zorder=2, label="goal")
     axes.axvline(1, color="grey", linewidth=0.8)
-    axes.set_xlabel("wall time / that of cp in the same round (1.0: as fast as copying)")
+    axes.set_xlabel(content.get("ratios", TO_COPY))
     axes.legend(loc="lower right")
     figure.tight_layout()
     figure.savefig(path, metadata={"Date": None})

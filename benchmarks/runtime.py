@@ -1,4 +1,8 @@
-"""The runtime beside diffusers, in turns: runtime.py [start] [load] [file] [step] [cuda]
+"""The runtime beside diffusers, in turns, and our goals:
+
+    python benchmarks/runtime.py [start] [load] [file] [step] [parts] [image] [cuda]
+        [--threads N...] [--size N...] [--dtype NAME...] [--repeat N] [--folder DIR]
+        [--record FILE] [--against REVISION]
 
 start    import, and process start to a loaded pipeline
 load     a UNet of Stable Diffusion 1.5 in float32 cast to float16 and bfloat16, from the page cache
@@ -6,13 +10,20 @@ load     a UNet of Stable Diffusion 1.5 in float32 cast to float16 and bfloat16,
 file     a pipeline of an original checkpoint of Stable Diffusion 1.5 in float32, `.safetensors` and
          `.ckpt`, from the page cache, without what imports take; also by how much anonymous memory
          grew
-step     one step of that UNet on the CPU, eager, batch 2; float32 at 256x256, on one thread
+step     one step of that UNet on the CPU, batch 2; float32 at 256x256, on one thread and on two
+parts    its VAE decodes such an image, its text encoder reads two prompts
+image    from the start of Python to a picture of 20 steps, once; also by OpenVINO, if installed
 cuda     eager and compiled steps on a GPU, float16 and bfloat16, at 512x512 and 1024x1024
 
 Weights are random; they are written to a temporary folder. Ratios are of ours to diffusers' in the
 same round, and the median over rounds; CPU seconds are user and system time, which a busy machine
-disturbs less than wall time. Memory is resident, or that allocated on the GPU, at its highest. Of
-steps also: the first one, and the relative L2 difference of the output.
+disturbs less than wall time. `worst` is the highest ratio of a round; what runs on one thread is
+judged by CPU seconds. Memory is resident, or that allocated on the GPU, at its highest. Of steps
+also: the first one, and the relative L2 difference of the output. What is needed and not there is
+said, and left out.
+
+`--record` keeps the figures with machine and commit; `benchmarks/results/runtime.json` is one, and
+`python benchmarks/goals.py RECORD PICTURE` draws it.
 
 With `--against REVISION` a worktree of that commit takes the place of diffusers: ratios and
 differences are to weightport as it was there. Nothing is installed for it.
@@ -30,12 +41,15 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 from statistics import median
 from types import MappingProxyType
 
+import goals
 import trees
+from goals import Line
 from measure import Command, Round, Run, end_in_order, measure, sample
 
 UNET = {"cross_attention_dim": 768, "attention_head_dim": 8, "sample_size": 64}
@@ -54,7 +68,16 @@ CLIP = {
 }
 PEER = "diffusers"
 OURS = "weightport"
-COLUMNS = ("wall s", "ratio", "CPU s", "ratio", "MB", "ratio")
+STEPS = 20  # of an image
+MEASURED_BY = "seconds, or memory, / those of diffusers in the same round"
+Figures = Mapping[str, float]
+NONE: Mapping[str, Figures] = MappingProxyType({})
+START_GOAL = {"ratio": 0.35}
+LOAD_GOAL = {"ratio": 0.5}
+FILE_GOAL = {"ratio": 0.6, "MB ratio": 0.5}
+STEP_GOALS = {"eager": 0.95, "packed": 0.65}  # in every round
+PART_GOAL = 1.0
+IMAGE_GOALS = {"eager": {"ratio": 0.95}, "packed": {"ratio": 0.7}}
 TORCH = "import torch"
 LOADED = "loaded"
 # What a process does in `start`, package by package.
@@ -90,13 +113,20 @@ class Side:
 
 @dataclass(frozen=True)
 class Bench:
-    """What is measured: a side, beside a peer."""
+    """What is measured: a side, beside a peer.
+
+    Attributes:
+        found: what was measured.
+        skipped: what could not be, and why.
+    """
 
     ours: Side
     peer: Side
     unet: Path
     repo: Path
     options: argparse.Namespace
+    found: list[Line] = field(default_factory=list)
+    skipped: list[str] = field(default_factory=list)
 
     @property
     def sides(self) -> tuple[Side, Side]:
@@ -124,31 +154,47 @@ def write_repo(folder: Path) -> None:
 
 
 def show(
+    bench: Bench,
     title: str,
     rounds: list[Round],
     peers: Mapping[str, str],
-    notes: Mapping[str, str] = MappingProxyType({}),
+    wanted: Mapping[str, Figures] = NONE,
+    more: Mapping[str, Figures] = NONE,
 ) -> None:
-    """One line a program: medians, and ratios to its peer in the same round."""
-    print(f"\n{title:52}" + "".join(f"{column:>8}" for column in COLUMNS))
+    """Print and keep one line a program: medians, and ratios to its peer in the same round.
+
+    Args:
+        wanted: program -> its goals; beside another commit there are none.
+        more: program -> other figures of it.
+    """
+    if bench.peer.package == OURS:
+        wanted = NONE
+    found = []
     for name in rounds[0]:
         runs = [one[name] for one in rounds]
         others = [one[peers[name]] for one in rounds]
-        pairs = list(zip(runs, others, strict=True))
-        wall = median(run.wall for run in runs)
-        wall_ratio = median(run.wall / other.wall for run, other in pairs)
-        cpu = median(run.cpu for run in runs)
-        cpu_ratio = median(run.cpu / other.cpu for run, other in pairs)
-        memory = max(run.rss for run in runs)
-        memory_ratio = memory / max(other.rss for other in others)
-        print(
-            f"  {name:50}"
-            f"{wall:8.4f}{wall_ratio:8.2f}"
-            f"{cpu:8.4f}{cpu_ratio:8.2f}"
-            f"{memory / 1000:8.0f}{memory_ratio:8.2f}"
-            f"{notes.get(name, '')}",
-            flush=True,
-        )
+        known = {**figures(runs, others), **more.get(name, {})}
+        found.append(Line(title, name, known, wanted.get(name, {})))
+    print("\n" + goals.table(found, list(found[0].figures), places=4), flush=True)
+    bench.found.extend(found)
+
+
+def figures(runs: Sequence[Run], others: Sequence[Run]) -> dict[str, float]:
+    """What runs took, beside others in the same rounds."""
+    pairs = list(zip(runs, others, strict=True))
+    walls = [run.wall / other.wall for run, other in pairs]
+    cpus = [run.cpu / other.cpu for run, other in pairs]
+    memory = max(run.rss for run in runs)
+    return {
+        "wall s": median(run.wall for run in runs),
+        "ratio": median(walls),
+        "worst": max(walls),
+        "CPU s": median(run.cpu for run in runs),
+        "CPU ratio": median(cpus),
+        "CPU worst": max(cpus),
+        "MB": memory / 1000,
+        "MB ratio": memory / max(other.rss for other in others),
+    }
 
 
 def start(bench: Bench) -> None:
@@ -165,7 +211,7 @@ def start(bench: Bench) -> None:
         {name: measure(command) for name, command in programs.items()}
         for _ in range(bench.options.repeat + 1)
     ]
-    show("start", rounds[1:], peers)
+    show(bench, "start", rounds[1:], peers, {f"{bench.ours.name}: {LOADED}": START_GOAL})
 
 
 @contextlib.contextmanager
@@ -224,7 +270,8 @@ def load(bench: Bench) -> None:
     for cold, dtype in itertools.product((False, True), dtypes):
         rounds = [load_once(bench, cold, dtype, turn) for turn in range(bench.options.repeat + 1)]
         place = "on the disk" if cold else "in the page cache"
-        show(f"float32, {place} -> {dtype}", rounds[1:], peers)
+        wanted = {bench.ours.name: LOAD_GOAL} if dtype == "float16" else NONE
+        show(bench, f"float32, {place} -> {dtype}", rounds[1:], peers, wanted)
 
 
 def load_once(bench: Bench, cold: bool, dtype: str, turn: int) -> Round:
@@ -259,9 +306,11 @@ def file(bench: Bench) -> None:
         torch.save({"state_dict": load_file(safe)}, pickled)
     for path in (safe, pickled):
         rounds = [file_once(bench, path, turn) for turn in range(bench.options.repeat + 1)]
-        grown = {name: max(one[name].anon for one in rounds[1:]) for name in peers}
-        notes = {name: f"  anonymous {grown[name] / 1000:.0f} MB" for name in peers}
-        show(f"from_single_file, {path.suffix}", rounds[1:], peers, notes)
+        grown = {
+            name: {"anon MB": max(one[name].anon for one in rounds[1:]) / 1000} for name in peers
+        }
+        wanted = {bench.ours.name: FILE_GOAL}
+        show(bench, f"from_single_file, {path.suffix}", rounds[1:], peers, wanted, grown)
 
 
 def file_once(bench: Bench, path: Path, turn: int) -> Round:
@@ -280,23 +329,56 @@ def drop_cache(folder: Path) -> None:
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
-def steps(bench: Bench, levers: Sequence[str], device: str, dtype: str, size: int) -> None:
-    """Steps of the UNet in turns; beside another commit one lever after the other, for memory."""
-    if bench.peer.package != OURS:
-        steps_of(bench, levers, device, dtype, size)
-        return
-    for lever in levers:
-        steps_of(bench, [lever], device, dtype, size)
+def turns(
+    bench: Bench,
+    title: str,
+    commands: Mapping[str, Command],
+    peers: Mapping[str, str],
+    wanted: Mapping[str, Figures] = NONE,
+    count: int = 1,
+) -> None:
+    """Living workers in turns; all are in memory at once.
 
-
-def steps_of(bench: Bench, levers: Sequence[str], device: str, dtype: str, size: int) -> None:
-    """Steps with these levers; all sides are in memory at once."""
+    Args:
+        commands: workers, whose last argument is the file that their result goes to.
+        wanted: as of `show`.
+        count: how often each does its work in a round.
+    """
     import torch
 
-    threads = bench.options.threads
-    count = 10 if device == "cuda" else 1
+    with living(commands) as workers:
+        first = {name: ask(worker).wall for name, worker in workers.items()}
+        rounds = [
+            {name: ask(worker, count) for name, worker in workers.items()}
+            for _ in range(bench.options.repeat)
+        ]
+    results = {name: torch.load(command[-1]).double() for name, command in commands.items()}
+    more = {}
+    for name, result in results.items():
+        expected = results[peers[name]]
+        difference = float((result - expected).norm() / expected.norm())
+        more[name] = {"first s": first[name], "differs": difference}
+    show(bench, title, rounds, peers, wanted, more)
+
+
+def steps(
+    bench: Bench, levers: Sequence[str], device: str, dtype: str, size: int, threads: int
+) -> None:
+    """Steps of the UNet in turns; beside another commit one lever after the other, for memory."""
+    if bench.peer.package != OURS:
+        steps_of(bench, levers, device, dtype, size, threads)
+        return
+    for lever in levers:
+        steps_of(bench, [lever], device, dtype, size, threads)
+
+
+def steps_of(
+    bench: Bench, levers: Sequence[str], device: str, dtype: str, size: int, threads: int
+) -> None:
+    """Steps with these levers."""
     commands = {}
     peers = {}
+    wanted = {}
     with tempfile.TemporaryDirectory() as outputs:
         for side in bench.sides:
             # diffusers runs as it is, and is the peer of all
@@ -308,28 +390,75 @@ def steps_of(bench: Bench, levers: Sequence[str], device: str, dtype: str, size:
                     Path(outputs, name),
                 )  # fmt: skip
                 peers[name] = twin if twin in commands else f"{bench.peer.name}, eager"
-        with living(commands) as workers:
-            first = {name: ask(worker).wall for name, worker in workers.items()}
-            rounds = [
-                {name: ask(worker, count) for name, worker in workers.items()}
-                for _ in range(bench.options.repeat)
-            ]
-        results = {name: torch.load(Path(outputs, name)).double() for name in commands}
-    notes = {}
-    for name, result in results.items():
-        expected = results[peers[name]]
-        difference = float((result - expected).norm() / expected.norm())
-        notes[name] = f"  first {first[name]:.1f} s, differs by {difference:.0e}"
-    place = device if device == "cuda" else f"{device}, {threads} threads"
-    show(f"{place}, {dtype}, {size}x{size}", rounds, peers, notes)
+                if device == "cpu" and side is bench.ours and lever in STEP_GOALS:
+                    wanted[name] = {judged(threads, "worst"): STEP_GOALS[lever]}
+        place = device if device == "cuda" else f"step, {said(threads)}"
+        count = 10 if device == "cuda" else 1
+        turns(bench, f"{place}, {dtype}, {size}x{size}", commands, peers, wanted, count)
+
+
+def judged(threads: int, column: str) -> str:
+    """The column that a goal is for: on one thread that of CPU seconds."""
+    return f"CPU {column}" if threads == 1 else column
+
+
+def said(threads: int) -> str:
+    """So many threads."""
+    return f"{threads} thread{'s' * (threads > 1)}"
 
 
 def step(bench: Bench) -> None:
-    """Eager."""
+    """Steps on the CPU."""
     dtypes = bench.options.dtype or ["float32"]
     sizes = bench.options.size or [256]
-    for dtype, size in itertools.product(dtypes, sizes):
-        steps(bench, ["eager", "channels last", "packed"], "cpu", dtype, size)
+    for threads, dtype, size in itertools.product(bench.options.threads, dtypes, sizes):
+        steps(bench, ["eager", "packed"], "cpu", dtype, size, threads)
+
+
+def parts(bench: Bench) -> None:
+    """What else a run computes with."""
+    sizes = bench.options.size or [256]
+    works: list[tuple[str, list[object]]] = [
+        *((f"VAE decodes {size}x{size}", ["decode", size]) for size in sizes),
+        ("text encoder reads 2 prompts", ["read", 77]),
+    ]
+    for threads, (title, (work, size)) in itertools.product(bench.options.threads, works):
+        with tempfile.TemporaryDirectory() as outputs:
+            commands = {
+                side.name: side.worker(
+                    work, side.package, bench.repo, size, threads, Path(outputs, side.name)
+                )
+                for side in bench.sides
+            }
+            peers = dict.fromkeys(commands, bench.peer.name)
+            wanted = {bench.ours.name: {judged(threads, "ratio"): PART_GOAL}}
+            turns(bench, f"{title}, {said(threads)}", commands, peers, wanted)
+
+
+def image(bench: Bench) -> None:
+    """Whole processes, on as many threads as are asked for last."""
+    size = (bench.options.size or [256])[-1]
+    threads = bench.options.threads[-1]
+    programs = {
+        f"{side.name}, {lever}": side.worker(
+            "image", side.package, bench.repo, size, threads, lever, STEPS
+        )
+        for side in bench.sides
+        for lever in (["eager", "packed"] if side.package == OURS else ["eager"])
+    }
+    title = f"image of {STEPS} steps, {size}x{size}, {said(threads)}"
+    if find_spec("openvino"):
+        prepared = bench.repo.with_name(f"openvino-{size}") / "unet.xml"
+        graph = [bench.repo, size, threads, prepared, STEPS]
+        programs["OpenVINO"] = bench.peer.worker("openvino", *graph)
+        if not prepared.exists():
+            subprocess.run(bench.peer.worker("openvino", *graph[:-1], 0), check=True)
+    else:
+        bench.skipped.append(f"{title}, OpenVINO: openvino is not installed")
+    peers = dict.fromkeys(programs, f"{bench.peer.name}, eager")
+    wanted = {f"{bench.ours.name}, {lever}": goal for lever, goal in IMAGE_GOALS.items()}
+    rounds = [{name: measure(command) for name, command in programs.items()}]
+    show(bench, title, rounds, peers, wanted)
 
 
 def cuda(bench: Bench) -> None:
@@ -337,16 +466,24 @@ def cuda(bench: Bench) -> None:
     import torch
 
     if not torch.cuda.is_available():
-        print("\ncuda: there is no GPU")
+        bench.skipped.append("cuda: there is no GPU")
         return
     print(f"\n{torch.cuda.get_device_name()}, torch {torch.__version__}")
     dtypes = bench.options.dtype or ["float16", "bfloat16"]
     sizes = bench.options.size or [512, 1024]
     for dtype, size in itertools.product(dtypes, sizes):
-        steps(bench, ["eager", "packed", "compiled"], "cuda", dtype, size)
+        steps(bench, ["eager", "packed", "compiled"], "cuda", dtype, size, 1)
 
 
-PARTS = {"start": start, "load": load, "file": file, "step": step, "cuda": cuda}
+PARTS = {
+    "start": start,
+    "load": load,
+    "file": file,
+    "step": step,
+    "parts": parts,
+    "image": image,
+    "cuda": cuda,
+}
 
 
 def parse() -> argparse.Namespace:
@@ -358,9 +495,10 @@ def parse() -> argparse.Namespace:
     option("parts", nargs="*", choices=[*PARTS, []], help="default: all")
     option("--size", type=int, nargs="+", help="edges of the images of steps")
     option("--dtype", nargs="+", choices=["float32", "float16", "bfloat16"], help="of steps")
-    option("--threads", type=int, default=1, help="of steps on the CPU")
+    option("--threads", type=int, nargs="+", default=[1, 2], help="of steps on the CPU")
     option("--repeat", type=int, default=5)
     option("--folder", type=Path, help="where the repository is, or is put and left")
+    option("--record", type=Path, metavar="FILE", help="keep the figures as JSON")
     option("--against", metavar="REVISION", help="measure beside this commit, not diffusers")
     return parser.parse_args()
 
@@ -384,6 +522,10 @@ def main() -> None:
             began = time.perf_counter()
             PARTS[part](bench)
             print(f"({part}: {time.perf_counter() - began:.0f} s)")
+    for text in bench.skipped:
+        print(f"left out: {text}")
+    if options.record:
+        goals.record(options.record, bench.found, options.repeat, bench.skipped, MEASURED_BY)
 
 
 if __name__ == "__main__":

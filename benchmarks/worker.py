@@ -5,14 +5,25 @@ It prepares, then does its work as often as each line of its input says.
 worker.py load PACKAGE FOLDER DTYPE
 worker.py file PACKAGE FILE REPO
 worker.py step PACKAGE FOLDER DEVICE DTYPE SIZE THREADS LEVER OUTPUT
+worker.py decode PACKAGE REPO SIZE THREADS OUTPUT
+worker.py read PACKAGE REPO TOKENS THREADS OUTPUT
 
 `load` casts a UNet in a float32 file. `file` loads a pipeline from an original checkpoint; REPO has
-the configs, which diffusers asks for. `step` puts the result of the last step in the file OUTPUT.
+the configs, which diffusers asks for. `step` is one of the UNet, `decode` the VAE's work on a size,
+`read` the text encoder's on two prompts; they put the result of the last time in the file OUTPUT.
+
+These do their work once, and end:
+
+worker.py image PACKAGE REPO SIZE THREADS LEVER STEPS
+worker.py openvino REPO SIZE THREADS GRAPH STEPS
+
+Both make a picture. OpenVINO's UNet is made by no steps, and kept in the file GRAPH.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib
 import json
 import re
@@ -20,6 +31,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -66,6 +78,82 @@ def file(package: str, path: str, repo: str) -> None:
     serve(lambda: kind.from_single_file(path, safety_checker=None, **configs))
 
 
+def decode(package: str, repo: str, size: str, threads: str, output: str) -> None:
+    """The VAE's work on latents of an image."""
+    torch.set_num_threads(int(threads))
+    vae = importlib.import_module(package).AutoencoderKL.from_pretrained(Path(repo, "vae"))
+    side = int(size) // 8
+    latents = torch.randn(1, 4, side, side, generator=torch.Generator().manual_seed(0))
+    serve_result(lambda: vae.decode(latents).sample, output)
+
+
+def read(package: str, repo: str, tokens: str, threads: str, output: str) -> None:
+    """The text encoder's work on two prompts."""
+    torch.set_num_threads(int(threads))
+    library = importlib.import_module("transformers" if package == "diffusers" else package)
+    encoder = library.CLIPTextModel.from_pretrained(Path(repo, "text_encoder"))
+    ids = torch.randint(49406, (2, int(tokens)), generator=torch.Generator().manual_seed(0))
+    serve_result(lambda: encoder(ids)[0], output)
+
+
+def serve_result(work: Callable[[], torch.Tensor], output: str) -> None:
+    """Serve work, and keep its last result."""
+    results = [torch.empty(0)]
+
+    def again() -> None:
+        results[0] = work()
+
+    with torch.no_grad():
+        serve(again)
+    torch.save(results[0], output)
+
+
+def image(package: str, repo: str, size: str, threads: str, lever: str, steps: str) -> None:
+    """A picture by a pipeline."""
+    torch.set_num_threads(int(threads))
+    pipe = importlib.import_module(package).StableDiffusionPipeline.from_pretrained(repo)
+    if lever == "packed":
+        pipe.pack()
+    draw(pipe, size, steps)
+
+
+def openvino(repo: str, size: str, threads: str, graph: str, steps: str) -> None:
+    """A picture by diffusers, its UNet run by OpenVINO in float32."""
+    import diffusers
+    import openvino as ov
+
+    torch.set_num_threads(int(threads))
+    if not int(steps):
+        unet = diffusers.UNet2DConditionModel.from_pretrained(Path(repo, "unet"))
+        side = int(size) // 8
+        inputs = (torch.randn(2, 4, side, side), torch.tensor(1), torch.randn(2, 77, 768))
+        unet.forward = functools.partial(unet.forward, return_dict=False)
+        Path(graph).parent.mkdir()
+        shapes = [tuple(one.shape) for one in inputs]
+        converted = ov.convert_model(unet, example_input=inputs, input=shapes)
+        ov.save_model(converted, graph, compress_to_fp16=False)
+        return
+    options = {"INFERENCE_NUM_THREADS": int(threads), "INFERENCE_PRECISION_HINT": "f32"}
+    compiled = ov.compile_model(graph, "CPU", options)
+    pipe = diffusers.StableDiffusionPipeline.from_pretrained(repo)
+
+    def forward(
+        sample: torch.Tensor, timestep: torch.Tensor, encoder_hidden_states: torch.Tensor, **_: Any
+    ) -> tuple[torch.Tensor]:
+        result = compiled([sample, timestep, encoder_hidden_states])[0]
+        return (torch.from_numpy(result),)
+
+    pipe.unet.forward = forward
+    draw(pipe, size, steps)
+
+
+def draw(pipe: Any, size: str, steps: str) -> None:
+    """A picture of a prompt."""
+    edges = {"height": int(size), "width": int(size)}
+    noise = torch.Generator().manual_seed(0)
+    pipe("a photo of a cat", num_inference_steps=int(steps), generator=noise, **edges)
+
+
 def step(
     package: str,
     folder: str,
@@ -88,7 +176,6 @@ def step(
         kept = constant_context(unet)
         levers = {
             "eager": lambda _: None,
-            "channels last": lambda unet: unet.to(memory_format=torch.channels_last),
             "packed": speed.pack_model,
             "compiled": speed.compile_model,
         }
@@ -112,4 +199,5 @@ def step(
 
 
 if __name__ == "__main__":
-    {"load": load, "file": file, "step": step}[sys.argv[1]](*sys.argv[2:])
+    works = (load, file, step, decode, read, image, openvino)
+    {work.__name__: work for work in works}[sys.argv[1]](*sys.argv[2:])
