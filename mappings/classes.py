@@ -202,7 +202,7 @@ class ModelClass:
         if known and not is_list and (one is not known or len(known) == 1):
             return one
         stock = before if isinstance(before, list) else [before] * len(told)
-        padded = [*stock, *known[:1] * len(told)]
+        padded = [*stock, *(known or stock)[:1] * len(told)]
         return [padded[i] if value is None else value for i, value in enumerate(told)]
 
 

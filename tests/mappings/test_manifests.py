@@ -124,6 +124,19 @@ def test_stock_shapes_give_the_stock_config(component: Component) -> None:
     assert told_by(component, component.manifest()) == component.config
 
 
+@pytest.mark.parametrize("half", ["encoder.", "decoder."])
+@pytest.mark.parametrize("family", families())
+def test_half_of_a_deeper_autoencoder_leaves_no_option_open(family: str, half: str) -> None:
+    """Of a stock one with fewer blocks, too."""
+    whole = families()["sd1"].components["vae"].manifest()
+    shapes = {key: shape for key, shape in whole.items() if key.startswith(half)}
+    if (component := families()[family].components.get("vae")) is None:
+        pytest.skip("it has none")
+    told = told_by(component, shapes)
+    assert len(told["down_block_types"]) == len(told["up_block_types"]) == 4
+    assert None not in [*told["down_block_types"], *told["up_block_types"]]
+
+
 @pytest.mark.parametrize(
     ("family", "component", "options"),
     [

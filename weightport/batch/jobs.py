@@ -21,7 +21,8 @@ HIDDEN = "."
 REPORTS = ("batch.json", "batch.csv", "batch.html")
 ACTIONS = ("convert", "inspect", "diff")
 _ADAPTER = ".safetensors"
-_PATHS = ("base", "vae", "lora", "embedding")  # options that name files
+_CHANGING = ("vae", "lora", "embedding")  # options whose results hold other weights
+_PATHS = ("base", *_CHANGING)  # options that name files
 
 
 @dataclass(frozen=True)
@@ -219,6 +220,12 @@ def _check(job: Job, entry: Entry) -> None:
         raise ConversionError(
             f"{entry.where}: --parity compares repositories, and --to"
             f" {printable(job.options['to'])} writes none"
+        )
+    changed = [name for name in _CHANGING if job.options.get(name)]
+    if steps.parity and changed:
+        raise ConversionError(
+            f"{entry.where}: --parity compares with what the sources hold, and --{changed[0]}"
+            " changes that"
         )
 
 

@@ -121,8 +121,10 @@ def table(outcomes: Sequence[Outcome]) -> Iterator[str]:
 def _what(one: Outcome) -> str:
     """What a job is and becomes, in a few words."""
     words = [one.family or "", ", ".join(_parts(one))]
-    if one.becomes and one.output and not one.error:
+    if one.becomes and one.output:
         words.append(f"-> {one.output} ({one.becomes})")
+    if one.parity is not None:
+        words.append(f"parity {'passed' if one.parity else 'failed'}")
     size = one.written if one.written is not None else one.read
     if size is not None:
         words.append(in_words(size))

@@ -48,10 +48,15 @@ def run(job: Job, *, dry_run: bool = False, wait: bool = False) -> Outcome:
         _check_version(job)
         found = _planned(job) if dry_run else _ACTIONS[job.steps.do](job, wait)
     except Exception as error:
-        error_line = hide(one_line(error))
-        found = Outcome(job.name, said.FAILED, error=error_line, may_pass=may_pass(error))
+        found = _failed(Outcome(job.name, said.FAILED), error)
     seconds = round(time.perf_counter() - started, 3)
     return replace(found, sources=job.sources, seconds=seconds)
+
+
+def _failed(outcome: Outcome, error: Exception) -> Outcome:
+    """The outcome of a job that an error has ended."""
+    line = hide(one_line(error))
+    return replace(outcome, status=said.FAILED, error=line, may_pass=may_pass(error))
 
 
 def _check_version(job: Job) -> None:
@@ -109,10 +114,13 @@ def _locked(job: Job, told: _Told) -> Outcome:
         outcome, record = _made(job, inputs, told)
         record = replace(record, outcome=outcome.to_dict())
         record.save(job)
-    if job.steps.parity:
-        outcome = _compared(job, inputs, outcome)
-    if job.repo_id is not None and not outcome.is_bad:
-        outcome, record = _pushed(job, outcome, record)
+    try:
+        if job.steps.parity:
+            outcome = _compared(job, inputs, outcome)
+        if job.repo_id is not None and not outcome.is_bad:
+            outcome, record = _pushed(job, outcome, record)
+    except Exception as error:  # what was converted stays, and is said
+        return _failed(outcome, error)
     if not outcome.is_bad:
         replace(record, outcome=outcome.to_dict()).save(job)
         if not job.steps.keep:
@@ -337,7 +345,8 @@ def _planned_of_hub(job: Job) -> Outcome:
 
 def _inspect(job: Job, wait: bool) -> Outcome:
     """What each of the sources is."""
-    found = [inspect(source, family=job.options.get("family")) for source in job.sources]
+    family = job.options.get("family")
+    found = [inspect(source, family=family) for source in _Inputs.of(job).sources]
     parts = [part for one in found for part in one.parts]
     titles = dict.fromkeys(" or ".join(part.families) for part in parts if part.families)
     kinds = [f"{part.part}: {part.format}" for part in parts]
