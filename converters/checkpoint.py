@@ -9,6 +9,7 @@ checked against the file's real size.
 from __future__ import annotations
 
 import hashlib
+import io
 import math
 import os
 import struct
@@ -20,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import ConversionError
 from ..io.dtypes import ITEMSIZES
+from ..io.partial import partial
 from ..io.regular import open_regular, read_far_ahead
 
 if TYPE_CHECKING:
@@ -51,6 +53,7 @@ class SourceFile:
         read_far_ahead(self._fd)
         self._stat = os.fstat(self._fd)
         self.size = self._stat.st_size
+        self._partial = partial(self._fd)
         self.taken = 0
         self.wanted = threading.Event()
         self._hashing = threading.Lock()
@@ -63,6 +66,7 @@ class SourceFile:
             raise ConversionError(
                 f"{self.path}: {wanted} but the file has {self.size}; is it truncated?"
             )
+        self._bring(offset, nbytes)
         data = os.pread(self._fd, nbytes, offset)
         while len(data) < nbytes:
             more = os.pread(self._fd, nbytes - len(data), offset + len(data))
@@ -76,7 +80,16 @@ class SourceFile:
         self._fill(offset, buffer)
         self.taken += len(buffer)
 
+    def _bring(self, offset: int, nbytes: int) -> None:
+        """Have bytes here of a file that is elsewhere."""
+        if self._partial is not None:
+            try:
+                self._partial.bring(offset, nbytes)
+            except OSError as error:
+                raise ConversionError(str(error)) from error
+
     def _fill(self, offset: int, buffer: memoryview) -> None:
+        self._bring(offset, len(buffer))
         done = 0
         while done < len(buffer):
             count = os.preadv(self._fd, [buffer[done:]], offset + done)
@@ -89,6 +102,7 @@ class SourceFile:
     def read_into_each(self, offset: int, buffers: Sequence[memoryview]) -> None:
         """Fill writable buffers of bytes, at most 1024, one after another from `offset` on."""
         nbytes = sum(map(len, buffers))
+        self._bring(offset, nbytes)
         if os.preadv(self._fd, buffers, offset) != nbytes:
             place = offset
             for buffer in buffers:
@@ -98,6 +112,8 @@ class SourceFile:
 
     def check_unchanged(self) -> None:
         """Raise if the file was modified since it was opened."""
+        if self._partial is not None:  # of one commit; what changes is how much is here
+            return
         now = os.fstat(self._fd)
         before = self._stat
         if file_state(now) != file_state(before):
@@ -115,6 +131,8 @@ class SourceFile:
             pace: called with every offset before it is read; it may wait until the digest is
                 `wanted`.
         """
+        if self._partial is not None:
+            return self._partial.sha256
         if pace is None:
             self.wanted.set()
         with self._hashing:
@@ -141,6 +159,42 @@ class SourceFile:
     def __del__(self) -> None:
         if hasattr(self, "_fd"):  # it was opened
             self.close()
+
+
+class SourceReader(io.RawIOBase):
+    """A source file for who asks for an open one; it has a place of its own in it."""
+
+    def __init__(self, file: SourceFile) -> None:
+        self._file = file
+        self._at = 0
+
+    def readable(self) -> bool:
+        """It can be read."""
+        return True
+
+    def seekable(self) -> bool:
+        """It can be read from anywhere."""
+        return True
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        """Go to an offset."""
+        start = {os.SEEK_SET: 0, os.SEEK_CUR: self._at, os.SEEK_END: self._file.size}[whence]
+        if start + offset < 0:
+            raise OSError("an offset before the file")
+        self._at = start + offset
+        return self._at
+
+    def tell(self) -> int:
+        """Where it is."""
+        return self._at
+
+    def readinto(self, buffer: Any) -> int:
+        """Read on, to the end of the buffer or of the file."""
+        target = memoryview(buffer).cast("B")
+        nbytes = max(0, min(len(target), self._file.size - self._at))
+        target[:nbytes] = self._file.read(self._at, nbytes)
+        self._at += nbytes
+        return nbytes
 
 
 @dataclass(frozen=True, slots=True)

@@ -193,7 +193,8 @@ def inspect(path: StrPath, *, family: str | None = None) -> Inspection:
     and unexpected keys; of an adapter its modules, ranks and alphas.
 
     Args:
-        path: a file or folder.
+        path: a file or folder; one on the Hub (`hub:owner/name/file`) is not downloaded, only its
+            headers are.
         family: of the models that an adapter is for, where it leaves a choice.
 
     Raises:
@@ -204,7 +205,15 @@ def inspect(path: StrPath, *, family: str | None = None) -> Inspection:
 
     if family is not None and family not in NAMES:
         raise ConversionError(f"--family {family}: unknown; one of {', '.join(NAMES)}")
-    return run(_local(path), family)
+    if not str(path).startswith("hub:"):
+        return run(Path(path), family)
+    from dataclasses import replace
+
+    from .pull import glancing
+
+    with glancing() as glance:
+        found = run(_local(path), family)
+        return replace(found, path=glance.named(found.path))
 
 
 def diff(

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,6 +15,7 @@ from .errors import ConversionError, printable
 from .hub.client import guard
 from .hub.download import find_commit
 from .hub.errors import explain, silent_in_a_pipe
+from .hub.glance import Glance
 from .hub.secrets import remember
 from .io.weight_files import find_main_weights
 from .mappings.facts import facts
@@ -109,6 +113,25 @@ def _weights_among(names: Sequence[str], reference: Reference) -> list[str]:
     raise ConversionError(f"{reference}: holds no weights")
 
 
+_glance: ContextVar[Glance | None] = ContextVar("glance", default=None)
+
+
+@contextmanager
+def glancing() -> Iterator[Glance]:
+    """While this lasts, what is fetched is only looked at: of large files those bytes come that are
+    read, and nothing is kept. Where the Hub may not be asked it is what was downloaded before."""
+    with tempfile.TemporaryDirectory(prefix="weightport-glance-") as folder:
+        glance = Glance(Path(folder))
+        token = _glance.set(glance)
+        try:
+            with glance.lasting():
+                yield glance
+        except ConversionError as error:
+            raise ConversionError(glance.named(str(error))) from error
+        finally:
+            _glance.reset(token)
+
+
 def fetch(text: str) -> Path:
     """The local path of what a reference names.
 
@@ -128,6 +151,15 @@ def fetch(text: str) -> Path:
     if not place.exists():
         raise ConversionError(f"{reference}: there is no such file in the repo")
     return place
+
+
+def fetch_all(repo_id: str) -> Path:
+    """A folder with every file of a repo on the Hub, which is named as its commit.
+
+    Raises:
+        ConversionError: the Hub and its cache do not give it.
+    """
+    return _snapshot(_parsed(repo_id), ["*"])
 
 
 def _whole(reference: Reference) -> Path:
@@ -165,6 +197,9 @@ def _snapshot(reference: Reference, wanted: Sequence[str], unwanted: Sequence[st
         ) from None
     guard()
     remember(get_token())
+    glance = _glance.get()
+    if glance is not None and (place := _looked_at(glance, reference, wanted, unwanted)):
+        return place
     options: dict[str, Any] = {"allow_patterns": list(wanted), "ignore_patterns": list(unwanted)}
     try:
         with silent_in_a_pipe():
@@ -174,3 +209,23 @@ def _snapshot(reference: Reference, wanted: Sequence[str], unwanted: Sequence[st
         return Path(folder)
     except Exception as error:  # classes of network errors differ between versions of the client
         raise ConversionError(f"{reference}: {explain(error)}") from error
+
+
+def _looked_at(
+    glance: Glance, reference: Reference, wanted: Sequence[str], unwanted: Sequence[str]
+) -> Path | None:
+    """The same as a snapshot, only to be looked at; None where the Hub cannot be asked."""
+    from huggingface_hub import utils
+
+    client: Any = utils
+    try:
+        found = find_commit(reference.repo_id, {"revision": reference.revision})
+        if isinstance(found, Path):
+            return None
+        names = client.filter_repo_objects(
+            found.files, allow_patterns=list(wanted), ignore_patterns=list(unwanted)
+        )
+        with silent_in_a_pipe():
+            return glance.lay(reference.repo_id, found.sha, names)
+    except OSError as error:
+        raise ConversionError(f"{reference}: {error}") from error

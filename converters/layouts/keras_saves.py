@@ -13,7 +13,7 @@ from typing import Any, TypeGuard
 
 from ...errors import ConversionError, printable
 from ...io.documents import MAX_CONFIG, parse_json, read_json
-from ..checkpoint import SourceFile, Stored, Tensor
+from ..checkpoint import SourceFile, SourceReader, Stored, Tensor
 from ..readers.hdf5 import Dataset, Group, read_hdf5
 from ..readers.signatures import is_hdf5
 from ..readers.sniff import CONFIG
@@ -157,7 +157,7 @@ def _stored_member(file: SourceFile, name: str) -> tuple[int, int]:
 def _member(file: SourceFile, name: str) -> zipfile.ZipInfo:
     """What the directory of a zip says of its one member of a name."""
     try:
-        with zipfile.ZipFile(file.path) as archive:
+        with zipfile.ZipFile(SourceReader(file)) as archive:
             members = archive.infolist()
     except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
         raise ConversionError(

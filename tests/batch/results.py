@@ -9,6 +9,7 @@ import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
+from urllib.parse import unquote
 
 from weightport.batch.jobs import Job
 from weightport.batch.outcome import Outcome
@@ -34,8 +35,12 @@ def content_of(folder: Path) -> dict[str, bytes]:
 
 
 def finished(folder: Path) -> dict[str, int]:
-    """The results that are there -> their inodes."""
-    return {path.stem: (folder / path.stem).stat().st_ino for path in folder.glob(".batch/*.json")}
+    """The jobs that are done -> the inode of a file that each has written."""
+    found = {}
+    for path in folder.glob(".batch/*.json"):
+        written = json.loads(path.read_text())["written"]
+        found[path.stem] = (folder / unquote(min(written))).stat().st_ino
+    return found
 
 
 def left_in_part(folder: Path) -> list[str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import signal
@@ -17,38 +16,13 @@ import pytest
 import weightport
 
 from ..support.command import COMMAND, Run, assert_refused, run
+from .cluster import Cluster
 from .results import at_work, content_of, finished, left_in_part, statuses, wait_for
 
 pytest.importorskip("distributed")
 
-WORKERS = 3
 JOBS = 8
 SECONDS = 120  # for anything
-
-
-class Cluster:
-    """A scheduler and its workers, each a process."""
-
-    def __init__(self, folder: Path) -> None:
-        self.file = folder / "scheduler.json"
-        self.scheduler = self._start("scheduler", "--port", "0", "--host", "127.0.0.1")
-        wait_for(self.file.exists)
-        options = ("--nthreads", "1", "--no-nanny", "--local-directory", str(folder))
-        self.workers = [self._start("worker", *options) for _ in range(WORKERS)]
-
-    def _start(self, kind: str, *options: str) -> Popen[bytes]:
-        command = [sys.executable, "-m", f"distributed.cli.dask_{kind}", "--no-dashboard"]
-        command += ["--scheduler-file", str(self.file), *options]
-        return Popen(command, stdout=DEVNULL, stderr=DEVNULL)
-
-    @property
-    def address(self) -> str:
-        return str(json.loads(self.file.read_text())["address"])
-
-    def close(self) -> None:
-        for process in (*self.workers, self.scheduler):
-            process.kill()
-            process.wait()
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from hashlib import sha256
 from pathlib import Path
@@ -208,19 +208,20 @@ def digests_in(report: Mapping[str, Any]) -> set[str]:
     return set(re.findall(r'"([0-9a-f]{64})"', json.dumps(entries)))
 
 
-def as_reported(conversion: Conversion, folder: Path) -> bool:
+def as_reported(conversion: Conversion, folder: Path, renewed: Container[str] = ()) -> bool:
     """Whether a repo is what a planned conversion would write.
 
     Args:
         conversion: a dry run's.
         folder: the repo.
+        renewed: names of files that may have been written anew.
     """
     try:
         report = read_json(folder / REPORT, "conversion")
     except ConversionError:
         return False
     planned = conversion.report
-    sizes = {name: file["nbytes"] for name, file in report["files"].items()}
+    sizes = {name: file["nbytes"] for name, file in report["files"].items() if name not in renewed}
     return (
         report["tables"] == planned["tables"]
         and report["options"] == planned["options"]

@@ -22,10 +22,11 @@ from ..converters.settings import Settings
 from ..errors import ConversionError, one_line
 from ..hub.errors import may_pass
 from ..hub.secrets import hide
+from ..hub.upload import CARD, commit_address
 from ..io.locks import locked
 from ..mappings.families import families
 from ..mappings.layouts import CANONICAL
-from ..pull import Reference, at_commit, fetch
+from ..pull import at_commit, fetch, fetch_all, glancing
 from ..push import push, read_parity, read_report, unverified
 from . import outcome as said
 from .jobs import HUB, Job
@@ -110,6 +111,10 @@ def _locked(job: Job, told: _Told) -> Outcome:
     record = Record.load(job)
     if record is not None and still_done(job, record, inputs.commits):
         outcome = replace(Outcome.from_dict(record.outcome), status=said.DONE, error=None)
+    elif (before := _pushed_before(job, inputs)) is not None:
+        outcome, record = before
+        replace(record, outcome=outcome.to_dict()).save(job)
+        return outcome
     else:
         outcome, record = _made(job, inputs, told)
         record = replace(record, outcome=outcome.to_dict())
@@ -158,10 +163,14 @@ class _Inputs:
         return cls(job, commits, pinned)
 
     @property
+    def named(self) -> list[str]:
+        """The sources; those of the Hub at their commits."""
+        return [name for source in self.job.sources for name in self.pinned.get(source, [source])]
+
+    @property
     def sources(self) -> list[Path]:
-        """Where the sources lie; those of the Hub are downloaded."""
-        names = [name for source in self.job.sources for name in self.pinned.get(source, [source])]
-        return [fetch(name) if name.startswith(HUB) else Path(name) for name in names]
+        """Where the sources lie; those of the Hub are fetched."""
+        return [fetch(name) if name.startswith(HUB) else Path(name) for name in self.named]
 
     @property
     def downloaded(self) -> list[Path]:
@@ -195,16 +204,41 @@ def _made(job: Job, inputs: _Inputs, told: _Told) -> tuple[Outcome, Record]:
             status = said.DONE
     if conversion is None:
         if os.path.lexists(target) and not job.options.get("overwrite"):
-            raise ConversionError(
-                f"{target}: already exists, of other sources, tables or options; --overwrite"
-                " replaces it"
-            )
+            raise _in_the_way(job)
         with _folder_for(job):
             conversion = inputs.convert(told)
     downloaded = inputs.downloaded
     record = kept(job, conversion, inputs.commits, inputs.sources, downloaded)
     record = replace(record, written=sizes(job, conversion))
     return _described(job, conversion, status, sum(record.written.values())), record
+
+
+def _pushed_before(job: Job, inputs: _Inputs) -> tuple[Outcome, Record] | None:
+    """The conversion that lies in the Hub's repo for the result and nowhere else, if it would be
+    made again the same."""
+    repo_id = job.repo_id
+    if repo_id is None or job.steps.push_pr or os.path.lexists(job.target):
+        return None
+    with glancing():
+        try:
+            place = fetch_all(repo_id)
+            report = read_report(place)
+            parity = read_parity(place)
+        except ConversionError:  # there is none yet, or it is damaged
+            return None
+        if report is None:
+            return None
+        planned = inputs.convert(dry_run=True)
+        is_proven = not job.steps.parity or unverified(report, parity) is None
+        if not is_proven or not as_reported(planned, place, renewed=[CARD]):
+            return None
+        url = commit_address(repo_id, place.name)
+        outcome = _described(job, planned, said.DONE)
+        record = kept(job, planned, inputs.commits, inputs.sources, inputs.downloaded)
+    parity_passed = True if job.steps.parity else None
+    return replace(outcome, pushed=url, parity=parity_passed), replace(
+        record, pushed={repo_id: url}
+    )
 
 
 @contextlib.contextmanager
@@ -302,51 +336,36 @@ def _pushed(job: Job, outcome: Outcome, record: Record) -> tuple[Outcome, Record
 
 
 def _planned(job: Job) -> Outcome:
-    """What would become of a job; nothing is written, and nothing downloaded."""
-    if job.references:
-        return _planned_of_hub(job)
-    if job.steps.do != "convert":
-        return _inspect(job, wait=False)
-    inputs = _Inputs.of(job)
-    record = Record.load(job)
-    if record is not None and still_done(job, record, {}):
-        return replace(Outcome.from_dict(record.outcome), status=said.DONE, error=None)
-    conversion = inputs.convert(dry_run=True)
-    if os.path.lexists(job.target):
-        if (job.target / REPORT).is_file() and as_reported(conversion, job.target):
-            return _described(job, conversion, said.DONE)
-        if not job.options.get("overwrite"):
-            raise ConversionError(
-                f"{job.target}: already exists, of other sources, tables or options; --overwrite"
-                " replaces it"
-            )
-    return _described(job, conversion, said.PLANNED)
-
-
-def _planned_of_hub(job: Job) -> Outcome:
-    """What a job takes from the Hub; what is in its files is seen when they are downloaded."""
+    """What would become of a job; nothing is written, and of the Hub only headers are read."""
     inputs = _Inputs.of(job)
     record = Record.load(job)
     if record is not None and still_done(job, record, inputs.commits):
         return replace(Outcome.from_dict(record.outcome), status=said.DONE, error=None)
-    names = []
-    for name, several in inputs.pinned.items():
-        files = [Reference.parse(one) for one in several]
-        paths = [one.path for one in files if one is not None and one.path]
-        names.append(f"{name}{': ' if paths else ''}{', '.join(paths)}")
-    return Outcome(
-        job.name,
-        said.PLANNED,
-        output=job.output,
-        parts=tuple(names),
-        becomes=str(job.options.get("to", CANONICAL)),
+    if job.steps.do != "convert":
+        return _inspect(job, wait=False)
+    if (before := _pushed_before(job, inputs)) is not None:
+        return before[0]
+    with glancing():
+        conversion = inputs.convert(dry_run=True)
+        if (job.target / REPORT).is_file() and as_reported(conversion, job.target):
+            return _described(job, conversion, said.DONE)
+        if os.path.lexists(job.target) and not job.options.get("overwrite"):
+            raise _in_the_way(job)
+        return _described(job, conversion, said.PLANNED)
+
+
+def _in_the_way(job: Job) -> ConversionError:
+    return ConversionError(
+        f"{job.target}: already exists, of other sources, tables or options; --overwrite"
+        " replaces it"
     )
 
 
 def _inspect(job: Job, wait: bool) -> Outcome:
-    """What each of the sources is."""
+    """What each of the sources is, from its headers alone."""
+    inputs = _Inputs.of(job)
     family = job.options.get("family")
-    found = [inspect(source, family=family) for source in _Inputs.of(job).sources]
+    found = [inspect(source, family=family) for source in inputs.named]
     parts = [part for one in found for part in one.parts]
     titles = dict.fromkeys(" or ".join(part.families) for part in parts if part.families)
     kinds = [f"{part.part}: {part.format}" for part in parts]

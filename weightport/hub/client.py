@@ -21,6 +21,7 @@ client's own `HF_HUB_DOWNLOAD_TIMEOUT`, ten by default, five times."""
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _ETAG = re.compile(r"\w[\w.-]{0,199}", re.ASCII)
+_PART = re.compile(r"bytes=(\d{1,18})-(\d{1,18})", re.ASCII)
 _LISTS = re.compile(r"/api/models/[^?]+")
 
 
@@ -74,7 +75,8 @@ def check_answer(response: Any, **_: Any) -> None:
     """Check what the client makes paths and waits of.
 
     Raises:
-        UntrustedAnswer: a commit, an ETag, a redirect, a name of a file or a time to wait is none.
+        UntrustedAnswer: a commit, an ETag, a redirect, a name of a file or a time to wait is none,
+            or more comes than was asked for.
     """
     headers = response.headers
     asked = str(response.url)
@@ -90,6 +92,8 @@ def check_answer(response: Any, **_: Any) -> None:
         _check_redirect(asked, place)
     if response.status_code == 429 or response.status_code >= 500:
         _check_wait(headers)
+    if part := _PART.fullmatch(response.request.headers.get("Range") or ""):
+        _check_part(response, int(part[2]) - int(part[1]) + 1)
     path = urlsplit(asked).path
     if response.request.method == "GET" and response.status_code == 200 and _LISTS.match(path):
         _check_lists(response)
@@ -110,6 +114,14 @@ def _check_wait(headers: Any) -> None:
             raise UntrustedAnswer(
                 f"the Hub asks to wait {printable(seconds, 20)} seconds; run it again later"
             )
+
+
+def _check_part(response: Any, nbytes: int) -> None:
+    """Check that no more comes than was asked for."""
+    length = response.headers.get("Content-Length", "")
+    is_larger = not length.isdecimal() or int(length) > nbytes
+    if response.status_code == 200 or (response.status_code == 206 and is_larger):
+        raise UntrustedAnswer("its server sends more than the part of a file that was asked for")
 
 
 def _check_lists(response: Any) -> None:

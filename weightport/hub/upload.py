@@ -76,6 +76,13 @@ def upload(
     return printable(hide(str(commit.pr_url or commit.commit_url)), _LONGEST_ADDRESS)
 
 
+def commit_address(repo_id: str, commit: str) -> str:
+    """Where people see a commit."""
+    from huggingface_hub import constants
+
+    return f"{constants.ENDPOINT}/{repo_id}/commit/{commit}"
+
+
 @contextlib.contextmanager
 def _explained(repo_id: str) -> Iterator[None]:
     try:
