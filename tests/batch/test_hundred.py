@@ -147,10 +147,10 @@ def test_from_the_hub_to_the_hub(
     listed = tmp_path / "jobs.jsonl"
     listed.write_text("\n".join(map(json.dumps, jobs)), encoding="utf-8")
     hub.faults += [
-        *(Fault("GET", f"/api/models/org/copy-0{n}", status=503, times=2) for n in range(3)),
-        *(Fault("GET", f"resolve/.*/copy-0{n}", cut=1000, times=2) for n in range(3, 6)),
-        *(Fault("GET", f"resolve/.*/keras-0{n}", status=500, times=2) for n in range(5)),
-        *(Fault("POST", f"/tester/copy-0{n}/commit", status=503) for n in range(6, 9)),
+        *(Fault("GET", f"/api/models/org/keras-0{n}", status=503, times=2) for n in range(3)),
+        *(Fault("GET", f"/org/keras-0{n}/resolve/", cut=1000, times=2) for n in range(3, 6)),
+        *(Fault("GET", f"/org/keras-0{n}/resolve/", status=500, times=2) for n in range(6, 9)),
+        *(Fault("POST", f"/tester/keras-1{n}/commit/", status=503) for n in range(3)),
         *(Fault("PUT", "/lfs/", cut=1000) for _ in range(5)),
         Fault("POST", "/api/repos/create", status=502, times=3),
     ]
