@@ -31,7 +31,7 @@ import numpy as np
 import trees
 from measure import end_in_order, rounds, table
 
-from weightport.mappings.conventions import conventions, stock_names
+from weightport.mappings.conventions import conventions, stock_layers
 from weightport.mappings.families import families
 
 WEIGHTPORT = [*trees.python(trees.ROOT), "-m", "weightport"]
@@ -54,20 +54,21 @@ def write_lora(path: Path, family: str, only: str = "") -> int:
         component.name: component.manifest() for component in families()[family].components.values()
     }
     for naming in conventions()[name].namings:
-        for module, spelled in stock_names(naming, family).items():
+        for module, layer in stock_layers(naming, family).items():
             rows, *columns = shapes[naming.component][f"{module}.weight"]
             is_known = any(part in f".{module}" for part in KOHYA) and columns
             place = (naming.component, module)
             is_other = only not in ("", naming.component)
-            if not is_known or is_other or place in seen or "norm" in module:
+            is_fused = len(layer.modules) > 1
+            if not is_known or is_other or is_fused or place in seen or "norm" in module:
                 continue
             seen.add(place)
             ones = [1] * (len(columns) - 1)
             down = random.standard_normal((RANK, *columns)) * 0.01
             up = random.standard_normal((rows, RANK, *ones)) * 0.01
-            tensors[f"{spelled}.lora_down.weight"] = down.astype(np.float16)
-            tensors[f"{spelled}.lora_up.weight"] = up.astype(np.float16)
-            tensors[f"{spelled}.alpha"] = np.array(8, np.float16)
+            tensors[f"{layer.name}.lora_down.weight"] = down.astype(np.float16)
+            tensors[f"{layer.name}.lora_up.weight"] = up.astype(np.float16)
+            tensors[f"{layer.name}.alpha"] = np.array(8, np.float16)
     save_file(tensors, path)
     return len(tensors) // 3
 

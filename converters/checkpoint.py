@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from ..io.arrays import Array
 
 _HASHED = 1 << 18  # bytes at once
-_CODES = {"F64": "d", "F32": "f", "F16": "e"}  # of `struct`
+_CODES = {"F64": "d", "F32": "f", "F16": "e", "BF16": "f"}  # of `struct`
 
 
 def file_state(status: os.stat_result) -> tuple[int, ...]:
@@ -250,6 +250,8 @@ class Stored(Tensor):
         if code is None:
             return Tensor.numbers(self)
         data = self.file.read(self.offset, self.nbytes)
+        if self.dtype == "BF16":  # the upper halves of float32
+            data = b"".join(b"\0\0" + data[at : at + 2] for at in range(0, len(data), 2))
         return list(struct.unpack(f"<{math.prod(self.shape)}{code}", data))
 
     def numpy(self) -> Array:

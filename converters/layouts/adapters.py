@@ -137,4 +137,4 @@ def weight_shape(family: str, module: Module[Tensor]) -> tuple[int, ...]:
 
 def number_in(tensor: Tensor) -> float:
     """The number in a tensor of one element."""
-    return float(tensor.numpy().reshape(-1)[0])
+    return tensor.numbers()[0]
