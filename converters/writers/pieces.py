@@ -23,7 +23,7 @@ from .cast import Float16Cast
 from .transpose import Shape, Turned, coalesced, copy_view, row_blocks
 
 _BLOCK = 1 << 19  # bytes that are handed over at once
-_PANEL = 24 << 20  # bytes of a transposed tensor that are held at once
+_PANEL = 57 << 19  # bytes of a transposed tensor that are held at once: half a kernel of 1280
 DEPTH = 5  # blocks that exist at a time: one written, one hashed, one being made, two that wait
 _EXPONENT = {
     "F64": 0x7FF0 << 48,

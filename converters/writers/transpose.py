@@ -20,7 +20,6 @@ from ...io.dtypes import ITEMSIZES
 from ..checkpoint import Stored
 
 TILE = 128  # elements on a side
-_COLUMNS = 64  # transposed at once
 _CHUNK = 1 << 17  # elements of rows that are transposed at once
 _ROWS = 256  # of them at most: the system reads into at most 1024 places at once
 _MOST_ROWS = 1 << 18  # of a tensor: their order is held
@@ -152,17 +151,14 @@ class Turned:
                 array, as long, of what to write.
         """
         columns = rows.stop - rows.start
-        count = min(_ROWS, max(1, _CHUNK // self.width))
+        count = min(_ROWS, max(1, _CHUNK // columns))
         count -= count % self.period if count > self.period else 0
         # A cache line more than a row: rows a power of two apart would all fall into the same
         # cache sets.
         chunk = np.zeros((count, columns + _LINE // self.itemsize), f"<u{self.itemsize}")
         for start, taken in self._chunks(rows, chunk):
             ready = prepare(taken.reshape(-1)).reshape(taken.shape)
-            for column in range(0, columns, _COLUMNS):
-                tile = ready[:, column : min(column + _COLUMNS, columns)]
-                part = target[column : column + _COLUMNS, start : start + count]
-                np.copyto(part, tile.T)
+            np.copyto(target[:, start : start + count], ready[:, :columns].T)
 
     def _chunks(self, rows: slice, chunk: Array) -> Iterator[tuple[int, Array]]:
         """A range of columns of the stored matrix, some rows at a time: where they begin in the
