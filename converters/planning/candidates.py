@@ -92,6 +92,9 @@ class Candidate:
 
     def score(self, checkpoint: Checkpoint) -> float:
         """The share of keys that the part and a checkpoint have in common."""
+        fronts = tuple(self.table.fronts)
+        if not any(key.startswith(fronts) for key in checkpoint.tensors):
+            return 0.0  # to expand a table takes time
         expected = self.links.keys()
         prefix = self.table.prefix
         mine = (key.removeprefix(prefix) for key in expected if key.startswith(prefix))

@@ -6,6 +6,7 @@ import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
+from typing import Any
 
 from ..errors import ConversionError
 from ..mappings.facts import facts
@@ -23,6 +24,10 @@ class Framework:
     maths: str
     differs: Mapping[str, str] = field(default_factory=dict)
     draws: Sequence[str] = ()
+    sampler: str = ""
+    multiple: int = 1
+    rounds: bool = False
+    arguments: Mapping[str, Any] = field(default_factory=dict)
     needs: str | None = None
     renames: bool = False
 
@@ -79,6 +84,15 @@ def call_of(check: str, class_name: str) -> str:
     """How the model of a check is called: `embed`, `denoise`, `control`, `flow`, `decode` ...
 
     mappings/facts/parity.toml has them all.
+
+    Raises:
+        ConversionError: our runtime has no such model.
     """
     calls: dict[str, str] = facts("parity")["calls"]
-    return calls[check] if check in calls else calls[class_name]
+    found = calls.get(check) or calls.get(class_name)
+    if found is None:
+        raise ConversionError(
+            f"{check}: the runtime has no {class_name}, so nothing can be compared;"
+            " --component names another part"
+        )
+    return found
