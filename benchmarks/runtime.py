@@ -1,6 +1,6 @@
 """The runtime beside diffusers, in turns, and our goals:
 
-    python benchmarks/runtime.py [start] [load] [file] [step] [parts] [image] [cuda]
+    python benchmarks/runtime.py [start] [load] [file] [step] [parts] [flow] [image] [cuda]
         [--threads N...] [--size N...] [--dtype NAME...] [--repeat N] [--folder DIR]
         [--record FILE] [--against REVISION]
 
@@ -12,6 +12,8 @@ file     a pipeline of an original checkpoint of Stable Diffusion 1.5 in float32
          grew
 step     one step of that UNet on the CPU, batch 2; float32 at 256x256, on one thread and on two
 parts    its VAE decodes such an image, its text encoder reads two prompts
+flow     one step of the transformers of Stable Diffusion 3.5 medium (3 of 24 blocks) and of FLUX.1
+         (1 + 2 of 19 + 38) on the CPU, in float32 at 256x256
 image    from the start of Python to a picture of 20 steps, once; also by OpenVINO, if installed
 cuda     eager and compiled steps on a GPU, float16 and bfloat16, at 512x512 and 1024x1024
 
@@ -46,6 +48,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from statistics import median
 from types import MappingProxyType
+from typing import Any
 
 import goals
 import trees
@@ -77,6 +80,11 @@ LOAD_GOAL = {"ratio": 0.5}
 FILE_GOAL = {"ratio": 0.6, "MB ratio": 0.5}
 STEP_GOALS = {"eager": 0.95, "packed": 0.65}  # in every round
 PART_GOAL = 1.0
+# Blocks of transformers, of which all are alike.
+TRANSFORMERS = {
+    "sd35_medium": {"num_layers": 3, "dual_attention_layers": [0]},
+    "flux": {"num_layers": 1, "num_single_layers": 2},
+}
 IMAGE_GOALS = {"eager": {"ratio": 0.95}, "packed": {"ratio": 0.7}}
 TORCH = "import torch"
 LOADED = "loaded"
@@ -151,6 +159,19 @@ def write_repo(folder: Path) -> None:
         scheduler=weightport.DDIMScheduler(),
         requires_safety_checker=False,
     ).save_pretrained(folder / "repo")
+
+
+def write_transformer(folder: Path, family: str, own: Mapping[str, Any]) -> None:
+    """The transformer of a family with random weights in float32, and a config of its own."""
+    import torch
+
+    import weightport
+    from weightport.mappings.families import families
+
+    known = families()[family].components["transformer"]
+    torch.manual_seed(0)
+    kind = getattr(weightport, known.class_name)
+    kind(**{**known.config, **own}).save_pretrained(folder)
 
 
 def show(
@@ -418,15 +439,37 @@ def step(bench: Bench) -> None:
 def parts(bench: Bench) -> None:
     """What else a run computes with."""
     sizes = bench.options.size or [256]
-    works: list[tuple[str, list[object]]] = [
-        *((f"VAE decodes {size}x{size}", ["decode", size]) for size in sizes),
-        ("text encoder reads 2 prompts", ["read", 77]),
-    ]
-    for threads, (title, (work, size)) in itertools.product(bench.options.threads, works):
+    compare_works(
+        bench,
+        [
+            *((f"VAE decodes {size}x{size}", ["decode", bench.repo, size]) for size in sizes),
+            ("text encoder reads 2 prompts", ["read", bench.repo, 77]),
+        ],
+    )
+
+
+def flow(bench: Bench) -> None:
+    """Steps of transformers, in full width and of few blocks."""
+    sizes = bench.options.size or [256]
+    works: list[Work] = []
+    for family, own in TRANSFORMERS.items():
+        folder = bench.repo.with_name(family)
+        if not folder.is_dir():
+            write_transformer(folder, family, own)
+        works += [(f"{family}, {size}x{size}", ["transform", folder, size]) for size in sizes]
+    compare_works(bench, works)
+
+
+Work = tuple[str, list[object]]  # what it is called; the work of a worker, and its arguments
+
+
+def compare_works(bench: Bench, works: Sequence[Work]) -> None:
+    """Works of living workers that do nothing else, on as many threads as are asked for."""
+    for threads, (title, (work, *arguments)) in itertools.product(bench.options.threads, works):
         with tempfile.TemporaryDirectory() as outputs:
             commands = {
                 side.name: side.worker(
-                    work, side.package, bench.repo, size, threads, Path(outputs, side.name)
+                    work, side.package, *arguments, threads, Path(outputs, side.name)
                 )
                 for side in bench.sides
             }
@@ -481,6 +524,7 @@ PARTS = {
     "file": file,
     "step": step,
     "parts": parts,
+    "flow": flow,
     "image": image,
     "cuda": cuda,
 }

@@ -7,10 +7,12 @@ worker.py file PACKAGE FILE REPO
 worker.py step PACKAGE FOLDER DEVICE DTYPE SIZE THREADS LEVER OUTPUT
 worker.py decode PACKAGE REPO SIZE THREADS OUTPUT
 worker.py read PACKAGE REPO TOKENS THREADS OUTPUT
+worker.py transform PACKAGE FOLDER SIZE THREADS OUTPUT
 
 `load` casts a UNet in a float32 file. `file` loads a pipeline from an original checkpoint; REPO has
-the configs, which diffusers asks for. `step` is one of the UNet, `decode` the VAE's work on a size,
-`read` the text encoder's on two prompts; they put the result of the last time in the file OUTPUT.
+the configs, which diffusers asks for. `step` is one of the UNet, `transform` one of a transformer,
+`decode` the VAE's work on a size, `read` the text encoder's on two prompts; they put the result of
+the last time in the file OUTPUT.
 
 These do their work once, and end:
 
@@ -94,6 +96,38 @@ def read(package: str, repo: str, tokens: str, threads: str, output: str) -> Non
     encoder = library.CLIPTextModel.from_pretrained(Path(repo, "text_encoder"))
     ids = torch.randint(49406, (2, int(tokens)), generator=torch.Generator().manual_seed(0))
     serve_result(lambda: encoder(ids)[0], output)
+
+
+def transform(package: str, folder: str, size: str, threads: str, output: str) -> None:
+    """A step of a transformer: of SD 3, guided, or of FLUX.1."""
+    torch.set_num_threads(int(threads))
+    config = json.loads(Path(folder, "config.json").read_text(encoding="utf-8"))
+    kind = getattr(importlib.import_module(package), config["_class_name"])
+    model = kind.from_pretrained(folder)
+    side = int(size) // 8
+    is_patched = "axes_dims_rope" in config  # its caller makes the patches
+    count = 1 if is_patched else 2
+
+    def noise(*shape: int) -> torch.Tensor:
+        return torch.randn(count, *shape, generator=torch.Generator().manual_seed(0))
+
+    given = {
+        "encoder_hidden_states": noise(154, config["joint_attention_dim"]),
+        "pooled_projections": noise(config["pooled_projection_dim"]),
+        "timestep": torch.full((count,), 0.5 if is_patched else 500.0),
+    }
+    if is_patched:
+        rows, columns = torch.meshgrid(*[torch.arange(side // 2)] * 2, indexing="ij")
+        places = torch.stack([torch.zeros_like(rows), rows, columns], dim=-1)
+        given |= {
+            "hidden_states": noise((side // 2) ** 2, config["in_channels"]),
+            "img_ids": places.reshape(-1, 3).float(),
+            "txt_ids": torch.zeros(154, 3),
+            "guidance": torch.full((count,), 3.5),
+        }
+    else:
+        given["hidden_states"] = noise(config["in_channels"], side, side)
+    serve_result(lambda: model(**given).sample, output)
 
 
 def serve_result(work: Callable[[], torch.Tensor], output: str) -> None:
@@ -199,5 +233,5 @@ def step(
 
 
 if __name__ == "__main__":
-    works = (load, file, step, decode, read, image, openvino)
+    works = (load, file, step, decode, read, transform, image, openvino)
     {work.__name__: work for work in works}[sys.argv[1]](*sys.argv[2:])
