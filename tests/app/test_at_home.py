@@ -3,6 +3,7 @@ costs to start."""
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,9 +14,10 @@ import pytest
 from PIL import Image
 
 import weightport
+from weightport import AutoencoderTiny
 from weightport.recipe import read_recipe
 
-from ..support.page_server import Page, Served, chromium, served
+from ..support.page_server import Page, Served, chromium, served, space
 
 pytestmark = [pytest.mark.browser, pytest.mark.full]
 
@@ -148,9 +150,53 @@ def test_parity_says_how_to_get_what_it_lacks(
     page.fill("parity-repo-elsewhere", repo)
     page.upload(sd1_keras["unet"])
     page.tick("parity", sd1_keras["unet"].name)
-    page.photograph("parity")
     page.click("parity-run")
     assert 'pip install "weightport[keras]"' in page.text("parity-status")
+
+
+def test_parity_passes(page: Page, tmp_path: Path) -> None:
+    """Of a model that is quick to run, beside diffusers, which is installed here."""
+    AutoencoderTiny(
+        encoder_block_out_channels=(8, 8),
+        decoder_block_out_channels=(8, 8),
+        num_encoder_blocks=(1, 1),
+        num_decoder_blocks=(1, 1),
+    ).save_pretrained(tmp_path / "tiny")
+    weightport.convert(tmp_path / "tiny", tmp_path / "converted")
+    page.tab("Parity")
+    page.fill("parity-repo-elsewhere", str(tmp_path / "converted"))
+    page.fill("parity-elsewhere", str(tmp_path / "tiny"))
+    page.press("parity-run")
+    page.ended("parity-run", seconds=300)
+    assert page.text("parity-status") == "Done."
+    assert page.text("parity-result").count("pass") == 3  # each half, and all
+    report = page.shown.frame_locator("#parity-result iframe")
+    report.get_by_text("image_encoder").first.wait_for()
+    page.photograph("parity")
+    written = page.download("#parity-result .wp-download >> nth=1", tmp_path)
+    assert json.loads(written.read_text())["passed"] is True
+
+
+OTHERWISE = {"html", "convert-base", "convert-where", "convert-token", "parity-python"}
+"""What a page for strangers says otherwise, or does not show: its limits stand in the heading."""
+
+
+def test_a_space_has_the_same_page(server: Served, browser: Any, tmp_path: Path) -> None:
+    """The same parts in the same places, that do the same; strangers are told of other limits, and
+    asked for no path."""
+    with space(tmp_path / "space") as strangers:
+        mine, theirs = (
+            browser.new_context().request.get(f"{one.url}config").json()
+            for one in (server, strangers)
+        )
+    for part in ("layout", "dependencies", "title"):
+        assert mine[part] == theirs[part]
+    differing = set()
+    for one, other in zip(mine["components"], theirs["components"], strict=True):
+        assert (one["id"], one["type"]) == (other["id"], other["type"])
+        if one != other and one["type"] != "state":  # which is each visit's own
+            differing.add(one["props"].get("elem_id") or one["type"])
+    assert {name for name in differing if not name.endswith("-elsewhere")} == OTHERWISE
 
 
 def test_everything_is_deleted_on_demand(

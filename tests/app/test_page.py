@@ -20,10 +20,11 @@ from safetensors.numpy import save_file
 
 from ..support.command import run
 from ..support.hub_server import TOKEN, HubServer
-from ..support.page_server import ROOT, Page, Served, chromium, space
+from ..support.page_server import ROOT, Page, Served, chromium, chromium_beside, space
 
 pytestmark = pytest.mark.browser
 
+TABS = ("Inspect", "Convert", "Compare", "Parity", "Try it", "Schedulers")
 UNET = "model.unet.weights.h5"
 SECRET = "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"
 
@@ -151,6 +152,28 @@ def test_cancelled_in_mid_run_leaves_nothing(
     assert kept == [UNET]
     page.click("convert-run")
     assert "Converted" in page.text("convert-result"), "the page goes on"
+
+
+@pytest.mark.full
+def test_two_browsers_wait_for_each_other(
+    page: Page, place: Place, sd1_keras: dict[str, Path]
+) -> None:
+    """One conversion runs at a time; the other visitor sees how many come before, and then has the
+    turn."""
+    page.upload(sd1_keras["unet"])
+    plan(page)
+    page.press("convert-run")
+    worker = stopped_while_writing(place.server)
+    with chromium_beside(place.browser) as browser, Page.visit(browser, place.server.url) as other:
+        other.upload(sd1_keras["unet"])
+        plan(other)
+        other.press("convert-run")
+        other.shown.get_by_text("Waiting: 1 job comes before yours.").wait_for()
+        assert "Converted" not in page.text("convert-result")
+        worker.resume()
+        for visit in (page, other):
+            visit.ended("convert-run")
+            assert "Converted" in visit.text("convert-result")
 
 
 def stopped_while_writing(server: Served) -> psutil.Process:
@@ -348,7 +371,7 @@ def test_the_keyboard_reaches_everything_and_labels_say_what_it_is(page: Page) -
     assert [one for one in wanted if one not in reached] == []
     page.shown.get_by_role("tab", name="Inspect", exact=True).focus()
     page.shown.keyboard.press("ArrowRight")
-    for tab in ("Inspect", "Convert", "Compare", "Parity", "Try it", "Schedulers"):
+    for tab in TABS:
         page.tab(tab)
         assert page.shown.evaluate(UNNAMED) == [], tab
         assert page.shown.locator("[role=tabpanel] [role=status][aria-live=polite]").count()
@@ -365,7 +388,7 @@ UNNAMED = """() => [...document.querySelectorAll('input, textarea, select, butto
 @pytest.mark.full
 def test_it_fits_a_narrow_window(place: Place) -> None:
     with Page.visit(place.browser, place.server.url, width=360) as page:
-        for tab in ("Inspect", "Convert"):
+        for tab in TABS:
             page.tab(tab)
             assert page.shown.evaluate("() => document.documentElement.scrollWidth") <= 360, tab
 

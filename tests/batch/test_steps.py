@@ -1,5 +1,5 @@
 """What batches do beside converting to a repository: parity, inspecting, comparing with an earlier
-output, and the other layouts."""
+output, the other layouts, and the page."""
 
 from __future__ import annotations
 
@@ -19,12 +19,14 @@ from weightport import AutoencoderTiny
 from weightport.batch import outcome as said
 from weightport.batch.gather import gather
 from weightport.batch.jobs import Job, placed
+from weightport.batch.outcome import Outcome
 from weightport.batch.report import table, write_reports
 from weightport.batch.run import run as run_job
 
 from ..support.command import Run, run
 from ..support.forks import run_command
 from ..support.hub_server import HubServer
+from ..support.page_server import chromium
 from ..support.runners import warm_runners
 from .results import content_of, statuses
 
@@ -225,3 +227,38 @@ def test_a_diff_needs_an_earlier_output(sd1_keras: dict[str, Path], tmp_path: Pa
     ended = run_job(job_of(sd1_keras["decoder"], tmp_path / "out", do="diff"))
     assert ended.status == said.FAILED
     assert f"{tmp_path}/out/model.decoder: no such file" in ended.error
+
+
+# --- the page -------------------------------------------------------------------------------------
+
+
+@pytest.mark.browser
+def test_the_page_is_sorted_by_a_click(tmp_path: Path) -> None:
+    """Numbers as numbers, names as people count, and back at the second click."""
+    sizes = {"a10": 2_000, "a9": 900_000, "b<i>1</i>": 30_000_000}
+    outcomes = [
+        Outcome(name, said.CONVERTED, read=size, seconds=size / 1000)
+        for name, size in sizes.items()
+    ]
+    write_reports(tmp_path, [*outcomes, Outcome("c", said.FAILED, error="<script>x</script>")])
+    with chromium() as browser:
+        page = browser.new_page()
+        page.goto((tmp_path / "batch.html").as_uri())
+
+        def order() -> list[str]:
+            return [str(text) for text in page.locator("tbody td:first-child").all_inner_texts()]
+
+        def press(head: str) -> list[str]:
+            page.get_by_role("button", name=head, exact=True).press("Enter")
+            return order()
+
+        assert press("job") == ["a9", "a10", "b<i>1</i>", "c"]
+        assert press("read") == ["c", "a10", "a9", "b<i>1</i>"]
+        head = page.locator("th", has=page.get_by_role("button", name="read", exact=True))
+        assert head.get_attribute("aria-sort") == "ascending"
+        assert press("read") == ["b<i>1</i>", "a9", "a10", "c"]
+        assert head.get_attribute("aria-sort") == "descending"
+        assert page.locator("th[aria-sort]").count() == 1
+        page.get_by_role("button", name="status", exact=True).click()
+        assert order()[-1] == "c"
+        assert page.locator("tbody i, tbody script").count() == 0

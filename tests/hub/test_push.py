@@ -49,12 +49,11 @@ def own(converted: Path, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def command(hub: HubServer, tmp_path: Path) -> Command:
-    """Runs the command in a process of its own, as a client of the hub."""
+    """Runs the command in a process of its own, as a client of the hub that tries again at once."""
 
     def command(*arguments: str | Path, token: str | None = TOKEN, **environment: str) -> Run:
-        return run_command(
-            *arguments, environment=hub.environment(tmp_path / "home", token) | environment
-        )
+        given = hub.environment(tmp_path / "home", token) | environment
+        return run_command(*arguments, environment=given, hasty=True)
 
     return command
 

@@ -32,6 +32,7 @@ MODULES = [
     *("filelock", "httpx2", "tqdm.auto", "truststore", "yaml"),  # what the Hub's client imports
 ]
 COMMAND = "from weightport.cli import main\nraise SystemExit(main())"
+HASTY = "import time\ntime.sleep = lambda seconds: None\n"  # who would wait does not
 SECONDS = 600  # a program that takes longer is ended
 
 
@@ -111,9 +112,16 @@ def run_python(
     return torch_forks().code(code, *arguments, environment=environment)
 
 
-def run_command(*arguments: str | Path, environment: Mapping[str, str] | None = None) -> Run:
-    """Run the `weightport` command in a process of its own."""
-    return run_python(COMMAND, *arguments, environment=environment)
+def run_command(
+    *arguments: str | Path, environment: Mapping[str, str] | None = None, hasty: bool = False
+) -> Run:
+    """Run the `weightport` command in a process of its own.
+
+    Args:
+        hasty: what waits before a second try does not.
+    """
+    code = HASTY + COMMAND if hasty else COMMAND
+    return run_python(code, *arguments, environment=environment)
 
 
 def _text(name: str) -> str:

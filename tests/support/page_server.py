@@ -69,7 +69,8 @@ def _running(
 ) -> Iterator[Served]:
     temporary = folder / "temporary"
     temporary.mkdir(parents=True)
-    own = {"TMPDIR": str(temporary), "HOME": str(folder), "PYTHONPATH": str(ROOT)}
+    paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+    own = {"TMPDIR": str(temporary), "HOME": str(folder), "PYTHONPATH": os.pathsep.join(paths)}
     process = subprocess.Popen(
         [sys.executable, *command],
         env={**os.environ, **own, **environment},
@@ -79,8 +80,8 @@ def _running(
         cwd=folder,
     )
     try:
-        said = process.stdout.readline()
-        assert "runs at http://" in said, (said, (folder / "errors").read_text())
+        said = next((line for line in process.stdout if "runs at http://" in line), None)
+        assert said is not None, (folder / "errors").read_text()
         yield Served(f"http://127.0.0.1:{port}/", temporary, process)
     finally:
         process.terminate()
@@ -94,14 +95,24 @@ def chromium() -> Iterator[Any]:
     """A browser that Playwright drives."""
     from playwright.sync_api import sync_playwright
 
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(
-            executable_path=found_browser(), args=["--no-sandbox", "--disable-gpu"]
-        )
-        try:
-            yield browser
-        finally:
-            browser.close()
+    with sync_playwright() as playwright, _launched(playwright.chromium) as browser:
+        yield browser
+
+
+@contextlib.contextmanager
+def chromium_beside(browser: Any) -> Iterator[Any]:
+    """A second browser, driven by the same Playwright."""
+    with _launched(browser.browser_type) as other:
+        yield other
+
+
+@contextlib.contextmanager
+def _launched(kind: Any) -> Iterator[Any]:
+    browser = kind.launch(executable_path=found_browser(), args=["--no-sandbox", "--disable-gpu"])
+    try:
+        yield browser
+    finally:
+        browser.close()
 
 
 def _free_port() -> int:
@@ -170,9 +181,13 @@ class Page:
     def click(self, element: str) -> None:
         """Press a button and wait until what it started has ended."""
         self.press(element)
+        self.ended(element)
+
+    def ended(self, element: str, seconds: int = 60) -> None:
+        """Wait until what a button started has ended."""
         name = STATUS.get(element, f"{element.removesuffix('-run')}-status")
         status = self.shown.locator(f"#{name}")
-        status.get_by_text(ENDED).first.wait_for(timeout=60_000)
+        status.get_by_text(ENDED).first.wait_for(timeout=1000 * seconds)
 
     def press(self, element: str) -> None:
         """Press a button; what the last press said is forgotten."""

@@ -13,7 +13,7 @@ from .framework import gr
 from .sessions import Session
 from .sources import NONE
 from .tabs import compare, convert, images, inspect, parity, schedulers
-from .widgets import EVENT, Shown, Tab, live
+from .widgets import EVENT, Shown, Tab, explained, live
 
 TABS: dict[str, Callable[[Desk], Tab]] = {
     "Inspect": inspect.add,
@@ -33,6 +33,12 @@ def build(desk: Desk) -> gr.Blocks:
     page = gr.Blocks(title="weightport", analytics_enabled=False)
     with page:
         gr.HTML(render("app/heading.html", limits=desk.limits, public=desk.public))
+        if desk.logs_in:
+            explained(
+                "Log in to push to the Hub without typing a token. That loads this page anew, and"
+                " what you keep here is deleted, so do it first."
+            )
+            gr.LoginButton(elem_id="login")
         upload = gr.File(
             file_count="multiple",
             label="Upload files",

@@ -33,7 +33,7 @@ def serve(host: str = "127.0.0.1", port: int | None = None, browser: bool = Fals
     public = on_space or host not in _LOOPBACK
     limits = FOR_STRANGERS if public else AT_HOME
     sessions = Sessions(limits)
-    desk = Desk(sessions, limits, public, logs_in="OAUTH_CLIENT_ID" in os.environ)
+    desk = Desk(sessions, limits, public, logs_in=on_space and "OAUTH_CLIENT_ID" in os.environ)
     signal.signal(signal.SIGTERM, _stop)
     try:
         page = _started(desk, host, port, browser)

@@ -88,8 +88,6 @@ class ResultFields:
                 "Uploads the result in one commit, after checking every file. Your token is used"
                 " for this push alone: it is not stored and stands in no result."
             )
-            if desk.logs_in:
-                gr.LoginButton()
             self._repo_id = gr.Textbox(label="Repository, owner/name", elem_id="convert-repo")
             self._private = gr.Checkbox(
                 label="If it is made, make it private", value=True, elem_id="convert-private"
@@ -146,5 +144,5 @@ class ResultFields:
 
 def _token_info(desk: Desk) -> str:
     if desk.logs_in:
-        return "Not needed if you log in above."
+        return "Not needed if you are logged in, at the top of the page."
     return "" if desk.public else "Left empty, the login of this machine is used."
