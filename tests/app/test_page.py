@@ -403,3 +403,30 @@ def test_a_status_is_read_out(page: Page) -> None:
     assert page.shown.evaluate(
         "() => window.watched.isConnected && window.watched.innerText !== ''"
     )
+
+
+@pytest.mark.full
+def test_who_logs_in_pushes_without_a_token(
+    place: Place, sd1_keras: dict[str, Path], tmp_path: Path
+) -> None:
+    """As on the Hub: the Space sends the visitor there, who comes back known."""
+    pytest.importorskip("authlib")
+    environment = place.hub.environment(tmp_path / "home", None) | place.hub.space_environment()
+    with (
+        space(tmp_path / "space", **environment) as server,
+        Page.visit(place.browser, server.url) as page,
+    ):
+        page.shown.get_by_text("what you keep here is deleted, so do it first").wait_for()
+        page.shown.locator("#login").click()
+        page.shown.get_by_role("button", name="Logout (tester)").wait_for()
+        page.upload(sd1_keras["unet"])
+        plan(page)
+        page.choose("convert-where", "Hugging Face Hub")
+        page.fill("convert-repo", "tester/mine")
+        page.choose("convert-unverified", "Push although parity has not been run")
+        page.click("convert-run")
+        assert "Pushed" in page.text("convert-result"), page.text("convert-status")
+        assert "unet/config.json" in place.hub.repos["tester/mine"].files()
+        page.shown.locator("#login").click()
+        page.shown.get_by_role("button", name="Sign in with Hugging Face").wait_for()
+        assert not any(TOKEN.encode() in path.read_bytes() for path in server.kept)

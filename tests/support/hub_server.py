@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import hmac
 import itertools
 import json
 import re
@@ -26,7 +27,7 @@ from http.server import BaseHTTPRequestHandler
 from pathlib import Path, PurePosixPath
 from socketserver import ThreadingTCPServer
 from typing import Any, Self
-from urllib.parse import parse_qs, unquote, urlsplit
+from urllib.parse import parse_qs, unquote, urlencode, urlsplit
 
 TOKEN = "hf_test"
 _LFS = (".safetensors", ".bin", ".ckpt", ".h5", ".png")
@@ -273,7 +274,9 @@ class HubServer:
         return None
 
     def _user(self, headers: Message) -> str | None:
-        token = (headers.get("Authorization") or "").removeprefix("Bearer ")
+        kind, _, token = (headers.get("Authorization") or "").partition(" ")
+        if kind == "Basic":  # of a Space, not of a user
+            return None
         if token and token not in self.tokens:
             raise Refusal(401, "Invalid credentials in Authorization header")
         return self.tokens.get(token)
@@ -293,6 +296,57 @@ class HubServer:
         if oid not in repo.commits:
             raise Refusal(404, f"Invalid rev id: {revision}", "RevisionNotFound")
         return oid
+
+    # --- who a visitor of a Space is: OpenID
+
+    def space_environment(self) -> dict[str, str]:
+        """What the Hub gives a Space whose visitors may log in."""
+        return {
+            "SYSTEM": "spaces",
+            "OPENID_PROVIDER_URL": self.endpoint,
+            "OAUTH_CLIENT_ID": "space",
+            "OAUTH_CLIENT_SECRET": "a secret of 32 bytes, at the least",
+            "OAUTH_SCOPES": "openid profile contribute-repos",
+        }
+
+    def _openid(self, call: Call) -> Answer:
+        places = {"authorization": "authorize", "token": "token"}
+        return _json(
+            {"issuer": self.endpoint, "jwks_uri": f"{self.endpoint}/oauth/keys"}
+            | {"id_token_signing_alg_values_supported": ["HS256"]}
+            | {f"{name}_endpoint": f"{self.endpoint}/oauth/{at}" for name, at in places.items()}
+        )
+
+    def _authorize(self, call: Call) -> Answer:
+        """Send the visitor back at once, as one who has said yes."""
+        asked = {name: values[0] for name, values in call.query.items()}
+        back = {"code": asked["nonce"], "state": asked["state"]}
+        joined = "&" if "?" in asked["redirect_uri"] else "?"
+        return Answer(
+            headers={"Location": f"{asked['redirect_uri']}{joined}{urlencode(back)}"}, status=302
+        )
+
+    def _keys(self, call: Call) -> Answer:
+        secret = self.space_environment()["OAUTH_CLIENT_SECRET"].encode()
+        return _json({"keys": [{"kty": "oct", "k": _base64(secret), "kid": "1", "alg": "HS256"}]})
+
+    def _token(self, call: Call) -> Answer:
+        """The token of `tester`, who logs in."""
+        given = self.space_environment()
+        (nonce,) = parse_qs(call.body.decode())["code"]
+        now = int(time.time())
+        claims: dict[str, Any] = {"iat": now, "exp": now + 600, "nonce": nonce}
+        claims |= {"iss": self.endpoint, "sub": "1", "aud": given["OAUTH_CLIENT_ID"]}
+        claims |= {"name": "Tester", "preferred_username": "tester"}
+        claims |= {"profile": f"{self.endpoint}/tester", "picture": f"{self.endpoint}/x.png"}
+        parts = [{"alg": "HS256", "typ": "JWT", "kid": "1"}, claims]
+        signed = ".".join(_base64(json.dumps(part).encode()) for part in parts)
+        secret = given["OAUTH_CLIENT_SECRET"].encode()
+        signature = _base64(hmac.digest(secret, signed.encode(), "sha256"))
+        content = {"access_token": TOKEN, "token_type": "bearer", "expires_in": 600}
+        return _json(
+            {**content, "scope": given["OAUTH_SCOPES"], "id_token": f"{signed}.{signature}"}
+        )
 
     # --- accounts and repos
 
@@ -503,6 +557,10 @@ class HubServer:
                 del files[gone]
 
 
+def _base64(content: bytes) -> str:
+    return base64.urlsafe_b64encode(content).rstrip(b"=").decode()
+
+
 def _entry(path: str, file: File) -> dict[str, Any]:
     size = len(file.content)
     entry: dict[str, Any] = {"type": "file", "path": path, "size": size, "oid": file.blob_id}
@@ -513,6 +571,10 @@ def _entry(path: str, file: File) -> dict[str, Any]:
 
 _ID, _REV = r"([^/]+/[^/]+)", r"([^/]+)"
 _ROUTES: list[tuple[str, str, Any]] = [
+    ("GET", r"/\.well-known/openid-configuration", HubServer._openid),
+    ("GET", r"/oauth/authorize", HubServer._authorize),
+    ("GET", r"/oauth/keys", HubServer._keys),
+    ("POST", r"/oauth/token", HubServer._token),
     ("GET", r"/api/whoami-v2", HubServer._whoami),
     ("POST", r"/api/repos/create", HubServer._create),
     ("POST", r"/api/validate-yaml", HubServer._validate_yaml),
