@@ -45,6 +45,12 @@ def read_regular(path: Path, limit: int) -> bytes:
             raise ConversionError(f"{path}: cannot be read ({error.strerror})") from None
 
 
+def fetch(descriptor: int, offset: int, nbytes: int) -> None:
+    """Ask the system for a range of a file that will be read soon; it comes from the disk meanwhile."""
+    if hasattr(os, "posix_fadvise"):
+        os.posix_fadvise(descriptor, offset, nbytes, os.POSIX_FADV_WILLNEED)
+
+
 def read_far_ahead(descriptor: int) -> None:
     """Tell the system that a file is read mostly in order, so that it reads more at once."""
     if hasattr(os, "posix_fadvise"):
