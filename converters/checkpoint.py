@@ -22,12 +22,13 @@ from typing import TYPE_CHECKING, Any
 from ..errors import ConversionError
 from ..io.dtypes import ITEMSIZES
 from ..io.partial import partial
-from ..io.regular import open_regular, read_far_ahead
+from ..io.regular import fetch, open_regular, read_far_ahead
 
 if TYPE_CHECKING:
     from ..io.arrays import Array
 
 _HASHED = 1 << 18  # bytes at once
+_FETCHED = 1 << 22  # bytes that are asked for before they are read
 _CODES = {"F64": "d", "F32": "f", "F16": "e", "BF16": "f"}  # of `struct`
 
 
@@ -110,6 +111,10 @@ class SourceFile:
                 place += len(buffer)
         self.taken += nbytes
 
+    def fetch(self, offset: int, nbytes: int) -> None:
+        """Say that a range will be read soon; the beginning of it comes from the disk meanwhile."""
+        fetch(self._fd, offset, min(nbytes, _FETCHED))
+
     def check_unchanged(self) -> None:
         """Raise if the file was modified since it was opened."""
         if self._partial is not None:  # of one commit; what changes is how much is here
@@ -145,6 +150,8 @@ class SourceFile:
         for offset in range(0, self.size, len(buffer)):
             if pace is not None:
                 pace(offset)
+            if offset % _FETCHED == 0:  # the disk works while a processor hashes
+                fetch(self._fd, offset + _FETCHED, _FETCHED)
             chunk = buffer[: min(len(buffer), self.size - offset)]
             self._fill(offset, chunk)
             digest.update(chunk)

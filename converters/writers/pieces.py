@@ -98,7 +98,10 @@ class Blocks:
 
     def of(self, outputs: Iterable[Output]) -> Generator[Block, None, None]:
         """The bytes of the outputs, one after another."""
-        for output in outputs:
+        in_order = list(outputs)
+        for number, output in enumerate(in_order):
+            for following in in_order[number + 1 : number + 2]:
+                _fetch(following)
             if output.nbytes:
                 yield from self._of(output)
 
@@ -184,6 +187,13 @@ class Blocks:
                 np.copyto(cast, bits.view(DTYPES[source]), casting="unsafe")
         overflow = _count_nonfinite(cast.view(_bits(output.dtype)), output.dtype) - nonfinite
         return Block(output.key, cast.view(np.uint8).data, nonfinite, overflow)
+
+
+def _fetch(output: Output) -> None:
+    """Let stored sources come from the disk while others are read."""
+    for source in output.sources:
+        if isinstance(source, Stored):
+            source.file.fetch(source.offset, source.nbytes)
 
 
 def _widest(output: Output) -> int:

@@ -46,7 +46,7 @@ def read_regular(path: Path, limit: int) -> bytes:
 
 
 def fetch(descriptor: int, offset: int, nbytes: int) -> None:
-    """Ask the system for a range of a file that will be read soon; it comes from the disk meanwhile."""
+    """Ask the system for a range of a file that will be read soon, and go on."""
     if hasattr(os, "posix_fadvise"):
         os.posix_fadvise(descriptor, offset, nbytes, os.POSIX_FADV_WILLNEED)
 
