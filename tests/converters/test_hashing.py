@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from weightport.converters import hashing
+from weightport.converters import checkpoint, hashing
 from weightport.converters.checkpoint import SourceFile
 
 SIZE = 8 << 20
@@ -62,3 +62,13 @@ def test_hashing_does_not_wait_for_nobody(
     monkeypatch.setattr(hashing, "_PATIENCE", 0.05)
     hashing.hash_beside_readers([file])
     assert reached(hashed, SIZE) == SIZE
+
+
+def test_a_file_is_asked_for_before_it_is_hashed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[int, int]] = []
+    monkeypatch.setattr(checkpoint, "fetch", lambda _, *place: asked.append(place))
+    (tmp_path / "file").write_bytes(bytes(9 << 20))
+    SourceFile(tmp_path / "file").sha256()
+    assert asked == [(place << 20, 4 << 20) for place in (4, 8, 12)]
