@@ -204,7 +204,7 @@ def test_09_the_text_projection_is_turned_round(original: Original, tmp_path: Pa
 def test_10_flux_is_refused_rather_than_split_wrongly(key: str, tmp_path: Path) -> None:
     """Elsewhere its unequal parts are cut into equal ones."""
     state = {P + key: np.ones((7, 2), np.float32), f"{P}double_blocks.0.img_mod.lin.bias": ONE}
-    refused(state, tmp_path, "nearest is the Flux transformer")
+    refused(state, tmp_path, "nearest is the Flux")
 
 
 def test_11_models_with_swapped_scale_and_shift_are_refused(tmp_path: Path) -> None:
