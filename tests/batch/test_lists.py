@@ -210,6 +210,7 @@ def test_results_are_named_by_what_they_are(option: str, suffix: str, tmp_path: 
         ("keep = false", "would delete"),
         ("to = 'ldm'\nparity = true", "writes none"),
         ("lora = ['a.safetensors']\nparity = true", "--lora changes that"),
+        ("to = 'ldm'\npush = 'org/x'", "--to ldm writes neither"),
     ],
 )
 def test_what_does_not_go_together(option: str, reason: str, tmp_path: Path) -> None:

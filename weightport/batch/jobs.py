@@ -221,6 +221,12 @@ def _check(job: Job, entry: Entry) -> None:
             f"{entry.where}: --parity compares repositories, and --to"
             f" {printable(job.options['to'])} writes none"
         )
+    target = job.options.get("to", layouts.CANONICAL)
+    if (steps.push or steps.push_pr) and target in OUTPUTS and not OUTPUTS[target].is_repo:
+        raise ConversionError(
+            f"{entry.where}: --push takes repositories and adapters, and --to {target} writes"
+            " neither"
+        )
     changed = [name for name in _CHANGING if job.options.get(name)]
     if steps.parity and changed:
         raise ConversionError(
