@@ -157,14 +157,13 @@ def record(
     Args:
         measured_by: what ratios are, in words.
     """
+    run = {"rounds": repeat, "load": round(os.getloadavg()[2], 1)}
     content = {
         "commit": _commit(),
         "machine": machine(),
-        "load": round(os.getloadavg()[2], 1),
-        "rounds": repeat,
         "ratios": measured_by,
         "skipped": list(skipped),
-        "rows": [{**asdict(line), "met": line.met} for line in found],
+        "rows": [{**asdict(line), "met": line.met, **run} for line in found],
     }
     content["rows"] = [*_other_rows(path, content), *content["rows"]]
     path.parent.mkdir(exist_ok=True)
