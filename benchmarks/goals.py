@@ -242,7 +242,7 @@ def plot(record: Path, path: Path) -> None:
     axes.scatter(goals, names, marker="|", s=200, color="black", zorder=2, label="goal")
     axes.axvline(1, color="grey", linewidth=0.8)
     axes.set_xlabel(content.get("ratios", TO_COPY))
-    axes.legend(loc="lower right")
+    axes.legend(loc="lower right", bbox_to_anchor=(1, 1), frameon=False)
     figure.tight_layout()
     figure.savefig(path, metadata={"Date": None})
 
