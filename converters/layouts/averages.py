@@ -43,12 +43,15 @@ def choose(groups: Iterable[Group], wanted: bool) -> Chosen:
     An average that is alone is taken, whether it is wanted or not.
 
     Raises:
-        ConversionError: nothing says which of two models with the same keys is the average.
+        ConversionError: nothing says which of two models with the same keys is the average, or
+            which of two averages is wanted.
     """
     chosen = Chosen()
     for copies in _copies(groups):
         averages = [group for group in copies if is_average(group.place)]
         weights = sorted((group for group in copies if group not in averages), key=_strangeness)
+        if len(averages) > 1 and (wanted or not weights):
+            raise ConversionError(_several(*averages[:2]))
         if not weights:
             chosen.groups.append(averages[0])
             chosen.averages.append(averages[0])
@@ -65,12 +68,11 @@ def choose(groups: Iterable[Group], wanted: bool) -> Chosen:
 
 
 def _choose_one(main: Group, averages: list[Group], wanted: bool, chosen: Chosen) -> None:
-    """The weights, or the first of their averages in their place."""
-    taken = averages[:1] if wanted else []
+    """The weights, or their average in their place."""
     for average in averages:
-        if average not in taken:
+        if not wanted:
             chosen.leave_out(average.tensors.values(), _NOT_TAKEN)
-    for average in taken:
+            continue
         replaced = [main.tensors[key] for key in average.tensors if key in main.tensors]
         chosen.leave_out(replaced, _REPLACED)
         main = replace(main, tensors={**main.tensors, **average.tensors})
@@ -118,4 +120,12 @@ def _ambiguous(main: Group, other: Group) -> str:
     return (
         f"two models with the same names and shapes, {fronts}, and nothing says which is the moving"
         " average; save one of them alone"
+    )
+
+
+def _several(one: Group, other: Group) -> str:
+    """What to say of two averages of one model, of which one is wanted."""
+    return (
+        f"two moving averages of the same weights, `{printable(one.place)}` and"
+        f" `{printable(other.place)}`; save one of them alone"
     )

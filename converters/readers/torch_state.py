@@ -6,6 +6,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import TypeGuard
 
 from ...errors import printable
 from ..checkpoint import Tensor
@@ -53,10 +54,13 @@ def find_weights(root: object, storages: Storages) -> Weights:
     weights = Weights()
     walk = _Walk()
     node, others = _unwrap(root, weights, walk)
+    nameless: dict[str, list[object]] = {}
     if not is_tensor(node):
         _note_scalars(node, weights)
         for lists in (False, True):  # what lies in lists is mostly not the model
             for name, value in walk.leaves(node, weights, lists):
+                if _is_list_of_tensors(value):
+                    nameless[name] = value
                 _add(name, value, storages, weights)
             if weights.tensors:
                 break
@@ -65,7 +69,10 @@ def find_weights(root: object, storages: Storages) -> Weights:
     if not weights.tensors:
         raise PickleError(f"there are no named tensors in it, but {_describe(root)}")
     for name, (other, words) in others.items():
-        _add_beside(name, other, words, storages, weights, walk)
+        nameless |= _add_beside(name, other, words, storages, weights, walk)
+    models = _models(weights) if nameless else {}
+    for name, value in nameless.items():
+        _add_nameless(name, value, models.get(len(value), []), storages, weights, walk)
     return weights
 
 
@@ -87,19 +94,81 @@ def _side_by_side(node: object, walk: _Walk) -> dict[str, str]:
 
 def _add_beside(
     name: str, node: object, words: str, storages: Storages, weights: Weights, walk: _Walk
-) -> None:
-    """The tensors of a dict beside the weights, if they can be read; else it is left out."""
+) -> dict[str, list[object]]:
+    """The tensors of a dict beside the weights, if they can be read; else it is left out.
+
+    Returns:
+        Lists of tensors in it, by name.
+    """
     found = Weights()
+    nameless = {}
     try:
         for key, value in walk.leaves(node, found):
+            if _is_list_of_tensors(value):
+                nameless[f"{name}.{key}"] = value
             _add(f"{name}.{key}", value, storages, found)
     except PickleError:
         found = Weights()
     if not found.tensors or found.tensors.keys() & weights.tensors.keys():
         weights.skipped[name] = words
-        return
+        return nameless
     weights.tensors |= found.tensors
     weights.beside[name] = words
+    return nameless
+
+
+def _is_list_of_tensors(value: object) -> TypeGuard[list[object]]:
+    """Whether a list begins with a tensor; one may be met often, so that no more is looked at."""
+    return isinstance(value, list) and len(value) > 1 and is_tensor(value[0])
+
+
+def _models(weights: Weights) -> dict[int, list[dict[str, Tensor]]]:
+    """State dicts among the weights, by their sizes: those under each front, and all of them."""
+    fronts: dict[str, dict[str, Tensor]] = {}
+    for key, one in weights.tensors.items():
+        front, _, rest = key.partition(".")
+        fronts.setdefault(front, {})[rest] = one
+    found: dict[int, list[dict[str, Tensor]]] = {}
+    for model in (*fronts.values(), dict(weights.tensors)):
+        found.setdefault(len(model), []).append(model)
+    return found
+
+
+def _add_nameless(
+    name: str,
+    value: list[object],
+    models: list[dict[str, Tensor]],
+    storages: Storages,
+    weights: Weights,
+    walk: _Walk,
+) -> None:
+    """A list of the parameters of a model whose state dict is there too: they have its names.
+
+    Averages are kept so by diffusers' `EMAModel` and others.
+
+    Args:
+        models: state dicts of as many tensors.
+    """
+    for model in models:
+        walk.count(len(model))
+        if not all(map(is_tensor, value)):
+            return
+        found = Weights()
+        try:
+            for key, one in zip(model, value, strict=True):
+                _add(f"{name}.{key}", one, storages, found)
+        except PickleError:
+            return
+        alike = all(
+            one.shape == other.shape
+            for one, other in zip(found.tensors.values(), model.values(), strict=True)
+        )
+        if alike and not found.tensors.keys() & weights.tensors.keys():
+            weights.tensors |= found.tensors
+            weights.beside[name] = f"beside the weights: {_describe(value)}"
+            weights.skipped.pop(printable(name), None)
+            weights.skipped.pop(name.partition(".")[0], None)
+            return
 
 
 def _add(name: str, value: object, storages: Storages, weights: Weights) -> None:
@@ -140,7 +209,7 @@ def _unwrap(
             name = _shown(key)
             words = f"beside `{inner}`: {_describe(value)}"
             reason = _reason(name)
-            if reason is None and walk.holds_tensors(value):
+            if reason is None and walk.holds_tensors(value, lists=True):
                 others[name] = value, words
             else:
                 weights.skipped[name] = reason or words
@@ -190,11 +259,30 @@ class _Walk:
     def __init__(self) -> None:
         self._left = _MAX_ENTRIES
 
-    def holds_tensors(self, node: object) -> bool:
-        """Whether a tensor is below a node."""
+    def count(self, entries: int) -> None:
+        """Note that so many entries are looked at.
+
+        Raises:
+            PickleError: they are too many.
+        """
+        self._left -= entries
+        if self._left <= 0:
+            raise PickleError(
+                f"there are more than {_MAX_ENTRIES} entries in it; no checkpoint needs that"
+            )
+
+    def holds_tensors(self, node: object, lists: bool = False) -> bool:
+        """Whether a tensor is below a node.
+
+        Args:
+            lists: a list of them is enough.
+        """
         if is_tensor(node):
             return False
-        return any(is_tensor(value) for _, value in self.leaves(node, Weights()))
+        return any(
+            is_tensor(value) or (lists and _is_list_of_tensors(value))
+            for _, value in self.leaves(node, Weights())
+        )
 
     def leaves(
         self, root: object, weights: Weights, lists: bool = False

@@ -304,6 +304,36 @@ def test_averages_of_several_parts_and_of_some_weights(tmp_path: Path) -> None:
     recognised(averaged | {"n_averaged": torch.tensor(9)}, tmp_path)  # torch's AveragedModel
 
 
+@pytest.mark.parametrize("front", ["", "state_dict", "model", "net"])
+def test_an_average_may_be_a_list_in_the_order_of_the_weights(front: str, tmp_path: Path) -> None:
+    """As diffusers' `EMAModel` and others keep theirs."""
+    unet = tensors(state("sd1", "unet", layout="diffusers"))
+    content: dict[str, Any] = {front: unet} if front else {"unet": unet}
+    content["ema"] = {"decay": 0.999, "shadow_params": [one + 1 for one in unet.values()]}
+    content["others"] = [torch.zeros(3), torch.zeros(4)]
+    plain = recognised(content, tmp_path)["unet"]
+    taken = recognised(content, tmp_path, ema=True)["unet"]
+    assert not plain.checkpoint.average
+    assert taken.checkpoint.average
+    names = {key: tensor.name for key, tensor in taken.checkpoint.tensors.items()}
+    assert names["conv_in.weight"] == "ema.shadow_params.conv_in.weight"
+    assert all(tensor.numpy().max() == 1 for tensor in taken.checkpoint.tensors.values())
+    content["ema"]["shadow_params"][-1] = torch.zeros(7)
+    assert not recognised(content, tmp_path, ema=True)["unet"].checkpoint.average
+
+
+def test_of_two_averages_none_is_taken_for_the_other(tmp_path: Path) -> None:
+    several = {"ema_1.": 1, "ema_2.": 2}
+    averages = [state("sd1", "vae", front=front, value=one) for front, one in several.items()]
+    alone = averages[0] | averages[1]
+    both = state("sd1", "vae") | alone
+    message = "two moving averages of the same weights, `ema_1` and `ema_2`; save one"
+    refused(both, tmp_path, message, ema=True)
+    refused(alone, tmp_path, message)
+    names = {one.name for one in recognised(both, tmp_path)["vae"].checkpoint.tensors.values()}
+    assert names == set(state("sd1", "vae"))
+
+
 def test_models_of_which_neither_is_the_average_are_refused(tmp_path: Path) -> None:
     both = state("sd1", "unet", front="a.") | state("sd1", "unet", front="b.")
     refused(both, tmp_path, "`a` and `b`, and nothing says which is the moving average")
