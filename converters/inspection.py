@@ -16,6 +16,7 @@ from .layouts.ldm_evidence import image_size, prediction, stands_alone
 from .layouts.source import Source
 from .layouts.sources import open_source
 from .planning.keys import collapse
+from .planning.plan import unlike_stated
 from .planning.recognise import Recognition, recognise
 from .planning.strays import without_strays
 
@@ -111,8 +112,8 @@ def _inspected(found: Recognition) -> InspectedPart:
     becomes = f"{component.name}/ ({component.class_name}) by the table {nearest.table.name}"
     if not found.known:
         becomes = "nothing"
-    elif found.flaw is not None:
-        becomes = f"nothing as it is: {found.flaw}"
+    elif (flaw := found.flaw or unlike_stated(found)) is not None:
+        becomes = f"nothing as it is: {flaw}"
     tensors = _collapsed(nearest.named(checkpoint))
     return InspectedPart(
         root=found.root if found.known else checkpoint.root,

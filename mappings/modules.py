@@ -140,6 +140,8 @@ class _Model:
     def _part(self, row: str, part: Part, scope: Mapping[str, Any]) -> Iterator[tuple[str, Shape]]:
         front = filled(row, scope)
         values = tuple(evaluate(argument, scope) for argument in part.arguments)
+        if any(isinstance(value, list | dict) for value in values):
+            raise MappingError("a size is not a number above zero")
         if not part.module:
             yield front, values
             return

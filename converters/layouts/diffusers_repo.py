@@ -30,14 +30,14 @@ def read_index(repo: Path) -> dict[str, Any]:
     Raises:
         ConversionError: it cannot be read, or lies elsewhere.
     """
-    return _read(repo, Path(INDEX))
+    return _read(repo, Path(INDEX), "model_index")
 
 
-def _read(repo: Path, name: Path) -> dict[str, Any]:
+def _read(repo: Path, name: Path, schema: str | None = None) -> dict[str, Any]:
     path = repo / name
     if not path.is_file():
         return {}
-    return read_json(inside(repo, path), limit=MAX_CONFIG)
+    return read_json(inside(repo, path), schema, limit=MAX_CONFIG)
 
 
 def other_models(repo: Path) -> dict[str, str]:

@@ -210,6 +210,22 @@ def _check_stated(part: Recognition, component: Component, config: Config) -> No
         )
 
 
+def unlike_stated(part: Recognition) -> str | None:
+    """What the config that a part came with says otherwise than its weights, if it does."""
+    if part.checkpoint.config is None or part.flaw is not None:
+        return None
+    why = None
+    for candidate in part.candidates:
+        try:
+            tensors = {planned.key: planned for planned in _planned(part, candidate)}
+            _expected(candidate.component, tensors, [part], candidate.family.name)
+        except ConversionError as error:
+            why = why or str(error)
+        else:
+            return None
+    return why
+
+
 def _configs(
     component: Component, found: Mapping[str, Shape], candidates: Sequence[Candidate]
 ) -> list[dict[str, Any]]:

@@ -132,7 +132,7 @@ def test_code_that_is_not_there(place: Path, repo: Path, entry: object) -> None:
     (place / "mine.py").write_text("")
     said(repo, _class_name=entry)
     ended = run("convert", repo, "-o", place / "out")
-    assert_refused(ended, repo / "model_index.json", "no file")
+    assert_refused(ended, repo / "model_index.json", "no file|must be string")
 
 
 def test_component_of_the_index_that_is_not_there(place: Path, repo: Path) -> None:
@@ -221,3 +221,34 @@ def test_names_that_lead_elsewhere(place: Path, repo: Path, name: str) -> None:
     out, index, _ = converted(place, repo)
     assert name not in index
     assert not list(out.rglob("key"))
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"), [(5, "must be"), ({"a": 1}, "must be"), ([1], "must be"), ("x" * 999, "")]
+)
+def test_a_class_that_is_none_is_refused_before_anything_is_written(
+    name: object, reason: str, repo: Path, place: Path
+) -> None:
+    said(repo, _class_name=name)
+    for ended in (run("inspect", repo), run("convert", repo, "-o", place / "out")):
+        assert_refused(ended, repo / "model_index.json", f"`_class_name.*{reason}")
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("block_out_channels", [8]),
+        ("layers_per_block", -1),
+        ("cross_attention_dim", {"a": 1}),
+        ("down_block_types", "CrossAttnDownBlock2D"),
+        ("class_embed_type", "timestep"),
+    ],
+)
+def test_both_commands_say_where_a_config_is_not_that_of_its_weights(
+    option: str, value: object, repo: Path, place: Path
+) -> None:
+    path = repo / "unet" / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {option: value}))
+    ended = run("convert", repo, "-o", place / "out")
+    assert_refused(ended, path, f"`{option}` is .* but the weights have")
+    assert f"nothing as it is: {ended.err[7:-1]}" in run("inspect", repo).out
