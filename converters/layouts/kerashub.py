@@ -206,8 +206,12 @@ def _described(component: Checkpoint, config: Mapping[str, Any] | None) -> Check
             pattern, axis = place.split()
             for key in fnmatch.filter(component.tensors, pattern)[:1]:
                 stated[kind][option] = component.tensors[key].shape[int(axis)]
-    for kind, options in known["configs"].get((config or {}).get("class_name"), {}).items():
-        stated[kind] |= _said(options, (config or {}).get("config"))
+    said = config or {}
+    for cls, kinds in known["configs"].items():
+        if said.get("class_name") != cls:
+            continue
+        for kind, options in kinds.items():
+            stated[kind] |= _said(options, said.get("config"))
     component.stated = stated
     return component
 
