@@ -171,7 +171,7 @@ def test_the_older_name_of_a_layer_is_read(made: KerasHubFiles, repo: Path, tmp_
 
 
 def test_parity_runs_kerashub_on_its_own_files(tmp_path: Path) -> None:
-    """Of a preset every model; layer by layer; a wrong weight is found."""
+    """Of a preset every model, layer by layer, and a picture."""
     files = kerashub_files("--vocabulary", "49408", "--formats", "preset")
     source = files.path("preset")
     weightport.convert(source, tmp_path / "repo", **FAST)
@@ -189,6 +189,10 @@ def test_parity_runs_kerashub_on_its_own_files(tmp_path: Path) -> None:
         assert (check.as_diffusers is not None) == check.name.startswith("text_encoder")
         assert len(check.layers) > 5
         assert not [layer for layer in check.layers if layer.relative_l2 >= RELATIVE]
+    assert found.images is not None
+    assert found.images.sampler.startswith("keras-hub ")
+    assert 0 < found.images.matched.relative_l2 <= found.images.tolerance
+    assert found.images.levels <= 1
     assert found.passed
 
 

@@ -1,4 +1,4 @@
-"""End to end: KerasCV's `generate_image` and our pipeline, from the same token ids and noise."""
+"""End to end: the source's own pipeline and ours, from the same token ids and noise."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 
 from ..differences import Array
+from ..mappings.families import Family
 from .bench import Bench
 from .frameworks import OURS
-from .inputs import pipeline_inputs
+from .inputs import largest_side, pipeline_inputs
 from .measure import measure
 from .pairs import Pair
 from .result import Images
@@ -21,17 +22,18 @@ STEPS = 5
 GUIDANCE_SCALE = 7.5
 # Guidance multiplies the rounding of the denoiser by 14, and every step builds on the last.
 TOLERANCE = 3e-5
-THEIRS = "KerasCV, generate_image"
 
 
 def compare_images(bench: Bench, pairs: Sequence[Pair]) -> Images | None:
-    """Run both pipelines; None if KerasCV's files do not make one."""
+    """Run both pipelines; None if the sources do not make one."""
     parts = {pair.call: pair for pair in pairs if pair.call in pair.framework.draws}
     if not parts or parts.keys() < set(next(iter(parts.values())).framework.draws):
         return None
-    denoiser = parts["denoise"]
+    denoiser = next(pair for pair in parts.values() if pair.is_denoiser)
     framework = denoiser.framework
-    side = -(-bench.latent_side // 16) * 16  # KerasCV makes sizes multiples of 128 pixels
+    family = denoiser.family
+    side = -(-bench.latent_side // framework.multiple) * framework.multiple
+    side = largest_side(denoiser.config, side)
     vocabulary = parts["embed"].config["vocab_size"]
     channels = denoiser.config["in_channels"]
     bench.give(NAME, pipeline_inputs(vocabulary, channels, side))
@@ -41,16 +43,24 @@ def compare_images(bench: Bench, pairs: Sequence[Pair]) -> Images | None:
         "watch": {},
         "steps": STEPS,
         "guidance_scale": GUIDANCE_SCALE,
-        "family": denoiser.family.name,
-        "image_size": denoiser.family.latent_scale * side,
+        "family": family.name,
+        "image_size": family.latent_scale * side,
     }
     step = partial(bench.progress, 1, 3)
     theirs = {**common, "parts": {call: pair.their_check(side) for call, pair in parts.items()}}
-    bench.run(framework.name, THEIRS, [theirs], False, step)
-    expected, expected_uint8 = bench.outputs(THEIRS, NAME)
-    version = bench.reports[THEIRS]["versions"]["keras-cv"]
-    common["generation"] = _generation(version)
-    common["repo"] = str(denoiser.repo)
+    title = f"{framework.title}, {NAME}"
+    bench.run(framework.name, title, [theirs], False, step)
+    expected, expected_uint8 = bench.outputs(title, NAME)
+    versions = bench.reports[title]["versions"]
+    package, version = next(entry for entry in versions.items() if entry[0] != "python")
+    common |= {
+        "repo": str(denoiser.repo),
+        "without": _optional(family),
+        "sampler": framework.sampler,
+        "version": version,
+        "rounds": framework.rounds,
+        "arguments": framework.arguments,
+    }
     found = []
     for semantics in (framework.maths, "diffusers"):
         label = f"weightport, pipeline, {semantics} semantics"
@@ -60,7 +70,7 @@ def compare_images(bench: Bench, pairs: Sequence[Pair]) -> Images | None:
     distance = np.abs(pixels.astype(int) - expected_uint8)
     return Images(
         steps=STEPS,
-        sampler=f"keras-cv {version}",
+        sampler=f"{package} {version}",
         tolerance=TOLERANCE,
         matched=measure([matched], [expected]),
         as_diffusers=measure([diffusers], [expected]),
@@ -76,10 +86,14 @@ def compare_images(bench: Bench, pairs: Sequence[Pair]) -> Images | None:
     )
 
 
-def _generation(version: str) -> str:
-    """Which sampler a version of keras-cv has, as `KerasCVScheduler` calls it."""
-    major, minor, *_ = version.split(".")
-    return "0.7" if (int(major), int(minor)) < (0, 8) else "0.8"
+def _optional(family: Family) -> list[str]:
+    """The components that a pipeline of the family may do without, and that no source has."""
+    tokenizers = family.tokenizers.items()
+    return [
+        *family.optional,
+        *(name for name, tokenizer in tokenizers if tokenizer.encoder in family.optional),
+        *(name for name, entry in family.index.items() if entry == []),
+    ]
 
 
 def _picture(images: Array) -> Array:

@@ -66,9 +66,15 @@ def _noised(config: Mapping[str, Any], side: int, rng: np.random.Generator) -> A
     }
 
 
+def largest_side(config: Mapping[str, Any], side: int) -> int:
+    """The side of latents, or the largest that a denoiser with a table of positions has."""
+    positions = config.get("pos_embed_max_size")
+    return min(side, config["patch_size"] * positions) if positions else side
+
+
 def _flowing(config: Mapping[str, Any], side: int, rng: np.random.Generator) -> Arrays:
-    """What SD 3's transformer is given; no larger than its table of positions."""
-    side = min(side, config["patch_size"] * config["pos_embed_max_size"])
+    """What SD 3's transformer is given."""
+    side = largest_side(config, side)
     timesteps = np.array(TIMESTEPS, np.float32)
     return {
         "sample": _normal(rng, config["in_channels"], side, side),

@@ -68,6 +68,11 @@ class Pair:
         return call_of(self.name, self.stock.class_name)
 
     @property
+    def is_denoiser(self) -> bool:
+        """Whether the model predicts noise."""
+        return self.component.name == self.family.denoiser
+
+    @property
     def repo(self) -> Path:
         """Where the component is."""
         return self.component.parts[0].checkpoint.path

@@ -25,7 +25,7 @@ with exchange.needs("keras-hub"):
     import h5py
     import keras
     from keras.src.utils.naming import to_snake_case
-    from keras_hub.models import StableDiffusion3Backbone
+    from keras_hub.models import StableDiffusion3Backbone, StableDiffusion3TextToImage
     from keras_hub.src.models.clip.clip_text_encoder import CLIPTextEncoder
     from keras_hub.src.models.stable_diffusion_3.mmdit import MMDiT
     from keras_hub.src.models.vae.vae_backbone import VAEBackbone
@@ -201,6 +201,27 @@ def call(check: Mapping[str, Any], model: Any, x: exchange.Arrays) -> list[Any]:
     raise ValueError(check["call"])
 
 
+def draw(check: Mapping[str, Any], x: exchange.Arrays) -> exchange.Outputs:
+    """keras-hub's own text-to-image from token ids and noise, step by step.
+
+    Returns the image in [0, 1], and in uint8, as its `generate` makes it.
+    """
+    parts = check["parts"]
+    backbone = loaded({**parts["embed"], "image_size": check["image_size"]})
+    for call, name in (("flow", "diffuser"), ("decode", "vae")):
+        if parts[call]["source"] != parts["embed"]["source"]:  # saved alone
+            object.__setattr__(backbone, name, loaded(parts[call]))
+    task = StableDiffusion3TextToImage(backbone, None)
+    backbone.configure_scheduler(check["steps"])
+    tokens = [
+        dict.fromkeys(NAMES.values(), x[name].astype("i4")) for name in ("tokens", "no_tokens")
+    ]
+    noise = channels_last(x["noise"])
+    image = task.generate_step(noise, tokens, check["steps"], check["guidance_scale"])
+    values = np.clip(channels_first(image) / 2 + 0.5, 0, 1)
+    return [values, np.round(255 * values).astype(np.uint8)]
+
+
 def give_features(diffuser: Any, features: np.ndarray[Any, Any]) -> None:
     """Let these sinusoidal features enter in place of the model's own, in which an ulp of a
     frequency is a thousand times as much."""
@@ -306,6 +327,9 @@ def run(
         name: array.astype(check["dtype"]) if array.dtype.kind == "f" else array
         for name, array in inputs.items()
     }
+    if check["call"] == "draw":
+        MODELS.clear()
+        return draw(check, given), {}
     if MODELS.keys() != {check["source"]}:
         MODELS.clear()
         MODELS[check["source"]] = loaded(check)

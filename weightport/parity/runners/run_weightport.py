@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 from collections.abc import Mapping
+from types import SimpleNamespace
 from typing import Any
 
 import exchange
@@ -12,9 +13,9 @@ with exchange.needs("torch"):
     import torch
     import torch_models
 
+    from weightport import DiffusionPipeline
+    from weightport.runtime import schedulers
     from weightport.runtime.manifest import MODELS
-    from weightport.runtime.pipelines.stable_diffusion import StableDiffusionPipeline
-    from weightport.runtime.schedulers import KerasCVScheduler
     from weightport.runtime.semantics import apply_semantics
 
 
@@ -26,32 +27,61 @@ def load(check: Mapping[str, Any], semantics: Any) -> Any:
     return model
 
 
+class GivenTokens:
+    """Stands for a tokenizer: a text is the name of token ids that are given."""
+
+    model_max_length = 77
+    added_tokens_encoder: Mapping[str, int] = {}
+
+    def __init__(self, ids: Mapping[str, torch.Tensor]) -> None:
+        self.ids = ids
+
+    def decode(self, ids: list[int]) -> str:
+        """Nothing is too long."""
+        return ""
+
+    def __call__(self, texts: Any, **options: Any) -> Any:
+        """The ids of one name as a list, of several as a tensor (b, length)."""
+        if isinstance(texts, str):
+            return SimpleNamespace(input_ids=self.ids[texts][0].tolist())
+        return SimpleNamespace(input_ids=torch.cat([self.ids[name] for name in texts]))
+
+
+def scheduler(check: Mapping[str, Any]) -> dict[str, Any]:
+    """What samples in place of the repo's own scheduler, if anything does."""
+    if not check["sampler"]:
+        return {}
+    major, minor, *_ = check["version"].split(".")
+    generation = "0.7" if (int(major), int(minor)) < (0, 8) else "0.8"
+    return {"scheduler": getattr(schedulers, check["sampler"])(generation=generation)}
+
+
 @torch.no_grad()
 def pipeline(check: Mapping[str, Any], inputs: exchange.Arrays) -> exchange.Outputs:
-    """Token ids and noise to an image in [0, 1] and in uint8, with KerasCV's sampler."""
-    pipe: Any = StableDiffusionPipeline.from_pretrained(
-        check["repo"],
-        scheduler=KerasCVScheduler(generation=check["generation"]),
-        safety_checker=None,
-        local_files_only=True,
-    )
-    for model in (pipe.text_encoder, pipe.unet, pipe.vae):
-        apply_semantics(model, check["semantics"])
+    """Token ids and noise to an image in [0, 1] and in uint8, sampled as the source does."""
+    absent = dict.fromkeys(check["without"])
+    options = {**absent, **scheduler(check), "local_files_only": True}
+    pipe: Any = DiffusionPipeline.from_pretrained(check["repo"], **options)
     x = torch_models.tensors(inputs, "float32")
-    context = pipe.text_encoder(x["tokens"]).last_hidden_state
-    empty = pipe.text_encoder(x["no_tokens"]).last_hidden_state
+    for name, component in pipe.components.items():
+        if isinstance(component, torch.nn.Module):
+            apply_semantics(component, check["semantics"])
+        elif component is not None and name.startswith("tokenizer"):
+            setattr(pipe, name, GivenTokens(x))
     image = pipe(
-        prompt_embeds=context,
-        negative_prompt_embeds=empty,
+        "tokens",
+        negative_prompt="no_tokens",
         latents=x["noise"],
         height=check["image_size"],
         width=check["image_size"],
         num_inference_steps=check["steps"],
         guidance_scale=check["guidance_scale"],
         output_type="pt",
+        **check["arguments"],
     ).images
-    truncated = (255 * image).to(torch.uint8)  # as KerasCV does
-    return [torch_models.numpy(image), torch_models.numpy(truncated)]
+    levels = 255 * image
+    pixels = (levels.round() if check["rounds"] else levels).to(torch.uint8)  # as the source does
+    return [torch_models.numpy(image), torch_models.numpy(pixels)]
 
 
 def run(
