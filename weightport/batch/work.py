@@ -92,7 +92,8 @@ class _Work:
         try:
             found = _outcome(future)
         except BrokenExecutor:
-            yield from self._lost([one, *self.running.values()])
+            self.running[future] = one
+            yield from self._lost()
         except CancelledError:
             yield _failed(one.job, "the workers were stopped; run it again to go on")
         except Exception as error:
@@ -107,10 +108,11 @@ class _Work:
             else:
                 yield found
 
-    def _lost(self, lost: Sequence[_Try]) -> Iterator[Outcome]:
-        """What becomes of jobs whose workers have died."""
+    def _lost(self) -> Iterator[Outcome]:
+        """What becomes of the jobs that were running, whose workers have died."""
+        self.workers.renew()  # who interrupts this finds them still running, to be cleared away
+        lost = [*self.running.values()]
         self.running.clear()
-        self.workers.renew()
         for one in lost:
             if one.is_suspect:
                 clear(one.job)
