@@ -410,7 +410,6 @@ def test_who_logs_in_pushes_without_a_token(
     place: Place, sd1_keras: dict[str, Path], tmp_path: Path
 ) -> None:
     """As on the Hub: the Space sends the visitor there, who comes back known."""
-    pytest.importorskip("authlib")
     environment = place.hub.environment(tmp_path / "home", None) | place.hub.space_environment()
     with (
         space(tmp_path / "space", **environment) as server,
