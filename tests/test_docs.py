@@ -160,7 +160,7 @@ def test_blocks_that_are_not_run() -> None:
     assert reasons == {
         "it asks the Hub": 3,
         "it needs Keras": 3,
-        "it takes minutes": 1,
+        "it takes minutes": 2,
         "it is what runs this": 1,
         "it serves until it is interrupted": 1,
         "names files that are not there": 3,
