@@ -16,7 +16,7 @@ from .layouts.ldm_evidence import image_size, prediction, stands_alone
 from .layouts.source import Source
 from .layouts.sources import open_source
 from .planning.keys import collapse
-from .planning.plan import unlike_stated
+from .planning.plan import unfit
 from .planning.recognise import Recognition, recognise
 from .planning.strays import without_strays
 
@@ -112,7 +112,7 @@ def _inspected(found: Recognition) -> InspectedPart:
     becomes = f"{component.name}/ ({component.class_name}) by the table {nearest.table.name}"
     if not found.known:
         becomes = "nothing"
-    elif (flaw := found.flaw or unlike_stated(found)) is not None:
+    elif (flaw := found.flaw or unfit(found)) is not None:
         becomes = f"nothing as it is: {flaw}"
     tensors = _collapsed(nearest.named(checkpoint))
     return InspectedPart(

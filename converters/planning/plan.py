@@ -5,12 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, NoReturn
-
-import numpy as np
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from ...errors import ConversionError, printable
-from ...io.arrays import Array
 from ...io.dtypes import EIGHT_BITS, FLOATS, KEEP
 from ...mappings.errors import MappingError
 from ...mappings.families import Component, Family
@@ -21,6 +18,9 @@ from ..checkpoint import Computed, Tensor
 from .candidates import Candidate
 from .keys import brief
 from .recognise import Recognition, complete
+
+if TYPE_CHECKING:
+    from ...io.arrays import Array
 
 Shape = tuple[int, ...]
 Config = Mapping[str, Any]
@@ -210,15 +210,15 @@ def _check_stated(part: Recognition, component: Component, config: Config) -> No
         )
 
 
-def unlike_stated(part: Recognition) -> str | None:
-    """What the config that a part came with says otherwise than its weights, if it does."""
-    if part.checkpoint.config is None or part.flaw is not None:
+def unfit(part: Recognition) -> str | None:
+    """Why a whole part fills no model, for its shapes or the config that it came with; None if it
+    does."""
+    if part.flaw is not None:
         return None
     why = None
     for candidate in part.candidates:
         try:
-            tensors = {planned.key: planned for planned in _planned(part, candidate)}
-            _expected(candidate.component, tensors, [part], candidate.family.name)
+            _component([part], candidate.family)
         except ConversionError as error:
             why = why or str(error)
         else:
@@ -274,6 +274,8 @@ def _made(key: str, rule: str, shape: Shape, dtype: str) -> PlannedTensor:
 def make(rule: str, shape: Shape) -> Array:
     """A tensor that a rule of `[make]` describes."""
     if rule == "identity":
+        import numpy as np
+
         return np.eye(*shape, dtype=np.float32)
     raise ValueError(f"`{rule}` is no rule of [make]")
 

@@ -9,9 +9,11 @@ import os
 import shutil
 import sys
 import types
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
+import h5py
 import numpy as np
 import pytest
 from safetensors import safe_open
@@ -493,6 +495,61 @@ def test_inspect_of_a_repo(sd1_repo: Path) -> None:
     parts = weightport.inspect(sd1_repo).parts
     assert {part.part for part in parts} == {"unet", "vae", "text_encoder"}
     assert all(part.format == "diffusers repo" for part in parts)
+
+
+def _widened(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    return np.repeat(array, 2, axis=0)
+
+
+def _counted(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    return np.zeros(array.shape, np.int32)
+
+
+WRONG = [
+    ("original", "model.diffusion_model.input_blocks.4.0.in_layers.2.weight", _widened),
+    ("original", "first_stage_model.decoder.conv_in.bias", _counted),
+    ("original", "cond_stage_model.transformer.text_model.encoder.layers.2.mlp.fc1.bias", _widened),
+    ("repo", "conv_in.weight", _widened),
+    ("repo", "mid_block.attentions.0.proj_in.bias", _counted),
+]
+
+
+def _said_by_both(source: Path, output: Path) -> str:
+    """What `convert` refuses; `inspect` says the same."""
+    with pytest.raises(weightport.ConversionError) as refused:
+        weightport.convert(source, output)
+    said = {part.becomes for part in weightport.inspect(source).parts}
+    assert f"nothing as it is: {refused.value}" in said
+    return str(refused.value)
+
+
+@pytest.mark.parametrize(("layout", "name", "change"), WRONG)
+def test_inspect_names_the_tensor_that_convert_refuses(
+    layout: str,
+    name: str,
+    change: Callable[[np.ndarray[Any, Any]], np.ndarray[Any, Any]],
+    sd1_repo: Path,
+    original_of: Callable[[str], Path],
+    tmp_path: Path,
+) -> None:
+    whole = {"original": original_of("sd1"), "repo": sd1_repo / UNET}[layout]
+    tensors = load_file(whole)
+    source = tmp_path / "model.safetensors"
+    save_file(tensors | {name: change(tensors[name])}, source)
+    assert name in _said_by_both(source, tmp_path / "repo")
+
+
+def test_inspect_names_the_kernel_of_keras_that_convert_refuses(
+    sd1_legacy: dict[str, Path], tmp_path: Path
+) -> None:
+    source = Path(shutil.copy(sd1_legacy["unet"], tmp_path / "unet.h5"))
+    with h5py.File(source, "r+") as file:
+        layer = file.attrs["layer_names"][2]
+        name = file[layer].attrs["weight_names"][0]
+        kernel = file[layer][name][()]
+        del file[layer][name]
+        file[layer][name] = _widened(kernel)
+    assert "has the wrong shape" in _said_by_both(source, tmp_path / "repo")
 
 
 def test_inspect_reads_no_weights(
