@@ -8,10 +8,10 @@
     "(q+k+v+4m) ... -> q+k+v+4m ..."            one tensor to four, the last four times as long
 
 An axis is a name, a number, `...` (any number of axes) or a group `(a b)`; `1` may be on one side
-only. Where an op has several results (or sources), the first axis of that side counts them. One
-axis may be a sum of sections, which are of one length unless a factor says otherwise: in
-parentheses they lie in one tensor, without each is a tensor of its own. Sizes come from the shapes.
-Reversed, an op is undone. Notation, but for sums: https://einops.rocks
+only, and counts for nothing in a group. Where an op has several results (or sources), the first
+axis of that side counts them. One axis may be a sum of sections, which are of one length unless a
+factor says otherwise: in parentheses they lie in one tensor, without each is a tensor of its own.
+Sizes come from the shapes. Reversed, an op is undone. Notation, but for sums: https://einops.rocks
 """
 
 from __future__ import annotations
@@ -420,7 +420,7 @@ def _axes(side: str, text: str) -> tuple[Axis, ...]:
             axes.append(tuple(group))
             group = None
         elif group is not None:
-            group.append(word)
+            group += () if word == "1" else (word,)
         else:
             axes.append(() if word == "1" else (word,))
     if group is not None:

@@ -139,6 +139,18 @@ def test_a_number_is_an_axis_of_that_size() -> None:
         op.inverse.shapes([(35, 5)])
 
 
+def test_one_in_a_group_counts_for_nothing() -> None:
+    """As where a model has one head."""
+    op = Op.parse("i 1 d -> (1 d) i")
+    array = _array(5, 1, 3)
+    (result,) = op.apply([array])
+    np.testing.assert_array_equal(result, array[:, 0].T)
+    np.testing.assert_array_equal(op.inverse.apply([result])[0], array)
+    assert op.permutation(3) is not None
+    (row,) = Op.parse("1 d -> (1 d)").apply([_array(1, 3)])
+    np.testing.assert_array_equal(row, _array(1, 3)[0])
+
+
 def test_sections_change_places() -> None:
     op = Op.parse("(shift+scale) ... -> (scale+shift) ...")
     for shape in [(6,), (6, 4), (6, 4, 2)]:
