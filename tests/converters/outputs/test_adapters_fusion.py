@@ -141,8 +141,9 @@ def of_diffusers(tmp_path_factory: pytest.TempPathFactory) -> Path:
         r=4,
         lora_alpha=4,
         target_modules=["to_q", "to_k", "transformer_blocks.0.attn.to_v", "proj_out", "proj_mlp"],
-        rank_pattern={"transformer_blocks.0.attn.to_k": 2, "attn.to_k": 1},
-        alpha_pattern={"transformer_blocks.0.attn.to_k": 2, "attn.to_k": 1},
+        # the first that fits counts; diffusers sorts them when it saves, and `^` is before letters
+        rank_pattern={"^transformer_blocks.0.attn.to_k": 2, "attn.to_k": 1},
+        alpha_pattern={"^transformer_blocks.0.attn.to_k": 2, "attn.to_k": 1},
     )
     model.add_adapter(config)
     with torch.no_grad():
