@@ -54,6 +54,10 @@ GROUPS: dict[str, tuple[str, ...]] = {  # what is run -> files and folders of th
         "models/autoencoders/test_models_autoencoder_tiny.py",
         "models/autoencoders/test_models_asymmetric_autoencoder_kl.py",
     ),
+    "transformers": (
+        "models/transformers/test_models_transformer_sd3.py",
+        "models/transformers/test_models_transformer_flux.py",
+    ),
 }
 TOKENIZER = "hf-internal-testing/tiny-random-clip"
 ON_OURS = "WEIGHTPORT_IN_PLACE_OF_DIFFUSERS"
