@@ -125,13 +125,14 @@ def test_stock_shapes_give_the_stock_config(component: Component) -> None:
 
 
 @pytest.mark.parametrize("half", ["encoder.", "decoder."])
-@pytest.mark.parametrize("family", families())
+@pytest.mark.parametrize(
+    "family", [name for name, family in families().items() if "vae" in family.components]
+)
 def test_half_of_a_deeper_autoencoder_leaves_no_option_open(family: str, half: str) -> None:
     """Of a stock one with fewer blocks, too."""
     whole = families()["sd1"].components["vae"].manifest()
     shapes = {key: shape for key, shape in whole.items() if key.startswith(half)}
-    if (component := families()[family].components.get("vae")) is None:
-        pytest.skip("it has none")
+    component = families()[family].components["vae"]
     told = told_by(component, shapes)
     assert len(told["down_block_types"]) == len(told["up_block_types"]) == 4
     assert None not in [*told["down_block_types"], *told["up_block_types"]]
