@@ -35,6 +35,12 @@ from ..support.command import run
 from ..support.page_server import SPACE
 
 
+@pytest.fixture(autouse=True)
+def temporary(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Temporary files lie where those of a visit do: in a folder that is deleted."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path_factory.mktemp("temporary")))
+
+
 @pytest.fixture
 def report() -> Report:
     return Report(io.StringIO())
