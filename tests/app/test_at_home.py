@@ -14,10 +14,10 @@ import pytest
 from PIL import Image
 
 import weightport
-from weightport import AutoencoderTiny
 from weightport.recipe import read_recipe
 
 from ..support.page_server import Page, Served, chromium, served, space
+from ..support.tiny_autoencoder import write_tiny_autoencoder
 
 pytestmark = [pytest.mark.browser, pytest.mark.full]
 
@@ -156,12 +156,7 @@ def test_parity_says_how_to_get_what_it_lacks(
 
 def test_parity_passes(page: Page, tmp_path: Path) -> None:
     """Of a model that is quick to run, beside diffusers, which is installed here."""
-    AutoencoderTiny(
-        encoder_block_out_channels=(8, 8),
-        decoder_block_out_channels=(8, 8),
-        num_encoder_blocks=(1, 1),
-        num_decoder_blocks=(1, 1),
-    ).save_pretrained(tmp_path / "tiny")
+    write_tiny_autoencoder(tmp_path / "tiny")
     weightport.convert(tmp_path / "tiny", tmp_path / "converted")
     page.tab("Parity")
     page.fill("parity-repo-elsewhere", str(tmp_path / "converted"))

@@ -15,7 +15,6 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 import weightport
-from weightport import AutoencoderTiny
 from weightport.batch import outcome as said
 from weightport.batch.gather import gather
 from weightport.batch.jobs import Job, placed
@@ -28,6 +27,7 @@ from ..support.forks import run_command
 from ..support.hub_server import HubServer
 from ..support.page_server import chromium
 from ..support.runners import warm_runners
+from ..support.tiny_autoencoder import write_tiny_autoencoder
 from .results import content_of, statuses
 
 WEIGHTS = "vae/diffusion_pytorch_model.safetensors"
@@ -56,13 +56,7 @@ def values_of(folder: Path) -> list[dict[str, Any]]:
 @pytest.fixture
 def tiny(tmp_path: Path) -> Path:
     """A model that is quick to run."""
-    AutoencoderTiny(
-        encoder_block_out_channels=(8, 8),
-        decoder_block_out_channels=(8, 8),
-        num_encoder_blocks=(1, 1),
-        num_decoder_blocks=(1, 1),
-    ).save_pretrained(tmp_path / "tiny")
-    return tmp_path / "tiny"
+    return write_tiny_autoencoder(tmp_path / "tiny")
 
 
 def test_parity_is_run_once_and_its_result_is_everywhere(

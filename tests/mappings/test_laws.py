@@ -196,11 +196,17 @@ _MMDIT = _TWICE | {frozenset({"attn2.norm_q", "attn2.norm_k"})}
 _IN_TIME = "time_text_embed.timestep_embedder"
 _IN_GUIDANCE = "time_text_embed.guidance_embedder"
 _IN_TEXT = "time_text_embed.text_embedder"
-_FLUX = {  # image and text have the same modules there
+_TWO_STREAMS = {  # image and text have the same modules there
     *(frozenset(f"{norm}.weight" for norm in pair) for pair in _TWICE),
     frozenset({"attn.to_out.0", "attn.to_add_out"}),
+}
+_FED_FORWARD = {
     frozenset({"ff.net.0.proj", "ff_context.net.0.proj"}),
     frozenset({"ff.net.2", "ff_context.net.2"}),
+}
+_FLUX = {
+    *_TWO_STREAMS,
+    *_FED_FORWARD,
     frozenset({"norm1.linear", "norm1_context.linear"}),
     frozenset({f"{_IN_TIME}.linear_1", f"{_IN_GUIDANCE}.linear_1"}),
     frozenset({f"{_IN_TIME}.linear_2", f"{_IN_GUIDANCE}.linear_2"}),
@@ -209,16 +215,13 @@ _FLUX = {  # image and text have the same modules there
 }
 _IN_GUIDANCE_LAYER = "distilled_guidance_layer.layers.{i}"
 _CHROMA = {
-    *(frozenset(f"{norm}.weight" for norm in pair) for pair in _TWICE),
-    frozenset({"attn.to_out.0", "attn.to_add_out"}),
-    frozenset({"ff.net.0.proj", "ff_context.net.0.proj"}),
-    frozenset({"ff.net.2", "ff_context.net.2"}),
+    *_TWO_STREAMS,
+    *_FED_FORWARD,
     frozenset({f"{_IN_GUIDANCE_LAYER}.linear_1", f"{_IN_GUIDANCE_LAYER}.linear_2"}),
 }
 _EMBEDDED = "time_guidance_embed"
 _FLUX2 = {
-    *(frozenset(f"{norm}.weight" for norm in pair) for pair in _TWICE),
-    frozenset({"attn.to_out.0", "attn.to_add_out"}),
+    *_TWO_STREAMS,
     frozenset({"double_stream_modulation_img.linear", "double_stream_modulation_txt.linear"}),
     frozenset({"ff.linear_in", "ff_context.linear_in"}),
     frozenset({"ff.linear_out", "ff_context.linear_out"}),

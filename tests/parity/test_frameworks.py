@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import weightport
-from weightport import AutoencoderTiny, FluxTransformer2DModel
+from weightport import FluxTransformer2DModel
 from weightport.converters.layouts.sources import LAYOUTS
 from weightport.errors import ConversionError
 from weightport.mappings.facts import facts
@@ -18,6 +18,7 @@ from weightport.parity.process import RUNNERS
 
 from ..support import transformer_families
 from ..support.runners import warm_runners
+from ..support.tiny_autoencoder import write_tiny_autoencoder
 
 CHECKS = {name for family in families().values() for name in family.components} | set(halves())
 
@@ -88,12 +89,7 @@ def test_a_source_that_no_one_runs(layout: str, class_name: str) -> None:
 
 
 def test_a_tiny_autoencoder_is_compared(tmp_path: Path) -> None:
-    AutoencoderTiny(
-        encoder_block_out_channels=(8, 8),
-        decoder_block_out_channels=(8, 8),
-        num_encoder_blocks=(1, 1),
-        num_decoder_blocks=(1, 1),
-    ).save_pretrained(tmp_path / "vae")
+    write_tiny_autoencoder(tmp_path / "vae")
     weightport.convert(tmp_path / "vae", tmp_path / "repo")
     with pytest.MonkeyPatch.context() as patch:
         warm_runners(patch)

@@ -26,6 +26,7 @@ import weightport
 from weightport.errors import ConversionError
 from weightport.mappings.families import families
 
+from ...support.converter_rows import assert_rows_go_where_theirs_go
 from ...support.full_size import headers_only
 from ...support.transformer_families import (
     CHROMA,
@@ -102,23 +103,8 @@ def test_rows_go_where_diffusers_converter_puts_them(family: str) -> None:
     few = {"num_layers": 1, "num_single_layers": 1, "n_layers": 2, "n_refiner_layers": 1}
     settings = known.config | {key: few[key] for key in few if key in known.config}
     targets = known.model.tensors(settings)
-    rng = np.random.default_rng(0)
-    checkpoint = {}
-    expected: State = {}
-    for link in table_of(family, "transformer").links(targets, known.model.names(settings)):
-        shape = link.source_shape(targets)
-        column = rng.standard_normal((shape[0], *[1] * (len(shape) - 1)), np.float32)
-        source = np.broadcast_to(column.astype(np.float16), shape)
-        name = link.sources[0].removeprefix(U)
-        checkpoint[name] = torch.from_numpy(column).half().expand(shape)
-        results = link.op.apply([source], len(link.targets)) if link.op else [source]
-        expected |= dict(zip(link.targets, results, strict=True))
-    theirs = CONVERTERS[known.class_name](checkpoint)
-    assert theirs.keys() == expected.keys()
-    for key, array in expected.items():
-        assert tuple(theirs[key].shape) == array.shape, key
-        first: tuple[Any, ...] = (slice(None), *[0] * (array.ndim - 1))
-        assert np.array_equal(theirs[key].numpy()[first], array[first]), key
+    links = table_of(family, "transformer").links(targets, known.model.names(settings))
+    assert_rows_go_where_theirs_go(links, targets, CONVERTERS[known.class_name], prefix=U)
 
 
 @every_family

@@ -25,6 +25,7 @@ from weightport.errors import ConversionError
 from weightport.mappings.families import families
 from weightport.mappings.library import load_table
 
+from ...support.converter_rows import assert_rows_go_where_theirs_go
 from ...support.full_size import headers_only
 from ...support.transformer_families import (
     FLUX,
@@ -131,25 +132,10 @@ def test_rows_go_where_diffusers_converter_puts_them(
         settings |= FEW_BLOCKS[family in SD3]
     targets = known.model.tensors(settings)
     links = load_table(table).links(targets, known.model.names(settings))
-    rng = np.random.default_rng(0)
-    checkpoint = {}
-    expected: State = {}
-    for link in links:
-        shape = link.source_shape(targets)
-        column = rng.standard_normal((shape[0], *[1] * (len(shape) - 1)), np.float32)
-        source = np.broadcast_to(column.astype(np.float16), shape)
-        checkpoint[link.sources[0]] = torch.from_numpy(column).half().expand(shape)
-        results = link.op.apply([source], len(link.targets)) if link.op else [source]
-        expected |= dict(zip(link.targets, results, strict=True))
     convert = convert_flux_transformer_checkpoint_to_diffusers
     if family in SD3:
         convert = convert_sd3_transformer_checkpoint_to_diffusers
-    theirs = convert(checkpoint)
-    assert theirs.keys() == expected.keys()
-    for key, array in expected.items():
-        assert tuple(theirs[key].shape) == array.shape, key
-        first: tuple[Any, ...] = (slice(None), *[0] * (array.ndim - 1))
-        assert np.array_equal(theirs[key].numpy()[first], array[first]), key
+    assert_rows_go_where_theirs_go(links, targets, convert)
 
 
 @every_model
