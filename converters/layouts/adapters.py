@@ -14,10 +14,9 @@ from ...io.documents import read_json
 from ...mappings.families import families
 from ..checkpoint import Checkpoint, Tensor
 from ..planning.keys import brief
-from ..readers.listed import read_listed
+from ..readers.listed import NAMED, read_listed
 from .source import Source
 
-_KINDS = {".safetensors": "safetensors", ".bin": "torch"}
 _MAX_CONFIG = 10_000_000
 
 
@@ -108,7 +107,7 @@ def _folder(folder: Path) -> AdapterFile:
     files = [folder / name for name in WEIGHTS if (folder / name).is_file()]
     if not files:
         raise ConversionError(f"{folder}: {CONFIG} without {' or '.join(WEIGHTS)} beside it")
-    checkpoint = read_listed(files[0], _KINDS[files[0].suffix])
+    checkpoint = read_listed(files[0], NAMED[files[0].suffix])
     try:
         alphas = Alphas.of_config(read_json(folder / CONFIG, limit=_MAX_CONFIG))
     except ValueError as error:

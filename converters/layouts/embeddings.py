@@ -12,11 +12,9 @@ from ...errors import ConversionError
 from ...mappings.facts import facts
 from ..checkpoint import Checkpoint, Tensor
 from ..readers.embedding_image import read_embedding_image
-from ..readers.listed import read_listed
+from ..readers.listed import NAMED, read_listed
 from ..readers.signatures import is_picture
 from .source import Source, learned_in
-
-_KINDS = {".safetensors": "safetensors", ".bin": "torch"}
 
 
 @dataclass(frozen=True)
@@ -70,7 +68,7 @@ def _folder(folder: Path) -> EmbeddingFile:
     if not files:
         raise ConversionError(f"{folder}: holds no embedding")
     stems = {path.stem: path for path in reversed(files)}  # safetensors before the same as a pickle
-    checkpoints = [read_listed(path, _KINDS[path.suffix]) for _, path in sorted(stems.items())]
+    checkpoints = [read_listed(path, NAMED[path.suffix]) for _, path in sorted(stems.items())]
     return _of(folder, checkpoints, [_words(one, one.tensors) for one in checkpoints])
 
 

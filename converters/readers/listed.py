@@ -8,6 +8,8 @@ from ..checkpoint import Checkpoint
 
 KINDS = ("safetensors", "torch")
 """See `sniff`."""
+NAMED = {".safetensors": "safetensors", ".bin": "torch"}
+"""What the files in folders of other programs end in -> the kind that those write under it."""
 
 
 def read_listed(path: Path, kind: str) -> Checkpoint:
