@@ -204,7 +204,7 @@ class SourceReader(io.RawIOBase):
         return nbytes
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, unsafe_hash=True)
 class Tensor:
     """A named tensor whose bytes are not read yet.
 
@@ -240,7 +240,7 @@ class Tensor:
         return Computed(self.name, self.dtype, shape, (self,), compute, "reshaped")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, unsafe_hash=True)
 class Stored(Tensor):
     """A tensor that lies in a file as one range of row-major little-endian bytes."""
 
@@ -272,7 +272,7 @@ class Stored(Tensor):
         return np.frombuffer(data, DTYPES[self.dtype]).reshape(self.shape)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, unsafe_hash=True)
 class Computed(Tensor):
     """A tensor that is a function of stored ones, such as a dequantised kernel; computed when asked
     for."""
@@ -290,7 +290,7 @@ class Computed(Tensor):
         )
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, unsafe_hash=True)
 class LowRank(Computed):
     """A weight with factors of LoRA merged into it.
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import repeat
 from typing import NoReturn, TypeVar
 
 from ...errors import printable
@@ -20,9 +21,11 @@ from ..checkpoint import SourceFile
 from .pickle_cursor import Cursor
 from .pickle_globals import Global, PickleError, check_access, named
 
-_MAX_INSTRUCTIONS = 4_000_000  # of one pickle; 100,000 tensors have 2.9 million
+_MAX_INSTRUCTIONS = 3_000_000  # of one pickle; 100,000 tensors have 2.2 million
 _MAX_INTEGER = 1 << 10  # bytes
 _UINT4 = struct.Struct("<I").unpack_from
+_INT4 = struct.Struct("<i").unpack_from
+_NOTHING = object()  # where the memo has a gap
 _T = TypeVar("_T")
 
 
@@ -46,7 +49,7 @@ class Object:
     elements: list[object] | None = None
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(slots=True, eq=False)
 class Key:
     """A key of a dict that is neither text nor a number. Hashed by identity: the hash of a tuple
     can take for ever."""
@@ -105,13 +108,15 @@ class _Machine:
         self.persistent = persistent
         self.stack: list[object] = []
         self.below: list[list[object]] = []  # the stacks under each mark
-        self.memo: dict[int, object] = {}
+        self.memo: list[object] = []  # picklers number what they remember one by one
         self.names: dict[tuple[str, str], Global] = {}
 
     def run(self) -> object:
         """Follow the instructions up to STOP.
 
-        Those that nine of ten are follow right here, where they cost a third.
+        Those that nine of ten are follow right here, where they cost a third. A tuple, a text or
+        an object that was made is mostly remembered by the next instruction, which is followed and
+        counted with it.
         """
         cursor = self.cursor
         memo = self.memo
@@ -128,15 +133,44 @@ class _Machine:
                 last = cursor.last
             code = data[at]
             at += 1
-            if code == 0x72:  # LONG_BINPUT
-                memo[_UINT4(data, at)[0]] = stack[-1]
-                at += 4
-            elif code == 0x68:  # BINGET
-                stack.append(memo[data[at]])
+            if code == 0x68:  # BINGET
+                value = memo[data[at]]
+                if value is _NOTHING:
+                    raise IndexError
+                stack.append(value)
                 at += 1
-            elif code == 0x4B:  # BININT1
+                continue
+            if code == 0x4B:  # BININT1
                 stack.append(data[at])
                 at += 1
+                continue
+            if code == 0x28:  # MARK
+                self.below.append(stack)
+                stack = []
+                continue
+            if code == 0x4A:  # BININT
+                stack.append(_INT4(data, at)[0])
+                at += 4
+                continue
+            if code in _CONSTANTS:
+                stack.append(_CONSTANTS[code])
+                continue
+            if code == 0x4D:  # BININT2
+                stack.append(data[at] | data[at + 1] << 8)
+                at += 2
+                continue
+            if code in _EMPTY:
+                stack.append(_EMPTY[code]())
+                continue
+            if code == 0x74:  # TUPLE
+                values = tuple(stack)
+                stack = self.below.pop()
+                stack.append(values)
+            elif code == 0x85:  # TUPLE1
+                stack[-1] = (stack[-1],)
+            elif code == 0x52:  # REDUCE
+                args = stack.pop()
+                stack[-1] = _called(stack[-1], args)
             elif code == 0x58:  # BINUNICODE
                 end = at + 4 + _UINT4(data, at)[0]
                 if end > last:
@@ -145,31 +179,21 @@ class _Machine:
                     data = cursor.data
                     at = cursor.next
                     last = cursor.last
-                else:
-                    stack.append(data[at + 4 : end].decode("utf-8", "surrogatepass"))
-                    at = end
-            elif code == 0x28:  # MARK
-                self.below.append(stack)
-                stack = []
-            elif code == 0x74:  # TUPLE
-                values = tuple(stack)
-                stack = self.below.pop()
-                stack.append(values)
-            elif code == 0x85:  # TUPLE1
-                stack[-1] = (stack[-1],)
+                    continue
+                stack.append(data[at + 4 : end].decode("utf-8", "surrogatepass"))
+                at = end
+            elif code == 0x51:  # BINPERSID
+                stack[-1] = self.persistent(stack[-1])
+                continue
             elif code == 0x86:  # TUPLE2
                 second = stack.pop()
                 stack[-1] = (stack[-1], second)
-            elif code in _CONSTANTS:
-                stack.append(_CONSTANTS[code])
-            elif code == 0x51:  # BINPERSID
-                stack[-1] = self.persistent(stack[-1])
-            elif code == 0x52:  # REDUCE
-                args = stack.pop()
-                stack[-1] = _called(stack[-1], args)
             elif code == 0x71:  # BINPUT
-                memo[data[at]] = stack[-1]
+                self.remember(data[at], stack[-1])
                 at += 1
+                continue
+            elif code == 0x72:  # LONG_BINPUT
+                at -= 1
             elif code == 0x2E:  # STOP
                 self.stack = stack
                 cursor.next = at
@@ -182,6 +206,17 @@ class _Machine:
                 data = cursor.data
                 at = cursor.next
                 last = cursor.last
+                continue
+            if data[at] == 0x72:  # LONG_BINPUT
+                index = _UINT4(data, at + 1)[0]
+                if index == len(memo):
+                    memo.append(stack[-1])
+                else:
+                    self.remember(index, stack[-1])
+                at += 5
+            elif data[at] == 0x94:  # MEMOIZE
+                memo.append(stack[-1])
+                at += 1
         raise PickleError(
             f"the pickle in it has more than {_MAX_INSTRUCTIONS} instructions; no checkpoint needs"
             " that"
@@ -189,12 +224,11 @@ class _Machine:
 
     def _follow(self, code: int) -> None:
         """Follow one of the other instructions."""
-        push = _PUSHES.get(code)
-        if push is not None:
-            value = push(self)  # which may exchange the stack
-            self.stack.append(value)
-        elif code in _ACTS:
+        if code in _ACTS:
             _ACTS[code](self)
+        elif code in _PUSHES:
+            value = _PUSHES[code](self)  # which may exchange the stack
+            self.stack.append(value)
         elif self.cursor.left < 0:
             raise self.cursor.ended(1)
         else:
@@ -207,6 +241,20 @@ class _Machine:
         value = self.stack.pop()
         if self.stack or self.below:
             raise PickleError("the pickle in it is damaged: values are left over")
+        return value
+
+    def remember(self, index: int, value: object) -> None:
+        """Put a value into the memo."""
+        if not 0 <= index < _MAX_INSTRUCTIONS:
+            raise PickleError("the pickle in it is damaged: a number in its memo is too large")
+        self.memo.extend(repeat(_NOTHING, index + 1 - len(self.memo)))
+        self.memo[index] = value
+
+    def remembered(self, index: int) -> object:
+        """A value in the memo."""
+        value = self.memo[index] if index >= 0 else _NOTHING
+        if value is _NOTHING:
+            raise IndexError
         return value
 
     def top(self, kind: type[_T]) -> _T:
@@ -281,17 +329,15 @@ def _stack_global(m: _Machine) -> Global:
 
 def _called(function: object, args: object) -> Object:
     """REDUCE, INST, OBJ: what Python would call, only remembered."""
-    if not isinstance(function, Global):
-        what = (
-            f"what `{function.cls}` returns"
-            if isinstance(function, Object)
-            else f"a {_kind(function)}"
-        )
-        raise PickleError(f"it calls {what}, which is not a class: the file may be malicious")
-    arguments = _typed(args, tuple)
-    if not function.is_called:
-        check_access(function, arguments)
-    return Object(function, arguments)
+    if isinstance(function, Global):
+        arguments = _typed(args, tuple)
+        if not function.is_called:
+            check_access(function, arguments)
+        return Object(function, arguments)
+    what = (
+        f"what `{function.cls}` returns" if isinstance(function, Object) else f"a {_kind(function)}"
+    )
+    raise PickleError(f"it calls {what}, which is not a class: the file may be malicious")
 
 
 def _inst(m: _Machine) -> Object:
@@ -372,10 +418,6 @@ def _pop(m: _Machine) -> None:
         m.marked()
 
 
-def _remember(m: _Machine, index: int) -> None:
-    m.memo[index] = m.stack[-1]
-
-
 def _protocol(m: _Machine) -> None:
     if (version := m.cursor.uint(1)) > 5:
         raise PickleError(f"the pickle in it has protocol {version}, which is not known")
@@ -392,6 +434,11 @@ _CONSTANTS: dict[int, object] = {
     0x88: True,  # NEWTRUE
     0x89: False,  # NEWFALSE
     0x29: (),  # EMPTY_TUPLE
+}
+_EMPTY: dict[int, Callable[[], object]] = {
+    0x7D: dict,  # EMPTY_DICT
+    0x5D: list,  # EMPTY_LIST
+    0x8F: list,  # EMPTY_SET: nothing is hashed
 }
 _PUSHES: dict[int, Callable[[_Machine], object]] = {
     0x4D: lambda m: m.cursor.uint(2),  # BININT2
@@ -414,9 +461,6 @@ _PUSHES: dict[int, Callable[[_Machine], object]] = {
     0x42: lambda m: m.cursor.counted(4),  # BINBYTES
     0x8E: lambda m: m.cursor.counted(8),  # BINBYTES8
     0x96: lambda m: m.cursor.counted(8),  # BYTEARRAY8
-    0x7D: lambda m: {},  # EMPTY_DICT
-    0x5D: lambda m: [],  # EMPTY_LIST
-    0x8F: lambda m: [],  # EMPTY_SET: a list, nothing is hashed
     0x87: lambda m: tuple(m.last(3)),  # TUPLE3
     0x6C: lambda m: m.marked(),  # LIST
     0x91: lambda m: m.marked(),  # FROZENSET
@@ -427,16 +471,16 @@ _PUSHES: dict[int, Callable[[_Machine], object]] = {
     0x6F: _obj,  # OBJ
     0x81: _newobj,  # NEWOBJ
     0x92: _newobj_ex,  # NEWOBJ_EX
-    0x67: lambda m: m.memo[_decimal(m.cursor.line())],  # GET
-    0x6A: lambda m: m.memo[m.cursor.uint(4)],  # LONG_BINGET
+    0x67: lambda m: m.remembered(_decimal(m.cursor.line())),  # GET
+    0x6A: lambda m: m.remembered(m.cursor.uint(4)),  # LONG_BINGET
 }
 _ACTS: dict[int, Callable[[_Machine], object]] = {
     0x80: _protocol,  # PROTO
     0x95: _frame,  # FRAME
     0x30: _pop,  # POP
     0x31: lambda m: m.marked(),  # POP_MARK
-    0x70: lambda m: _remember(m, _decimal(m.cursor.line())),  # PUT
-    0x94: lambda m: _remember(m, len(m.memo)),  # MEMOIZE
+    0x70: lambda m: m.remember(_decimal(m.cursor.line()), m.stack[-1]),  # PUT
+    0x94: lambda m: m.memo.append(m.stack[-1]),  # MEMOIZE
     0x73: lambda m: _set_items(m, m.last(2)),  # SETITEM
     0x75: lambda m: _set_items(m, m.marked()),  # SETITEMS
     0x61: lambda m: _append(m, [m.stack.pop()]),  # APPEND

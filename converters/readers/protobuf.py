@@ -20,6 +20,8 @@ def varint(data: bytes, at: int) -> tuple[int, int]:
     Raises:
         ValueError: the number is longer than 64 bits, or than the data.
     """
+    if at < len(data) and data[at] < 0x80:  # nearly always
+        return data[at], at + 1
     value = 0
     for shift in range(0, 64, 7):
         if at >= len(data):
@@ -68,10 +70,13 @@ def parse(data: bytes) -> Message:
 
 def integer(message: Message, number: int) -> int:
     """The singular int64 field `number`; 0 where absent."""
-    values = message.get(number, [0])
-    if len(values) != 1 or not isinstance(values[0], int):
+    values = message.get(number)
+    if values is None:
+        return 0
+    value = values[0]
+    if len(values) != 1 or not isinstance(value, int):
         raise ValueError(f"field {number} is not one number")
-    return values[0] - (1 << 64) if values[0] >> 63 else values[0]
+    return value - (1 << 64) if value >> 63 else value
 
 
 def text(message: Message, number: int) -> str:

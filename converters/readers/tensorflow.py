@@ -14,8 +14,11 @@ import math
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import pairwise
+from operator import attrgetter
 from pathlib import Path
+from typing import NamedTuple
 
 from ...errors import ConversionError, printable
 from ...io.dtypes import ITEMSIZES
@@ -55,8 +58,7 @@ class Bundle:
     files: list[SourceFile]
 
 
-@dataclass(frozen=True)
-class _Entry:
+class _Entry(NamedTuple):
     """A `BundleEntryProto`: where the bytes of one key lie."""
 
     key: str
@@ -121,12 +123,26 @@ def _parse_entry(key: bytes, value: bytes) -> _Entry:
         )
     if not name.isprintable():
         raise ValueError(f"key {name!r} is not printable text")
-    shapes = list(submessages(message, 2))
-    shape = tuple(integer(dim, 1) for proto in shapes for dim in submessages(proto, 2))
+    shapes = tuple(message.get(2, ()))
+    shape = _shape(shapes)
     if len(shapes) > 1 or len(shape) > MAX_RANK or min(shape, default=0) < 0:
         raise ValueError(f"{name!r} has shape {shape}")
-    dtype, shard, offset, size, crc = (integer(message, number) for number in (1, 3, 4, 5, 6))
-    return _Entry(name, dtype, shape, shard, offset, size, crc)
+    return _Entry(
+        name,
+        integer(message, 1),
+        shape,
+        shard=integer(message, 3),
+        offset=integer(message, 4),
+        size=integer(message, 5),
+        crc=integer(message, 6),
+    )
+
+
+@lru_cache(1000)  # most tensors of a model are like others
+def _shape(shapes: tuple[int | bytes, ...]) -> tuple[int, ...]:
+    """The sizes in a field that holds a `TensorShapeProto`, or nothing for a scalar."""
+    protos = submessages({2: list(shapes)}, 2)
+    return tuple(integer(dim, 1) for proto in protos for dim in submessages(proto, 2))
 
 
 def _shard_paths(prefix: Path, header: Message) -> Iterator[Path]:
@@ -161,7 +177,7 @@ def _check_ranges(entries: list[_Entry], shards: list[SourceFile]) -> None:
                 f"{entry.key!r} lies at bytes {entry.offset}..{end} of a data file of {available};"
                 " is it truncated?"
             )
-    placed = sorted((e for e in entries if e.size), key=lambda e: (e.shard, e.offset))
+    placed = sorted((e for e in entries if e.size), key=attrgetter("shard", "offset"))
     for one, two in pairwise(placed):
         if one.shard == two.shard and one.offset + one.size > two.offset:
             raise ValueError(f"{one.key!r} and {two.key!r} share bytes")

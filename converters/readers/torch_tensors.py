@@ -12,16 +12,16 @@ import math
 import re
 from dataclasses import dataclass
 from functools import lru_cache, partial
-from typing import Literal, TypeGuard
-
-import numpy as np
+from typing import TYPE_CHECKING, Literal, TypeGuard
 
 from ...errors import printable
-from ...io.arrays import DTYPES, Array
 from ...io.dtypes import ITEMSIZES, NAMES
 from ..checkpoint import Computed, SourceFile, Stored, Tensor
 from .pickle_globals import Global, PickleError
 from .pickle_machine import Object
+
+if TYPE_CHECKING:
+    from ...io.arrays import Array
 
 _EXPANDED = (
     1 << 20
@@ -30,7 +30,7 @@ _TOO_LARGE = 1 << 63
 RANK = 64  # dimensions a tensor may have
 _WRAPPED = 8  # parameters of parameters
 _KEY = re.compile(r"[0-9A-Za-z_.-]{1,64}")
-# storage class -> (dtype, bytes of an element); a dtype that is none of `DTYPES` is known by
+# storage class -> (dtype, bytes of an element); a dtype that is none of `ITEMSIZES` is known by
 # torch's name
 _STORAGES = {
     "BFloat16Storage": ("BF16", 2), "BoolStorage": ("BOOL", 1), "ByteStorage": ("U8", 1),
@@ -64,6 +64,9 @@ _ARRAYS = {
 _MADE = re.compile(
     r"torch\._utils\._rebuild_\w+|torch\._tensor\._rebuild_from_type_v2|torch(\.\w+)*\.\w*Tensor"
 )
+# torch's functions -> how many arguments each has; what follows are bits
+_ARGUMENTS = {"_rebuild_tensor": 4, "_rebuild_tensor_v2": 6, "_rebuild_tensor_v3": 7}
+_DTYPE = 6  # which of them is the dtype, where there are so many
 _NUMPY = {  # numpy's codes of element types, which PyTorch has too
     "f2": "F16", "f4": "F32", "f8": "F64", "i1": "I8", "i2": "I16", "i4": "I32", "i8": "I64",
     "u1": "U8", "b1": "BOOL",
@@ -82,7 +85,7 @@ class Storage:
     first: int = 0
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, eq=False)
 class View:
     """A tensor as a view of a storage, not checked yet. `dtype` is None where the storage knows
     it."""
@@ -110,9 +113,16 @@ class Storages:
             PickleError: the id has another form, or says otherwise than another one of the same
                 storage.
         """
-        match identity:
-            case ("storage", Global() as cls, str() | int() as key, _, int(numel)):
+        if isinstance(identity, tuple) and len(identity) == 5:  # of nearly every tensor: no match
+            kind, cls, key, _, numel = identity
+            if (
+                kind == "storage"
+                and isinstance(cls, Global)
+                and isinstance(key, str | int)
+                and isinstance(numel, int)
+            ):
                 return self.declare(cls, key, numel)
+        match identity:
             case ("storage", Global() as cls, str() | int() as key, _, int(numel), None):
                 return self.declare(cls, key, numel)
             case (
@@ -179,21 +189,17 @@ class Storages:
             PickleError: it lies outside its storage, or is of a kind that cannot be converted.
         """
         node = _unwrapped(node)
-        if isinstance(node, View):
-            return self._placed(name, node)
-        if not isinstance(node, Object) or not is_tensor(node):
-            return None
-        return (
-            _numpy_tensor(name, node)
-            if node.cls.dotted in _ARRAYS
-            else self._placed(name, _view(name, node))
-        )
+        if isinstance(node, Object) and _makes_tensors(node.cls.dotted):
+            if node.cls.dotted in _ARRAYS:
+                return _numpy_tensor(name, node)
+            node = _view(name, node)
+        return self._placed(name, node) if isinstance(node, View) else None
 
     def _placed(self, name: str, view: View) -> Tensor:
         """Check the geometry: all elements inside the storage, no more of them than it has."""
         storage = view.storage
         dtype = view.dtype or view.storage.dtype
-        if dtype not in DTYPES:
+        if dtype not in ITEMSIZES:
             raise PickleError(
                 f"`{printable(name)}` has dtype {printable(dtype)}, which is not supported"
             )
@@ -252,6 +258,8 @@ def _makes_tensors(name: str) -> bool:
 
 def _unwrapped(node: object) -> object:
     """The tensor in a parameter, or under the attributes that were saved with it."""
+    if not isinstance(node, Object) or node.cls.dotted not in _WRAPPERS:
+        return node  # nearly always
     for _ in range(_WRAPPED):
         if not isinstance(node, Object) or node.cls.dotted not in _WRAPPERS:
             break
@@ -270,29 +278,14 @@ def _unwrapped(node: object) -> object:
 def _view(name: str, node: Object) -> View:
     """The arguments of torch's functions; `bits` say that the elements are stored negated or
     conjugated."""
-    match node.cls.name, node.args:
-        case "_rebuild_tensor", (Storage() as storage, offset, shape, stride):
+    args = node.args
+    count = _ARGUMENTS.get(node.cls.name, len(args) + 1)
+    if len(args) >= count and not any(args[count:]):
+        storage, offset, shape, stride = args[:4]
+        if isinstance(storage, Storage) and count <= _DTYPE:
             return View(storage, offset, shape, stride)
-        case "_rebuild_tensor_v2", (
-            Storage() as storage,
-            offset,
-            shape,
-            stride,
-            _,
-            _,
-            *bits,
-        ) if not any(bits):
-            return View(storage, offset, shape, stride)
-        case "_rebuild_tensor_v3", (
-            Storage() as storage,
-            offset,
-            shape,
-            stride,
-            _,
-            _,
-            Global() as dtype,
-            *bits,
-        ) if not any(bits):
+        dtype = args[_DTYPE] if count > _DTYPE else None
+        if isinstance(storage, Storage) and isinstance(dtype, Global):
             return View(storage, offset, shape, stride, NAMES.get(dtype.name, dtype.name))
     raise PickleError(
         f"`{printable(name)}` is a tensor made by `{node.cls}`, which is not supported"
@@ -337,6 +330,8 @@ def _is_contiguous(shape: tuple[int, ...], stride: tuple[int, ...]) -> bool:
 
 
 def _strided(shape: tuple[int, ...], stride: tuple[int, ...], run: Array) -> Array:
+    import numpy as np
+
     steps = [step * run.itemsize for step in stride]
     return np.lib.stride_tricks.as_strided(run, shape, steps, writeable=False).copy(order="C")
 
@@ -360,6 +355,8 @@ def _numpy_tensor(name: str, node: Object) -> Tensor:
     sizes = _sizes(name, shape)
     if code is None or raw is None or math.prod(sizes) * int(code[-1]) != len(raw):
         raise PickleError(f"`{printable(name)}` is a numpy array of a kind that is not supported")
+    import numpy as np
+
     array = np.frombuffer(raw, code).reshape(sizes, order=order)
     values = partial(_array, array)
     return Computed(name, _NUMPY[code[1:]], sizes, (), values, "from a numpy array")
