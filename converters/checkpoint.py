@@ -14,12 +14,13 @@ import math
 import os
 import struct
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import ConversionError
+from ..io.behind import ReadBehind, Together
 from ..io.dtypes import ITEMSIZES
 from ..io.partial import partial
 from ..io.regular import fetch, open_regular, read_far_ahead
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
 
 _HASHED = 1 << 18  # bytes at once
 _FETCHED = 1 << 22  # bytes that are asked for before they are read
+_MAKING = 0  # the output, from a file
+_HASHING = 1
 _CODES = {"F64": "d", "F32": "f", "F16": "e", "BF16": "f"}  # of `struct`
 
 
@@ -41,8 +44,7 @@ class SourceFile:
     """A regular file, opened once and read only at explicit ranges. Safe to share between threads.
 
     Attributes:
-        taken: how many bytes were read into buffers.
-        wanted: set when somebody waits for the digest.
+        together: whom those wait for who read it for the output, or for its digest.
 
     Raises:
         ConversionError: the path is not a readable regular file, or a range lies outside it.
@@ -55,8 +57,8 @@ class SourceFile:
         self._stat = os.fstat(self._fd)
         self.size = self._stat.st_size
         self._partial = partial(self._fd)
-        self.taken = 0
-        self.wanted = threading.Event()
+        self._behind: ReadBehind | None = None
+        self.together: Together | None = None
         self._hashing = threading.Lock()
         self._sha256 = ""
 
@@ -78,18 +80,6 @@ class SourceFile:
 
     def read_into(self, offset: int, buffer: memoryview) -> None:
         """Fill a writable buffer of bytes from `offset` on."""
-        self._fill(offset, buffer)
-        self.taken += len(buffer)
-
-    def _bring(self, offset: int, nbytes: int) -> None:
-        """Have bytes here of a file that is elsewhere."""
-        if self._partial is not None:
-            try:
-                self._partial.bring(offset, nbytes)
-            except OSError as error:
-                raise ConversionError(str(error)) from error
-
-    def _fill(self, offset: int, buffer: memoryview) -> None:
         self._bring(offset, len(buffer))
         done = 0
         while done < len(buffer):
@@ -100,6 +90,14 @@ class SourceFile:
                 )
             done += count
 
+    def _bring(self, offset: int, nbytes: int) -> None:
+        """Have bytes here of a file that is elsewhere."""
+        if self._partial is not None:
+            try:
+                self._partial.bring(offset, nbytes)
+            except OSError as error:
+                raise ConversionError(str(error)) from error
+
     def read_into_each(self, offset: int, buffers: Sequence[memoryview]) -> None:
         """Fill writable buffers of bytes, at most 1024, one after another from `offset` on."""
         nbytes = sum(map(len, buffers))
@@ -107,9 +105,28 @@ class SourceFile:
         if os.preadv(self._fd, buffers, offset) != nbytes:
             place = offset
             for buffer in buffers:
-                self._fill(place, buffer)
+                self.read_into(place, buffer)
                 place += len(buffer)
-        self.taken += nbytes
+
+    def pass_through(self, readers: int) -> None:
+        """From now on, what `readers` have read leaves the page cache, unless it is in it now."""
+        if self._partial is None:
+            self._behind = ReadBehind(self._fd, self.size, readers)
+
+    @property
+    def comes_from_disk(self) -> bool:
+        """Whether it passes through, and something of it was not in the page cache."""
+        return self._behind is not None and self._behind.expects
+
+    def take(self, offset: int, nbytes: int) -> None:
+        """Say that a range went into the output and is not read for it again."""
+        self._passed(_MAKING, offset, nbytes, self.together)
+
+    def _passed(self, who: int, offset: int, nbytes: int, together: Together | None) -> None:
+        if self._behind is not None:
+            self._behind.passed(offset, nbytes)
+        if together is not None:
+            together.advance(who, nbytes)
 
     def fetch(self, offset: int, nbytes: int) -> None:
         """Say that a range will be read soon; the beginning of it comes from the disk meanwhile."""
@@ -129,32 +146,31 @@ class SourceFile:
         """What it was when it was opened, see `file_state`."""
         return file_state(self._stat)
 
-    def sha256(self, pace: Callable[[int], None] | None = None) -> str:
+    def sha256(self, beside: Together | None = None) -> str:
         """Hex digest of the whole file, computed once, through a small buffer.
 
         Args:
-            pace: called with every offset before it is read; it may wait until the digest is
-                `wanted`.
+            beside: others who read it meanwhile, whom to wait for until somebody asks for the
+                digest without it.
         """
         if self._partial is not None:
             return self._partial.sha256
-        if pace is None:
-            self.wanted.set()
+        if beside is None and self.together is not None:
+            self.together.part()
         with self._hashing:
-            self._sha256 = self._sha256 or self._computed_sha256(pace)
+            self._sha256 = self._sha256 or self._computed_sha256(beside)
         return self._sha256
 
-    def _computed_sha256(self, pace: Callable[[int], None] | None) -> str:
+    def _computed_sha256(self, beside: Together | None) -> str:
         digest = hashlib.sha256()
         buffer = memoryview(bytearray(_HASHED))
         for offset in range(0, self.size, len(buffer)):
-            if pace is not None:
-                pace(offset)
             if offset % _FETCHED == 0:  # the disk works while a processor hashes
                 fetch(self._fd, offset + _FETCHED, _FETCHED)
             chunk = buffer[: min(len(buffer), self.size - offset)]
-            self._fill(offset, chunk)
+            self.read_into(offset, chunk)
             digest.update(chunk)
+            self._passed(_HASHING, offset, len(chunk), beside)
         return digest.hexdigest()
 
     def close(self) -> None:
@@ -303,6 +319,15 @@ class LowRank(Computed):
     left: Tensor
     right: Tensor
     alpha: float
+
+
+def stored_in(tensor: Tensor) -> Iterator[Stored]:
+    """What in files a tensor is made from."""
+    if isinstance(tensor, Stored):
+        yield tensor
+    elif isinstance(tensor, Computed):
+        for one in tensor.inputs:
+            yield from stored_in(one)
 
 
 @dataclass(frozen=True)

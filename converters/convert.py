@@ -97,8 +97,13 @@ def _plan(
     writer = OUTPUTS[settings.to]
     _check_revision(sources, settings.revision)
     opened = open_sources(sources)
-    if writer.is_repo and settings.hashes and not settings.dry_run:
-        hash_beside_readers([file for one in opened for file in one.files])
+    if not settings.dry_run:
+        hashed = writer.is_repo and settings.hashes
+        files = list(dict.fromkeys(file for one in opened for file in one.files))
+        for file in files:
+            file.pass_through(readers=2 if hashed else 1)
+        if hashed:
+            hash_beside_readers(files)
     parts = recognised(opened)
     if settings.ema and not any(checkpoint.average for checkpoint in opened):
         raise ConversionError(f"{sources[0].path}: --ema, but the file holds no moving average")

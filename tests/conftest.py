@@ -190,6 +190,7 @@ def no_waiting_for_the_disk() -> Iterator[None]:
     """No test pulls the plug: files need not reach the disk. Who asks for it is tested apart."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, "fsync", lambda descriptor: None)
+        patch.setattr(os, "fdatasync", lambda descriptor: None)
         yield
 
 

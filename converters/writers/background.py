@@ -1,13 +1,11 @@
-"""Work in a second thread: results that are wanted later, items made ahead of their use, writing to
-the disk."""
+"""Work in a second thread: results that are wanted later, items made ahead of their use."""
 
 from __future__ import annotations
 
 import contextlib
-import os
 import queue
 import threading
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator
 from typing import Generic, TypeVar
 
 T = TypeVar("T")
@@ -71,25 +69,3 @@ def read_ahead(items: Generator[T, None, None], depth: int) -> Generator[T, None
         stopped.set()
         slots.release()
         producer.result()
-
-
-@contextlib.contextmanager
-def flushing(descriptor: int) -> Iterator[None]:
-    """Bring a file that is being written to the disk all the while, so that the sync at the end
-    finds little to do.
-
-    Raises:
-        OSError: the disk failed; a later sync through another descriptor might not say so.
-    """
-    finished = threading.Event()
-
-    def flush() -> None:
-        while not finished.wait(0.2):
-            os.fdatasync(descriptor)
-
-    flusher = Later(flush)
-    try:
-        yield
-    finally:
-        finished.set()
-        flusher.result()

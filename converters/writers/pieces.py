@@ -18,7 +18,7 @@ import numpy as np
 from ...io.arrays import DTYPES, Array
 from ...io.dtypes import EIGHT_BITS
 from ...mappings.ops import Op, Run
-from ..checkpoint import Stored, Tensor
+from ..checkpoint import Stored, Tensor, stored_in
 from .cast import Float16Cast
 from .transpose import Shape, Turned, coalesced, copy_view, row_blocks
 
@@ -119,6 +119,8 @@ class Blocks:
             yield from self._turned(output, turned)
         else:
             yield from self._rearranged(output, _computed(output))
+        for place in (place for source in output.sources for place in stored_in(source)):
+            place.file.take(place.offset, place.nbytes)
 
     def _copied(self, output: Output, place: Stored) -> Iterator[Block]:
         """Stored bytes as they lie."""
@@ -129,6 +131,7 @@ class Blocks:
             data = next(self._ring)
             bits = (data if place.dtype == output.dtype else self._raw)[:nbytes]
             place.file.read_into(place.offset + start, bits.data)
+            place.file.take(place.offset + start, nbytes)
             yield self._block(output, bits.view(_bits(place.dtype)), data)
 
     def _rearranged(self, output: Output, view: Array) -> Iterator[Block]:

@@ -19,10 +19,11 @@ from pathlib import Path
 from typing import BinaryIO
 
 from ...errors import ConversionError, printable
+from ...io.behind import WriteBehind
 from ...io.dtypes import FLOATS
 from ...io.weight_files import shard_name, write_index
-from ..checkpoint import Computed, SourceFile, Stored, Tensor
-from .background import flushing, read_ahead
+from ..checkpoint import stored_in
+from .background import read_ahead
 from .pieces import DEPTH, Block, Blocks, Output
 
 __all__ = ["Output", "Written", "WrittenFile", "write_safetensors"]
@@ -91,14 +92,17 @@ def write_safetensors(
         name = filename if len(shards) == 1 else shard_name(filename, number, len(shards))
         weight_map |= {output.key: name for output in shard}
         in_order = sorted(shard, key=lambda output: (_ORDER.index(output.dtype), output.key))
-        with _open(folder / name, sync) as target:
+        with (folder / name).open("xb", buffering=0) as target:
+            behind = WriteBehind(target.fileno()) if sync else None
             digest = hashlib.sha256() if hashes else None
             header = _header(in_order, metadata)
             with _made(header, blocks.of(in_order), digest) as data:
-                written.files.append(_write(target, name, data, digest, written, progress))
-    for file in {
-        file for output in outputs for source in output.sources for file in _files(source)
-    }:
+                nbytes = _write(target, data, behind, written, progress)
+            written.files.append(_file(name, nbytes, digest))
+            if behind is not None:
+                behind.finish()
+    sources = [source for output in outputs for source in output.sources]
+    for file in {place.file for source in sources for place in stored_in(source)}:
         file.check_unchanged()
     if len(shards) > 1:
         total = sum(output.nbytes for output in outputs)
@@ -107,14 +111,6 @@ def write_safetensors(
         digest = hashlib.sha256(content) if hashes else None
         written.files.append(_file(index.name, len(content), digest))
     return written
-
-
-def _files(tensor: Tensor) -> Iterator[SourceFile]:
-    if isinstance(tensor, Stored):
-        yield tensor.file
-    elif isinstance(tensor, Computed):
-        for source in tensor.inputs:
-            yield from _files(source)
 
 
 def _check(outputs: Sequence[Output]) -> None:
@@ -179,15 +175,6 @@ def _file(name: str, nbytes: int, digest: hashlib._Hash | None) -> WrittenFile:
 
 
 @contextlib.contextmanager
-def _open(path: Path, sync: bool) -> Iterator[BinaryIO]:
-    with (
-        path.open("xb", buffering=0) as file,
-        flushing(file.fileno()) if sync else contextlib.nullcontext(),
-    ):
-        yield file
-
-
-@contextlib.contextmanager
 def _made(
     header: Block, blocks: Generator[Block, None, None], digest: hashlib._Hash | None
 ) -> Iterator[Iterator[Block]]:
@@ -216,18 +203,20 @@ def _hashed(
 
 def _write(
     file: BinaryIO,
-    name: str,
     blocks: Iterable[Block],
-    digest: hashlib._Hash | None,
+    behind: WriteBehind | None,
     written: Written,
     progress: Callable[[int], None],
-) -> WrittenFile:
+) -> int:
+    """Write blocks, and add up their counts; the size of the file."""
     nbytes = 0
     for block in blocks:
         view = block.data
         while view:
             view = view[file.write(view) :]
         nbytes += len(block.data)
+        if behind is not None:
+            behind.follow(nbytes)
         for counts, count in (
             (written.nonfinite, block.nonfinite),
             (written.overflow, block.overflow),
@@ -235,7 +224,7 @@ def _write(
             if count:
                 counts[block.key] = counts.get(block.key, 0) + count
         progress(len(block.data))
-    return _file(name, nbytes, digest)
+    return nbytes
 
 
 def _header(outputs: Sequence[Output], metadata: Mapping[str, str]) -> Block:
