@@ -14,7 +14,8 @@ step     one step of that UNet on the CPU, batch 2; float32 at 256x256, on one t
 parts    its VAE decodes such an image, its text encoder reads two prompts
 flow     one step of the transformers of Stable Diffusion 3.5 medium (3 of 24 blocks) and of FLUX.1
          (1 + 2 of 19 + 38) on the CPU, in float32 at 256x256
-image    from the start of Python to a picture of 20 steps, once; also by OpenVINO, if installed
+image    from the start of Python to a picture of 20 steps, once; also by OpenVINO and by
+         stable-diffusion.cpp (`stable-diffusion-cpp-python`), if installed
 cuda     eager and compiled steps on a GPU, float16 and bfloat16, at 512x512 and 1024x1024
 
 Weights are random; they are written to a temporary folder. Ratios are of ours to diffusers' in the
@@ -498,6 +499,16 @@ def image(bench: Bench) -> None:
             subprocess.run(bench.peer.worker("openvino", *graph[:-1], 0), check=True)
     else:
         bench.skipped.append(f"{title}, OpenVINO: openvino is not installed")
+    if find_spec("stable_diffusion_cpp"):
+        checkpoint = bench.repo.with_suffix(".safetensors")
+        if not checkpoint.exists():
+            convert = ["-m", "weightport", "convert", "-q", bench.repo, "-o", checkpoint]
+            subprocess.run(bench.ours.python(*convert, "--to=ldm"), check=True)
+        script = Path(__file__).with_name("stable_diffusion_cpp_image.py")
+        command = bench.ours.python(script, checkpoint, size, threads, STEPS)
+        programs["stable-diffusion.cpp"] = command
+    else:
+        bench.skipped.append(f"{title}: stable-diffusion-cpp-python is not installed")
     peers = dict.fromkeys(programs, f"{bench.peer.name}, eager")
     wanted = {f"{bench.ours.name}, {lever}": goal for lever, goal in IMAGE_GOALS.items()}
     rounds = [{name: measure(command) for name, command in programs.items()}]
