@@ -109,7 +109,7 @@ def table(found: Sequence[Line], columns: Sequence[str] = COLUMNS, places: int =
         columns: which figures.
         places: of seconds, behind the point.
     """
-    text = [f"{found[0].work:44}" + "".join(f"{column:>10}" for column in columns)]
+    text = [f"{found[0].work:44}" + "".join(f"{column:>{_width(column)}}" for column in columns)]
     for line in found:
         cells = [_cell(column, line.figures.get(column), places) for column in columns]
         text.append(f"  {line.row:42}" + "".join(cells) + _judged(line))
@@ -118,8 +118,13 @@ def table(found: Sequence[Line], columns: Sequence[str] = COLUMNS, places: int =
 
 def _cell(column: str, figure: float | None, places: int) -> str:
     if figure is None:
-        return " " * 10
-    return f"{f'{figure:.{places}f}' if column.endswith(' s') else _shown(column, figure):>10}"
+        return " " * _width(column)
+    text = f"{figure:.{places}f}" if column.endswith(" s") else _shown(column, figure)
+    return f"{text:>{_width(column)}}"
+
+
+def _width(column: str) -> int:
+    return max(10, len(column) + 2)
 
 
 def _shown(column: str, figure: float) -> str:

@@ -31,6 +31,7 @@ class Run:
     rss: int  # kB, at its highest
     anon: int  # kB, at its highest
     read: int = 0  # bytes, from the disk
+    grown: int = 0  # kB of anonymous memory, of a process that was there before
 
 
 Round = dict[str, Run]

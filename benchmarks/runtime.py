@@ -8,8 +8,8 @@ start    import, and process start to a loaded pipeline
 load     a UNet of Stable Diffusion 1.5 in float32 cast to float16 and bfloat16, from the page cache
          and from the disk, without what imports take
 file     a pipeline of an original checkpoint of Stable Diffusion 1.5 in float32, `.safetensors` and
-         `.ckpt`, from the page cache, without what imports take; also by how much anonymous memory
-         grew
+         `.ckpt`, from the page cache, without what imports take; memory also without the pages of
+         files (`anon`, imports included), and by how much that grew
 step     one step of that UNet on the CPU, batch 2; float32 at 256x256, on one thread and on two
 parts    its VAE decodes such an image, its text encoder reads two prompts
 flow     one step of the transformers of Stable Diffusion 3.5 medium (3 of 24 blocks) and of FLUX.1
@@ -253,7 +253,7 @@ def living(commands: Mapping[str, Command]) -> Iterator[dict[str, subprocess.Pop
 
 
 def ask(worker: subprocess.Popen[str], count: int = 1) -> Run:
-    """What its work took, on average over `count` times; of anonymous memory, how much it grew."""
+    """What its work took, on average over `count` times."""
     assert worker.stdin is not None
     assert worker.stdout is not None
     with watched(worker.pid) as seen:
@@ -261,7 +261,7 @@ def ask(worker: subprocess.Popen[str], count: int = 1) -> Run:
         worker.stdin.write(f"{count}\n")
         worker.stdin.flush()
         wall, cpu, peak = json.loads(worker.stdout.readline())
-    return Run(wall, cpu, peak, seen["RssAnon"] - before)
+    return Run(wall, cpu, peak, seen["RssAnon"], grown=seen["RssAnon"] - before)
 
 
 @contextlib.contextmanager
@@ -328,11 +328,17 @@ def file(bench: Bench) -> None:
         torch.save({"state_dict": load_file(safe)}, pickled)
     for path in (safe, pickled):
         rounds = [file_once(bench, path, turn) for turn in range(bench.options.repeat + 1)]
-        grown = {
-            name: {"anon MB": max(one[name].anon for one in rounds[1:]) / 1000} for name in peers
+        highest = {name: max(one[name].anon for one in rounds[1:]) for name in peers}
+        anonymous = {
+            name: {
+                "anon MB": highest[name] / 1000,
+                "anon ratio": highest[name] / highest[peers[name]],
+                "grown MB": max(one[name].grown for one in rounds[1:]) / 1000,
+            }
+            for name in peers
         }
         wanted = {bench.ours.name: FILE_GOAL}
-        show(bench, f"from_single_file, {path.suffix}", rounds[1:], peers, wanted, grown)
+        show(bench, f"from_single_file, {path.suffix}", rounds[1:], peers, wanted, anonymous)
 
 
 def file_once(bench: Bench, path: Path, turn: int) -> Round:

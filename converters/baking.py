@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -250,7 +250,7 @@ def _changed(
 
     how = ", ".join(f"plus {one.title}" for one in applied)
     computed = Computed(base.name, dtype, planned.shape, (base, *inputs), compute, how)
-    return replace(planned, sources=(computed,), op=None, part=0, parts=1)
+    return planned._replace(sources=(computed,), op=None, part=0, parts=1)
 
 
 def _check_finite(one: _Applied, arrays: Mapping[str, Array], settings: Settings) -> None:

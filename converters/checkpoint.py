@@ -17,7 +17,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..errors import ConversionError
 from ..io.behind import ReadBehind, Together
@@ -330,8 +330,7 @@ def stored_in(tensor: Tensor) -> Iterator[Stored]:
             yield from stored_in(one)
 
 
-@dataclass(frozen=True)
-class Loss:
+class Loss(NamedTuple):
     """Tensors that a way of saving is known to lose.
 
     Attributes:
@@ -343,8 +342,7 @@ class Loss:
     reason: str
 
 
-@dataclass(frozen=True)
-class StatedConfig:
+class StatedConfig(NamedTuple):
     """The `config.json` that a model came with.
 
     Attributes:

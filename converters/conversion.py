@@ -6,17 +6,19 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..errors import ConversionError
 from ..io.dtypes import ITEMSIZES
 from ..mappings.families import Family, families
 from .checkpoint import Computed, SourceFile
-from .planning.baked import Baking
 from .planning.keys import brief
 from .planning.plan import PlannedComponent, PlannedTensor
-from .planning.taught import Taught
 from .settings import Settings
+
+if TYPE_CHECKING:
+    from .planning.baked import Baking
+    from .planning.taught import Taught
 
 
 @dataclass

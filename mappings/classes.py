@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache, lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from .expressions import Scope, agree, evaluate, same
 from .modules import Module, Shape, parse_modules, tensors
@@ -38,8 +38,7 @@ _HEADER = (
 )
 
 
-@dataclass(frozen=True)
-class Heads:
+class Heads(NamedTuple):
     """Where a config says the heads of attention, which no tensor tells.
 
     Attributes:

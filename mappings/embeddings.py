@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from functools import cache
+from typing import NamedTuple
 
 from .facts import facts
 
 
-@dataclass(frozen=True)
-class Form:
+class Form(NamedTuple):
     """A way to write words.
 
     Attributes:

@@ -11,7 +11,7 @@ from copy import deepcopy
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .classes import ModelClass, model_class, spread_alike
 from .reading import Options
@@ -48,8 +48,7 @@ FOLDER = Path(__file__).resolve().parent
 Shape = tuple[int, ...]
 
 
-@dataclass(frozen=True)
-class Component:
+class Component(NamedTuple):
     """One model of a repository.
 
     Attributes:
@@ -143,8 +142,7 @@ class Component:
         return config
 
 
-@dataclass(frozen=True)
-class Tokenizer:
+class Tokenizer(NamedTuple):
     """A tokenizer of a repository.
 
     Attributes:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 from .facts import facts
 
@@ -16,8 +15,7 @@ CANONICAL = "diffusers"
 """The layout in the middle: every table is between it and another one."""
 
 
-@dataclass(frozen=True)
-class TextActivation:
+class TextActivation(NamedTuple):
     """A choice that no file of a layout tells.
 
     Attributes:
@@ -31,8 +29,7 @@ class TextActivation:
     choices: Mapping[str, str]
 
 
-@dataclass(frozen=True)
-class Layout:
+class Layout(NamedTuple):
     """What is true of every model in a layout.
 
     Attributes:

@@ -22,16 +22,21 @@ def all_tables() -> tuple[Table, ...]:
     return tuple(table for table in tables if "part" in table.about)
 
 
-@cache
 def load_table(name: str, folder: Path = FOLDER) -> Table:
     """Load a table, and whatever it extends, from a folder or the folders in it.
 
     Raises:
-        MappingError: no such table, or a row that cannot be read.
+        MappingError: no such table, or a part of it that cannot be read.
     """
+    return loaded(name, folder)
+
+
+@cache
+def loaded(name: str, folder: Path) -> Table:
+    """The same; each is read once, for whom it is asked for and for those that extend it."""
     try:
         text = _file(name, folder).read_bytes()
-        return Table.parse(name, text, lambda base: load_table(base, folder))
+        return Table.parse(name, text, lambda base: loaded(base, folder))
     except MappingError:
         raise
     except (OSError, ValueError) as error:

@@ -10,9 +10,9 @@ from __future__ import annotations
 import ast
 import re
 from collections import ChainMap
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from .errors import MappingError
 from .expressions import MOST, evaluate
@@ -53,18 +53,23 @@ class Part:
         """
         found = _VALUE.fullmatch(text)
         assert found is not None
-        node = ast.parse(found["what"], mode="eval").body
+        what = found["what"]
+        node = ast.parse(what, mode="eval").body
         more = (found["index"] or "", found["count"] or "", found["if"] or "True")
         match node:
             case ast.List(elts=sides):
-                return cls("", tuple(map(ast.unparse, sides)), *more)
+                return cls("", _texts(what, sides), *more)
             case ast.Call(func=ast.Name(id=name), args=arguments, keywords=[]):
-                return cls(name, tuple(map(ast.unparse, arguments)), *more)
+                return cls(name, _texts(what, arguments), *more)
         raise MappingError(f"`{text}`: neither a module nor the shape of a tensor")
 
 
-@dataclass(frozen=True)
-class Module:
+def _texts(line: str, nodes: Iterable[ast.expr]) -> tuple[str, ...]:
+    """What stands in a line of ASCII for expressions in it."""
+    return tuple(line[node.col_offset : node.end_col_offset] for node in nodes)
+
+
+class Module(NamedTuple):
     """A section: its parameters, and its parts by name."""
 
     parameters: tuple[str, ...]

@@ -6,13 +6,13 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cache, cached_property
+from typing import NamedTuple
 
 from .facts import facts
 from .patterns import Names
 
 
-@dataclass(frozen=True)
-class Naming:
+class Naming(NamedTuple):
     """Whose names the keys of a part are.
 
     Attributes:
@@ -27,8 +27,7 @@ class Naming:
     first: bool
 
 
-@dataclass(frozen=True)
-class Root:
+class Root(NamedTuple):
     """Where the keys of a part begin in a name.
 
     Attributes:

@@ -44,8 +44,7 @@ _HEADER = (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Link:
+class Link(NamedTuple):
     """One concrete correspondence: `targets = op(sources)`.
 
     Attributes:
@@ -83,6 +82,8 @@ class Table:
     Attributes:
         about: title, layout and part it reads, the component it fills, which of its keys
             (`covers`), the families it serves, and where the facts come from.
+        base: the table that this one extends.
+        rows: section -> the rows of the file, as they stand there.
         prefix: put before every source path.
         spelling: how source paths are written, where not with dots.
         ignore: patterns of source keys that carry nothing -> the reason.
@@ -97,11 +98,12 @@ class Table:
     """
 
     name: str
+    base: Table | None
+    rows: Mapping[str, Mapping[str, str]]
     about: Mapping[str, Any]
     let: Mapping[str, str]
     prefix: str
     spelling: Spelling | None
-    sections: Mapping[str, tuple[Row, ...]]
     ignore: Mapping[str, str]
     regenerate: Mapping[str, str]
     make: Mapping[str, str]
@@ -130,11 +132,12 @@ class Table:
             spelling = Spelling.parse(name, document["spelling"])
         return cls(
             name=name,
+            base=base,
+            rows={name: rows for name, rows in document.items() if name not in _HEADER},
             about={**base.about, **document.get("about", {})},
             let={**base.let, **document.get("let", {})},
             prefix=document.get("prefix", base.prefix),
             spelling=spelling,
-            sections=_sections(base, document),
             ignore={**base.ignore, **document.get("ignore", {})},
             regenerate={**base.regenerate, **document.get("regenerate", {})},
             make={**base.make, **document.get("make", {})},
@@ -147,6 +150,16 @@ class Table:
     def beginning(self) -> str:
         """How every source key begins."""
         return self.spelling.prefix if self.spelling else self.prefix
+
+    @cached_property
+    def sections(self) -> Mapping[str, tuple[Row, ...]]:
+        """The rows, the most specific first; read when they are first asked for.
+
+        Raises:
+            MappingError: two rows match the same.
+        """
+        inherited = self.base.sections if self.base else {}
+        return _sections(inherited, self.rows)
 
     @cached_property
     def fronts(self) -> set[str]:
@@ -287,22 +300,19 @@ class Table:
         return {path: name for name, path in owners.items()}
 
 
-EMPTY = Table("", {}, {}, "", None, {}, {}, {}, {}, {}, {}, "")
+EMPTY = Table("", None, {}, {}, {}, "", None, {}, {}, {}, {}, {}, "")
 """What a table extends that names no other."""
 
 
-def _sections(base: Table, document: Mapping[str, Any]) -> dict[str, tuple[Row, ...]]:
+def _sections(
+    inherited: Mapping[str, tuple[Row, ...]], own: Mapping[str, Mapping[str, str]]
+) -> dict[str, tuple[Row, ...]]:
     """The rows of a base and of a file, the most specific first; a row replaces the base's with the
     same left side."""
-    rows = {
-        section: {row.path: row for row in inherited}
-        for section, inherited in base.sections.items()
-    }
-    for section, entries in document.items():
-        if section in _HEADER:
-            continue
-        inherited = rows.get(section, {}).values()
-        kept = {row.path: row for row in inherited if row.left not in entries}
+    rows = {section: {row.path: row for row in known} for section, known in inherited.items()}
+    for section, entries in own.items():
+        known = rows.get(section, {}).values()
+        kept = {row.path: row for row in known if row.left not in entries}
         rows[section] = kept | _rows(section, entries)
     return {
         section: tuple(sorted(known.values(), key=lambda row: row.rank, reverse=True))

@@ -147,9 +147,9 @@ def test_core_modules_load_nothing_heavy() -> None:
     assert HEAVY.isdisjoint(ran.stdout.split())
 
 
-def test_loading_a_model_imports_nothing_that_is_for_images_or_texts() -> None:
-    """They take time and memory; the first image or text brings them."""
-    late = ["PIL", "scipy", "tokenizers", "torchsde"]
+def test_loading_a_model_imports_nothing_that_is_for_images_texts_or_adapters() -> None:
+    """They take time and memory; the first image, text or adapter brings them."""
+    late = ["PIL", "scipy", "tokenizers", "torchsde", "ml_dtypes"]
     code = "import sys, weightport.runtime.public, weightport.runtime.single_file\n"
     code += f"print([name for name in {late!r} if name in sys.modules])"
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)

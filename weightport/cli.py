@@ -7,13 +7,14 @@ interrupted.
 from __future__ import annotations
 
 import argparse
-import difflib
 import signal
 import sys
 from collections.abc import Iterable, Sequence
 from importlib import import_module
 from itertools import takewhile
 from typing import Any, NoReturn
+
+from .io.collector import collector_patient
 
 COMMANDS = {
     "convert": "KerasCV files or original checkpoints -> a diffusers repo, or back",
@@ -75,6 +76,8 @@ def _is_option(word: str) -> bool:
 
 
 def _hint(typed: str, known: Iterable[str]) -> str:
+    import difflib  # few words are misspelt
+
     close = difflib.get_close_matches(typed, list(known), 1)
     return f"; did you mean `{close[0]}`?" if close else ""
 
@@ -89,6 +92,7 @@ class _Version(argparse.Action):
         parser.exit(0)
 
 
+@collector_patient()
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status."""
     words = sys.argv[1:] if argv is None else list(argv)

@@ -13,7 +13,6 @@ from ...errors import ConversionError
 from ...mappings.facts import facts
 from ..checkpoint import Checkpoint, SourceFile
 from ..planning.keys import brief
-from ..readers.archives import zip_members
 from ..readers.sniff import file_names, folder_names
 
 _HEAD = 1024  # bytes that tell what a file is
@@ -95,6 +94,8 @@ def refuse_archive(path: Path) -> None:
     Raises:
         ConversionError: it is one.
     """
+    from ..readers.archives import zip_members
+
     file = SourceFile(path)
     try:
         names = list(zip_members(file))

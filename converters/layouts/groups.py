@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from ...mappings.layouts import CANONICAL
 from ...mappings.names import (
@@ -84,8 +85,7 @@ class Group:
         return "; ".join(facts) or None
 
 
-@dataclass(frozen=True)
-class Split:
+class Split(NamedTuple):
     """The names of a file, taken apart.
 
     Attributes:

@@ -10,8 +10,7 @@ import json
 import operator
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ...errors import ConversionError
 from ...mappings.facts import facts
@@ -39,8 +38,7 @@ MARKERS = ("v_pred", "ztsnr", FINAL_ALPHA, CONFIGS)
 _LONGEST_SIZE = 40  # characters read of a size
 
 
-@dataclass(frozen=True)
-class Prediction:
+class Prediction(NamedTuple):
     """What the UNet predicts, and of which schedule.
 
     Attributes:

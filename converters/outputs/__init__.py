@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import Protocol, cast
+from typing import NamedTuple, Protocol, cast
 
 from ..conversion import Conversion
 from ..settings import Settings
@@ -31,8 +30,7 @@ class Layout(Protocol):
         """Write the output; fills in the conversion's report."""
 
 
-@dataclass(frozen=True)
-class Output:
+class Output(NamedTuple):
     """How a layout is written.
 
     Attributes:

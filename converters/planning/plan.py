@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 from ...errors import ConversionError, printable
 from ...io.dtypes import EIGHT_BITS, FLOATS, KEEP
@@ -26,8 +26,7 @@ Shape = tuple[int, ...]
 Config = Mapping[str, Any]
 
 
-@dataclass(frozen=True)
-class PlannedTensor:
+class PlannedTensor(NamedTuple):
     """One tensor of the canonical state dict and where it comes from.
 
     Attributes:

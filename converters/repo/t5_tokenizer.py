@@ -6,8 +6,6 @@ constant, the Unigram model of Google's T5 v1.1.
 
 from __future__ import annotations
 
-import collections
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -34,19 +32,14 @@ def write_t5_tokenizer(folder: Path) -> list[Path]:
     Raises:
         ConversionError: the packaged data is damaged; nothing is written.
     """
-    collections.deque(unpacked("t5_tokenizer.json"), maxlen=0)
+    content = unpacked("t5_tokenizer.json")
     folder.mkdir(parents=True, exist_ok=True)
     names = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
     files = [folder / name for name in names]
-    _write(files[0], unpacked("t5_tokenizer.json"))
+    files[0].write_bytes(content)
     write_json(files[1], _config())
     write_json(files[2], _special_tokens())
     return files
-
-
-def _write(file: Path, pieces: Iterable[bytes]) -> None:
-    with file.open("wb") as target:
-        target.writelines(pieces)
 
 
 def _config() -> dict[str, Any]:

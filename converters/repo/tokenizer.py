@@ -10,15 +10,12 @@ special tokens are byte for byte those of the published SD 1.x repositories.
 
 from __future__ import annotations
 
-import collections
-import itertools
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ...adapters.embeddings import spelled
 from ...errors import ConversionError, printable
 from ...mappings.families import Family
 from ..planning.plan import PlannedComponent
@@ -33,7 +30,7 @@ START, END = "<|startoftext|>", "<|endoftext|>"  # 49406, 49407
 
 def clip_vocabulary() -> dict[str, int]:
     """CLIP's token -> id."""
-    vocabulary: dict[str, int] = json.loads(b"".join(unpacked("clip_vocab.json")))
+    vocabulary: dict[str, int] = json.loads(unpacked("clip_vocab.json"))
     return vocabulary
 
 
@@ -63,6 +60,10 @@ def placeholder_names(rows: int, given: Sequence[str]) -> tuple[str, ...]:
 
 def expanded(given: Sequence[str]) -> tuple[str, ...]:
     """The tokens of names: `<cat>=2` is `<cat>` and `<cat>_1`."""
+    if not given:
+        return ()
+    from ...adapters.embeddings import spelled
+
     tokens: list[str] = []
     for name in given:
         found = re.fullmatch(r"(.+)=([1-9]\d{0,3})", name)
@@ -128,22 +129,18 @@ def write_tokenizer(
     _check_placeholders(placeholder_tokens)
     if pad_token != END and pad_token not in clip_vocabulary():
         raise ConversionError(f"pad token '{printable(pad_token)}' is not in CLIP's vocabulary")
-    for name in ("clip_vocab.json", "clip_bpe_merges.txt"):
-        # damaged data is refused before anything is written
-        collections.deque(unpacked(name), maxlen=0)
-    contents: dict[str, Iterable[bytes]] = {
+    contents = {  # all of them before any is written: packaged data may be damaged
         "vocab.json": unpacked("clip_vocab.json"),
-        "merges.txt": itertools.chain([b"#version: 0.2\n"], unpacked("clip_bpe_merges.txt")),
-        "tokenizer_config.json": [_json(_config(pad_token, max_length))],
-        "special_tokens_map.json": [_json(_special_tokens(pad_token))],
+        "merges.txt": b"#version: 0.2\n" + unpacked("clip_bpe_merges.txt"),
+        "tokenizer_config.json": _json(_config(pad_token, max_length)),
+        "special_tokens_map.json": _json(_special_tokens(pad_token)),
     }
     if placeholder_tokens:
         added = {name: VOCABULARY_SIZE + i for i, name in enumerate(placeholder_tokens)}
-        contents["added_tokens.json"] = [_json(added)]
+        contents["added_tokens.json"] = _json(added)
     folder.mkdir(parents=True, exist_ok=True)
-    for name, pieces in contents.items():
-        with (folder / name).open("wb") as file:
-            file.writelines(pieces)
+    for name, content in contents.items():
+        (folder / name).write_bytes(content)
     return [folder / name for name in contents]
 
 

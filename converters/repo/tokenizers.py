@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from ...mappings.families import Family, Tokenizer
 from ..planning.plan import PlannedComponent
@@ -24,8 +24,7 @@ _FILES = (
 )
 
 
-@dataclass(frozen=True)
-class StockTokenizer:
+class StockTokenizer(NamedTuple):
     """A tokenizer whose vocabulary comes with this package.
 
     Attributes:

@@ -4,6 +4,7 @@ determinism, imports."""
 from __future__ import annotations
 
 import contextlib
+import gc
 import importlib.metadata
 import json
 import math
@@ -21,6 +22,8 @@ import pytest
 from safetensors.numpy import save_file
 
 import weightport
+from weightport.cli import main
+from weightport.commands import inspect as inspect_command
 from weightport.mappings.families import families
 
 from ..support.command import COMMAND, assert_refused, listing, run, spawn
@@ -408,7 +411,22 @@ def test_the_report_tells_no_secrets(
         assert str(sd1_keras["decoder"].parent).encode() not in content, name
 
 
-# ---- imports
+# ---- imports and what is made meanwhile
+
+
+def test_the_collector_is_patient_within_a_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = gc.get_threshold()
+    during = []
+
+    def looked(arguments: object) -> int:
+        during.append(gc.get_threshold())
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(inspect_command, "run", looked)
+    assert main(["inspect", "x"]) == 130
+    assert [threshold > before for threshold in during] == [True]
+    assert gc.get_threshold() == before
+
 
 HEAVY = (
     "torch",
@@ -460,6 +478,15 @@ def test_inspect_imports_what_the_file_needs(place: Path) -> None:
     others = [f"weightport.converters.layouts.{name}" for name in ("kerascv", "adapters")]
     names = ("numpy", "ml_dtypes", "zipfile", *readers, *others)
     assert imported(names, "inspect", place / "model.safetensors") == []
+
+
+def test_convert_imports_dtypes_that_numpy_lacks_where_they_are(
+    sd1_keras: dict[str, Path], place: Path
+) -> None:
+    arguments = ("convert", "-q", sd1_keras["decoder"], "-o")
+    assert imported(("ml_dtypes",), *arguments, place / "as-it-is") == []
+    cast = ("--dtype", "bfloat16")
+    assert imported(("ml_dtypes",), *arguments, place / "cast", *cast) == ["ml_dtypes"]
 
 
 def test_a_stock_model_needs_no_torch(place: Path) -> None:

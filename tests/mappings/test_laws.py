@@ -148,7 +148,9 @@ def _mutants(table: Table) -> Iterator[tuple[Row, Row, Table]]:
                 b: replace(b, right=a.right, then=a.then),
             }
             changed = tuple(swapped.get(row, row) for row in rows)
-            yield a, b, replace(table, sections={**table.sections, section: changed})
+            mutant = replace(table)
+            vars(mutant)["sections"] = {**table.sections, section: changed}
+            yield a, b, mutant
 
 
 def _is_caught(mutant: Table, family: str, touched: list[Link], targets: Shapes) -> bool:
@@ -164,7 +166,7 @@ def _is_caught(mutant: Table, family: str, touched: list[Link], targets: Shapes)
         links = mutant.links(
             [target for link in touched for target in link.targets], component.config
         )
-        if [replace(link, row="") for link in links] == [replace(link, row="") for link in touched]:
+        if [link._replace(row="") for link in links] == [link._replace(row="") for link in touched]:
             return True
         if {source for link in links for source in link.sources} != sources.keys():
             return True

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from weightport.mappings.errors import MappingError
-from weightport.mappings.library import load_table
+from weightport.mappings.library import load_table, loaded
 from weightport.mappings.table import Link, Table
 
 Load = Callable[..., Table]
@@ -16,11 +16,11 @@ Load = Callable[..., Table]
 def table(tmp_path: Path) -> Iterator[Load]:
     def load(text: str, name: str = "t") -> Table:
         (tmp_path / f"{name}.toml").write_text(text)
-        load_table.cache_clear()
+        loaded.cache_clear()
         return load_table(name, tmp_path)
 
     yield load
-    load_table.cache_clear()
+    loaded.cache_clear()
 
 
 def _pairs(links: list[Link]) -> dict[tuple[str, ...], tuple[str, ...]]:

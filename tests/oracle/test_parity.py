@@ -12,7 +12,6 @@ import json
 import shutil
 import tempfile
 from collections.abc import Callable
-from dataclasses import replace
 from functools import cache
 from importlib import import_module
 from pathlib import Path
@@ -435,8 +434,8 @@ def test_a_wrong_table_is_different_maths_not_wrong_weights(
             f"res_block.5.{flow}.group_normalization.{slot}" for flow in ("entry_flow", "exit_flow")
         )
         a, b = candidate.links[first], candidate.links[second]
-        monkeypatch.setitem(candidate.links, first, replace(a, targets=b.targets))
-        monkeypatch.setitem(candidate.links, second, replace(b, targets=a.targets))
+        monkeypatch.setitem(candidate.links, first, a._replace(targets=b.targets))
+        monkeypatch.setitem(candidate.links, second, b._replace(targets=a.targets))
     weightport.convert(laboratory.sources, tmp_path / "repo")
     check = laboratory.check(tmp_path / "repo", "unet")
     assert check.weights

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 
 Array = np.ndarray[Any, Any]
@@ -18,7 +17,7 @@ def rounded(x: Array, dtype: np.dtype[Any]) -> Array:
     https://doi.org/10.1109/TC.2007.70819).
     """
     with np.errstate(over="ignore", invalid="ignore"):
-        if dtype != ml_dtypes.bfloat16:
+        if dtype.name != "bfloat16":
             return x.astype(dtype)
         single = x.astype(np.float32)
         error = x - single
@@ -26,4 +25,4 @@ def rounded(x: Array, dtype: np.dtype[Any]) -> Array:
         is_even = ((bits & 1) == 0) & (error != 0) & np.isfinite(single)
         is_short = (error > 0) == (single > 0)
         bits += np.where(is_even, np.where(is_short, 1, -1), 0).astype(np.int32)
-        return single.astype(ml_dtypes.bfloat16)
+        return single.astype(dtype)

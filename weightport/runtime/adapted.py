@@ -12,7 +12,6 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any, NamedTuple
 
-import ml_dtypes
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -30,16 +29,12 @@ from ..adapters.change import (
 from ..adapters.fusion import apart
 from ..adapters.modules import Module
 from ..adapters.rounding import rounded
+from ..io.arrays import DTYPES
 from .speed import PackedConvolution
 
 Modules = Mapping[str, Module[Tensor]]
 _SCALE: ContextVar[float] = ContextVar("scale", default=1.0)  # of a run, in its thread
-_DTYPES: dict[torch.dtype, np.dtype[Any]] = {
-    torch.float64: np.dtype(np.float64),
-    torch.float32: np.dtype(np.float32),
-    torch.float16: np.dtype(np.float16),
-    torch.bfloat16: np.dtype(ml_dtypes.bfloat16),
-}
+_NAMES = {torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
 
 
 @contextmanager
@@ -304,7 +299,7 @@ def _sum(key: str, base: Tensor, changes: list[tuple[Module[Tensor], float]]) ->
     wide = base.cpu().double().numpy()
     made = [_change(key, wide, module, strength) for module, strength in changes]
     matrix = wide.reshape(len(wide), -1)
-    result = np.empty(matrix.shape, _DTYPES[base.dtype])
+    result = np.empty(matrix.shape, DTYPES[_NAMES[base.dtype]])
     for which in row_blocks(*matrix.shape):
         old = matrix[which]
         total = sum((change(old, which) for change in made), np.zeros_like(old))

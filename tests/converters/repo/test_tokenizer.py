@@ -5,7 +5,6 @@ import hashlib
 import json
 import shutil
 from collections.abc import Callable
-from importlib import resources
 from pathlib import Path
 
 import pytest
@@ -13,7 +12,7 @@ from tokenizers import Regex, Tokenizer, normalizers, pre_tokenizers
 from tokenizers.models import BPE
 from transformers import AutoTokenizer, CLIPTokenizer
 
-from weightport import mappings
+from weightport.converters.repo import packaged
 from weightport.converters.repo.t5_tokenizer import write_t5_tokenizer
 from weightport.converters.repo.tokenizer import (
     placeholder_names,
@@ -197,11 +196,12 @@ def test_the_vocabulary_follows_from_the_merges(folder: Path) -> None:
 def test_damaged_data_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, data: bytes
 ) -> None:
-    shutil.copytree(Path(str(resources.files(mappings)), "tokenizer"), tmp_path / "tokenizer")
-    (tmp_path / "tokenizer" / name).unlink()
+    folder = tmp_path / "tokenizer"
+    shutil.copytree(packaged.FOLDER, folder)
+    (folder / name).unlink()
     if data is not None:
-        (tmp_path / "tokenizer" / name).write_bytes(data)
-    monkeypatch.setattr(resources, "files", lambda package: tmp_path)
+        (folder / name).write_bytes(data)
+    monkeypatch.setattr(packaged, "FOLDER", folder)
     write = write_t5_tokenizer if name.startswith("t5") else write_tokenizer
     with pytest.raises(ConversionError, match=f"{name}: .* missing or damaged; reinstall"):
         write(tmp_path / "out")
