@@ -108,7 +108,7 @@ def test_a_row_of_several_parts_is_replaced_whole_or_in_part(table: Load) -> Non
     part = table('extends = "base"\n[main]\n"a.q" = "z"')
     assert _pairs(part.links(["a.q", "a.k"], {})) == {("a.q",): ("z",), ("a.k",): ("x",)}
     with pytest.raises(MappingError, match=r"\[main\] has two rows for `a\.k`"):
-        table('[main]\n"{a.q,a.k}" = "x : (p o) -> p o"\n"a.k" = "z"')
+        _ = table('[main]\n"{a.q,a.k}" = "x : (p o) -> p o"\n"a.k" = "z"').sections
 
 
 def test_extends_overrides_row_by_row(table: Load) -> None:
