@@ -51,6 +51,14 @@ def hdf5(path: Path, count: int) -> None:
             file.create_dataset(f"layers/x{i}/vars/0", data=np.zeros(1, "f4"))
 
 
+def one_group(path: Path, count: int) -> None:
+    """The same with all tensors in one group."""
+    with h5py.File(path, "w") as file:
+        group = file.create_group("layers")
+        for i in range(count):
+            group.create_dataset(f"x{i}", data=np.zeros(1, "f4"))
+
+
 def bundle(path: Path, count: int) -> None:
     """A TensorFlow checkpoint without an object graph."""
     tensors = {f"block/{i}x/weight": np.zeros(1, "f4") for i in range(count)}
@@ -61,6 +69,7 @@ READERS: dict[str, Callable[[Path, int], None]] = {
     "m.safetensors": write_many_tensors,
     "m.ckpt": pickle,
     "m.weights.h5": hdf5,
+    "g.weights.h5": one_group,
     "m.index": bundle,
 }
 

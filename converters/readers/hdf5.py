@@ -4,13 +4,15 @@ bytes lie.
 An HDF5 file is untrusted input, so it is read here, in Python, and never handed to the HDF5
 library. The subset is what Keras 2 and 3 write through h5py: superblocks 0 to 3, old-style groups
 and small new-style ones, contiguous datasets. What lies outside it, or in another file, is refused
-by name. Data are never read: a dataset is a range of bytes.
+by name. Data are not read, but for what lies right beside a structure: a dataset is a range of
+bytes.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 
@@ -27,7 +29,7 @@ Scalar = str | int | float | bool
 Attribute = Scalar | list[Scalar] | None
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class Dataset:
     """An array in the file, as the range of bytes that holds it (row-major).
 
@@ -47,7 +49,7 @@ class Dataset:
     attrs: dict[str, Attribute]
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class Group:
     """A folder of groups and datasets.
 
@@ -119,13 +121,9 @@ def _dataset(blocks: Blocks, header: Header, attrs: dict[str, Attribute]) -> Dat
         raise Hdf5Error(
             "is compressed or filtered, which Keras never does; save it again with Keras"
         )
-    dtype, itemsize = messages.datatype(_only(header, messages.DATATYPE))
-    shape = messages.dataspace(_only(header, messages.DATASPACE))
-    if shape is None:
-        dtype = "null"
-        shape = ()
-        itemsize = 0
-    nbytes = math.prod(shape) * itemsize
+    dtype, shape, nbytes = _described(
+        _only(header, messages.DATATYPE).data, _only(header, messages.DATASPACE).data
+    )
     if stored != nbytes:
         raise Hdf5Error(f"stores {stored} bytes, but its shape and type need {nbytes}")
     if nbytes == 0:
@@ -138,6 +136,16 @@ def _dataset(blocks: Blocks, header: Header, attrs: dict[str, Attribute]) -> Dat
             " damaged"
         )
     return Dataset(dtype, shape, blocks.start + address, nbytes, attrs)
+
+
+@lru_cache(1000)  # most datasets of a model are like others
+def _described(datatype: bytes, dataspace: bytes) -> tuple[str, tuple[int, ...], int]:
+    """The type, the shape and the bytes of a dataset, by the messages that say so."""
+    dtype, itemsize = messages.datatype(Fields(datatype))
+    shape = messages.dataspace(Fields(dataspace))
+    if shape is None:
+        return "null", (), 0
+    return dtype, shape, math.prod(shape) * itemsize
 
 
 def _links(blocks: Blocks, header: Header) -> list[Link]:
@@ -171,7 +179,9 @@ def _attributes(blocks: Blocks, header: Header) -> dict[str, Attribute]:
                 "keeps its attributes in a fractal heap, which Keras never does; save it again with"
                 " Keras"
             )
-    attributes = [messages.attribute(message) for message in header.get(messages.ATTRIBUTE, [])]
+    if messages.ATTRIBUTE not in header:
+        return {}
+    attributes = [messages.attribute(message) for message in header[messages.ATTRIBUTE]]
     values = {attribute.name: _value(blocks, attribute) for attribute in attributes}
     if len(values) < len(attributes):
         raise Hdf5Error("has two attributes of one name; the file is damaged")

@@ -8,6 +8,7 @@ Nothing here touches a file; every length is checked against the bytes present.
 from __future__ import annotations
 
 import struct
+from functools import cache
 from typing import NamedTuple
 
 from ...io.dtypes import ITEMSIZES
@@ -46,9 +47,21 @@ class Hdf5Error(Exception):
     """What is wrong with one object; the reader adds the file and the path in it."""
 
 
+def cut_short() -> Hdf5Error:
+    """What is wrong where more bytes are needed than a structure has."""
+    return Hdf5Error("a structure is cut short; the file is damaged")
+
+
+@cache
+def _compiled(layout: str) -> struct.Struct:
+    return struct.Struct("<" + layout)
+
+
 class Fields:
     """A cursor over the bytes of one structure; running past their end is an error, never a short
     value."""
+
+    __slots__ = ("data", "position")
 
     def __init__(self, data: bytes) -> None:
         self.data = data
@@ -62,7 +75,7 @@ class Fields:
     def take(self, nbytes: int) -> bytes:
         """The next `nbytes` bytes."""
         if nbytes > self.left:
-            raise Hdf5Error("a structure is cut short; the file is damaged")
+            raise cut_short()
         self.position += nbytes
         return self.data[self.position - nbytes : self.position]
 
@@ -72,7 +85,12 @@ class Fields:
 
     def unpack(self, layout: str) -> tuple[int, ...]:
         """The next fields, by a `struct` format without its byte order."""
-        return struct.unpack("<" + layout, self.take(struct.calcsize("<" + layout)))
+        fields = _compiled(layout)
+        begin = self.position
+        if begin + fields.size > len(self.data):
+            raise cut_short()
+        self.position = begin + fields.size
+        return fields.unpack_from(self.data, begin)
 
 
 class Type(NamedTuple):

@@ -2,9 +2,9 @@
 heaps of text.
 
 Old-style groups and both versions of object headers, as in the HDF5 File Format Specification,
-version 3.0 (sections II to IV.A); see `hdf5`, which walks them. No structure is read twice and the
-bytes of all of them are bounded by the file's size, so no loop outlasts the file, whatever it
-holds.
+version 3.0 (sections II to IV.A); see `hdf5`, which walks them. No structure is read twice, and
+what all of them may cost is bounded: their bytes, and a part for each thing that Python makes of
+them. So no loop outlasts the file, whatever it holds.
 """
 
 from __future__ import annotations
@@ -14,11 +14,24 @@ from collections.abc import Iterator
 
 from ..checkpoint import SourceFile
 from . import hdf5_messages as messages
-from .hdf5_messages import UNDEFINED, Fields, Hdf5Error, Link
+from .hdf5_messages import UNDEFINED, Fields, Hdf5Error, Link, cut_short
 from .signatures import HDF5
 
-STRUCTURE_LIMIT = 1 << 25  # bytes; the file of a Stable Diffusion UNet has 0.6 MB of structure
+STRUCTURE_LIMIT = 1 << 26  # bytes; the file of a Stable Diffusion UNet has 0.6 MB of structure
+_EACH = 32  # bytes that a structure, a message, a name or a text counts beside its own
+_COSTS = {messages.LINK: 2 * _EACH, messages.ATTRIBUTE: 4 * _EACH}  # messages that hold others
 NAME_LIMIT = 1024
+PAGE = 1 << 12  # bytes that are read at once: structures are small and lie side by side
+_BEFORE = 1 << 10  # of them, those before the structure that is asked for
+
+_PREFIX_1 = struct.Struct("<HHB3x")  # of a message: type, size, flags
+_PREFIX_2 = struct.Struct("<BHB")
+_PREFIX_2_ORDERED = struct.Struct("<BHB2x")
+_HEAP = struct.Struct("<8xQ8xQ")  # bytes of names, and where they lie
+_NODE = struct.Struct("<4xBBH16x")  # type, level, number of children
+_CHILD = struct.Struct("<8xQ")
+_LEAF = struct.Struct("<6xH")  # number of entries
+_ENTRY = struct.Struct("<QQI20x")  # of a name: its place in the heap, the object, kind of cache
 
 Header = dict[int, list[Fields]]  # messages by type
 
@@ -32,7 +45,9 @@ class Blocks:
         self.start = start
         self.size = min(size, file.size - start)
         self.seen: set[int] = set()  # addresses of structures
-        self._budget = min(2 * self.size, STRUCTURE_LIMIT)
+        self._budget = min(8 * self.size, STRUCTURE_LIMIT)
+        self._page = b""  # what was read last, and where it lies
+        self._page_at = 0
         self._heaps: dict[int, dict[int, bytes]] = {}
 
     def superblock(self) -> int:
@@ -71,68 +86,71 @@ class Blocks:
 
     def header(self, address: int) -> Header:
         """The messages of an object header and its continuations, by type (section IV.A)."""
-        modern = self._read(address, 4) == b"OHDR"
-        first, prefix = self._header_2(address) if modern else self._header_1(address)
+        head = self._read_once(address, min(16, self.size - address))
+        modern = head.startswith(b"OHDR")
+        first, prefix = (self._header_2 if modern else self._header_1)(address, head)
         header: Header = {}
         blocks = [first]
         for block in blocks:  # grows while it is walked
-            while block.left >= struct.calcsize(f"<{prefix}"):
-                kind, size, flags = block.unpack(prefix)
-                message = Fields(block.take(size))
+            at = prefix.size
+            while at <= len(block):
+                kind, size, flags = prefix.unpack_from(block, at - prefix.size)
+                end = at + size
+                if end > len(block):
+                    raise cut_short()
+                self._spend(_COSTS.get(kind, _EACH))
                 if kind == messages.CONTINUATION:
-                    blocks.append(self._continuation(message, modern))
+                    blocks.append(self._continuation(Fields(block[at:end]), modern))
                 elif kind in messages.USED and flags & 2:
                     raise Hdf5Error(
                         "has a committed data type or another shared message, which Keras never"
                         " writes"
                     )
                 elif kind in messages.USED:
-                    header.setdefault(kind, []).append(message)
+                    header.setdefault(kind, []).append(Fields(block[at:end]))
+                at = end + prefix.size
         return header
 
-    def _header_1(self, address: int) -> tuple[Fields, str]:
-        """The first block of messages of a header of version 1, and the format of a message's
-        prefix."""
-        version, size = struct.unpack("<B7xI4x", self._read_once(address, 16))
-        if version != 1:
+    def _header_1(self, address: int, head: bytes) -> tuple[bytes, struct.Struct]:
+        """The first block of messages of a header of version 1, and the prefix of a message."""
+        if len(head) < 16 or head[0] != 1:
             raise Hdf5Error(f"has no object header at {address}; the file is damaged")
-        return Fields(self._read(address + 16, size)), "HHB3x"
+        size = int.from_bytes(head[8:12], "little")
+        return self._read(address + 16, size), _PREFIX_1
 
-    def _header_2(self, address: int) -> tuple[Fields, str]:
+    def _header_2(self, address: int, head: bytes) -> tuple[bytes, struct.Struct]:
         """The same of version 2: optional times and attribute limits, a size of 1 to 8 bytes, and a
         checksum."""
-        version, flags = self._read_once(address, 6)[4:]
+        version, flags = Fields(head[4:]).unpack("BB")
         if version != 2:
             raise Hdf5Error(f"an object header of version {version} is not supported")
         size_at = 6 + (16 if flags & 0x20 else 0) + (4 if flags & 0x10 else 0)
         begin = size_at + (1 << (flags & 3))
         size = int.from_bytes(self._read(address + size_at, begin - size_at), "little")
-        return Fields(_checked(self._read(address, begin + size + 4))[begin:]), (
-            "BHB2x" if flags & 4 else "BHB"
-        )
+        messages_of_it = _checked(self._read(address, begin + size + 4))[begin:]
+        return messages_of_it, _PREFIX_2_ORDERED if flags & 4 else _PREFIX_2
 
-    def _continuation(self, message: Fields, modern: bool) -> Fields:
+    def _continuation(self, message: Fields, modern: bool) -> bytes:
         address, nbytes = message.unpack("QQ")
         if not modern:
-            return Fields(self._read_once(address, nbytes))
-        return Fields(_checked(self._read_once(address, nbytes, b"OCHK"))[4:])
+            return self._read_once(address, nbytes)
+        return _checked(self._read_once(address, nbytes, b"OCHK"))[4:]
 
     def symbol_table(self, message: Fields) -> Iterator[Link]:
         """The children of an old-style group: a B-tree of entries, and a heap of their names
         (sections III.A-D)."""
         tree, heap = message.unpack("QQ")
-        size, names_at = struct.unpack("<8xQ8xQ", self._read_once(heap, 32, b"HEAP"))
+        size, names_at = _HEAP.unpack(self._read_once(heap, 32, b"HEAP"))
         names = self._read_once(names_at, size)
         for leaf in self._leaves(tree):
-            (count,) = struct.unpack("<6xH", self._read_once(leaf, 8, b"SNOD"))
-            for at, address, cache in struct.iter_unpack(
-                "<QQI20x", self._read(leaf + 8, 40 * count)
-            ):
+            (count,) = _LEAF.unpack(self._read_once(leaf, 8, b"SNOD"))
+            for at, address, cache in _ENTRY.iter_unpack(self._read(leaf + 8, 40 * count)):
                 end = names.find(b"\0", at, at + NAME_LIMIT)
                 if end < 0:
                     raise Hdf5Error(
                         f"has a child whose name does not end within {NAME_LIMIT} bytes"
                     )
+                self._spend(_EACH + end - at)
                 yield Link(
                     messages.text(names[at:end]), address, "a soft link" if cache == 2 else ""
                 )
@@ -140,10 +158,10 @@ class Blocks:
     def _leaves(self, address: int, parent: int | None = None) -> Iterator[int]:
         """Addresses of the symbol table nodes below a node of a version 1 B-tree; `parent` is the
         level above."""
-        kind, level, count = struct.unpack("<4xBBH16x", self._read_once(address, 24, b"TREE"))
+        kind, level, count = _NODE.unpack(self._read_once(address, 24, b"TREE"))
         if kind != 0 or (parent is not None and level != parent - 1):
             raise Hdf5Error(f"has a wrong B-tree node at {address}; the file is damaged")
-        for (child,) in struct.iter_unpack("<8xQ", self._read(address + 24, 16 * count)):
+        for (child,) in _CHILD.iter_unpack(self._read(address + 24, 16 * count)):
             if level:
                 yield from self._leaves(child, level)
             else:
@@ -159,7 +177,7 @@ class Blocks:
         data = self._heaps[address].get(index, b"")
         if len(data) < length:
             raise Hdf5Error("has an attribute whose text is missing; the file is damaged")
-        self._spend(length)
+        self._spend(_EACH + length)
         return messages.text(data[:length])
 
     def _heap(self, address: int) -> dict[int, bytes]:
@@ -170,6 +188,7 @@ class Blocks:
             index, nbytes = fields.unpack("H6xQ")
             if index == 0:  # the free space, which comes last
                 break
+            self._spend(_EACH)
             objects[index] = fields.take(-(-nbytes // 8) * 8)[:nbytes]
         return objects
 
@@ -181,6 +200,7 @@ class Blocks:
                 f"shares the structure at {address} with another object, or is part of a cycle"
             )
         self.seen.add(address)
+        self._budget -= _EACH
         data = self._read(address, nbytes)
         if not data.startswith(signature):
             raise Hdf5Error(
@@ -193,16 +213,32 @@ class Blocks:
             raise Hdf5Error(
                 f"points at bytes {address}..{address + nbytes} of {self.size}; the file is damaged"
             )
-        self._spend(nbytes)
-        return self.file.read(self.start + address, nbytes)
-
-    def _spend(self, nbytes: int) -> None:
-        """Count bytes of structure against what a file of this size can have."""
         self._budget -= nbytes
         if self._budget < 0:
-            raise Hdf5Error(
-                f"has structures that overlap, or more than {STRUCTURE_LIMIT} bytes of them"
-            )
+            raise _too_many()
+        at = address - self._page_at
+        if at < 0 or at + nbytes > len(self._page):
+            self._turn_to(address, nbytes)
+            at = address - self._page_at
+        return self._page[at : at + nbytes]
+
+    def _turn_to(self, address: int, nbytes: int) -> None:
+        """Have a structure in the page, and what is written before and after it."""
+        begin = max(0, address - _BEFORE)
+        end = min(max(begin + PAGE, address + nbytes), self.size)
+        self._page = self.file.read(self.start + begin, end - begin)
+        self._page_at = begin
+
+    def _spend(self, nbytes: int) -> None:
+        """Count bytes of structure, and what each part of it costs, against what a file can
+        have."""
+        self._budget -= nbytes
+        if self._budget < 0:
+            raise _too_many()
+
+
+def _too_many() -> Hdf5Error:
+    return Hdf5Error(f"has structures that overlap, or more than {STRUCTURE_LIMIT} bytes of them")
 
 
 def _checked(data: bytes) -> bytes:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import resource
+import struct
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
@@ -130,6 +131,49 @@ def roots(path: Path) -> None:
             file[f"m{number}/res_block/vars/0"] = np.zeros(1, "f4")
 
 
+def rooted(path: Path, structures: Callable[[int], bytes]) -> None:
+    """An HDF5 file whose root group is what stands at the beginning of some structures, which are
+    told where in the file they lie."""
+    with h5py.File(path, "w") as file:
+        file.create_group("a")
+    data = bytearray(path.read_bytes())
+    at = len(data)
+    data += structures(at)
+    struct.pack_into("<Q", data, 40, len(data))  # in the superblock: the end of the file
+    struct.pack_into("<Q", data, 64, at)  # and the root group
+    path.write_bytes(data)
+
+
+def header(message: bytes) -> bytes:
+    return struct.pack("<BxHII4x", 1, 0, 1, len(message)) + message
+
+
+def attributes(path: Path) -> None:
+    """A group with very many attributes of no bytes."""
+    messages = struct.pack("<HHB3x", 12, 0, 0) * (4_194_304 - 40)
+    rooted(path, lambda at: header(messages))
+
+
+def names(path: Path) -> None:
+    """A group with very many children, all of one name of a thousand bytes."""
+    count = 60_000
+    text = b"x" * 1000 + bytes(24)
+    entry = struct.pack("<QQ24x", 0, 0)
+
+    def structures(at: int) -> bytes:
+        heap = at + 48
+        tree = heap + 32 + len(text)
+        nodes = tree + 24 + 16 * 20
+        made = header(struct.pack("<HHB3xQQ", 17, 16, 0, tree, heap)).ljust(48, b"\0")
+        made += b"HEAP" + struct.pack("<4xQQQ", len(text), 0, heap + 32) + text
+        made += b"TREE" + struct.pack("<BBH16x", 0, 0, 20)
+        for number in range(20):
+            made += struct.pack("<QQ", 0, nodes + number * (8 + 40 * count))
+        return made + (b"SNOD" + struct.pack("<BxH", 1, count) + entry * count) * 20
+
+    rooted(path, structures)
+
+
 def shard_index(path: Path) -> None:
     """Very many entries over one shard of very many datasets."""
     with h5py.File(path.with_name("shard.weights.h5"), "w") as file:
@@ -186,6 +230,8 @@ SOURCES: dict[str, tuple[Callable[[Path], None], str]] = {
     "deep.safetensors": (deep_header, "nested too deeply"),
     "values.safetensors": (empty_values, "more than 2000000 values"),
     "roots.weights.h5": (roots, "more than 16 groups"),
+    "attributes.weights.h5": (attributes, "more than 67108864 bytes"),
+    "names.weights.h5": (names, "more than 67108864 bytes"),
     "index.weights.json": (shard_index, "in none of the shards|none of its layers"),
     "chain.index": (graph(chain()), "no component"),
     "shared.index": (graph(shared()), "no component"),
