@@ -13,7 +13,8 @@ import numpy as np
 
 from ..differences import Array
 from ..io.documents import read_json
-from .frameworks import OURS, frameworks
+from .drawing import NAME, Drawing
+from .frameworks import OURS, Framework, frameworks
 from .inputs import Arrays, inputs
 from .layers import Layer, compare_layers, first_fault
 from .measure import measure, tolerance
@@ -36,28 +37,60 @@ class Bench:
     progress: Progress
     reports: dict[str, Any] = field(default_factory=dict)
 
-    def judge(self, pairs: Sequence[Pair], layers: bool) -> list[Check]:
-        """Run all pairs on both sides, the source's first, and compare."""
+    def judge(
+        self, pairs: Sequence[Pair], layers: bool, drawing: Drawing | None = None
+    ) -> list[Check]:
+        """Run all pairs on both sides, the source's first, and compare.
+
+        Args:
+            drawing: an image that the same processes draw at the end, if any.
+        """
         total = sum(1 + len(pair.semantics) for pair in pairs)
+        total += 1 + len(drawing.semantics) if drawing else 0
         step = partial(self.progress, 1, total)
-        self.run_theirs(pairs, layers, step)
-        self.run_ours(pairs, layers, step)
+        self.run_theirs(pairs, layers, step, drawing)
+        self.run_ours(pairs, layers, step, drawing)
         return [self.check(pair) for pair in pairs]
 
-    def run_theirs(self, pairs: Sequence[Pair], layers: bool, step: Callable[[], None]) -> None:
+    def run_theirs(
+        self,
+        pairs: Sequence[Pair],
+        layers: bool,
+        step: Callable[[], None],
+        drawing: Drawing | None = None,
+    ) -> None:
         """Run the other side of pairs, one framework after the other."""
         for pair in pairs:
             self.give(pair.name, inputs(pair.call, pair.config, self.latent_side))
+        if drawing:
+            self.give(NAME, drawing.inputs())
         for name in dict.fromkeys(pair.framework.name for pair in pairs):
             own = [pair for pair in pairs if pair.framework.name == name]
             checks = [pair.their_check(self.latent_side) for pair in own]
+            if drawing and drawing.framework.name == name:
+                checks.append(drawing.their_check())
             self.run(name, name, checks, layers, step)
 
-    def run_ours(self, pairs: Sequence[Pair], layers: bool, step: Callable[[], None]) -> None:
+    def run_ours(
+        self,
+        pairs: Sequence[Pair],
+        layers: bool,
+        step: Callable[[], None],
+        drawing: Drawing | None = None,
+    ) -> None:
         """Run our side of pairs, once with the source's maths and once with that of diffusers."""
-        for semantics in _in_order([pair.semantics for pair in pairs]):
+        drawn = drawing.semantics if drawing else ()
+        for semantics in _in_order([*(pair.semantics for pair in pairs), drawn]):
             checks = [pair.our_check(semantics) for pair in pairs if semantics in pair.semantics]
-            self.run(OURS, _label(semantics), checks, layers, step)
+            if drawing and semantics in drawn:
+                _, version = self.version(drawing.framework)
+                checks.append(drawing.our_check(semantics, version))
+            self.run(OURS, our_label(semantics), checks, layers, step)
+
+    def version(self, framework: Framework) -> tuple[str, str]:
+        """The package of a framework that was run, and its version."""
+        versions: dict[str, str] = self.reports[framework.name]["versions"]
+        return next(entry for entry in versions.items() if entry[0] != "python")
 
     def check(self, pair: Pair) -> Check:
         """The verdict, from what both sides wrote."""
@@ -67,10 +100,10 @@ class Bench:
         expected = self.outputs(pair.framework.name, pair.name)
         errors = []
         layers = []
-        for label in map(_label, pair.semantics):
-            ours = self.outputs(label, pair.name)
+        for name in map(our_label, pair.semantics):
+            ours = self.outputs(name, pair.name)
             errors.append(measure(ours[: len(expected)], expected))
-            layers.append(self._layers(label, pair))
+            layers.append(self._layers(name, pair))
         good = errors[0].relative_l2 <= allowed
         return Check(
             name=pair.name,
@@ -150,10 +183,11 @@ def weights_of(pair: Pair) -> Weights | None:
 
 def _in_order(semantics: Sequence[Sequence[str]]) -> list[str]:
     """Each kind of maths once: those of sources, then the others."""
-    first = [kinds[0] for kinds in semantics]
+    first = [kinds[0] for kinds in semantics if kinds]
     others = [kind for kinds in semantics for kind in kinds[1:]]
     return list(dict.fromkeys([*first, *others]))
 
 
-def _label(semantics: str) -> str:
+def our_label(semantics: str) -> str:
+    """What our runs with these semantics are called."""
     return f"weightport, {semantics} semantics"

@@ -8,10 +8,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..differences import Array, max_abs, psnr
+from ..differences import Array
 from ..mappings.facts import facts
 
 FLOAT64 = 1e-12
+BLOCK = 1 << 13  # elements that stay in a core's cache, and that no library shares among threads
 # The repo's weights are rounded: about ten units in the last place.
 ROUNDED = {"F16": 5e-3, "BF16": 4e-2}
 
@@ -41,39 +42,69 @@ def measure(ours: Sequence[Array], expected: Sequence[Array]) -> Error:
     wanted = [array.shape for array in expected]
     if shapes != wanted:
         raise ValueError(f"shapes {shapes} and {wanted}")
-    a = _joined(ours)
-    b = _joined(expected)
-    if not (np.isfinite(a).all() and np.isfinite(b).all()):
-        return Error(math.inf, math.inf, 0.0, -math.inf)
-    norm = float(np.linalg.norm(a - b))
-    return Error(
-        max_abs=max_abs(a, b),
-        relative_l2=_relative(norm, float(np.linalg.norm(b))),
-        cosine=_cosine(a, b),
-        psnr=_psnr(a, b) if norm else None,
-    )
+    sums = _Sums()
+    for pair in zip(ours, expected, strict=True):
+        sums.add(*(np.ravel(array) for array in pair))
+    return sums.error()
 
 
-def _joined(arrays: Sequence[Array]) -> Array:
-    return np.concatenate([array.ravel().astype(np.float64) for array in arrays])
+@dataclass
+class _Sums:
+    """What errors are made of, summed over two results a block at a time."""
+
+    count: int = 0
+    differences: float = 0.0
+    ours: float = 0.0
+    expected: float = 0.0
+    products: float = 0.0
+    max_abs: float = 0.0
+    lowest: float = math.inf
+    highest: float = -math.inf
+
+    def add(self, ours: Array, expected: Array) -> None:
+        """Two flat arrays more."""
+        for start in range(0, ours.size, BLOCK):
+            a = ours[start : start + BLOCK].astype(np.float64)
+            b = expected[start : start + BLOCK].astype(np.float64)
+            self.count += a.size
+            self.ours += float(a @ a)
+            self.expected += float(b @ b)
+            self.products += float(a @ b)
+            self.lowest = min(self.lowest, float(b.min()))
+            self.highest = max(self.highest, float(b.max()))
+            if math.isfinite(self.ours + self.expected):
+                difference = a - b
+                self.differences += float(difference @ difference)
+                self.max_abs = max(self.max_abs, float(np.abs(difference, out=difference).max()))
+
+    def error(self) -> Error:
+        """The error of everything added; infinite where a value is not finite."""
+        if not math.isfinite(self.ours + self.expected):
+            return Error(math.inf, math.inf, 0.0, -math.inf)
+        return Error(
+            max_abs=self.max_abs,
+            relative_l2=_relative(math.sqrt(self.differences), math.sqrt(self.expected)),
+            cosine=self._cosine(),
+            psnr=self._psnr(),
+        )
+
+    def _cosine(self) -> float:
+        scale = math.sqrt(self.ours) * math.sqrt(self.expected)
+        if scale:
+            return self.products / scale
+        return float(self.ours == self.expected)  # nothing has no direction
+
+    def _psnr(self) -> float | None:
+        span = self.highest - self.lowest
+        if not (self.differences and span):
+            return None
+        return 10 * math.log10(span**2 * self.count / self.differences)
 
 
 def _relative(norm: float, scale: float) -> float:
     if scale:
         return norm / scale
     return math.inf if norm else 0.0
-
-
-def _cosine(a: Array, b: Array) -> float:
-    product = float(np.linalg.norm(a)) * float(np.linalg.norm(b))
-    if product:
-        return float(a @ b) / product
-    return float(np.array_equal(a, b))  # nothing has no direction
-
-
-def _psnr(a: Array, b: Array) -> float | None:
-    span = float(b.max() - b.min())
-    return psnr(a, b, span) if span else None
 
 
 def tolerance(name: str, dtype: str, weights: Sequence[str]) -> float:

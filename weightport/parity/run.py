@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from .bench import Bench, Progress
+from .drawing import drawing_of
 from .images import compare_images
 from .pairs import files_of, pairs_of
 from .result import Parity
@@ -37,12 +38,13 @@ def parity(
     pairs = pairs_of(repo, sources, component=component, ema=ema, source_python=source_python)
     with tempfile.TemporaryDirectory(prefix="weightport-parity-") as folder:
         bench = Bench(Path(folder), dtype, latent_side, source_python, progress)
-        checks = bench.judge(pairs, layers)
+        drawing = drawing_of(pairs, latent_side) if images and dtype == "float32" else None
+        checks = bench.judge(pairs, layers, drawing)
         failed = [pair for pair, check in zip(pairs, checks, strict=True) if not check.passed]
         if failed and not layers:  # once more, to see where
             again = {check.name: check for check in bench.judge(failed, True)}
             checks = [again.get(check.name, check) for check in checks]
-        pictures = compare_images(bench, pairs) if images and dtype == "float32" else None
+        pictures = compare_images(bench, drawing) if drawing else None
     return Parity(
         repo=repo.absolute().name,
         family=pairs[0].family.name,

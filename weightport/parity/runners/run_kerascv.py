@@ -31,6 +31,7 @@ PACKAGES = ("keras-cv", "keras", "numpy")
 KERAS = f"Keras {importlib.metadata.version('keras')}"
 VERSIONS = {"sd1": "v1", "sd2": "v2"}  # as kerascv_build calls them
 GENERATORS = {"sd1": StableDiffusion, "sd2": StableDiffusionV2}
+MODELS: dict[tuple[str, str, int], Any] = {}
 PARTS = {"embed": "_text_encoder", "denoise": "_diffusion_model", "decode": "_decoder"}
 
 
@@ -65,6 +66,18 @@ def widths(check: Mapping[str, Any]) -> dict[str, dict[int, int]]:
         "vae": own if own and not denoises else {width: width for width in (128, 256, 512)},
         "context": {768: context, 1024: context},
     }
+
+
+def loaded(check: Mapping[str, Any]) -> Any:
+    """The check's model with the weights of its file.
+
+    It is kept: the pipeline is made of the models that were checked alone.
+    """
+    key = (check["name"], check["source"], check["image_size"])
+    if key not in MODELS:
+        keras.backend.clear_session()  # some formats know layers by how many there were
+        MODELS[key] = load(build(check), Path(check["source"]))
+    return MODELS[key]
 
 
 def load(model: Any, path: Path) -> Any:
@@ -145,11 +158,11 @@ def pipeline(check: Mapping[str, Any], inputs: exchange.Arrays) -> exchange.Outp
     Returns the image in [0, 1], and as it comes, in uint8.
     """
     size = check["image_size"]
-    generator = GENERATORS[check["family"]](size, size, jit_compile=True)
+    jit_compile = not is_narrow(check["parts"]["denoise"])
+    generator = GENERATORS[check["family"]](size, size, jit_compile=jit_compile)
     for call, attribute in PARTS.items():
-        part = check["parts"][call]
-        model = load(build(part), Path(part["source"]))
-        model.compile(jit_compile=True)
+        model = loaded(check["parts"][call])
+        model.compile(jit_compile=jit_compile)
         setattr(generator, attribute, model)
     generator._decoder = Recording(generator.decoder)
     features = check["parts"]["denoise"]["config"]["block_out_channels"][0]
@@ -172,34 +185,31 @@ def pipeline(check: Mapping[str, Any], inputs: exchange.Arrays) -> exchange.Outp
 def run(
     check: Mapping[str, Any], inputs: exchange.Arrays
 ) -> tuple[exchange.Outputs, exchange.Arrays]:
-    """Under XLA, as KerasCV compiles its models.
+    """Under XLA, as KerasCV compiles its models; narrow ones take longer to compile than to run.
 
-    TensorFlow's own GroupNormalization loses ten times as much.
+    At full width TensorFlow's own GroupNormalization loses ten times as much.
     """
-    keras.backend.clear_session()
     gc.collect()
     keras.backend.set_floatx(check["dtype"])  # of the inputs
     keras.mixed_precision.set_global_policy(check["dtype"])  # of the layers
     if check["call"] == "draw":
         return pipeline(check, inputs), {}
-    model = load(build(check), Path(check["source"]))
+    model = loaded(check)
     given = [tf.constant(array) for array in arguments(check, inputs, check["dtype"])]
 
-    def predict(*args: Any) -> Any:
-        return model(list(args) if len(args) > 1 else args[0], training=False)
+    def predict(watch: Mapping[str, str], *args: Any) -> tuple[Any, dict[str, Any]]:
+        with recorded(model, watch) as found:
+            output = model(list(args) if len(args) > 1 else args[0], training=False)
+        return output, found
 
-    def predict_recorded(*args: Any) -> Any:
-        with recorded(model, check["watch"]) as found:
-            predict(*args)
-        return found
-
-    compiled = partial(tf.function, autograph=False, jit_compile=check["dtype"] == "float32")
-    output = channels_first(compiled(predict)(*given))
-    if not check["watch"]:
-        return [output], {}
-    # apart: XLA fuses, and rounds, otherwise where layers are to be seen
-    found = compiled(predict_recorded)(*given)
-    return [output], {name: channels_first(array) for name, array in found.items()}
+    if is_narrow(check):
+        output, found = predict(check["watch"], *given)
+    else:
+        compiled = partial(tf.function, autograph=False, jit_compile=check["dtype"] == "float32")
+        output, found = compiled(partial(predict, {}))(*given)
+        if check["watch"]:  # apart: XLA fuses, and rounds, otherwise where layers are to be seen
+            _, found = compiled(partial(predict, check["watch"]))(*given)
+    return [channels_first(output)], {name: channels_first(array) for name, array in found.items()}
 
 
 if __name__ == "__main__":
