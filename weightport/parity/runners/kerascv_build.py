@@ -102,6 +102,38 @@ def narrow(unet: Widths, vae: Widths, context: Widths) -> Iterator[None]:
             names = ("PaddedConv2D", "ResnetBlock", "AttentionBlock")
             scaled = {name: _scaled(getattr(module, name), vae) for name in names}
             stack.enter_context(mock.patch.multiple(module, **scaled))
+        stack.enter_context(_shapes_computed())
+        yield
+
+
+@contextlib.contextmanager
+def _shapes_computed() -> Iterator[None]:
+    """While this context lasts, Keras 3 sees the shapes that a layer returns by running it.
+
+    It would trace a graph of the layer, which takes longer than running a narrow one on zeros.
+    """
+    try:
+        from keras.src import backend
+    except ImportError:  # Keras 2 makes one graph of all
+        yield
+        return
+    traced = backend.compute_output_spec
+
+    def zeros(value: Any) -> Any:
+        is_symbol = isinstance(value, keras.KerasTensor)
+        return tf.zeros([1, *value.shape[1:]], value.dtype) if is_symbol else value
+
+    def symbol(value: Any) -> Any:
+        return keras.KerasTensor([None, *value.shape[1:]], value.dtype.name)
+
+    def computed(call: Any, *args: Any, **kwargs: Any) -> Any:
+        given = keras.tree.flatten((args, kwargs))
+        if any(None in value.shape[1:] for value in given if isinstance(value, keras.KerasTensor)):
+            return traced(call, *args, **kwargs)
+        args, kwargs = keras.tree.map_structure(zeros, (args, kwargs))
+        return keras.tree.map_structure(symbol, call(*args, **kwargs))
+
+    with mock.patch.object(backend, "compute_output_spec", computed):
         yield
 
 
