@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from weightport.differences import max_abs
+from weightport.differences import max_abs, psnr
 
 ONE = np.array([1.0, 2.0], np.float16)
 
@@ -25,3 +25,10 @@ def test_what_is_not_finite() -> None:
     assert max_abs(infinite, infinite) == 0
     assert max_abs(infinite, ONE) == math.inf
     assert math.isnan(max_abs(np.array([math.nan, 1.0]), ONE))
+
+
+def test_signal_to_noise() -> None:
+    black = np.zeros((2, 2, 3), np.uint8)
+    assert psnr(black, black, peak=255) == math.inf
+    assert psnr(black, black + 255, peak=255) == 0
+    assert psnr(ONE, ONE + 0.1, peak=1) == pytest.approx(20, abs=0.1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -19,3 +20,14 @@ def max_abs(a: Array, b: Array) -> float:
     with np.errstate(invalid="ignore"):  # where both are infinite
         difference = np.where(x == y, 0.0, x - y)
     return float(np.abs(difference).max(initial=0.0))
+
+
+def psnr(a: Array, b: Array, peak: float) -> float:
+    """Peak signal-to-noise ratio of two arrays of one shape, in dB; infinite for equal ones.
+
+    Args:
+        peak: the largest difference that two values can have, such as 255.
+    """
+    difference = a.astype(np.float64) - b.astype(np.float64)
+    error = float(np.square(difference).mean())
+    return math.inf if error == 0 else 10 * math.log10(peak**2 / error)

@@ -114,10 +114,10 @@ def _shapes_computed() -> Iterator[None]:
     """
     try:
         from keras.src import backend
+        from keras.src.backend import compute_output_spec as traced
     except ImportError:  # Keras 2 makes one graph of all
         yield
         return
-    traced = backend.compute_output_spec
 
     def zeros(value: Any) -> Any:
         is_symbol = isinstance(value, keras.KerasTensor)
