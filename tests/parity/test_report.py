@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from weightport.parity.layers import Fault, Layer, first_fault, watched
-from weightport.parity.measure import Error, measure, tolerance
+from weightport.parity.measure import BLOCK, Error, measure, tolerance
 from weightport.parity.report import describe, html, write_report
 from weightport.parity.result import Check, File, Images, Parity
 from weightport.parity.weights import Weights, WrongTensor
@@ -75,6 +75,16 @@ def _parity(wrong: bool = False) -> Parity:
         {"cores": 2, "kerascv": process},
         (File("file", "a" * 64),),
     )
+
+
+def test_measure_of_more_than_a_block() -> None:
+    rng = np.random.default_rng(0)
+    a, b = rng.standard_normal((2, 3, BLOCK // 2 + 1))
+    error = measure([a[:1], a[1:]], [b[:1], b[1:]])
+    assert error.max_abs == np.abs(a - b).max()
+    assert error.relative_l2 == pytest.approx(np.linalg.norm(a - b) / np.linalg.norm(b))
+    assert error.cosine == pytest.approx(np.vdot(a, b) / np.linalg.norm(a) / np.linalg.norm(b))
+    assert error.psnr == pytest.approx(10 * np.log10(np.ptp(b) ** 2 / np.square(a - b).mean()))
 
 
 def test_measure() -> None:
