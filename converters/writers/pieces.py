@@ -7,25 +7,32 @@ whole.
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import math
 from collections.abc import Generator, Iterable, Iterator
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cache, cached_property
 
 import numpy as np
 
 from ...io.arrays import DTYPES, Array
+from ...io.dtypes import EIGHT_BITS
 from ...mappings.ops import Op, Run
 from ..checkpoint import Stored, Tensor, stored_in
-from .background import read_ahead
-from .cast import Cast, Counted, bits_of
-from .panels import AHEAD, Panels, TurnedTo
+from .cast import Float16Cast
 from .transpose import Shape, Turned, coalesced, copy_view, row_blocks
 
 _BLOCK = 1 << 19  # bytes that are handed over at once
+_PANEL = 57 << 19  # bytes of a transposed tensor that are held at once: half a kernel of 1280
 DEPTH = 5  # blocks that exist at a time: one written, one hashed, one being made, two that wait
+_EXPONENT = {
+    "F64": 0x7FF0 << 48,
+    "F32": 0x7F80 << 16,
+    "F16": 0x7C00,
+    "BF16": 0x7F80,
+    "F8_E4M3": 0x7F,  # has no Inf: one pattern is NaN
+    "F8_E5M2": 0x7C,
+}  # all set: Inf or NaN
 
 
 @dataclass(frozen=True)
@@ -70,93 +77,119 @@ class Blocks:
     """Makes outputs block by block in a few buffers: a block is valid until `DEPTH - 1` more have
     been made."""
 
-    def __init__(self) -> None:
-        self._cast = Cast(_BLOCK)
-        self._panels = Panels()
-
-    # Made when needed, as those of panels.
+    # Made when needed: a large array lies on huge pages, of which the kernel fills in whole ones
+    # around its header.
     @cached_property
     def _ring(self) -> Iterator[Array]:
         return itertools.cycle([np.empty(_BLOCK, np.uint8) for _ in range(DEPTH)])
 
+    @cached_property
+    def _raw(self) -> Array:
+        """A block before its cast, or rows to transpose after theirs."""
+        return np.empty(4 * _BLOCK, np.uint8)
+
+    @cached_property
+    def _panel(self) -> Array:
+        return np.empty(_PANEL, np.uint8)
+
+    @cached_property
+    def _float16(self) -> Float16Cast:
+        return Float16Cast()
+
     def of(self, outputs: Iterable[Output]) -> Generator[Block, None, None]:
         """The bytes of the outputs, one after another."""
-        in_order = [output for output in outputs if output.nbytes]
-        turned = {output.key: found for output in in_order if (found := _turned(output))}
-        panels = read_ahead(self._panels.of(list(turned.values())), AHEAD)
-        with contextlib.closing(panels):
-            for number, output in enumerate(in_order):
-                for following in in_order[number + 1 : number + 2]:
-                    _fetch(following)
-                if output.key in turned:
-                    count = len(turned[output.key].panels)
-                    yield from self._cut(output, itertools.islice(panels, count))
-                elif _in_order(output, _moves(output)):
-                    yield from self._copied(output)
-                else:
-                    yield from self._rearranged(output)
+        in_order = list(outputs)
+        for number, output in enumerate(in_order):
+            for following in in_order[number + 1 : number + 2]:
+                _fetch(following)
+            if output.nbytes:
+                yield from self._of(output)
 
-    def _copied(self, output: Output) -> Iterator[Block]:
+    def _of(self, output: Output) -> Iterator[Block]:
+        moves = _moves(output)
+        source = output.sources[0]
+        if _in_order(output, moves):
+            for place in _places(output):
+                yield from self._copied(output, place)
+            return
+        turned = None
+        if moves is not None and isinstance(source, Stored):
+            turned = Turned.of(source, *moves)
+        if turned is not None:
+            yield from self._turned(output, turned)
+        else:
+            yield from self._rearranged(output, _computed(output))
+        for place in (place for source in output.sources for place in stored_in(source)):
+            place.file.take(place.offset, place.nbytes)
+
+    def _copied(self, output: Output, place: Stored) -> Iterator[Block]:
         """Stored bytes as they lie."""
-        for place in _places(output):
-            itemsize = DTYPES[place.dtype].itemsize
-            step = _BLOCK // _widest(output) * itemsize
-            for start in range(0, place.nbytes, step):
-                nbytes = min(step, place.nbytes - start)
-                data = next(self._ring)
-                bits = (data if place.dtype == output.dtype else self._cast.scratch)[:nbytes]
-                place.file.read_into(place.offset + start, bits.data)
-                place.file.take(place.offset + start, nbytes)
-                yield self._block(output, bits.view(bits_of(place.dtype)), data)
+        itemsize = DTYPES[place.dtype].itemsize
+        step = _BLOCK // _widest(output) * itemsize
+        for start in range(0, place.nbytes, step):
+            nbytes = min(step, place.nbytes - start)
+            data = next(self._ring)
+            bits = (data if place.dtype == output.dtype else self._raw)[:nbytes]
+            place.file.read_into(place.offset + start, bits.data)
+            place.file.take(place.offset + start, nbytes)
+            yield self._block(output, bits.view(_bits(place.dtype)), data)
 
-    def _rearranged(self, output: Output) -> Iterator[Block]:
+    def _rearranged(self, output: Output, view: Array) -> Iterator[Block]:
         """An array in memory, mostly a view with its axes permuted."""
-        view = _computed(output)
-        _take(output)
         for index in row_blocks(view.shape, _BLOCK // _widest(output)):
             piece = view[index]
             data = next(self._ring)
-            place = data if output.sources[0].dtype == output.dtype else self._cast.scratch
+            place = data if output.sources[0].dtype == output.dtype else self._raw
             bits = place[: piece.nbytes].view(view.dtype)
             copy_view(piece, bits.reshape(piece.shape))
             yield self._block(output, bits, data)
 
-    def _cut(self, output: Output, panels: Iterable[Counted]) -> Iterator[Block]:
-        """A stored tensor whose last axis comes first."""
-        for panel in panels:
-            counts = (panel.nonfinite, panel.overflow)
+    def _turned(self, output: Output, turned: Turned) -> Iterator[Block]:
+        """A stored tensor whose last axis comes first, a range of its rows after the other."""
+        dtype = _bits(output.dtype)
+        rows_nbytes = len(turned.order) * dtype.itemsize
+        for rows in turned.panels(_PANEL // _widest(output)):
+            nonfinite = 0
+            overflow = 0
+
+            def prepare(bits: Array) -> Array:
+                nonlocal nonfinite, overflow
+                block = self._block(output, bits, self._raw)
+                nonfinite += block.nonfinite
+                overflow += block.overflow
+                return np.frombuffer(block.data, dtype)
+
+            panel = self._panel[: (rows.stop - rows.start) * rows_nbytes]
+            turned.fill(rows, panel.view(dtype).reshape(-1, len(turned.order)), prepare)
             # The last blocks are copies: when the next panel is asked for, nobody reads this one.
-            starts = range(0, len(panel.data), _BLOCK)
+            starts = range(0, len(panel), _BLOCK)
             for number, start in enumerate(starts, 1):
-                data = panel.data[start : start + _BLOCK]
+                data = panel[start : start + _BLOCK]
                 if number > len(starts) - (DEPTH - 1):
                     copy = next(self._ring)[: len(data)]
                     np.copyto(copy, data)
                     data = copy
-                yield Block(output.key, data.data, *counts)
-                counts = (0, 0)
-        _take(output)
+                yield Block(output.key, data.data, nonfinite, overflow)
+                nonfinite = 0
+                overflow = 0
 
     def _block(self, output: Output, bits: Array, data: Array) -> Block:
-        counted = self._cast(bits, output.sources[0].dtype, output.dtype, data)
-        return Block(output.key, counted.data.data, counted.nonfinite, counted.overflow)
-
-
-def _turned(output: Output) -> TurnedTo | None:
-    """What to turn, of an output that is a stored tensor whose last axis comes first."""
-    moves = _moves(output)
-    source = output.sources[0]
-    if moves is None or _in_order(output, moves) or not isinstance(source, Stored):
-        return None
-    turned = Turned.of(source, *moves)
-    return None if turned is None else TurnedTo(turned, output.dtype)
-
-
-def _take(output: Output) -> None:
-    """Nothing is read for an output again."""
-    for source in output.sources:
-        for place in stored_in(source):
-            place.file.take(place.offset, place.nbytes)
+        """Count in the sources' bits, and cast them into `data` if they do not stay as they are."""
+        source = output.sources[0].dtype
+        nonfinite = _count_nonfinite(bits, source)
+        if source == output.dtype:
+            return Block(output.key, bits.view(np.uint8).data, nonfinite)
+        dtype = DTYPES[output.dtype]
+        cast = data[: bits.size * dtype.itemsize].view(dtype)
+        with np.errstate(over="ignore", invalid="ignore"):  # counted instead
+            if (source, output.dtype) == ("F32", "F16"):
+                self._float16(bits.view(DTYPES[source]), cast)
+            elif source in EIGHT_BITS:
+                np.take(_values(source, output.dtype), bits, out=cast, mode="clip")
+            else:
+                np.copyto(cast, bits.view(DTYPES[source]), casting="unsafe")
+        overflow = _count_nonfinite(cast.view(_bits(output.dtype)), output.dtype) - nonfinite
+        return Block(output.key, cast.view(np.uint8).data, nonfinite, overflow)
 
 
 def _fetch(output: Output) -> None:
@@ -214,4 +247,29 @@ def _computed(output: Output) -> Array:
     arrays = [source.numpy() for source in output.sources]
     if output.op is not None:
         arrays = output.op.apply(arrays, output.parts)
-    return np.atleast_1d(arrays[output.part]).view(bits_of(output.sources[0].dtype))
+    return np.atleast_1d(arrays[output.part]).view(_bits(output.sources[0].dtype))
+
+
+@cache
+def _values(source: str, dtype: str) -> Array:
+    """What each of the 256 numbers of eight bits is in another dtype."""
+    values: Array = np.arange(256, dtype=np.uint8).view(DTYPES[source]).astype(np.float32)
+    return values.astype(DTYPES[dtype])
+
+
+def _bits(dtype: str) -> np.dtype[np.unsignedinteger]:
+    """Unsigned integers of a dtype's width: moving and counting them never changes a NaN."""
+    return np.dtype(f"<u{DTYPES[dtype].itemsize}")
+
+
+def _count_nonfinite(bits: Array, dtype: str) -> int:
+    """How many floats are NaN or Inf. Mostly none is, which the largest bit patterns of both signs
+    tell quickly."""
+    if dtype not in _EXPONENT:
+        return 0
+    exponent = _EXPONENT[dtype]
+    sign = 1 << 8 * bits.itemsize - 1
+    if bits.view(f"<i{bits.itemsize}").max() < exponent and bits.max() < exponent | sign:
+        return 0
+    mask = bits.dtype.type(exponent)
+    return int(np.count_nonzero((bits & mask) == mask))
