@@ -152,11 +152,14 @@ def from_safetensors(source: Path, out: Path) -> dict[str, Row]:
     rows["weightport, float16"] = _cast(command, "float16", 1.0)
     rows["weightport, bfloat16"] = _cast(command, "bfloat16", 0.8)
     rows |= _peers("rename_script", source, out / "repo", "torch")
+    rows["weightport, first weight"] = _first(source, out)
+    rows |= _inspected(source)
+    rows["--help"] = Row([*WEIGHTPORT, "--help"], goals=HELP)
+    # Last, as they leave the source out of the page cache.
     rows[COLD_COPY] = replace(rows[COPY], cold=True)
     rows["weightport, cold"] = Row(command, COLD_COPY, {"ratio": 1.1, "read": 1.05}, cold=True)
     rows[SMALL] = Row(command, goals={"read": 1.05}, cold=True, cache=SMALL_CACHE)
-    rows["weightport, first weight"] = _first(source, out)
-    return rows | _inspected(source) | {"--help": Row([*WEIGHTPORT, "--help"], goals=HELP)}
+    return rows
 
 
 def from_ckpt(source: Path, out: Path) -> dict[str, Row]:
