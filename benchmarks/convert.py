@@ -155,7 +155,6 @@ def from_safetensors(source: Path, out: Path) -> dict[str, Row]:
     rows["weightport, first weight"] = _first(source, out)
     rows |= _inspected(source)
     rows["--help"] = Row([*WEIGHTPORT, "--help"], goals=HELP)
-    # Last, as they leave the source out of the page cache.
     rows[COLD_COPY] = replace(rows[COPY], cold=True)
     rows["weightport, cold"] = Row(command, COLD_COPY, {"ratio": 1.1, "read": 1.05}, cold=True)
     rows[SMALL] = Row(command, goals={"read": 1.05}, cold=True, cache=SMALL_CACHE)
@@ -343,6 +342,8 @@ def rounds(rows: Mapping[str, Row], source: Path, outputs: Path, repeat: int) ->
             outputs.mkdir()
             if row.cold:
                 system.drop_from_cache(source)
+            else:
+                system.bring_into_cache(source)
             runs[name] = _measured(row, outputs)
             shutil.rmtree(outputs)
         yield runs

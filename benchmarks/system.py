@@ -20,12 +20,24 @@ _HEADER = 1 << 20  # bytes; no header is longer
 
 def drop_from_cache(source: Path) -> None:
     """Take a file, or the files of a folder, out of the page cache."""
-    for path in [source] if source.is_file() else source.rglob("*"):
-        if path.is_file():
-            descriptor = os.open(path, os.O_RDONLY)
-            os.fsync(descriptor)
-            os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
-            os.close(descriptor)
+    for path in _files(source):
+        descriptor = os.open(path, os.O_RDONLY)
+        os.fsync(descriptor)
+        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+        os.close(descriptor)
+
+
+def bring_into_cache(source: Path) -> None:
+    """Have a file, or the files of a folder, in the page cache."""
+    for path in _files(source):
+        with path.open("rb", buffering=0) as file:
+            while file.read(1 << 20):
+                pass
+
+
+def _files(source: Path) -> list[Path]:
+    paths = [source] if source.is_file() else source.rglob("*")
+    return [path for path in paths if path.is_file()]
 
 
 @contextlib.contextmanager
