@@ -20,13 +20,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..errors import ConversionError
-from ..io.behind import ReadBehind, Together
 from ..io.dtypes import ITEMSIZES
 from ..io.partial import partial
 from ..io.regular import fetch, open_regular, read_far_ahead
 
 if TYPE_CHECKING:
     from ..io.arrays import Array
+    from ..io.behind import ReadBehind, Together
 
 _HASHED = 1 << 18  # bytes at once
 _FETCHED = 1 << 22  # bytes that are asked for before they are read
@@ -110,6 +110,8 @@ class SourceFile:
 
     def pass_through(self, readers: int) -> None:
         """From now on, what `readers` have read leaves the page cache, unless it is in it now."""
+        from ..io.behind import ReadBehind  # a conversion's; who only looks does without
+
         if self._partial is None:
             self._behind = ReadBehind(self._fd, self.size, readers)
 
@@ -228,6 +230,8 @@ class Tensor:
         name: the name in the file, as the file spells it (for reports).
         dtype: a safetensors dtype name, a key of `ITEMSIZES`.
         shape: the dimensions.
+
+    Nobody changes one; it is not frozen because that takes five times as long to make.
     """
 
     name: str

@@ -29,5 +29,9 @@ def psnr(a: Array, b: Array, peak: float) -> float:
         peak: the largest difference that two values can have, such as 255.
     """
     difference = a.astype(np.float64) - b.astype(np.float64)
-    error = float(np.square(difference).mean())
+    return decibels(float(np.square(difference).mean()), peak)
+
+
+def decibels(error: float, peak: float) -> float:
+    """The peak signal-to-noise ratio that a mean square error is; infinite if there is none."""
     return math.inf if error == 0 else 10 * math.log10(peak**2 / error)

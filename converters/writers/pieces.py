@@ -119,8 +119,9 @@ class Blocks:
             yield from self._turned(output, turned)
         else:
             yield from self._rearranged(output, _computed(output))
-        for place in (place for source in output.sources for place in stored_in(source)):
-            place.file.take(place.offset, place.nbytes)
+        for source in output.sources:
+            for place in stored_in(source):
+                place.file.take(place.offset, place.nbytes)
 
     def _copied(self, output: Output, place: Stored) -> Iterator[Block]:
         """Stored bytes as they lie."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..differences import Array
+from ..differences import Array, decibels
 from ..mappings.facts import facts
 
 FLOAT64 = 1e-12
@@ -98,7 +98,7 @@ class _Sums:
         span = self.highest - self.lowest
         if not (self.differences and span):
             return None
-        return 10 * math.log10(span**2 * self.count / self.differences)
+        return decibels(self.differences / self.count, span)
 
 
 def _relative(norm: float, scale: float) -> float:
