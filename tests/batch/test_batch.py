@@ -16,7 +16,7 @@ import pytest
 
 import weightport
 
-from ..support.command import COMMAND, Run, listing, run
+from ..support.command import COMMAND, Run, heed_interrupts, listing, run
 from .results import (
     at_work,
     content_of,
@@ -28,7 +28,6 @@ from .results import (
 )
 
 PARTS = ("decoder", "image_encoder")  # the smallest
-JOBS = 16  # so many that none of the signals comes too late
 OPTIONS = ("--workers", "2", "--no-sync")
 
 
@@ -167,14 +166,16 @@ def many(tmp_path: Path, sd1_keras: dict[str, Path]) -> Path:
     """Jobs that take a while."""
     folder = tmp_path / "many"
     folder.mkdir()
-    for number in range(JOBS):
+    for number in range(8):
         shutil.copyfile(sd1_keras["image_encoder"], folder / f"{number}.h5")
     return folder
 
 
 def started(shelf: Path, out: Path) -> Popen[bytes]:
     """A batch in a process of its own, which has a job by now or has ended."""
-    process = Popen([*COMMAND, "batch", shelf, "-o", out, *OPTIONS], stdout=DEVNULL)
+    process = Popen(
+        [*COMMAND, "batch", shelf, "-o", out, *OPTIONS], stdout=DEVNULL, preexec_fn=heed_interrupts
+    )
     wait_for(lambda: at_work(out) or process.poll() is not None)
     return process
 
@@ -204,13 +205,13 @@ def test_it_goes_on_whatever_happens(many: Path, tmp_path: Path) -> None:
     wait_for(lambda: not any(map(is_running, workers)))
     assert left_in_part(out) == []
     before = finished(out)
-    assert len(before) < JOBS, "it was killed too late to tell"
+    assert len(before) < 8, "it was killed too late to tell"
 
     pair = [started(many, out) for _ in range(2)]
     assert [one.wait() for one in pair] == [0, 0]
     assert left_in_part(out) == []
     after = finished(out)
-    assert after.keys() == {str(number) for number in range(JOBS)}
+    assert after.keys() == {str(number) for number in range(8)}
     assert {name: after[name] for name in before} == before, "nothing is done twice"
 
 

@@ -26,7 +26,7 @@ from weightport.cli import main
 from weightport.commands import inspect as inspect_command
 from weightport.mappings.families import families
 
-from ..support.command import COMMAND, assert_refused, listing, run, spawn
+from ..support.command import COMMAND, assert_refused, heed_interrupts, listing, run, spawn
 
 PARTS = ("text_encoder", "unet", "decoder", "image_encoder")
 
@@ -288,13 +288,8 @@ def test_interrupted(
         str(place / "out"),
     ]
 
-    def heed() -> None:
-        signal.signal(
-            signal.SIGINT, signal.SIG_DFL
-        )  # a test run in the background ignores it, and so would a child
-
     ended = subprocess.run(
-        command, capture_output=True, text=True, check=False, timeout=60, preexec_fn=heed
+        command, capture_output=True, text=True, check=False, timeout=60, preexec_fn=heed_interrupts
     )
     assert (ended.returncode, ended.stdout) == (status, "")
     assert ended.stderr.count("\n") <= 1

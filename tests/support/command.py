@@ -21,6 +21,11 @@ from weightport.cli import main
 COMMAND = (sys.executable, "-m", "weightport")
 
 
+def heed_interrupts() -> None:
+    """In a child, before it begins: a test run in the background ignores them, and so would it."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 @dataclass(frozen=True)
 class Run:
     """How a command ended and what it printed."""
