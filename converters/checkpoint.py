@@ -14,7 +14,7 @@ import math
 import os
 import struct
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -97,16 +97,6 @@ class SourceFile:
                 self._partial.bring(offset, nbytes)
             except OSError as error:
                 raise ConversionError(str(error)) from error
-
-    def read_into_each(self, offset: int, buffers: Sequence[memoryview]) -> None:
-        """Fill writable buffers of bytes, at most 1024, one after another from `offset` on."""
-        nbytes = sum(map(len, buffers))
-        self._bring(offset, nbytes)
-        if os.preadv(self._fd, buffers, offset) != nbytes:
-            place = offset
-            for buffer in buffers:
-                self.read_into(place, buffer)
-                place += len(buffer)
 
     def pass_through(self, readers: int) -> None:
         """From now on, what `readers` have read leaves the page cache, unless it is in it now."""

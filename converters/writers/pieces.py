@@ -20,10 +20,11 @@ from ...io.dtypes import EIGHT_BITS
 from ...mappings.ops import Op, Run
 from ..checkpoint import Stored, Tensor, stored_in
 from .cast import Float16Cast
-from .transpose import Shape, Turned, coalesced, copy_view, row_blocks
+from .transpose import Shape, Turned, coalesced, copy_view, row_blocks, strips
 
 _BLOCK = 1 << 19  # bytes that are handed over at once
-_PANEL = 57 << 19  # bytes of a transposed tensor that are held at once: half a kernel of 1280
+_PANEL = 58 << 19  # bytes of a tensor that are held to be transposed: half a kernel of 1280
+_STRIP = 3 << 19  # bytes that are transposed at once
 DEPTH = 5  # blocks that exist at a time: one written, one hashed, one being made, two that wait
 _EXPONENT = {
     "F64": 0x7FF0 << 48,
@@ -77,6 +78,9 @@ class Blocks:
     """Makes outputs block by block in a few buffers: a block is valid until `DEPTH - 1` more have
     been made."""
 
+    def __init__(self) -> None:
+        self._spare = np.empty(0, np.uint8)
+
     # Made when needed: a large array lies on huge pages, of which the kernel fills in whole ones
     # around its header.
     @cached_property
@@ -84,13 +88,14 @@ class Blocks:
         return itertools.cycle([np.empty(_BLOCK, np.uint8) for _ in range(DEPTH)])
 
     @cached_property
-    def _raw(self) -> Array:
-        """A block before its cast, or rows to transpose after theirs."""
-        return np.empty(4 * _BLOCK, np.uint8)
-
-    @cached_property
     def _panel(self) -> Array:
         return np.empty(_PANEL, np.uint8)
+
+    def _scratch(self, nbytes: int) -> Array:
+        """At least so many bytes for a block before its cast, or a strip after it."""
+        if len(self._spare) < nbytes:
+            self._spare = np.empty(nbytes, np.uint8)
+        return self._spare
 
     @cached_property
     def _float16(self) -> Float16Cast:
@@ -130,7 +135,7 @@ class Blocks:
         for start in range(0, place.nbytes, step):
             nbytes = min(step, place.nbytes - start)
             data = next(self._ring)
-            bits = (data if place.dtype == output.dtype else self._raw)[:nbytes]
+            bits = (data if place.dtype == output.dtype else self._scratch(nbytes))[:nbytes]
             place.file.read_into(place.offset + start, bits.data)
             place.file.take(place.offset + start, nbytes)
             yield self._block(output, bits.view(_bits(place.dtype)), data)
@@ -140,7 +145,8 @@ class Blocks:
         for index in row_blocks(view.shape, _BLOCK // _widest(output)):
             piece = view[index]
             data = next(self._ring)
-            place = data if output.sources[0].dtype == output.dtype else self._raw
+            is_cast = output.sources[0].dtype != output.dtype
+            place = self._scratch(piece.nbytes) if is_cast else data
             bits = place[: piece.nbytes].view(view.dtype)
             copy_view(piece, bits.reshape(piece.shape))
             yield self._block(output, bits, data)
@@ -148,31 +154,17 @@ class Blocks:
     def _turned(self, output: Output, turned: Turned) -> Iterator[Block]:
         """A stored tensor whose last axis comes first, a range of its rows after the other."""
         dtype = _bits(output.dtype)
-        rows_nbytes = len(turned.order) * dtype.itemsize
-        for rows in turned.panels(_PANEL // _widest(output)):
-            nonfinite = 0
-            overflow = 0
-
-            def prepare(bits: Array) -> Array:
-                nonlocal nonfinite, overflow
-                block = self._block(output, bits, self._raw)
-                nonfinite += block.nonfinite
-                overflow += block.overflow
-                return np.frombuffer(block.data, dtype)
-
-            panel = self._panel[: (rows.stop - rows.start) * rows_nbytes]
-            turned.fill(rows, panel.view(dtype).reshape(-1, len(turned.order)), prepare)
-            # The last blocks are copies: when the next panel is asked for, nobody reads this one.
-            starts = range(0, len(panel), _BLOCK)
-            for number, start in enumerate(starts, 1):
-                data = panel[start : start + _BLOCK]
-                if number > len(starts) - (DEPTH - 1):
-                    copy = next(self._ring)[: len(data)]
-                    np.copyto(copy, data)
-                    data = copy
-                yield Block(output.key, data.data, nonfinite, overflow)
-                nonfinite = 0
-                overflow = 0
+        for columns in turned.panels(_PANEL):
+            for strip in strips(turned.read(columns, self._panel), _STRIP):
+                cast = self._scratch(strip.size * dtype.itemsize)
+                made = self._block(output, strip.reshape(-1), cast)
+                rows = np.frombuffer(made.data, dtype).reshape(strip.shape)[:, :-1].T
+                for index in row_blocks(rows.shape, _BLOCK // dtype.itemsize):
+                    piece = rows[index]
+                    data = next(self._ring)[: piece.nbytes]
+                    np.copyto(data.view(dtype).reshape(piece.shape), piece)
+                    yield replace(made, data=data.data)
+                    made = replace(made, nonfinite=0, overflow=0)
 
     def _block(self, output: Output, bits: Array, data: Array) -> Block:
         """Count in the sources' bits, and cast them into `data` if they do not stay as they are."""

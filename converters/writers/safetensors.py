@@ -75,8 +75,8 @@ def write_safetensors(
     `max_shard_size` bytes.
 
     Shards are filled in the given order, as `save_pretrained` fills them. `metadata` goes into
-    every header. `progress` is called with the bytes of every block. `sync` brings what is written
-    to the disk all the while; the last bytes may not have reached it: `io.atomic` sees to that.
+    every header. `progress` is called with the bytes of every block. With `sync` every weight is on
+    the disk in the end; an index is not: `io.atomic` sees to that.
 
     Raises:
         ConversionError: an output does not fit its sources, or a source file is damaged or changes
@@ -93,13 +93,13 @@ def write_safetensors(
         weight_map |= {output.key: name for output in shard}
         in_order = sorted(shard, key=lambda output: (_ORDER.index(output.dtype), output.key))
         with (folder / name).open("xb", buffering=0) as target:
-            behind = WriteBehind(target.fileno()) if sync else None
+            behind = WriteBehind(target.fileno(), waits=sync)
             digest = hashlib.sha256() if hashes else None
             header = _header(in_order, metadata)
             with _made(header, blocks.of(in_order), digest) as data:
                 nbytes = _write(target, data, behind, written, progress)
             written.files.append(_file(name, nbytes, digest))
-            if behind is not None:
+            if sync:
                 behind.finish()
     sources = [source for output in outputs for source in output.sources]
     for file in {place.file for source in sources for place in stored_in(source)}:
@@ -204,7 +204,7 @@ def _hashed(
 def _write(
     file: BinaryIO,
     blocks: Iterable[Block],
-    behind: WriteBehind | None,
+    behind: WriteBehind,
     written: Written,
     progress: Callable[[int], None],
 ) -> int:
@@ -215,8 +215,7 @@ def _write(
         while view:
             view = view[file.write(view) :]
         nbytes += len(block.data)
-        if behind is not None:
-            behind.follow(nbytes)
+        behind.follow(nbytes)
         for counts, count in (
             (written.nonfinite, block.nonfinite),
             (written.overflow, block.overflow),

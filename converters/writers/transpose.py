@@ -1,15 +1,14 @@
 """Axis permutations of large arrays, in pieces that stay in the processor's cache.
 
 One strided copy of a whole kernel touches a new cache line, often a new page, for every element.
-Here a stored kernel is read a few rows at a time, which are transposed inside the cache: in a fifth
-of the time. An array in memory is copied tile by tile.
+Here a few columns of a stored kernel are brought together, and transposed inside the cache. An
+array in memory is copied tile by tile.
 """
 
 from __future__ import annotations
 
-import itertools
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from types import EllipsisType
 
@@ -20,9 +19,8 @@ from ...io.dtypes import ITEMSIZES
 from ..checkpoint import Stored
 
 TILE = 128  # elements on a side
-_CHUNK = 1 << 17  # elements of rows that are transposed at once
-_ROWS = 256  # of them at most: the system reads into at most 1024 places at once
-_MOST_ROWS = 1 << 18  # of a tensor: their order is held
+_READ = 1 << 19  # bytes that are read at once, whole rows
+_MOST_ROWS = 1 << 18  # of a tensor: a panel has a column of them at least
 _LINE = 64  # bytes of a cache line
 
 Shape = tuple[int, ...]
@@ -103,100 +101,87 @@ def _copy_matrix(source: Array, target: Array, scratch: Array) -> None:
 class Turned:
     """A stored tensor whose last axis comes first, as in every kernel of Keras.
 
-    What is stored are the rows of a matrix, `width` elements each. The result is that matrix
-    transposed, with its rows, columns now, in another order.
+    What is stored are the rows of a matrix. The result is that matrix transposed, with its rows,
+    columns now, in another order.
 
     Attributes:
-        order: the stored rows in the order in which the result has them.
-        period: after how many of these the pattern comes again, one row further.
+        rows: the axes that the stored rows make up.
+        order: which of these follow one another in the result.
         width: elements of a stored row, and rows of the result.
     """
 
     source: Stored
-    order: Array
-    period: int
+    rows: Shape
+    order: Shape
     width: int
 
     @staticmethod
     def of(source: Stored, shape: Shape, permutation: Shape) -> Turned | None:
-        """None for another permutation, or for rows without number. Both are `coalesced`."""
-        rows = shape[:-1]
-        if not rows or permutation[0] != len(rows) or math.prod(rows) > _MOST_ROWS:
+        """None for another permutation, for very long rows, or for very many. Both are
+        `coalesced`."""
+        *rows, width = shape
+        if not rows or permutation[0] != len(rows):
             return None
-        stored = np.arange(math.prod(rows)).reshape(rows)
-        order = stored.transpose(permutation[1:]).reshape(-1)
-        return Turned(source, order, shape[permutation[-1]], shape[-1])
+        if width * ITEMSIZES[source.dtype] > _READ or math.prod(rows) > _MOST_ROWS:
+            return None
+        return Turned(source, tuple(rows), permutation[1:], width)
 
     @property
     def itemsize(self) -> int:
         """Bytes of an element as it is stored."""
         return ITEMSIZES[self.source.dtype]
 
-    def panels(self, limit: int) -> Iterator[slice]:
-        """Ranges of rows of the result, about as large, which have at most `limit` elements each.
-
-        None has more elements than `fill` prepares at once.
-        """
-        most = min(limit // len(self.order), _CHUNK)
+    def panels(self, nbytes: int) -> Iterator[slice]:
+        """Ranges of columns of the stored matrix, about as large, each of which `read` holds in at
+        most so many bytes."""
+        most = nbytes // self.itemsize // math.prod(self.rows) - self._apart
         columns = -(-self.width // -(-self.width // most))
         step = min(most, -(-columns // _LINE) * _LINE)
         for start in range(0, self.width, step):
             yield slice(start, min(start + step, self.width))
 
-    def fill(self, rows: slice, target: Array, prepare: Callable[[Array], Array]) -> None:
-        """Write a range of rows of the result to `target`, which has as many.
+    def read(self, columns: slice, panel: Array) -> Array:
+        """A range of columns of the stored matrix, its rows in the result's order.
 
         Args:
-            prepare: called with a few stored rows, flat and with zeros between them; gives an
-                array, as long, of what to write.
+            panel: bytes to hold it.
         """
-        columns = rows.stop - rows.start
-        count = min(_ROWS, max(1, _CHUNK // columns))
-        count -= count % self.period if count > self.period else 0
-        # A cache line more than a row: rows a power of two apart would all fall into the same
-        # cache sets.
-        chunk = np.zeros((count, columns + _LINE // self.itemsize), f"<u{self.itemsize}")
-        for start, taken in self._chunks(rows, chunk):
-            ready = prepare(taken.reshape(-1)).reshape(taken.shape)
-            np.copyto(target[:, start : start + count], ready[:, :columns].T)
+        count = columns.stop - columns.start
+        padded = count + self._apart
+        words = panel.view(f"<u{self.itemsize}")[: math.prod(self.rows) * padded]
+        in_order = words.reshape(*(self.rows[axis] for axis in self.order), padded)
+        as_stored = in_order.transpose(*np.argsort(self.order), -1)[..., :count]
+        space = np.empty(_READ, np.uint8).view(words.dtype)
+        offset = self.source.offset
+        for index in row_blocks(self.rows, len(space) // self.width):
+            target = as_stored[index]
+            whole = space[: math.prod(target.shape[:-1]) * self.width]
+            self.source.file.read_into(offset, whole.view(np.uint8).data)
+            offset += whole.nbytes
+            np.copyto(target, whole.reshape(*target.shape[:-1], self.width)[..., columns])
+        return words.reshape(-1, padded)[:, :count]
 
-    def _chunks(self, rows: slice, chunk: Array) -> Iterator[tuple[int, Array]]:
-        """A range of columns of the stored matrix, some rows at a time: where they begin in the
-        result's order, and the rows."""
-        columns = rows.stop - rows.start
-        places = [memoryview(row[:columns].view(np.uint8)) for row in chunk]
-        left = (self.width - columns) * self.itemsize if len(chunk) > 1 else 0
-        between = memoryview(bytearray(left))
-        row_nbytes = self.width * self.itemsize
-        base = self.source.offset + rows.start * self.itemsize
-        pattern = np.empty(0, self.order.dtype)
-        runs: list[tuple[int, list[memoryview]]] = []
-        for start in range(0, len(self.order), len(chunk)):
-            wanted = self.order[start : start + len(chunk)]
-            relative = wanted - wanted[0]
-            if not np.array_equal(relative, pattern):
-                pattern = relative
-                found = _runs(pattern)
-                runs = [
-                    (row, _spaced([places[at] for at in where], between)) for row, where in found
-                ]
-            for row, spaced in runs:
-                offset = base + (int(wanted[0]) + row) * row_nbytes
-                self.source.file.read_into_each(offset, spaced)
-            yield start, chunk[: len(wanted)]
+    @property
+    def _apart(self) -> int:
+        """A cache line more than a row: rows a power of two apart would all fall into the same
+        cache sets."""
+        return _LINE // self.itemsize
 
 
-def _runs(wanted: Array) -> Iterator[tuple[int, Array]]:
-    """The runs of neighbours among some rows: the first of each, and where they are wanted."""
-    where = np.argsort(wanted)
-    breaks = np.flatnonzero(np.diff(wanted[where]) != 1) + 1
-    for run in np.split(where, breaks):
-        yield int(wanted[run[0]]), run
+def strips(matrix: Array, nbytes: int) -> Iterator[Array]:
+    """A few columns of a matrix after the other, copied to where they lie close together: about so
+    many bytes, which are to stay in the processor's cache while they are transposed.
 
-
-def _spaced(places: Sequence[memoryview], between: memoryview) -> list[memoryview]:
-    """Where to read rows to, with another place for what lies between them."""
-    if not between:
-        return list(places)
-    pairs = zip(places, itertools.repeat(between))
-    return list(itertools.chain.from_iterable(pairs))[:-1]
+    A column of zeros ends each: it keeps rows from being a power of two apart.
+    """
+    rows, columns = matrix.shape
+    line = _LINE // matrix.itemsize
+    most = max(nbytes // matrix.itemsize // rows, 1)
+    step = most - most % line if most > line else most
+    space = np.empty(rows * (min(step, columns) + 1), matrix.dtype)
+    for start in range(0, columns, step):
+        count = min(step, columns - start)
+        strip = space[: rows * (count + 1)].reshape(rows, count + 1)
+        np.copyto(strip[:, :count], matrix[:, start : start + count])
+        strip[:, count] = 0
+        yield strip

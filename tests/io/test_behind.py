@@ -2,6 +2,7 @@
 
 import os
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -63,6 +64,32 @@ def test_what_is_written_is_sent_once_and_leaves_later(tmp_path: Path, advised: 
     assert left == sent[: len(left)]
     assert len(sent) - len(left) == 64 // 8
     assert last == (0, 0)
+
+
+@pytest.mark.parametrize(("waits", "sends"), [(False, 4), (True, 12)])
+def test_who_does_not_wait_leaves_a_slow_disk_to_the_system(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, waits: bool, sends: int
+) -> None:
+    now = 0.0
+    sent = []
+
+    def send(_: int, start: int, nbytes: int) -> None:
+        nonlocal now
+        now += nbytes / (60 * MB)
+        sent.append(start)
+
+    monkeypatch.setattr(behind, "_send_or_leave", send)
+    monkeypatch.setattr(time, "perf_counter", lambda: now)
+    with (tmp_path / "file").open("wb") as file:
+        WriteBehind(file.fileno(), waits=waits).follow(64 * MB + 8 * 4 * MB)
+    assert len(set(sent)) == sends
+
+
+@pytest.mark.parametrize("waits", [False, True])
+def test_a_fast_disk_is_used_by_everybody(tmp_path: Path, advised: Advice, waits: bool) -> None:
+    with (tmp_path / "file").open("wb") as file:
+        WriteBehind(file.fileno(), waits=waits).follow(800 * MB)
+    assert len(set(advised)) == 100
 
 
 def test_an_output_that_is_on_the_disk_leaves_the_cache(absent: Path) -> None:

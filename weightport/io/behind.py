@@ -11,29 +11,46 @@ from __future__ import annotations
 import ctypes
 import os
 import threading
+import time
 from mmap import MAP_PRIVATE, PAGESIZE, mmap
 
 _SENT = 8 << 20  # bytes that begin their way to the disk at once
 _ON_THE_WAY = 64 << 20  # bytes that have not reached it yet, as a rule
+_GRACE = 0.5  # seconds that sending may take whoever does not wait for the disk,
+_FAST = 4 << 30  # and one more for so many bytes
 _PIECE = 2 << 20  # bytes that leave at once when they are read: as much as one page may have
 _APART = 32 << 20  # bytes that one reader may be ahead of the other
 _PATIENCE = 5.0  # seconds without a move of the other
 
 
 class WriteBehind:
-    """Follows whoever writes a file from its beginning to its end."""
+    """Follows whoever writes a file from its beginning to its end.
 
-    def __init__(self, descriptor: int) -> None:
+    Args:
+        waits: whether the writer will wait for the disk; if not, one that cannot keep up is left
+            to the system.
+    """
+
+    def __init__(self, descriptor: int, waits: bool = True) -> None:
         self._descriptor = descriptor
+        self._waits = waits
         self._sent = 0
+        self._took = 0.0
 
     def follow(self, end: int) -> None:
         """Send what was written up to `end`; what was sent a while ago leaves the cache."""
-        while self._sent + _SENT <= end:
+        while self._sent + _SENT <= end and self._keeps_up:
+            began = time.perf_counter()
             _send_or_leave(self._descriptor, self._sent, _SENT)
             if self._sent >= _ON_THE_WAY:
                 _send_or_leave(self._descriptor, self._sent - _ON_THE_WAY, _SENT)
+            self._took += time.perf_counter() - began
             self._sent += _SENT
+
+    @property
+    def _keeps_up(self) -> bool:
+        """Whether the disk takes what is sent without making the writer wait, if that matters."""
+        return self._waits or self._took <= _GRACE + self._sent / _FAST
 
     def finish(self) -> None:
         """Return when everything is on the disk.

@@ -20,7 +20,14 @@ from weightport.converters.readers.safetensors import read_safetensors
 from weightport.converters.writers import pieces
 from weightport.converters.writers.cast import Float16Cast
 from weightport.converters.writers.safetensors import Output, Written, write_safetensors
-from weightport.converters.writers.transpose import TILE, Turned, coalesced, copy_view, row_blocks
+from weightport.converters.writers.transpose import (
+    TILE,
+    Turned,
+    coalesced,
+    copy_view,
+    row_blocks,
+    strips,
+)
 from weightport.errors import ConversionError
 from weightport.io.arrays import DTYPES
 from weightport.io.dtypes import FLOATS, ITEMSIZES
@@ -263,28 +270,37 @@ def test_copy_view_and_row_blocks_equal_numpy(data: st.DataObject) -> None:
 
 @pytest.mark.parametrize("permutation", [(2, 0, 1), (2, 1, 0)])
 @pytest.mark.parametrize("dtype", ["F32", "F16"])
-def test_panels_of_a_turned_tensor(
+def test_panels_and_strips_of_a_turned_tensor(
     tmp_path: Path, permutation: tuple[int, ...], dtype: str
 ) -> None:
-    array = random_bits(DTYPES[dtype], (9, 40, 3 * TILE + 5))
+    array = random_bits(DTYPES[dtype], (9, 140, 3 * TILE + 5))
     turned = Turned.of(stored(tmp_path, {"a": array})["a"], array.shape, permutation)
     assert turned is not None
-    seen = 0
-
-    def prepare(bits: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-        nonlocal seen
-        seen += int(np.count_nonzero(bits))
-        return bits ^ 1
-
     bits = array.view(f"<u{array.itemsize}")
-    expected = bits.transpose(permutation) ^ 1
-    panels = list(turned.panels(array.size // 2))
+    expected = bits.transpose(permutation).reshape(array.shape[-1], -1)
+    space = np.empty(array.nbytes // 2, np.uint8)
+    panels = list(turned.panels(space.nbytes))
     assert len(panels) > 2
-    for rows in panels:
-        target = np.zeros((rows.stop - rows.start, array[..., 0].size), bits.dtype)
-        turned.fill(rows, target, prepare)
-        assert np.array_equal(target.reshape(-1, *expected.shape[1:]), expected[rows])
-    assert seen == np.count_nonzero(bits)
+    for columns in panels:
+        panel = turned.read(columns, space)
+        assert np.array_equal(panel.T, expected[columns])
+        found = [strip.copy() for strip in strips(panel, array.nbytes // 10)]
+        assert len(found) > 1
+        assert all(strip.flags.c_contiguous and not strip[:, -1].any() for strip in found)
+        assert np.array_equal(np.hstack([strip[:, :-1] for strip in found]), panel)
+
+
+@pytest.mark.parametrize("shape", [(200_000, 5), (300_000, 3), (3, 140_000), (70_000, 33)])
+@pytest.mark.parametrize("target", ["F32", "F64", "BF16"])
+def test_very_many_rows_and_very_long_ones(
+    tmp_path: Path, shape: tuple[int, int], target: str
+) -> None:
+    """Where a strip has one column, and where a tensor is no turn for its shape."""
+    array = np.arange(math.prod(shape), dtype="f4").reshape(shape)
+    array[-1, -1] = np.inf
+    result, written = convert(tmp_path, array, target, Op.parse("i o -> o i"))
+    assert np.array_equal(result, array.T.astype(DTYPES[target]))
+    assert written.nonfinite == {"a": 1}
 
 
 def test_what_is_no_turn_is_not_taken_for_one(tmp_path: Path) -> None:
