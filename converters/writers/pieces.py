@@ -20,11 +20,11 @@ from ...io.dtypes import EIGHT_BITS
 from ...mappings.ops import Op, Run
 from ..checkpoint import Stored, Tensor, stored_in
 from .cast import Float16Cast
-from .transpose import Shape, Turned, coalesced, copy_view, row_blocks, strips
+from .transpose import READ, Shape, Turned, coalesced, copy_view, row_blocks, strips
 
 _BLOCK = 1 << 19  # bytes that are handed over at once
-_PANEL = 58 << 19  # bytes of a tensor that are held to be transposed: half a kernel of 1280
-_STRIP = 3 << 19  # bytes that are transposed at once
+_PANEL = 57 << 19  # bytes of a tensor that are held to be transposed: half a kernel of 1280
+_STRIP = 1 << 20  # bytes that are transposed at once
 DEPTH = 5  # blocks that exist at a time: one written, one hashed, one being made, two that wait
 _EXPONENT = {
     "F64": 0x7FF0 << 48,
@@ -92,7 +92,8 @@ class Blocks:
         return np.empty(_PANEL, np.uint8)
 
     def _scratch(self, nbytes: int) -> Array:
-        """At least so many bytes for a block before its cast, or a strip after it."""
+        """At least so many bytes: for a block before its cast, rows that are read, or a strip after
+        its cast."""
         if len(self._spare) < nbytes:
             self._spare = np.empty(nbytes, np.uint8)
         return self._spare
@@ -155,7 +156,8 @@ class Blocks:
         """A stored tensor whose last axis comes first, a range of its rows after the other."""
         dtype = _bits(output.dtype)
         for columns in turned.panels(_PANEL):
-            for strip in strips(turned.read(columns, self._panel), _STRIP):
+            panel = turned.read(columns, self._panel, self._scratch(READ))
+            for strip in strips(panel, _STRIP):
                 cast = self._scratch(strip.size * dtype.itemsize)
                 made = self._block(output, strip.reshape(-1), cast)
                 rows = np.frombuffer(made.data, dtype).reshape(strip.shape)[:, :-1].T

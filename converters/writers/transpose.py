@@ -19,7 +19,7 @@ from ...io.dtypes import ITEMSIZES
 from ..checkpoint import Stored
 
 TILE = 128  # elements on a side
-_READ = 1 << 19  # bytes that are read at once, whole rows
+READ = 1 << 19  # bytes that are read at once, whole rows
 _MOST_ROWS = 1 << 18  # of a tensor: a panel has a column of them at least
 _LINE = 64  # bytes of a cache line
 
@@ -122,7 +122,7 @@ class Turned:
         *rows, width = shape
         if not rows or permutation[0] != len(rows):
             return None
-        if width * ITEMSIZES[source.dtype] > _READ or math.prod(rows) > _MOST_ROWS:
+        if width * ITEMSIZES[source.dtype] > READ or math.prod(rows) > _MOST_ROWS:
             return None
         return Turned(source, tuple(rows), permutation[1:], width)
 
@@ -134,38 +134,32 @@ class Turned:
     def panels(self, nbytes: int) -> Iterator[slice]:
         """Ranges of columns of the stored matrix, about as large, each of which `read` holds in at
         most so many bytes."""
-        most = nbytes // self.itemsize // math.prod(self.rows) - self._apart
+        most = nbytes // self.itemsize // math.prod(self.rows)
         columns = -(-self.width // -(-self.width // most))
         step = min(most, -(-columns // _LINE) * _LINE)
         for start in range(0, self.width, step):
             yield slice(start, min(start + step, self.width))
 
-    def read(self, columns: slice, panel: Array) -> Array:
+    def read(self, columns: slice, panel: Array, space: Array) -> Array:
         """A range of columns of the stored matrix, its rows in the result's order.
 
         Args:
             panel: bytes to hold it.
+            space: `READ` bytes to read to.
         """
         count = columns.stop - columns.start
-        padded = count + self._apart
-        words = panel.view(f"<u{self.itemsize}")[: math.prod(self.rows) * padded]
-        in_order = words.reshape(*(self.rows[axis] for axis in self.order), padded)
-        as_stored = in_order.transpose(*np.argsort(self.order), -1)[..., :count]
-        space = np.empty(_READ, np.uint8).view(words.dtype)
+        matrix = panel.view(f"<u{self.itemsize}")[: math.prod(self.rows) * count]
+        in_order = matrix.reshape(*(self.rows[axis] for axis in self.order), count)
+        as_stored = in_order.transpose(*np.argsort(self.order), -1)
+        chunk = space[:READ].view(matrix.dtype)
         offset = self.source.offset
-        for index in row_blocks(self.rows, len(space) // self.width):
+        for index in row_blocks(self.rows, len(chunk) // self.width):
             target = as_stored[index]
-            whole = space[: math.prod(target.shape[:-1]) * self.width]
+            whole = chunk[: target.size // count * self.width]
             self.source.file.read_into(offset, whole.view(np.uint8).data)
             offset += whole.nbytes
             np.copyto(target, whole.reshape(*target.shape[:-1], self.width)[..., columns])
-        return words.reshape(-1, padded)[:, :count]
-
-    @property
-    def _apart(self) -> int:
-        """A cache line more than a row: rows a power of two apart would all fall into the same
-        cache sets."""
-        return _LINE // self.itemsize
+        return matrix.reshape(-1, count)
 
 
 def strips(matrix: Array, nbytes: int) -> Iterator[Array]:

