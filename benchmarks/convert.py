@@ -1,6 +1,6 @@
 """How fast, and in how much memory, models are converted, beside `cp`, others, and our goals.
 
-    python benchmarks/convert.py [--only TEXT] [--size full|half|narrow] [--repeat N]
+    python benchmarks/convert.py [--model TEXT] [--size full|half|narrow] [--repeat N]
         [--folder DIR] [--record FILE] [--against REVISION]
 
 Works on a whole Stable Diffusion 1.5 checkpoint (4.3 GB, as `.safetensors`, `.ckpt` and repo;
@@ -18,8 +18,9 @@ whole run, and `python benchmarks/goals.py RECORD PICTURE` draws one.
 With `--against REVISION` a worktree of that commit takes part: only the rows of weightport run,
 each beside itself at that commit, in turns, and its ratio is to that. Nothing is installed for it.
 
-Takes 14 GB of disk for the UNet, 22 GB for the checkpoint, 28 GB for SDXL, 48 GB for FLUX.1, of
-whose blocks `--size half` and `narrow` leave 10 + 18 and 2 + 4 of 19 + 38.
+`--model flux` measures what belongs to one model; `--only` is the same option, as a text may also
+name a row. Takes 14 GB of disk for the UNet, 22 GB for the checkpoint, 28 GB for SDXL, 48 GB for
+FLUX.1, of whose blocks `--size half` and `narrow` leave 10 + 18 and 2 + 4 of 19 + 38.
 """
 
 from __future__ import annotations
@@ -294,8 +295,10 @@ def _first(source: Path, out: Path) -> Row:
 
 
 def chosen(title: str, rows: dict[str, Row], text: str) -> dict[str, Row]:
-    """The rows that contain a text, `title: row`, and those that their ratios are to."""
-    found = {name: row for name, row in rows.items() if text in f"{title}: {name}"}
+    """The rows that contain a text, `title: row`, in any case, and those that their ratios are
+    to."""
+    wanted = text.lower()
+    found = {name: row for name, row in rows.items() if wanted in f"{title}: {name}".lower()}
     bases = {row.base for row in found.values()}
     return {name: row for name, row in rows.items() if name in found or name in bases}
 
@@ -404,7 +407,8 @@ def parse() -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     option = parser.add_argument
-    option("--only", default="", metavar="TEXT", help="only rows whose `work: row` contains this")
+    only = "only rows whose `work: row` contains this: flux, kerascv, 'sd 1.5 narrow'"
+    option("--model", "--only", dest="only", default="", metavar="TEXT", help=only)
     sizes = "of SD 1.5 and FLUX.1; SDXL only in full"
     option("--size", choices=models.SIZES, default="full", help=sizes)
     option("--repeat", type=int, default=5, metavar="N")
