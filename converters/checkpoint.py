@@ -107,7 +107,7 @@ class SourceFile:
 
     @property
     def comes_from_disk(self) -> bool:
-        """Whether it passes through, and something of it was not in the page cache."""
+        """Whether it passes through, and much of it was not in the page cache."""
         return self._behind is not None and self._behind.expects
 
     def take(self, offset: int, nbytes: int) -> None:

@@ -131,6 +131,15 @@ def test_what_was_in_the_cache_stays_in_it(absent: Path) -> None:
     assert missing(absent) == sorted(set(range(5)) - set(there))
 
 
+@pytest.mark.parametrize(("pieces", "expects"), [(0, False), (1, False), (6, False), (7, True)])
+def test_a_few_pieces_that_are_gone_are_not_much(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pieces: int, expects: bool
+) -> None:
+    monkeypatch.setattr(behind, "_not_cached", lambda *_: [i * 2 * MB for i in range(pieces)])
+    with (tmp_path / "file").open("wb+") as file:
+        assert ReadBehind(file.fileno(), 192 * MB, readers=2).expects == expects
+
+
 def test_an_empty_file_has_nothing_to_leave(tmp_path: Path) -> None:
     with (tmp_path / "empty").open("wb+") as file:
         assert not ReadBehind(file.fileno(), 0, readers=2).expects

@@ -70,6 +70,7 @@ class ReadBehind:
 
     def __init__(self, descriptor: int, size: int, readers: int) -> None:
         self._descriptor = descriptor
+        self._little = size // 16
         self._lock = threading.Lock()
         # Where a piece begins -> bytes that are still to be read of it, by all together.
         self._left = {
@@ -79,8 +80,9 @@ class ReadBehind:
 
     @property
     def expects(self) -> bool:
-        """Whether there is anything that has to come from the disk."""
-        return bool(self._left)
+        """Whether much of it has to come from the disk: more than a few pieces that the system
+        took from a file that is in memory as a whole, as it does now and then."""
+        return len(self._left) * _PIECE > self._little
 
     def passed(self, offset: int, nbytes: int) -> None:
         """One has read a range, and will not read it again."""
