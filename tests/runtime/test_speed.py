@@ -330,4 +330,4 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 def test_memory_of_large_activations_is_kept_for_the_next_run() -> None:
     ended = run_python(_DECODE_THREE_TIMES)
     assert ended.status == 0, ended.err
-    assert int(ended.out) < 20_000, "of 250,000 without"
+    assert int(ended.out) < 100_000, "of 250,000 without; where memory settles later, some remain"
