@@ -98,6 +98,11 @@ class Blocks:
             self._spare = np.empty(nbytes, np.uint8)
         return self._spare
 
+    def _before_cast(self, output: Output, data: Array, nbytes: int) -> Array:
+        """Where so many bytes of the sources go: into `data`, or beside it if they are cast."""
+        is_cast = output.sources[0].dtype != output.dtype
+        return (self._scratch(nbytes) if is_cast else data)[:nbytes]
+
     @cached_property
     def _float16(self) -> Float16Cast:
         return Float16Cast()
@@ -136,7 +141,7 @@ class Blocks:
         for start in range(0, place.nbytes, step):
             nbytes = min(step, place.nbytes - start)
             data = next(self._ring)
-            bits = (data if place.dtype == output.dtype else self._scratch(nbytes))[:nbytes]
+            bits = self._before_cast(output, data, nbytes)
             place.file.read_into(place.offset + start, bits.data)
             place.file.take(place.offset + start, nbytes)
             yield self._block(output, bits.view(_bits(place.dtype)), data)
@@ -146,9 +151,7 @@ class Blocks:
         for index in row_blocks(view.shape, _BLOCK // _widest(output)):
             piece = view[index]
             data = next(self._ring)
-            is_cast = output.sources[0].dtype != output.dtype
-            place = self._scratch(piece.nbytes) if is_cast else data
-            bits = place[: piece.nbytes].view(view.dtype)
+            bits = self._before_cast(output, data, piece.nbytes).view(view.dtype)
             copy_view(piece, bits.reshape(piece.shape))
             yield self._block(output, bits, data)
 
