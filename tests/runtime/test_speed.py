@@ -307,7 +307,7 @@ def test_compiled_equal_within_rounding(unet: UNet2DConditionModel) -> None:
         assert (got - expected).abs().max() <= 1e-5 * expected.abs().max()
 
 
-_DECODE_THREE_TIMES = """
+_DECODE_AGAIN_AND_AGAIN = """
 import resource
 import torch
 from weightport import AutoencoderKL
@@ -318,16 +318,17 @@ vae = AutoencoderKL.from_config(names | narrow)
 vae.decoder.register_module("mid_block", torch.nn.Identity())  # attention would take most time
 latents = torch.randn(1, 4, 1088, 1088)  # an activation is 38 MB, more than glibc keeps by itself
 with torch.no_grad():
-    for _ in range(2):
+    seen = []
+    for _ in range(5):
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
         vae.decode(latents)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-    vae.decode(latents)
-print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+        seen.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+print(min(seen[2:]))  # under load, where activations lie settles a run later
 """
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other libraries are left alone")
 def test_memory_of_large_activations_is_kept_for_the_next_run() -> None:
-    ended = run_python(_DECODE_THREE_TIMES)
+    ended = run_python(_DECODE_AGAIN_AND_AGAIN)
     assert ended.status == 0, ended.err
-    assert int(ended.out) < 100_000, "of 250,000 without; where memory settles later, some remain"
+    assert int(ended.out) < 20_000, "of 250,000 without"
